@@ -1,0 +1,49 @@
+"""Keys and noise: one convention for the losses and the samplers.
+
+Wherever this library takes a `key`, it may be one typed key, or an array of them `[B]`, one for each
+example. With one per example, the noise of example i is a function of its own key alone: it does not
+depend on the batch that the example is in, nor on the number of devices.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def check_key(key: jax.Array, batch_size: int) -> None:
+    """Raises unless `key` is one typed key or `batch_size` of them."""
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be made by jax.random.key, got {type(key).__name__}")
+    if key.shape not in ((), (batch_size,)):
+        raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
+
+
+def fold_in(key: jax.Array, data) -> jax.Array:
+    """`jax.random.fold_in` for one key or for each of several."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, data)
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, data)
+
+
+def _draw(sampler, key: jax.Array, x: jax.Array) -> jax.Array:
+    """Draws an array like `x`. The draw is flat, which gives the same bits and compiles faster."""
+    if key.ndim == 0:
+        return sampler(key, (x.size,), x.dtype).reshape(x.shape)
+    size = math.prod(x.shape[1:])
+    return jax.vmap(lambda k: sampler(k, (size,), x.dtype))(key).reshape(x.shape)
+
+
+def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal noise like `x`; `key` is one key or `[B]`."""
+    return _draw(jax.random.normal, key, x)
+
+
+def uniform_like(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Noise like `x`, uniform in [0, 1); `key` is one key or `[B]`."""
+    return _draw(jax.random.uniform, key, x)
+
+
+def expand(sigma: jax.Array, x: jax.Array) -> jax.Array:
+    """Reshapes `sigma: [B]` so that it broadcasts against `x: [B, ...]`."""
+    return sigma.reshape(sigma.shape + (1,) * (x.ndim - 1))

@@ -1,0 +1,90 @@
+"""Closed-form scores: distributions whose perturbed score, density and samples are known exactly.
+
+They stand in for a trained network wherever an exact answer is wanted: their `score` method is a
+score function that every sampler and every loss accepts.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of K isotropic Gaussians in D dimensions; make it with `gaussian_mixture`.
+
+    Convolved with N(0, sigma^2 I), component k keeps its mean mu_k and has variance
+    v_k = s_k^2 + sigma^2, so that all of the below is exact.
+    """
+
+    means: jax.Array
+    stds: jax.Array
+    weights: jax.Array
+
+    def _components(self, x: jax.Array, sigma: jax.Array):
+        """Returns mu_k - x `[B, K, D]`, v_k `[B, K]` and the log joint densities `[B, K]`."""
+        dimension = self.means.shape[-1]
+        sigma = jnp.broadcast_to(sigma, x.shape[:1])
+        difference = self.means[None] - x[:, None]
+        variance = jnp.square(self.stds)[None] + jnp.square(sigma)[:, None]
+        square = jnp.sum(jnp.square(difference), axis=-1)
+        log_normal = -0.5 * (square / variance + dimension * jnp.log(2 * jnp.pi * variance))
+        return difference, variance, jnp.log(self.weights)[None] + log_normal
+
+    def score(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        """The score of the perturbed mixture, sum_k r_k(x) (mu_k - x) / v_k.
+
+        Args:
+          x: `[B, D]`.
+          sigma: `[B]` or a scalar, >= 0.
+
+        Returns:
+          `[B, D]`.
+        """
+        difference, variance, log_joint = self._components(x, sigma)
+        responsibility = jax.nn.softmax(log_joint, axis=-1)
+        return jnp.sum((responsibility / variance)[..., None] * difference, axis=1)
+
+    def log_prob(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        """The log density of the perturbed mixture, in nats: `[B]` for x `[B, D]`, sigma `[B]`."""
+        return jax.scipy.special.logsumexp(self._components(x, sigma)[2], axis=-1)
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """Draws `n` exact samples of the unperturbed mixture, `[n, D]`."""
+        key_component, key_noise = jax.random.split(key)
+        component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
+        noise = jax.random.normal(key_noise, (n * self.means.shape[-1],)).reshape(n, -1)
+        return self.means[component] + self.stds[component][:, None] * noise
+
+
+def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> GaussianMixture:
+    """Makes a mixture of K isotropic Gaussians.
+
+    Args:
+      means: `[K, D]`.
+      stds: `[K]`, standard deviations, >= 0.
+      weights: `[K]`, > 0; they are divided by their sum.
+
+    Returns:
+      An object, itself a pytree, with `score(x, sigma)`, `log_prob(x, sigma)` and `sample(key, n)`.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+
+    Example:
+      >>> import jax
+      >>> from ncsn_jax.scores import gaussian_mixture
+      >>> mixture = gaussian_mixture([[-5.0, -5.0], [5.0, 5.0]], [1.0, 1.0], [0.2, 0.8])
+      >>> mixture.sample(jax.random.key(0), 3).shape
+      (3, 2)
+    """
+    means, stds, weights = (jnp.asarray(a, jnp.float32) for a in (means, stds, weights))
+    components = means.shape[:1]
+    if means.ndim != 2 or stds.shape != components or weights.shape != components:
+        raise ValueError(
+            "means must be [K, D], stds and weights [K], "
+            f"got {means.shape}, {stds.shape} and {weights.shape}"
+        )
+    return GaussianMixture(means, stds, weights / jnp.sum(weights))
