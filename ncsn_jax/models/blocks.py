@@ -1,0 +1,138 @@
+"""The building blocks of RefineNet score networks.
+
+A RefineNet (Lin et al., 2017) is a chain of residual blocks whose outputs, from the coarsest to the
+finest, are merged by refinement blocks: residual convolution units (RCU), multi-resolution fusion
+(MSF) and chained residual pooling (CRP). Which normalization they use, if any, is an argument, so
+that conditional and unconditional networks share the code: `norm(name=...)` makes a layer that maps
+`(x, level)`, and `None` means no normalization.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from ncsn_jax.models.layers import Conv, average_pool5, mean_pool, resize_bilinear
+
+NormFactory = Callable[..., nn.Module]
+
+
+def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
+    return x if norm is None else norm(name=name)(x, level)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalized, activated 3x3 convolutions around a shortcut.
+
+    Args:
+      features: output channels.
+      norm: the normalization before each activation.
+      down: widen to `features`. Without a dilation this also halves H and W (which must be even);
+        with one the size stays, as the receptive field grows by the dilation instead.
+      dilation: of both 3x3 convolutions, and of the shortcut of a dilated `down` block.
+    """
+
+    features: int
+    norm: NormFactory
+    down: bool = False
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        halve = self.down and self.dilation == 1
+        inner = x.shape[-1] if self.down else self.features
+
+        h = nn.elu(_normalized(self.norm, "normalize1", x, level))
+        h = Conv(inner, dilation=self.dilation, name="conv1")(h)
+        h = nn.elu(_normalized(self.norm, "normalize2", h, level))
+        h = Conv(self.features, dilation=self.dilation, name="conv2")(h)
+
+        if halve:
+            return mean_pool(Conv(self.features, kernel_size=1, name="shortcut")(x)) + mean_pool(h)
+        if self.down or x.shape[-1] != self.features:
+            x = Conv(self.features, dilation=self.dilation, name="shortcut")(x)
+        return x + h
+
+
+class ResidualConvUnits(nn.Module):
+    """`num_blocks` residual blocks of `num_stages` activated 3x3 convolutions without bias."""
+
+    num_blocks: int
+    num_stages: int
+    norm: NormFactory | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        for block in range(self.num_blocks):
+            h = x
+            for stage in range(self.num_stages):
+                h = nn.elu(_normalized(self.norm, f"norm_{block}_{stage}", h, level))
+                h = Conv(x.shape[-1], use_bias=False, name=f"conv_{block}_{stage}")(h)
+            x = x + h
+        return x
+
+
+class MultiResolutionFusion(nn.Module):
+    """Convolves every input to `features` channels, enlarges it to `shape` and sums them up."""
+
+    features: int
+    shape: tuple[int, int]
+    norm: NormFactory | None
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[jax.Array], level: jax.Array) -> jax.Array:
+        total = 0.0
+        for i, x in enumerate(inputs):
+            h = Conv(self.features, name=f"conv_{i}")(_normalized(self.norm, f"norm_{i}", x, level))
+            total = total + resize_bilinear(h, self.shape)
+        return total
+
+
+class ChainedResidualPooling(nn.Module):
+    """Adds up a chain of `num_stages` poolings, each followed by a 3x3 convolution without bias."""
+
+    num_stages: int
+    norm: NormFactory | None
+    pool: Callable[[jax.Array], jax.Array] = average_pool5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        x = nn.elu(x)
+        path = x
+        for stage in range(self.num_stages):
+            path = self.pool(_normalized(self.norm, f"norm_{stage}", path, level))
+            path = Conv(x.shape[-1], use_bias=False, name=f"conv_{stage}")(path)
+            x = x + path
+        return x
+
+
+class RefineBlock(nn.Module):
+    """Merges feature maps of several resolutions into one of `features` channels and `shape`.
+
+    Args:
+      features: output channels; with a single input, its own.
+      shape: (height, width) of the output.
+      norm: the normalization of all parts, or None.
+      pool: the 5x5 pooling of the chained residual pooling.
+      end: whether this is the network's last block, which has three output units instead of one.
+    """
+
+    features: int
+    shape: tuple[int, int]
+    norm: NormFactory | None
+    pool: Callable[[jax.Array], jax.Array] = average_pool5
+    end: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[jax.Array], level: jax.Array) -> jax.Array:
+        adapted = [
+            ResidualConvUnits(2, 2, self.norm, name=f"adapt_{i}")(x, level)
+            for i, x in enumerate(inputs)
+        ]
+        if len(adapted) > 1:
+            fusion = MultiResolutionFusion(self.features, self.shape, self.norm, name="fusion")
+            h = fusion(adapted, level)
+        else:
+            h = adapted[0]
+        h = ChainedResidualPooling(2, self.norm, self.pool, name="pooling")(h, level)
+        return ResidualConvUnits(3 if self.end else 1, 2, self.norm, name="output")(h, level)

@@ -1,0 +1,103 @@
+"""Convolution, pooling and resampling as the original networks define them.
+
+Each function or layer here reproduces one PyTorch operation exactly: its padding, its initial
+distribution, its treatment of borders. The rest of the models is built from these and never touches
+`lax`. All arrays are `[B, H, W, C]`.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _uniform_init(bound: float):
+    """U(-bound, bound), drawn flat: the same bits as a shaped draw, and far quicker to compile."""
+
+    def init(key, shape, dtype=jnp.float32):
+        flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+        return flat.reshape(shape)
+
+    return init
+
+
+class Conv(nn.Module):
+    """A "same" convolution with zero padding and stride 1, initialised as PyTorch does.
+
+    Kernel and bias are drawn from U(-b, b), b = 1 / sqrt(kernel_size^2 * C_in).
+
+    Args:
+      features: output channels.
+      kernel_size: odd side of the square kernel.
+      dilation: spacing of the kernel's taps.
+      use_bias: whether to add a bias per output channel.
+    """
+
+    features: int
+    kernel_size: int = 3
+    dilation: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        k, channels = self.kernel_size, x.shape[-1]
+        init = _uniform_init(1.0 / math.sqrt(k * k * channels))
+        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        pad = self.dilation * (k // 2)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,))
+        return y
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+    """The mean of each 2x2 block: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even."""
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
+def average_pool5(x: jax.Array) -> jax.Array:
+    """5x5 average pooling with stride 1; zeros beyond the border count, so always divided by 25."""
+    for axis in (1, 2):
+        window = [1, 1, 1, 1]
+        padding = [(0, 0)] * 4
+        window[axis], padding[axis] = 5, (2, 2)
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
+    return x / 25.0
+
+
+def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Linear interpolation between aligned corners as a matrix `[size_out, size_in]`."""
+    source = np.linspace(0.0, size_in - 1.0, size_out)
+    low = np.minimum(np.floor(source).astype(int), max(size_in - 2, 0))
+    matrix = np.zeros((size_out, size_in))
+    rows = np.arange(size_out)
+    matrix[rows, low] += 1.0 - (source - low)
+    if size_in > 1:
+        matrix[rows, low + 1] += source - low
+    return matrix.astype(np.float32)
+
+
+def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Bilinear resampling to `shape = (height, width)` with aligned corners.
+
+    The corner pixels of input and output coincide (PyTorch's `align_corners=True`), unlike
+    `jax.image.resize`, which aligns half pixels. The identity where the sizes agree.
+    """
+    highest = jax.lax.Precision.HIGHEST
+    if x.shape[1] != shape[0]:
+        matrix = _interpolation_matrix(x.shape[1], shape[0])
+        x = jnp.einsum("oh,bhwc->bowc", matrix, x, precision=highest)
+    if x.shape[2] != shape[1]:
+        matrix = _interpolation_matrix(x.shape[2], shape[1])
+        x = jnp.einsum("ow,bhwc->bhoc", matrix, x, precision=highest)
+    return x

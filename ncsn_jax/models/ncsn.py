@@ -1,0 +1,66 @@
+"""The score network of NCSN (Song & Ermon, 2019, appendix A), as the authors trained it.
+
+A four-stage RefineNet whose residual blocks are dilated instead of downsampled after the first
+halving, with conditional instance normalization++ in every block. It is conditioned on the index of
+the noise level only through the normalization, and its output is the score itself: it is *not*
+divided by sigma.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from ncsn_jax.models.blocks import RefineBlock, ResidualBlock
+from ncsn_jax.models.layers import Conv
+from ncsn_jax.models.normalization import ConditionalInstanceNormPlus
+
+
+class NCSN(nn.Module):
+    """NCSN's RefineNet with conditional instance normalization++.
+
+    `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
+
+    Args:
+      features: channels of the first stage, n >= 2; the deeper stages have 2n. Published: 64 for
+        MNIST (7,638,657 parameters at 28x28x1), 128 for CIFAR-10 and CelebA (30,117,635 at 32x32x3).
+      num_levels: noise levels L that the network distinguishes. Published: 10.
+
+    Args of the call:
+      x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
+      level: `int[B]` in [0, L), 0 for the largest sigma.
+
+    Returns:
+      The score, `[B, H, W, C]`.
+    """
+
+    features: int = 128
+    num_levels: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        _, height, width, channels = x.shape
+        if height % 2 or width % 2:
+            raise ValueError(f"NCSN needs an even height and width, got {height}x{width}")
+        n = self.features
+        norm = functools.partial(ConditionalInstanceNormPlus, self.num_levels)
+
+        def stage(name, h, features, **options):
+            h = ResidualBlock(features, norm, name=f"{name}_0", **options)(h, level)
+            dilation = options.get("dilation", 1)
+            return ResidualBlock(features, norm, dilation=dilation, name=f"{name}_1")(h, level)
+
+        h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
+        h1 = stage("res1", h, n)
+        h2 = stage("res2", h1, 2 * n, down=True)
+        h3 = stage("res3", h2, 2 * n, down=True, dilation=2)
+        h4 = stage("res4", h3, 2 * n, down=True, dilation=4)
+
+        full, half = (height, width), (height // 2, width // 2)
+        r = RefineBlock(2 * n, half, norm, name="refine1")([h4], level)
+        r = RefineBlock(2 * n, half, norm, name="refine2")([h3, r], level)
+        r = RefineBlock(n, half, norm, name="refine3")([h2, r], level)
+        r = RefineBlock(n, full, norm, end=True, name="refine4")([h1, r], level)
+
+        r = nn.elu(norm(name="normalizer")(r, level))
+        return Conv(channels, name="end_conv")(r)

@@ -1,0 +1,65 @@
+"""Normalization layers of the score networks.
+
+Every layer maps `(x, level)` to an array like `x`, with `x: [B, H, W, C]` and `level: int[B]`, the
+index of each example's noise level. Layers that are not conditioned on the level ignore it, so that
+blocks can be written once for all of them. The statistics are taken per example over the spatial
+axes, in two passes, and never mix examples.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5
+
+
+def _spatial_moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `(x - mean, mean, biased variance)` of each example and channel, over H and W."""
+    mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+    centred = x - mean
+    return centred, mean, jnp.mean(jnp.square(centred), axis=(1, 2), keepdims=True)
+
+
+def _standardized_means(mean: jax.Array) -> jax.Array:
+    """Standardizes the channel means `[B, 1, 1, C]` over C with the unbiased variance (C >= 2)."""
+    centred = mean - jnp.mean(mean, axis=-1, keepdims=True)
+    variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (mean.shape[-1] - 1)
+    return centred * jax.lax.rsqrt(variance + EPSILON)
+
+
+def _scale_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+    """Rows (gamma, alpha, beta): gamma and alpha from N(1, 0.02^2), beta zero."""
+    num_levels, width = shape
+    drawn = 2 * width // 3
+    scales = 1.0 + 0.02 * jax.random.normal(key, (num_levels * drawn,), dtype)
+    shifts = jnp.zeros((num_levels, width - drawn), dtype)
+    return jnp.concatenate([scales.reshape(num_levels, drawn), shifts], axis=1)
+
+
+class ConditionalInstanceNormPlus(nn.Module):
+    """Conditional instance normalization++ (NCSN, appendix A.1, equation 10).
+
+    For channel k of one example, with spatial mean mu_k and standard deviation s_k, and with m and v
+    the mean and the standard deviation of mu_1 ... mu_C:
+
+        z_k = gamma[i, k] * ((x_k - mu_k) / s_k + alpha[i, k] * (mu_k - m) / v) + beta[i, k]
+
+    gamma, alpha and beta are rows of one table, `embedding: [num_levels, 3 C]`, in this order. Like
+    the authors' code, and unlike the equation as printed, gamma also scales the alpha term; the
+    variance over channels is the unbiased one.
+
+    Args of the call:
+      x: `[B, H, W, C]`, C >= 2.
+      level: `int[B]` in [0, num_levels).
+    """
+
+    num_levels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        table = self.param("embedding", _scale_scale_shift_init, (self.num_levels, 3 * channels))
+        gamma, alpha, beta = jnp.split(table[level][:, None, None, :], 3, axis=-1)
+        centred, mean, variance = _spatial_moments(x)
+        shift = gamma * alpha * _standardized_means(mean) + beta
+        return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift
