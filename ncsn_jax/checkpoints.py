@@ -1,0 +1,157 @@
+"""Checkpoints by orbax, in one place: complete or ignored, verified when read, never silently wrong.
+
+A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item
+with a format version and the CRC-32 of every leaf: orbax itself keeps no checksum of array data, so a
+flipped bit would otherwise come back as a wrong weight. Saving is asynchronous. A checkpoint that
+cannot be read, or whose checksums differ, is reported and moved to `<workdir>/damaged/`, and the next
+older one is used.
+"""
+
+import contextlib
+import logging
+import os
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ncsn_jax.errors import UserError
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+def quiet_orbax() -> None:
+    """Keeps orbax's progress messages, dozens a save, out of the log; its errors still get through."""
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    )
+
+
+def _describe(tree: Any) -> dict[str, list]:
+    """Returns shape and data type of every leaf by its path: the structure a checkpoint must have."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype)] for path, x in leaves}
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x)) for path, x in leaves}
+
+
+def _difference(found: dict, expected: dict) -> str:
+    """Names the first leaf in which two structures differ, or returns ""."""
+    for path in sorted(found.keys() | expected.keys()):
+        if found.get(path) != expected.get(path):
+            return f"{path} is {found.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
+    return ""
+
+
+class Checkpoints:
+    """The checkpoints of one work directory; use it as a context manager, which waits for saves.
+
+    Args:
+      workdir: the work directory.
+      keep: how many of the newest checkpoints to keep.
+    """
+
+    def __init__(self, workdir: str, keep: int = 2):
+        self._workdir = os.path.abspath(workdir)
+        self._directory = os.path.join(self._workdir, "checkpoints")
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a complete checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving a tree of numpy arrays; returns before it is on disk."""
+        meta = {"format": FORMAT, "leaves": _describe(state), "crc32": _checksums(state)}
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+            force=True,
+        )
+        if not saved:
+            raise RuntimeError(f"orbax refused to save step {step} in {self._directory}")
+
+    def wait(self) -> None:
+        """Waits until every save that was started is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state of one step.
+
+        Args:
+          step: one of `steps()`.
+          like: a tree of arrays, or of their shapes, that the state must match.
+
+        Raises:
+          UserError: if the checkpoint is sound but holds something else.
+          Exception: whatever the damage makes orbax raise, or ValueError where a checksum differs.
+        """
+        composite = ocp.args.Composite
+        meta = self._manager.restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
+        path = os.path.join(self._directory, str(step))
+        if meta["format"] != FORMAT:
+            raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
+        if differing := _difference(meta["leaves"], _describe(like)):
+            raise UserError(f"{path} does not fit this network and optimizer: {differing}")
+        target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
+        state = self._manager.restore(
+            step, args=composite(state=ocp.args.StandardRestore(target))
+        ).state
+        if meta["crc32"] != _checksums(state):
+            raise ValueError("a checksum differs")
+        return state
+
+    def restore_latest(self, like: Any) -> tuple[int, Any] | None:
+        """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
+
+        Raises UserError if there are some and none is sound. Damaged ones that are newer are moved to `<workdir>/damaged/` with a warning that names them.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return step, self.restore(step, like)
+            except UserError:
+                raise
+            # Truncated data, damaged metadata and missing files raise all kinds of exceptions.
+            except Exception as error:
+                self._set_aside(step, error)
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read: {steps} are all damaged"
+            )
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        damaged = os.path.join(self._workdir, "damaged")
+        os.makedirs(damaged, exist_ok=True)
+        target = os.path.join(damaged, str(step))
+        number = 1
+        while os.path.exists(target):
+            number += 1
+            target = os.path.join(damaged, f"{step}_{number}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(os.path.join(self._directory, str(step)), target)
+        self._manager.reload()
+        _log.warning(
+            "checkpoint %d is damaged (%s); moved to %s, trying the one before",
+            step,
+            type(error).__name__,
+            target,
+        )

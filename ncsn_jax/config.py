@@ -1,0 +1,176 @@
+"""Configurations: checked once, then turned into the objects that the plain functions take.
+
+Only this module and the application read a ConfigDict. `check` refuses every value that could not
+work before anything is loaded or compiled; the `make_*` functions build what the values describe.
+"""
+
+import json
+import os
+
+import jax
+import ml_collections
+import optax
+
+from ncsn_jax import images, models, sigmas, training
+from ncsn_jax.errors import UserError
+
+MODELS = {"ncsn": models.NCSN}
+
+# What may differ between two invocations on one work directory: it does not change the parameters
+# that a given step arrives at.
+_CHANGEABLE = (
+    "data.data_dir",
+    "training.num_steps",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoints_kept",
+    "sampling.",
+)
+
+_COUNTS = (
+    "data.image_size",
+    "model.features",
+    "model.num_levels",
+    "training.batch_size",
+    "training.num_steps",
+    "training.steps_per_call",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.checkpoints_kept",
+    "sampling.steps_per_level",
+    "sampling.num_samples",
+    "sampling.batch_size",
+    "sampling.preview_samples",
+)
+_POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
+_NOT_NEGATIVE = (
+    "seed",
+    "training.sample_every",
+    "training.grad_clip",
+    "optim.weight_decay",
+    "optim.warmup_steps",
+)
+_FRACTIONS = ("model.ema_decay", "optim.beta1", "optim.beta2")
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict:
+    """Returns the fields as one dictionary from dotted names to plain values."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update({f"{name}.{k}": v for k, v in flatten(value).items()})
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for the first field whose value cannot work."""
+    flat = flatten(config)
+
+    def require(field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise UserError(f"config.{field}={flat[field]!r} must be {allowed}")
+
+    for field in _COUNTS:
+        require(field, flat[field] >= 1, "at least 1")
+    for field in _POSITIVE:
+        require(field, 0 < flat[field] < float("inf"), "a finite number above 0")
+    for field in _NOT_NEGATIVE:
+        require(field, 0 <= flat[field] < float("inf"), "0 or more")
+    for field in _FRACTIONS:
+        require(field, 0 <= flat[field] < 1, "in [0, 1)")
+    for field, choices in (
+        ("data.channels", (1, 3)),
+        ("model.name", tuple(MODELS)),
+        ("training.loss", tuple(training.LOSSES)),
+        ("sampling.method", ("annealed_langevin",)),
+        ("sampling.init", ("uniform", "normal")),
+    ):
+        require(field, flat[field] in choices, " or ".join(map(repr, choices)))
+    require("seed", flat["seed"] < 2**32, "below 2**32")
+    require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
+    size = flat["data.image_size"]
+    require("data.image_size", size >= 8 and size % 2 == 0, "an even number of pixels, 8 or more")
+    require("model.features", flat["model.features"] >= 2, "at least 2")
+    clip = flat["sampling.clip"]
+    require(
+        "sampling.clip", not clip or (len(clip) == 2 and clip[0] < clip[1]), "() or (low, high)"
+    )
+    name = flat["sampling.name"]
+    require("sampling.name", not set(name) - _NAME, "made of letters, digits, '-', '_' and '.'")
+    per_call = flat["training.steps_per_call"]
+    for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
+        field = f"training.{name}"
+        allowed = f"a multiple of config.training.steps_per_call={per_call}"
+        require(field, flat[field] % per_call == 0, allowed)
+    for field in ("training.batch_size", "sampling.batch_size"):
+        count = jax.device_count()
+        require(field, flat[field] % count == 0, f"a multiple of the {count} devices")
+    make_sigmas(config)
+
+
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
+    """Returns the noise ladder `[L]`."""
+    model = config.model
+    try:
+        return sigmas.geometric(model.sigma_begin, model.sigma_end, model.num_levels)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
+
+
+def make_model(config: ml_collections.ConfigDict):
+    """Returns the network."""
+    return MODELS[config.model.name](config.model.features, config.model.num_levels)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer."""
+    return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
+
+
+def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
+    """Returns whether a work directory holds a run, which must be one of this configuration.
+
+    Raises:
+      UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    flat = flatten(config)
+    differing = [
+        f"{field} is {found.get(field, 'absent')!r} there and {flat.get(field, 'absent')!r} here"
+        for field in sorted(found.keys() | flat.keys())
+        if found.get(field) != flat.get(field) and not field.startswith(_CHANGEABLE)
+    ]
+    if differing:
+        raise UserError(
+            f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)}"
+        )
+    return True
+
+
+def make_workdir(workdir: str) -> None:
+    """Makes a work directory, or finds that it is there and can be written to."""
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir!r} cannot be made: {error.strerror}") from None
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir!r} cannot be written to")
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Writes the work directory's `config.json`."""
+    text = json.dumps(flatten(config), indent=2, sort_keys=True) + "\n"
+    images.write_atomically(os.path.join(workdir, "config.json"), text.encode())

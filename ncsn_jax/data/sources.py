@@ -1,0 +1,195 @@
+"""Where the images come from: tensorflow-datasets, our own digits, or a directory of pictures.
+
+Datasets of tensorflow-datasets are read as array_record through random access, which needs no
+TensorFlow. CIFAR-10 and MNIST can also be downloaded and prepared without it: only the two generators
+that turn the downloaded archive into examples are replaced, as the library's own ones need it.
+"""
+
+import gzip
+import logging
+import os
+import sys
+
+import numpy as np
+
+from ncsn_jax.data import cache, image_folder
+from ncsn_jax.errors import UserError
+
+_CHUNK = 1000
+
+
+def load(
+    dataset: str,
+    data_dir: str,
+    image_size: int,
+    channels: int,
+    *,
+    split: str = "train",
+    crop_size: int = 0,
+) -> np.ndarray:
+    """Returns the images of a dataset, decoded, cropped and resized once.
+
+    Args:
+      dataset: "digits", "image_folder", or a name that tensorflow-datasets knows.
+      data_dir: the directory of prepared datasets; "" for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        For "image_folder" the directory tree of PNG and JPEG files itself.
+      image_size: side of the images in pixels.
+      channels: 1 or 3.
+      split: "train", "test" or a slice such as "train[:10%]"; an image folder has only "train".
+      crop_size: side of the centre crop that is resized to `image_size`; -1 for the largest square;
+        0 for images that have the right size already.
+
+    Returns:
+      uint8 `[N, image_size, image_size, channels]`, N >= 1, usually mapped from a cache file.
+
+    Raises:
+      UserError: if the dataset is unknown, not there, or does not fit the arguments.
+    """
+    if dataset == "image_folder":
+        return _load_folder(data_dir, image_size, channels, crop_size)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    data_dir = os.path.abspath(os.path.expanduser(data_dir))
+    key = [dataset, split, image_size, channels, crop_size]
+    prepared = _fingerprint(os.path.join(data_dir, dataset))
+    if not prepared:
+        _prepare(dataset, data_dir)
+        prepared = _fingerprint(os.path.join(data_dir, dataset))
+
+    def make() -> np.ndarray:
+        source = _builder(dataset, data_dir).as_data_source(split=split)
+        return _decode(dataset, source, image_size, channels, crop_size)
+
+    return cache.images(dataset, [*key, prepared], make)
+
+
+def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
+    if not data_dir:
+        raise UserError(
+            "data.data_dir must name the directory of images when data.dataset='image_folder'"
+        )
+    directory = os.path.abspath(os.path.expanduser(data_dir))
+
+    def make() -> np.ndarray:
+        images, skipped = image_folder.read(directory, size, channels, crop_size)
+        if line := skipped.describe():
+            logging.getLogger(__name__).warning("%s: %s", directory, line)
+        return images
+
+    key = ["image_folder", size, channels, crop_size, directory, _fingerprint(directory)]
+    return cache.images("image_folder", key, make)
+
+
+def _fingerprint(directory: str) -> list:
+    """Returns the path, size and modification time of every visible file below a directory."""
+    found = []
+    for root, folders, files in os.walk(directory):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(root, name)
+            status = os.stat(path)
+            found.append([os.path.relpath(path, directory), status.st_size, status.st_mtime_ns])
+    return found
+
+
+def _builder(dataset: str, data_dir: str):
+    import tensorflow_datasets as tfds
+
+    if dataset == "digits":
+        from ncsn_jax.data.digits import Digits
+
+        return Digits(data_dir=data_dir, file_format="array_record")
+    try:
+        return tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(
+            f"data.dataset={dataset!r} is unknown: use 'digits', 'image_folder', or a name that "
+            f"tensorflow-datasets knows, such as 'mnist' or 'cifar10'"
+        ) from None
+    except ValueError:
+        raise UserError(
+            f"data.data_dir={data_dir!r} holds {dataset} in another format; prepare it as array_record"
+        ) from None
+
+
+def _prepare(dataset: str, data_dir: str) -> None:
+    """Makes an absent dataset present: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    builder = _builder(dataset, data_dir)
+    if builder.is_prepared():
+        return
+    advice = f"data.dataset={dataset!r} is not prepared under data.data_dir={data_dir!r}"
+    generators = {"cifar10": _cifar10_examples, "mnist": _mnist_examples}
+    if dataset in generators:
+        builder._generate_examples = generators[dataset]
+        print(f"downloading {dataset} to {data_dir}", file=sys.stderr)
+    elif dataset != "digits":
+        raise UserError(
+            f"{advice}; prepare it there with tensorflow-datasets (file_format='array_record'), "
+            "or use data.dataset='image_folder' with a directory of its images"
+        )
+    downloader.MAX_RETRIES = 1
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=config)
+    # Whatever goes wrong on the network or on the disk, the user's remedy is the same.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(
+            f"{advice} and cannot be made there ({type(error).__name__}: {reason[:120]}); "
+            "check the network, or copy a prepared directory there"
+        ) from None
+
+
+def _cifar10_examples(prefix, files):
+    from PIL import Image
+
+    index = 0
+    for path in files:
+        for row in np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32):
+            image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+            yield index, {"id": f"{prefix}{index:05d}", "label": int(row[0]), "image": image}
+            index += 1
+
+
+def _mnist_examples(num_examples, data_path, label_path):
+    from PIL import Image
+
+    def payload(path, header):
+        with open(path, "rb") as file:
+            raw = file.read()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        return np.frombuffer(raw, np.uint8, offset=header)
+
+    images = payload(data_path, 16).reshape(num_examples, 28, 28)
+    for index, (image, label) in enumerate(zip(images, payload(label_path, 8), strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
+def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> np.ndarray:
+    """Reads all images of a data source in chunks; crops and resizes those that need it."""
+    from PIL import Image
+
+    from ncsn_jax.data import transforms
+
+    if "image" not in source[0]:
+        raise UserError(f"data.dataset={dataset!r} has no feature named 'image'")
+    found = np.asarray(source[0]["image"]).shape
+    if found[-1] != channels:
+        raise UserError(
+            f"data.channels={channels}, but the images of data.dataset={dataset!r} have {found[-1]}"
+        )
+    images = np.empty((len(source), size, size, channels), np.uint8)
+    for start in range(0, len(source), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source)))
+        for i, example in zip(rows, source.__getitems__(rows), strict=True):
+            image = np.asarray(example["image"])
+            if image.shape != images.shape[1:] or crop_size:
+                picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+                try:
+                    image = transforms.fit(picture, size, channels, crop_size)
+                except ValueError as error:
+                    raise UserError(f"an image of data.dataset={dataset!r} {error}") from None
+            images[i] = image
+    return images

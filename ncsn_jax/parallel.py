@@ -1,0 +1,50 @@
+"""The one place where `pmap` is used: the same program on every device, on one host or many.
+
+Everything that knows about devices is here: how a state is replicated and read back, how a batch is
+spread, and how the pure functions of `training` and `sampling` are mapped. One device needs no special
+case.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+AXIS = "batch"
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a host tree on every local device, with a leading axis `[local devices, ...]`.
+
+    It is mapped under the same axis name as the steps, so that the first step and all later ones see
+    the same sharding and compile once.
+    """
+    count = jax.local_device_count()
+    return jax.pmap(lambda _, t: t, axis_name=AXIS, in_axes=(0, None))(np.arange(count), tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Returns the first local replica as numpy arrays that alias nothing."""
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
+
+
+def spread(batch: np.ndarray) -> np.ndarray:
+    """Splits `[K, B, ...]` over the local devices: `[devices, K, B / devices, ...]`."""
+    count = jax.local_device_count()
+    steps, size = batch.shape[:2]
+    return np.moveaxis(batch.reshape(steps, count, size // count, *batch.shape[2:]), 1, 0)
+
+
+def map_train_steps(train_steps: Callable) -> Callable:
+    """Maps `train_steps(state, images, seed, axis_name=...)` over all devices, donating the state."""
+
+    def run(state, images, seed):
+        return train_steps(state, images, seed, axis_name=AXIS)
+
+    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
+
+
+def map_sampler(sampler: Callable) -> Callable:
+    """Maps `sampler(params, seed, indices)` over the local devices: indices `[devices, b]`."""
+    return jax.pmap(sampler, axis_name=AXIS, in_axes=(0, None, 0))

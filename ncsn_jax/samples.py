@@ -1,0 +1,101 @@
+"""The samples of one checkpoint on disk: written in parts, put together at the end, never made twice.
+
+A directory holds `settings.json` (what determined the samples), `parts/` while there is more to come,
+and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`. Sample i is a
+function of the settings and i, so that an interrupted run continues with those that are missing, and
+asking for more later makes only the new ones.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from ncsn_jax import images
+from ncsn_jax.errors import UserError
+
+
+class SampleStore:
+    """The samples in one directory.
+
+    Args:
+      directory: its path; it is made if need be.
+      settings: JSON-serialisable values that determine every sample.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: if the directory holds samples that were made with other settings.
+    """
+
+    def __init__(self, directory: str, settings: dict, image_shape: tuple[int, int, int]):
+        self._directory = directory
+        self._parts = os.path.join(directory, "parts")
+        self._shape = image_shape
+        path = os.path.join(directory, "settings.json")
+        try:
+            os.makedirs(self._parts, exist_ok=True)
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as file:
+                    found = json.load(file)
+                differing = sorted(k for k in settings if found.get(k) != settings[k])
+                if differing:
+                    named = "; ".join(
+                        f"{k} is {found.get(k)!r} there and {settings[k]!r} here" for k in differing
+                    )
+                    raise UserError(
+                        f"{directory} holds samples made otherwise: {named}; "
+                        "give these a name with --config.sampling.name=NAME"
+                    )
+            else:
+                text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+                images.write_atomically(path, text.encode())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory} cannot be used for samples: {error}") from None
+        self._have = dict(self._read())
+
+    def missing(self, count: int) -> list[int]:
+        """Returns the indices below `count` that are not there yet."""
+        return [i for i in range(count) if i not in self._have]
+
+    def add(self, indices: list[int], samples: np.ndarray) -> None:
+        """Keeps samples, uint8 `[n, H, W, C]`, under their indices."""
+        buffer = io.BytesIO()
+        np.savez(buffer, indices=np.asarray(indices), samples=samples)
+        name = f"{indices[0]:08d}-{len(indices):08d}.npz"
+        images.write_atomically(os.path.join(self._parts, name), buffer.getvalue())
+        self._have.update(zip(indices, samples, strict=True))
+
+    def finish(self) -> np.ndarray:
+        """Writes `samples.npz` and `grid.png`, removes the parts and returns all samples."""
+        samples = np.stack([self._have[i] for i in range(len(self._have))])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, samples=samples)
+        images.write_atomically(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
+        png = images.encode_png(images.grid(samples[:100]), min_side=400)
+        images.write_atomically(os.path.join(self._directory, "grid.png"), png)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return samples
+
+    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields what earlier runs left; a part that cannot be read is made again."""
+        complete = os.path.join(self._directory, "samples.npz")
+        if os.path.exists(complete):
+            try:
+                samples = np.load(complete)["samples"]
+            except Exception as error:
+                raise UserError(
+                    f"{complete} cannot be read ({type(error).__name__}): move it away"
+                ) from None
+            if samples.shape[1:] != self._shape:
+                raise UserError(f"{complete} holds images of shape {samples.shape[1:]}")
+            yield from enumerate(samples)
+        for name in sorted(os.listdir(self._parts)):
+            try:
+                part = np.load(os.path.join(self._parts, name))
+                pairs = list(zip(part["indices"].tolist(), part["samples"], strict=True))
+            except Exception:  # A torn file: its samples count as missing.
+                continue
+            yield from pairs

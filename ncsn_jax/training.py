@@ -1,0 +1,203 @@
+"""The training state and the pure functions that advance it by one or several optimizer steps.
+
+Everything random in a step is a function of (seed, step, index of the example in the global batch):
+level, noise, flip and dequantization of an example are the same whether one device or eight share the
+batch. Nothing here jits, replicates, logs or touches files; averages across devices need an explicit
+`axis_name`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ncsn_jax import losses, models
+from ncsn_jax._random import expand, uniform_like
+
+LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
+LOSSES: dict[str, LossFn] = {"dsm": losses.denoising_score_matching}
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, the number of optimizer steps taken.
+      params: the network's parameters.
+      ema_params: their exponential moving average; an empty dict if it is off.
+      opt_state: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+class Metrics(NamedTuple):
+    """What one step measured, already averaged or summed over devices.
+
+    Attributes:
+      loss: the mean loss over the global batch.
+      grad_norm: the global norm of the averaged gradient, before clipping.
+      level_loss: `[L]`, the sum of the losses of the examples that were at each level.
+      level_count: `[L]`, their number.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+    level_loss: jax.Array
+    level_count: jax.Array
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    grad_clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam as the original runs use it, in PyTorch's convention.
+
+    Args:
+      learning_rate: > 0, reached linearly over `warmup_steps`: step k (from 0) uses
+        learning_rate * min(k / warmup_steps, 1).
+      beta1, beta2: in [0, 1).
+      eps: added to the root of the second moment.
+      weight_decay: coefficient of the parameters added to the gradient (L2, not decoupled); 0 is off.
+      warmup_steps: >= 0.
+      grad_clip: the largest global norm of the gradient; 0 is off.
+    """
+    schedule = learning_rate
+    if warmup_steps:
+        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def init_state(
+    key: jax.Array,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    ema: bool,
+) -> TrainState:
+    """Returns the state before the first step; `image_shape` is (H, W, C)."""
+    params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))
+    # A copy, since the state is donated and no buffer can be donated twice.
+    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+def prepare_images(
+    keys: jax.Array, images: jax.Array, *, random_flip: bool, dequantize: bool
+) -> jax.Array:
+    """Turns 8-bit images into the network's training input.
+
+    Args:
+      keys: one key per example, `[B]`.
+      images: uint8 `[B, H, W, C]`.
+      random_flip: mirror each image left to right with probability 1/2.
+      dequantize: spread each 8-bit value v uniformly over [v/256, (v+1)/256), as the authors do:
+        (v / 255) * 255/256 + u/256. Otherwise v / 255.
+
+    Returns:
+      float32 `[B, H, W, C]` in [0, 1].
+    """
+    keys = jax.vmap(lambda k: jax.random.split(k))(keys)
+    if random_flip:
+        flip = jax.vmap(jax.random.bernoulli)(keys[:, 0])
+        images = jnp.where(expand(flip, images), images[:, :, ::-1, :], images)
+    x = images.astype(jnp.float32)
+    if dequantize:
+        return (x + uniform_like(keys[:, 1], x)) / 256.0
+    return x / 255.0
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    seed: jax.Array,
+    *,
+    model: nn.Module,
+    sigmas: jax.Array,
+    optimizer: optax.GradientTransformation,
+    loss: LossFn,
+    ema_decay: float,
+    random_flip: bool,
+    dequantize: bool,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step on one batch, or on this device's part of it.
+
+    Args:
+      state: the state to advance.
+      images: uint8 `[B, H, W, C]`, this device's examples: with `axis_name`, those from
+        `axis_index * B` of the global batch.
+      seed: integer scalar, the seed of the whole run.
+      model: a network conditioned on the level's index.
+      sigmas: `[L]`, the ladder.
+      optimizer: as made by `make_optimizer`.
+      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`.
+      ema_decay: in [0, 1), the weight of the old average; 0 is off.
+      random_flip, dequantize: see `prepare_images`.
+      axis_name: the mapped axis over which the batch is spread, or None.
+
+    Returns:
+      The next state and the step's metrics.
+    """
+    batch = images.shape[0]
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(batch))
+    image_keys, level_keys, noise_keys = jnp.moveaxis(
+        jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+    )
+
+    x = prepare_images(image_keys, images, random_flip=random_flip, dequantize=dequantize)
+    sigma = losses.sample_levels(level_keys, sigmas, batch)
+
+    def mean_loss(params):
+        per_example = loss(noise_keys, models.score_fn(model, params, sigmas), x, sigma)
+        return jnp.mean(per_example), per_example
+
+    grads, per_example = jax.grad(mean_loss, has_aux=True)(state.params)
+    level = models.levels_of(sigma, sigmas)
+    level_loss = jnp.zeros_like(sigmas).at[level].add(per_example)
+    level_count = jnp.zeros_like(sigmas).at[level].add(1.0)
+    value = jnp.mean(per_example)
+    if axis_name is not None:
+        grads, value = jax.lax.pmean((grads, value), axis_name)
+        level_loss, level_count = jax.lax.psum((level_loss, level_count), axis_name)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_decay:
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+    next_state = TrainState(state.step + 1, params, ema_params, opt_state)
+    return next_state, Metrics(value, optax.global_norm(grads), level_loss, level_count)
+
+
+def train_steps(
+    state: TrainState, images: jax.Array, seed: jax.Array, **options
+) -> tuple[TrainState, Metrics]:
+    """Several optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
+
+    The options are those of `train_step`. For K = 1 there is no loop at all.
+    """
+    if images.shape[0] == 1:
+        state, metrics = train_step(state, images[0], seed, **options)
+        return state, jax.tree.map(lambda a: a[None], metrics)
+    return jax.lax.scan(lambda s, x: train_step(s, x, seed, **options), state, images)
