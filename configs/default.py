@@ -1,0 +1,87 @@
+"""What all experiments share: every field there is, with its meaning and the NCSN paper's value.
+
+The other files in this directory start from this one and say what they change. Any field can be
+overridden on the command line, as in `--config.training.batch_size=64`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: NCSN as published in 2019."""
+    config = ConfigDict()
+    # Everything random in a run is a function of this seed and the step.
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    # 'digits', 'image_folder', or a name that tensorflow-datasets knows.
+    data.dataset = "cifar10"
+    # Directory of the prepared datasets ('': $TFDS_DATA_DIR or ~/tensorflow_datasets), or of the images.
+    data.data_dir = ""
+    # Side of the images in pixels, and 1 (grey) or 3 (RGB).
+    data.image_size = 32
+    data.channels = 3
+    # Side of the centre crop that is resized to image_size; -1: the largest square; 0: images fit as is.
+    data.crop_size = 0
+    # Mirror left to right with probability 1/2.
+    data.random_flip = True
+    # Spread each 8-bit value uniformly over its 1/256.
+    data.dequantize = True
+
+    config.model = model = ConfigDict()
+    model.name = "ncsn"
+    # Channels of the first stage; the deeper ones have twice as many.
+    model.features = 128
+    # The geometric noise ladder, in units of pixels in [0, 1].
+    model.num_levels = 10
+    model.sigma_begin = 1.0
+    model.sigma_end = 0.01
+    # Weight of the old parameters in their moving average, from which samples are made; 0 is off.
+    model.ema_decay = 0.0
+
+    config.training = training = ConfigDict()
+    training.loss = "dsm"
+    # Over all devices.
+    training.batch_size = 128
+    training.num_steps = 200_000
+    # Optimizer steps in one compiled call. More than 1 pays on TPU and GPU; on a CPU it is slower.
+    training.steps_per_call = 1
+    # In steps; each a multiple of steps_per_call; 0 is off, except for checkpoints and logs.
+    training.checkpoint_every = 5000
+    training.log_every = 100
+    training.sample_every = 5000
+    # How many of the newest checkpoints stay.
+    training.checkpoints_kept = 2
+    # Largest global norm of the gradient; 0 is off.
+    training.grad_clip = 0.0
+
+    config.optim = optim = ConfigDict()
+    # Adam.
+    optim.learning_rate = 1e-3
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.eps = 1e-8
+    # Added to the gradient (L2).
+    optim.weight_decay = 0.0
+    # Steps of linear warm-up.
+    optim.warmup_steps = 0
+
+    config.sampling = sampling = ConfigDict()
+    sampling.method = "annealed_langevin"
+    # Step size of Algorithm 1 at the last level: twice the step_lr of the authors' code (2e-5).
+    sampling.epsilon = 4e-5
+    sampling.steps_per_level = 100
+    # End with the expected clean image.
+    sampling.denoise = False
+    # Clip after every update to (low, high); () is off.
+    sampling.clip = ()
+    # 'uniform': start from U[0, 1); 'normal': from N(0, sigma_begin^2).
+    sampling.init = "uniform"
+    sampling.num_samples = 100
+    # Images sampled at once, over all devices. It does not change them.
+    sampling.batch_size = 100
+    # Images in the previews during training.
+    sampling.preview_samples = 16
+    # Names the directory samples/step_<step>_<name>, to try several settings on one checkpoint.
+    sampling.name = ""
+    return config

@@ -1,0 +1,21 @@
+"""NCSN on your own pictures: a directory tree of PNG and JPEG files, cropped and resized to 32x32.
+
+    python main.py --config=configs/image_folder.py --workdir=runs/mine \
+        --config.data.data_dir=path/to/pictures
+
+Files of other kinds and unreadable ones are left out and named in the log.
+
+Hardware: one GPU or TPU host at this size; on a CPU start with `--config.model.features=16`.
+Expected time and result: not yet measured; they depend on the pictures.
+"""
+
+from configs import default
+
+
+def get_config():
+    """Returns the configuration."""
+    config = default.get_config()
+    config.data.dataset = "image_folder"
+    config.data.crop_size = -1
+    config.model.ema_decay = 0.999
+    return config

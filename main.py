@@ -1,0 +1,63 @@
+"""Trains a score network and samples from it: `python main.py --config=configs/digits.py --workdir=DIR`.
+
+The same command continues a run that was interrupted. Any field of the configuration can be
+overridden, as in --config.training.batch_size=64.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration of the experiment, such as configs/digits.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for checkpoints, samples and logs; made if absent."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "sample"],
+    "train: train, or continue, and then sample; sample: sample from the newest checkpoint.",
+)
+
+
+def _fail(message: str, code: int) -> None:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake in a configuration's name or field is one line, not a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}", 2)
+        for flag in (_CONFIG, _WORKDIR):
+            if flag.value is None:
+                _fail(f"--{flag.name} is required; see python main.py --help", 2)
+        return rest
+    except (AttributeError, KeyError, TypeError) as error:
+        _fail(f"--config: {str(error.args[0]).replace(chr(92) + 'n', ' ')}", 2)
+    except (OSError, SyntaxError, ImportError) as error:
+        _fail(f"--config: {error}", 2)
+
+
+def main(_) -> None:
+    """Runs the chosen mode."""
+    import run_lib
+    from ncsn_jax.errors import UserError
+
+    try:
+        {"train": run_lib.train, "sample": run_lib.sample}[_MODE.value](
+            _CONFIG.value, _WORKDIR.value
+        )
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues", 130)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

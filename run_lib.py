@@ -1,0 +1,354 @@
+"""The loops behind the modes of `main.py`: load, compile, train, log, save, sample.
+
+Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` and `ncsn_jax.sampling`,
+everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import platform
+import sys
+import time
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from ncsn_jax import checkpoints, data, images, models, parallel, report, sampling, training
+from ncsn_jax import config as configuration
+from ncsn_jax.data import cache
+from ncsn_jax.errors import UserError
+from ncsn_jax.metrics import Writer
+from ncsn_jax.samples import SampleStore
+
+_log = logging.getLogger("ncsn_jax")
+
+# What the random numbers of a run are for, folded into the key of the seed.
+_FOR_PARAMETERS, _FOR_SAMPLES = 0, 2
+
+
+def train(config, workdir: str) -> None:
+    """Trains, or continues, up to `config.training.num_steps`, and then samples."""
+    configuration.check(config)
+    resuming = configuration.compare_workdir(config, workdir)
+    configuration.make_workdir(workdir)
+    _start(workdir)
+    shape = _image_shape(config)
+    dataset = data.load(
+        config.data.dataset,
+        config.data.data_dir,
+        config.data.image_size,
+        config.data.channels,
+        crop_size=config.data.crop_size,
+    )
+    batches = data.Batches(
+        dataset,
+        config.seed,
+        config.training.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    configuration.write_config(config, workdir)
+
+    model = configuration.make_model(config)
+    sigmas = configuration.make_sigmas(config)
+    optimizer = configuration.make_optimizer(config)
+    init = functools.partial(
+        training.init_state,
+        model=model,
+        optimizer=optimizer,
+        image_shape=shape,
+        ema=config.model.ema_decay > 0,
+    )
+    with (
+        checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store,
+        Writer(workdir) as writer,
+    ):
+        key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
+        found = store.restore_latest(jax.eval_shape(init, key))
+        step, state = found or (0, jax.jit(init)(key))
+        _log.info(
+            "%s %d images %s", "continuing with" if resuming else "training on", len(dataset), shape
+        )
+        _describe(config, model, state)
+        if step < config.training.num_steps:
+            train_steps = functools.partial(
+                training.train_steps,
+                model=model,
+                sigmas=sigmas,
+                optimizer=optimizer,
+                loss=training.LOSSES[config.training.loss],
+                ema_decay=config.model.ema_decay,
+                random_flip=config.data.random_flip,
+                dequantize=config.data.dequantize,
+            )
+            p_steps = parallel.map_train_steps(train_steps)
+            state = parallel.replicate(state)
+            state = _train_loop(
+                config, workdir, step, state, p_steps, batches, store, writer, sigmas
+            )
+            step = config.training.num_steps
+        params = state.ema_params or state.params
+        _write_samples(config, workdir, step, params)
+
+
+def sample(config, workdir: str) -> None:
+    """Samples from the newest checkpoint of a work directory."""
+    configuration.check(config)
+    if not configuration.compare_workdir(config, workdir):
+        raise UserError(f"--workdir={workdir!r} holds no run: train first")
+    _start(workdir)
+    init = functools.partial(
+        training.init_state,
+        model=configuration.make_model(config),
+        optimizer=configuration.make_optimizer(config),
+        image_shape=_image_shape(config),
+        ema=config.model.ema_decay > 0,
+    )
+    with checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store:
+        found = store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
+    if found is None:
+        raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
+    step, state = found
+    _write_samples(config, workdir, step, parallel.replicate(state.ema_params or state.params))
+
+
+def _train_loop(config, workdir, step, state, p_steps, batches, store, writer, sigmas):
+    """Runs from `step` to the last one and returns the final replicated state."""
+    options = config.training
+    per_call, last = options.steps_per_call, options.num_steps
+    seed = np.uint32(config.seed)
+    window = _Window(sigmas, _image_shape(config), step)
+    compiled, in_flight = None, None
+
+    while step < last:
+        started = time.perf_counter()
+        batch = parallel.spread(batches(step, per_call))
+        window.input_seconds += time.perf_counter() - started
+        if compiled is None:
+            compiled = p_steps.lower(state, batch, seed).compile()
+            _describe_memory(compiled, time.perf_counter() - started)
+            window.restart(step)
+        state, metrics = compiled(state, batch, seed)
+        step += per_call
+
+        # One call stays in flight, so that the next batch is made while this one is computed.
+        if in_flight is not None:
+            window.add(*in_flight, store)
+        in_flight = (step, metrics)
+        due = {
+            name: step == last or (every and step % every == 0)
+            for name, every in (
+                ("log", options.log_every),
+                ("save", options.checkpoint_every),
+                ("sample", options.sample_every),
+            )
+        }
+        if any(due.values()):
+            window.add(*in_flight, store)
+            in_flight = None
+        if due["log"]:
+            scalars = window.scalars()
+            writer.write_scalars(step, scalars)
+            writer.flush()
+            _log.info("%s", window.line(step, last, scalars))
+            window.restart(step)
+        if due["save"]:
+            store.save(step, parallel.to_host(state))
+        if due["sample"] and step < last:
+            _write_preview(config, workdir, step, state.ema_params or state.params, writer)
+            window.restart(step)
+    return state
+
+
+@dataclasses.dataclass
+class _Window:
+    """What happened since the last line of the log."""
+
+    sigmas: jax.Array
+    image_shape: tuple[int, int, int]
+    first_step: int
+
+    def __post_init__(self):
+        self.restart(self.first_step)
+
+    def restart(self, step: int) -> None:
+        self.first_step = self.step = step
+        self.started = time.perf_counter()
+        self.input_seconds = 0.0
+        self.losses, self.grad_norms = [], []
+        self.level_loss = np.zeros(len(self.sigmas))
+        self.level_count = np.zeros(len(self.sigmas))
+
+    def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
+        """Waits for a call's metrics, ending at `step`, and takes them in; stops if not finite."""
+        metrics = parallel.to_host(metrics)
+        sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+        if not sound.all():
+            bad = int(np.argmin(sound))
+            store.wait()
+            good = store.steps()
+            raise UserError(
+                f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
+                f"at step {step - len(sound) + bad + 1}; stopped, the last good checkpoint is "
+                + (f"that of step {good[0]}" if good else "none")
+            )
+        self.step = step
+        self.losses.extend(metrics.loss)
+        self.grad_norms.extend(metrics.grad_norm)
+        self.level_loss += metrics.level_loss.sum(axis=0)
+        self.level_count += metrics.level_count.sum(axis=0)
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the means over the window, and the loss by level as a share of a zero score's."""
+        elapsed = time.perf_counter() - self.started
+        scalars = {
+            "loss": np.mean(self.losses),
+            "grad_norm": np.mean(self.grad_norms),
+            "steps_per_second": (self.step - self.first_step) / elapsed,
+            "input_share": self.input_seconds / elapsed,
+        }
+        groups = np.array_split(np.arange(len(self.sigmas)), min(len(self.sigmas), 10))
+        for group in groups:
+            if count := self.level_count[group].sum():
+                name = f"loss_by_level/{group[0]:04d}_sigma_{self.sigmas[group[0]]:.3g}"
+                zero_score_loss = 0.5 * np.prod(self.image_shape)
+                scalars[name] = self.level_loss[group].sum() / count / zero_score_loss
+        return scalars
+
+    def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
+        left = report.human_time((last - step) / scalars["steps_per_second"])
+        return (
+            f"step {step}/{last}  loss {scalars['loss']:.4g}  grad {scalars['grad_norm']:.3g}  "
+            f"{scalars['steps_per_second']:.3g} steps/s  "
+            f"input {100 * scalars['input_share']:.2g} %  {left} left"
+        )
+
+
+def _make_sampler(config):
+    """Returns the mapped sampler: (replicated params, seed, indices `[devices, b]`) to images."""
+    model, sigmas = configuration.make_model(config), configuration.make_sigmas(config)
+    options, shape = config.sampling, _image_shape(config)
+
+    def sampler(params, seed, indices):
+        key = jax.random.fold_in(jax.random.key(seed), _FOR_SAMPLES)
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
+        x = sampling.initial_samples(
+            keys[:, 0], (len(indices), *shape), options.init, scale=config.model.sigma_begin
+        )
+        return sampling.annealed_langevin(
+            keys[:, 1],
+            models.score_fn(model, params, sigmas),
+            x,
+            sigmas,
+            epsilon=options.epsilon,
+            steps_per_level=options.steps_per_level,
+            denoise=options.denoise,
+            clip=tuple(options.clip) or None,
+        )
+
+    return parallel.map_sampler(sampler)
+
+
+def _sample_batch(config, sampler, params, indices: list[int], size: int) -> np.ndarray:
+    """Makes the samples of the given indices, at most `size`, in a batch of `size`: uint8."""
+    padded = np.resize(np.asarray(indices, np.uint32), size)
+    devices = jax.local_device_count()
+    x = sampler(params, np.uint32(config.seed), padded.reshape(devices, size // devices))
+    x = np.asarray(x).reshape(size, *x.shape[2:])[: len(indices)]
+    if not np.isfinite(x).all():
+        raise UserError(
+            f"the samples are not finite: config.sampling.epsilon={config.sampling.epsilon} is too large"
+        )
+    return images.to_uint8(x)
+
+
+def _write_samples(config, workdir, step, params) -> None:
+    """Writes the samples that are missing to `samples/step_<step>/`."""
+    name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
+    directory = os.path.join(workdir, "samples", name)
+    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
+    flat = configuration.flatten(config)
+    settings = {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields}
+    settings |= {"seed": config.seed, "step": step}
+    store = SampleStore(directory, settings, _image_shape(config))
+
+    count, size = config.sampling.num_samples, config.sampling.batch_size
+    missing = store.missing(count)
+    evaluations = config.model.num_levels * config.sampling.steps_per_level
+    evaluations += bool(config.sampling.denoise)
+    _log.info(
+        "sampling %d images in batches of %d, %d network evaluations each",
+        len(missing),
+        size,
+        evaluations,
+    )
+    sampler, started = _make_sampler(config), time.perf_counter()
+    for first in range(0, len(missing), size):
+        indices = missing[first : first + size]
+        store.add(indices, _sample_batch(config, sampler, params, indices, size))
+        done = first + len(indices)
+        left = (time.perf_counter() - started) / done * (len(missing) - done)
+        _log.info("%d/%d samples  %s left", done, len(missing), report.human_time(left))
+    store.finish()
+    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+
+
+def _write_preview(config, workdir, step, params, writer) -> None:
+    """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
+    devices = jax.device_count()
+    size = -(-config.sampling.preview_samples // devices) * devices
+    grid = images.grid(
+        _sample_batch(config, _make_sampler(config), params, list(range(size)), size)
+    )
+    png = images.encode_png(grid, min_side=200)
+    directory = os.path.join(workdir, "samples", f"step_{step}")
+    os.makedirs(directory, exist_ok=True)
+    images.write_atomically(os.path.join(directory, "preview.png"), png)
+    writer.write_images(step, {"samples": png}, grid.shape)
+
+
+def _describe(config, model, state) -> None:
+    """Logs the parameter table, the network's cost and the devices."""
+    _log.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    example = jax.ShapeDtypeStruct((1, *_image_shape(config)), np.float32)
+    level = jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.params)
+    macs = report.count_multiply_adds(model.apply, shapes, example, level)
+    count = sum(a.size for a in jax.tree.leaves(state.params))
+    _log.info("%d parameters, %.4g multiply-adds per image and evaluation", count, macs)
+    _log.info("devices: %s", report.describe_devices())
+
+
+def _describe_memory(compiled, seconds: float) -> None:
+    """Logs how long the step took to compile and how much memory it needs on each device."""
+    memory = compiled.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    _log.info(
+        "compiled in %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
+        report.human_time(seconds),
+        report.human_bytes(total),
+        report.human_bytes(memory.argument_size_in_bytes),
+    )
+
+
+def _image_shape(config) -> tuple[int, int, int]:
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def _start(workdir: str) -> None:
+    """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on."""
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    _log.handlers = [
+        logging.StreamHandler(sys.stdout),
+        logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8"),
+    ]
+    checkpoints.quiet_orbax()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
+        directory = os.path.join(cache.directory(), f"compiled-{machine}")
+        jax.config.update("jax_compilation_cache_dir", directory)
