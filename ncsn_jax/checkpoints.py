@@ -121,7 +121,10 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
 
-        Raises UserError if there are some and none is sound. Damaged ones that are newer are moved to `<workdir>/damaged/` with a warning that names them.
+        Damaged ones that are newer are moved to `<workdir>/damaged/` with a warning that names them.
+
+        Raises:
+          UserError: if there are checkpoints and none of them is sound.
         """
         steps = self.steps()
         for step in steps:

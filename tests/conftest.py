@@ -1,0 +1,41 @@
+"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
+)
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Returns a loader of the original implementations' figures: `golden(name)` is a dict of arrays."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(DATA / f"{name}.npz") as file:
+            return {key: file[key] for key in file.files}
+
+    return load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_directory(tmp_path_factory):
+    """Keeps the tests out of the user's caches, and lets their processes share what they compile."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NCSN_JAX_CACHE", str(directory))
+        patch.setenv("TFDS_DATA_DIR", str(directory / "tfds"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        yield directory

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax import losses, scores, sigmas
+from ncsn_jax._random import normal_like
+
+
+def test_denoising_loss_is_the_originals(golden, monkeypatch):
+    """On the originals' toy score, with their noise in place of the drawn one."""
+    g = golden("losses")
+    ladder = jnp.asarray(g["in/sigmas"])
+    noise = jnp.asarray(g["in/toy/noise"])
+    monkeypatch.setattr(losses, "normal_like", lambda key, x: noise)
+
+    def score_fn(x, sigma):
+        toy = -(x @ g["in/toy/W"].T + 0.5 * jnp.sin(x @ g["in/toy/V"].T))
+        return toy / jnp.square(sigma)[:, None]
+
+    sigma = ladder[g["in/toy/labels"]]
+    loss = losses.denoising_score_matching(jax.random.key(0), score_fn, g["in/toy/x"], sigma)
+    assert loss.shape == (5,)
+    assert float(loss.mean()) == pytest.approx(float(g["out/toy/anneal_dsm"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 5.0])
+def test_minimum_is_the_closed_form_score(sigma):
+    """At the true score the loss has its known minimum, and any scaled or negated score is worse.
+
+    For data N(0, I) the perturbed score is -x / v with v = 1 + sigma^2; the residual
+    sigma s(x + sigma z) + z has variance 1 / v in each dimension, so that the loss is D / (2 v).
+    """
+    n, dimension = 20_000, 3
+    data = jax.random.normal(jax.random.key(0), (n, dimension))
+    levels = jnp.full((n,), sigma)
+
+    def loss(factor):
+        score = lambda x, s: -factor * x / (1 + jnp.square(s))[:, None]  # noqa: E731
+        return losses.denoising_score_matching(jax.random.key(1), score, data, levels)
+
+    v = 1 + sigma**2
+    exact = np.asarray(loss(1.0))
+    assert abs(exact.mean() - dimension / (2 * v)) < 4 * exact.std() / np.sqrt(n)
+    for factor, expected in ((0.0, 1.0), (-1.0, (1 + sigma**2 / v) ** 2 + sigma**2 / v**2)):
+        other = np.asarray(loss(factor))
+        assert abs(other.mean() - dimension / 2 * expected) < 4 * other.std() / np.sqrt(n)
+        assert other.mean() > exact.mean()
+
+
+def test_one_key_per_example_makes_examples_independent_of_their_batch():
+    mixture = scores.gaussian_mixture([[0.0, 1.0]], [1.0], [1.0])
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = jax.random.normal(jax.random.key(1), (6, 2))
+    sigma = jnp.linspace(0.5, 2.0, 6)
+    whole = losses.denoising_score_matching(keys, mixture.score, x, sigma)
+    part = losses.denoising_score_matching(keys[2:5], mixture.score, x[2:5], sigma[2:5])
+    np.testing.assert_array_equal(whole[2:5], part)
+    np.testing.assert_array_equal(
+        losses.sample_levels(keys, sigma, 6)[2:5], losses.sample_levels(keys[2:5], sigma, 3)
+    )
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_levels_are_uniform_over_the_ladder(per_example):
+    n, ladder = 10_000, sigmas.geometric(1.0, 0.01, 10)
+    key = jax.random.key(3)
+    drawn = losses.sample_levels(jax.random.split(key, n) if per_example else key, ladder, n)
+    counts = np.array([(np.asarray(drawn) == s).sum() for s in np.asarray(ladder)])
+    assert counts.sum() == n
+    # Pearson's statistic with 9 degrees of freedom: above 27.9 with probability 0.001.
+    assert np.sum((counts - n / 10) ** 2 / (n / 10)) < 27.9
+
+
+def test_flat_draw_is_the_shaped_draw():
+    x = jnp.zeros((3, 4, 5, 2))
+    expected = jax.random.normal(jax.random.key(7), x.shape)
+    np.testing.assert_array_equal(normal_like(jax.random.key(7), x), expected)
+
+
+def test_refuses_wrong_shapes_and_keys():
+    x, key = jnp.zeros((4, 2)), jax.random.key(0)
+    loss = losses.denoising_score_matching
+    with pytest.raises(ValueError, match=r"sigma must have shape \(4,\).*got \(1,\)"):
+        loss(key, lambda x, s: x, x, jnp.ones(1))
+    with pytest.raises(ValueError, match=r"score_fn must return the shape of x, \(4, 2\), got \(4,\)"):
+        loss(key, lambda x, s: x[:, 0], x, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"key must have shape \(\) or \(4,\), got \(3,\)"):
+        loss(jax.random.split(key, 3), lambda x, s: x, x, jnp.ones(4))
+    with pytest.raises(TypeError, match=r"key must be made by jax.random.key"):
+        loss(np.zeros(2, np.uint32), lambda x, s: x, x, jnp.ones(4))

@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax.scores import gaussian_mixture
+
+MIXTURE = gaussian_mixture([[-1.0, 0.5], [2.0, 1.0], [0.0, -3.0]], [0.5, 1.0, 2.0], [1.0, 2.0, 5.0])
+
+
+def test_score_is_the_gradient_of_the_log_density():
+    x = 3.0 * jax.random.normal(jax.random.key(0), (20, 2))
+    sigma = jnp.linspace(0.0, 3.0, 20)
+    gradient = jax.vmap(jax.grad(lambda x, s: MIXTURE.log_prob(x[None], s[None])[0]))(x, sigma)
+    np.testing.assert_allclose(MIXTURE.score(x, sigma), gradient, atol=1e-5)
+
+
+def test_density_integrates_to_one():
+    side = jnp.linspace(-15.0, 15.0, 301)
+    points = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    density = jnp.exp(MIXTURE.log_prob(points, jnp.asarray(0.3)))
+    assert float(jnp.sum(density)) * 0.1**2 == pytest.approx(1.0, abs=1e-4)
+
+
+def test_samples_have_the_moments_of_the_mixture():
+    n = 20_000
+    x = np.asarray(MIXTURE.sample(jax.random.key(1), n))
+    weights = np.array([1, 2, 5]) / 8
+    means, stds = np.asarray(MIXTURE.means), np.asarray(MIXTURE.stds)
+    mean = weights @ means
+    variance = weights @ (stds[:, None] ** 2 + means**2) - mean**2
+    assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(variance / n))
+    # The kurtosis of this mixture is below 4, hence the variance's relative error below sqrt(3 / n).
+    assert np.all(np.abs(x.var(0) / variance - 1) < 4 * np.sqrt(3 / n))
+
+
+def test_is_a_pytree_and_works_under_jit():
+    x = jnp.ones((4, 2))
+    score = jax.jit(lambda mixture, x: mixture.score(x, jnp.ones(4)))(MIXTURE, x)
+    np.testing.assert_allclose(score, MIXTURE.score(x, 1.0), rtol=1e-6)
+
+
+def test_refuses_shapes_that_disagree():
+    with pytest.raises(ValueError, match=r"got \(2, 2\), \(1,\) and \(2,\)"):
+        gaussian_mixture([[0.0, 0.0], [1.0, 1.0]], [1.0], [0.5, 0.5])
