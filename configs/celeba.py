@@ -15,6 +15,6 @@ from configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.dataset = "celeba"
+    config.data.dataset = "celeb_a"
     config.data.crop_size = 140
     return config

@@ -55,7 +55,7 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,))
+            y = y + self.param("bias", init, (self.features,))[None, None, None, :]
         return y
 
 

@@ -1,0 +1,156 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax import data
+from ncsn_jax.data import cache, sources
+from ncsn_jax.errors import UserError
+
+
+def numbered(n):
+    return np.arange(n, dtype=np.uint8)[:, None, None, None]
+
+
+def test_batches_are_epochs_of_permutations():
+    batches = data.Batches(numbered(10), seed=3, batch_size=4)
+    drawn = np.concatenate([batches(step)[0].ravel() for step in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert list(drawn[:10]) != list(drawn[10:])
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    first = data.Batches(numbered(50), seed=3, batch_size=8)
+    for step in range(20):
+        first(step)
+    again = data.Batches(numbered(50), seed=3, batch_size=8)
+    np.testing.assert_array_equal(again(19), first(19))
+    np.testing.assert_array_equal(again(2, 3), np.stack([first(s)[0] for s in (2, 3, 4)]))
+    other = data.Batches(numbered(50), seed=4, batch_size=8)
+    assert not np.array_equal(other(19), first(19))
+
+
+def test_processes_share_a_batch():
+    whole = data.Batches(numbered(50), seed=0, batch_size=8)(11)
+    parts = [data.Batches(numbered(50), 0, 8, i, 4)(11) for i in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    with pytest.raises(ValueError, match="batch_size=8 must be a multiple of 3"):
+        data.Batches(numbered(50), 0, 8, 0, 3)
+
+
+def test_a_dataset_may_be_smaller_than_a_batch():
+    batch = data.Batches(numbered(3), seed=0, batch_size=10)(0).ravel()
+    assert np.bincount(batch).tolist().count(3) >= 2 and len(batch) == 10
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    train = data.load("digits", "", 8, 1)
+    test = data.load("digits", "", 8, 1, split="test")
+    assert train.shape == (1500, 8, 8, 1) and test.shape == (297, 8, 8, 1)
+    assert train.dtype == np.uint8
+    expected = np.round(load_digits().images * 255 / 16).astype(np.uint8)[..., None]
+    found = np.concatenate([train, test])
+    # tensorflow-datasets shuffles what it prepares.
+    order = lambda x: np.sort(x.reshape(len(x), -1).view("S64").ravel())  # noqa: E731
+    np.testing.assert_array_equal(order(np.ascontiguousarray(found)), order(expected))
+
+
+def test_a_second_load_reads_the_cache(monkeypatch):
+    first = np.array(data.load("digits", "", 8, 1))
+    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(data.load("digits", "", 8, 1), first)
+
+
+def test_cache_survives_a_torn_file_and_a_directory_it_cannot_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
+    array = numbered(4)
+    cache.images("x", 1, lambda: array)
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:20])
+    np.testing.assert_array_equal(cache.images("x", 1, lambda: array), array)
+    np.testing.assert_array_equal(np.load(entry), array)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "file"))
+    np.testing.assert_array_equal(cache.images("x", 2, lambda: array), array)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures of known content, and files that are not pictures."""
+    root = tmp_path / "pictures"
+    (root / "below").mkdir(parents=True)
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:30] = (255, 0, 0)
+    Image.fromarray(wide).save(root / "a wide.PNG")
+    Image.fromarray(np.full((16, 16), 128, np.uint8)).save(root / "below" / "grey.jpg", quality=95)
+    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(root / "below" / "deep.png")
+    (root / "torn.jpg").write_bytes((root / "below" / "grey.jpg").read_bytes()[:100])
+    (root / "text.png").write_text("not a picture")
+    (root / "notes.txt").write_text("not even by name")
+    (root / ".hidden.png").write_text("")
+    return root
+
+
+def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog):
+    x = data.load("image_folder", str(folder), 8, 3, crop_size=-1)
+    assert x.shape == (3, 8, 8, 3) and x.dtype == np.uint8
+    assert np.all(x[0] == (255, 0, 0))  # the middle of the wide picture
+    assert np.all(x[1] == 40000 >> 8)
+    assert np.abs(x[2].astype(int) - 128).max() <= 1
+    (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
+    assert "1 not PNG or JPEG (notes.txt)" in message
+    assert "2 unreadable" in message and "torn.jpg" in message and "text.png" in message
+    assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
+
+
+def test_image_folder_without_cropping_takes_only_images_that_fit(folder):
+    x = data.load("image_folder", str(folder), 16, 1)
+    assert x.shape == (2, 16, 16, 1)
+    with pytest.raises(UserError, match=r"no readable.*a wide.PNG: is 40x20, not 32x32"):
+        data.load("image_folder", str(folder), 32, 1)
+
+
+def test_image_folder_notices_changed_files(folder):
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 3
+    os.remove(folder / "a wide.PNG")
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 2
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for arguments, message in [
+        (("image_folder", "", 8, 3), "data.data_dir must name the directory"),
+        (("image_folder", str(tmp_path / "no"), 8, 3), "is not a directory of images"),
+        (("image_folder", str(tmp_path), 8, 3), "holds no readable PNG or JPEG image"),
+        (("no_such_set", str(tmp_path), 8, 3), "data.dataset='no_such_set' is unknown"),
+        (("celeb_a", str(tmp_path), 32, 3), "data.dataset='celeb_a' is not prepared under"),
+        (("digits", "", 8, 3), "data.channels=3, but the images of data.dataset='digits' have 1"),
+        (("digits", "", 16, 1), "an image of data.dataset='digits' is 8x8, not 16x16"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            data.load(*arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_downloaded_archives_are_read_without_tensorflow(tmp_path):
+    """The generators that stand in for the library's own, on files in the archives' formats."""
+    import gzip
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, 5, dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(5, -1)], axis=1)
+    rows.tofile(tmp_path / "batch.bin")
+    found = list(sources._cifar10_examples("train_", [str(tmp_path / "batch.bin")]))
+    assert [e["label"] for _, e in found] == labels.tolist()
+    np.testing.assert_array_equal(np.stack([np.asarray(e["image"]) for _, e in found]), images)
+
+    grey = rng.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    (tmp_path / "images.gz").write_bytes(gzip.compress(bytes(16) + grey.tobytes()))
+    (tmp_path / "labels").write_bytes(bytes(8) + labels.tobytes())
+    paths = str(tmp_path / "images.gz"), str(tmp_path / "labels")
+    found = list(sources._mnist_examples(5, *paths))
+    np.testing.assert_array_equal(np.stack([np.asarray(e["image"]) for _, e in found]), grey)
+    assert [e["label"] for _, e in found] == labels.tolist()
