@@ -6,7 +6,7 @@ overridden, as in --config.training.batch_size=64.
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,6 +46,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def main(_) -> None:
     """Runs the chosen mode."""
+    logging.set_verbosity(logging.WARNING)
     import run_lib
     from ncsn_jax.errors import UserError
 

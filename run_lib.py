@@ -5,7 +5,6 @@ everything about devices in `ncsn_jax.parallel`, and every file format has a mod
 """
 
 import dataclasses
-import functools
 import hashlib
 import logging
 import os
@@ -36,14 +35,7 @@ def train(config, workdir: str) -> None:
     resuming = configuration.compare_workdir(config, workdir)
     configuration.make_workdir(workdir)
     _start(workdir)
-    shape = _image_shape(config)
-    dataset = data.load(
-        config.data.dataset,
-        config.data.data_dir,
-        config.data.image_size,
-        config.data.channels,
-        crop_size=config.data.crop_size,
-    )
+    dataset = configuration.load_images(config)
     batches = data.Batches(
         dataset,
         config.seed,
@@ -53,16 +45,7 @@ def train(config, workdir: str) -> None:
     )
     configuration.write_config(config, workdir)
 
-    model = configuration.make_model(config)
-    sigmas = configuration.make_sigmas(config)
-    optimizer = configuration.make_optimizer(config)
-    init = functools.partial(
-        training.init_state,
-        model=model,
-        optimizer=optimizer,
-        image_shape=shape,
-        ema=config.model.ema_decay > 0,
-    )
+    init = configuration.make_init(config)
     with (
         checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store,
         Writer(workdir) as writer,
@@ -70,26 +53,13 @@ def train(config, workdir: str) -> None:
         key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
         found = store.restore_latest(jax.eval_shape(init, key))
         step, state = found or (0, jax.jit(init)(key))
-        _log.info(
-            "%s %d images %s", "continuing with" if resuming else "training on", len(dataset), shape
-        )
-        _describe(config, model, state)
+        verb = "continuing on" if resuming else "training on"
+        _log.info("%s %d images of shape %s", verb, len(dataset), dataset.shape[1:])
+        _describe(config, state)
+        state = parallel.replicate(state)
         if step < config.training.num_steps:
-            train_steps = functools.partial(
-                training.train_steps,
-                model=model,
-                sigmas=sigmas,
-                optimizer=optimizer,
-                loss=training.LOSSES[config.training.loss],
-                ema_decay=config.model.ema_decay,
-                random_flip=config.data.random_flip,
-                dequantize=config.data.dequantize,
-            )
-            p_steps = parallel.map_train_steps(train_steps)
-            state = parallel.replicate(state)
-            state = _train_loop(
-                config, workdir, step, state, p_steps, batches, store, writer, sigmas
-            )
+            p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
+            state = _train_loop(config, workdir, step, state, p_steps, batches, store, writer)
             step = config.training.num_steps
         params = state.ema_params or state.params
         _write_samples(config, workdir, step, params)
@@ -101,13 +71,7 @@ def sample(config, workdir: str) -> None:
     if not configuration.compare_workdir(config, workdir):
         raise UserError(f"--workdir={workdir!r} holds no run: train first")
     _start(workdir)
-    init = functools.partial(
-        training.init_state,
-        model=configuration.make_model(config),
-        optimizer=configuration.make_optimizer(config),
-        image_shape=_image_shape(config),
-        ema=config.model.ema_decay > 0,
-    )
+    init = configuration.make_init(config)
     with checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store:
         found = store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
     if found is None:
@@ -116,12 +80,12 @@ def sample(config, workdir: str) -> None:
     _write_samples(config, workdir, step, parallel.replicate(state.ema_params or state.params))
 
 
-def _train_loop(config, workdir, step, state, p_steps, batches, store, writer, sigmas):
+def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
     """Runs from `step` to the last one and returns the final replicated state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
-    window = _Window(sigmas, _image_shape(config), step)
+    window = _Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
     compiled, in_flight = None, None
 
     while step < last:
@@ -231,7 +195,7 @@ class _Window:
 def _make_sampler(config):
     """Returns the mapped sampler: (replicated params, seed, indices `[devices, b]`) to images."""
     model, sigmas = configuration.make_model(config), configuration.make_sigmas(config)
-    options, shape = config.sampling, _image_shape(config)
+    options, shape = config.sampling, configuration.image_shape(config)
 
     def sampler(params, seed, indices):
         key = jax.random.fold_in(jax.random.key(seed), _FOR_SAMPLES)
@@ -274,7 +238,7 @@ def _write_samples(config, workdir, step, params) -> None:
     flat = configuration.flatten(config)
     settings = {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields}
     settings |= {"seed": config.seed, "step": step}
-    store = SampleStore(directory, settings, _image_shape(config))
+    store = SampleStore(directory, settings, configuration.image_shape(config))
 
     count, size = config.sampling.num_samples, config.sampling.batch_size
     missing = store.missing(count)
@@ -311,10 +275,11 @@ def _write_preview(config, workdir, step, params, writer) -> None:
     writer.write_images(step, {"samples": png}, grid.shape)
 
 
-def _describe(config, model, state) -> None:
+def _describe(config, state) -> None:
     """Logs the parameter table, the network's cost and the devices."""
     _log.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    example = jax.ShapeDtypeStruct((1, *_image_shape(config)), np.float32)
+    model = configuration.make_model(config)
+    example = jax.ShapeDtypeStruct((1, *configuration.image_shape(config)), np.float32)
     level = jax.ShapeDtypeStruct((1,), np.int32)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.params)
     macs = report.count_multiply_adds(model.apply, shapes, example, level)
@@ -333,10 +298,6 @@ def _describe_memory(compiled, seconds: float) -> None:
         report.human_bytes(total),
         report.human_bytes(memory.argument_size_in_bytes),
     )
-
-
-def _image_shape(config) -> tuple[int, int, int]:
-    return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
 def _start(workdir: str) -> None:

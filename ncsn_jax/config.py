@@ -4,14 +4,17 @@ Only this module and the application read a ConfigDict. `check` refuses every va
 work before anything is loaded or compiled; the `make_*` functions build what the values describe.
 """
 
+import functools
 import json
 import os
+from collections.abc import Callable
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
-from ncsn_jax import images, models, sigmas, training
+from ncsn_jax import data, images, models, sigmas, training
 from ncsn_jax.errors import UserError
 
 MODELS = {"ncsn": models.NCSN}
@@ -131,6 +134,49 @@ def make_model(config: ml_collections.ConfigDict):
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer."""
     return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
+
+
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """Returns (H, W, C)."""
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], training.TrainState]:
+    """Returns the function from a key to the state before the first step."""
+    return functools.partial(
+        training.init_state,
+        model=make_model(config),
+        optimizer=make_optimizer(config),
+        image_shape=image_shape(config),
+        ema=config.model.ema_decay > 0,
+    )
+
+
+def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
+    """Returns `train_steps(state, images, seed, axis_name=None)` of this configuration."""
+    return functools.partial(
+        training.train_steps,
+        model=make_model(config),
+        sigmas=make_sigmas(config),
+        optimizer=make_optimizer(config),
+        loss=training.LOSSES[config.training.loss],
+        ema_decay=config.model.ema_decay,
+        random_flip=config.data.random_flip,
+        dequantize=config.data.dequantize,
+    )
+
+
+def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.ndarray:
+    """Returns the images of one split, uint8 `[N, H, W, C]`."""
+    options = config.data
+    return data.load(
+        options.dataset,
+        options.data_dir,
+        options.image_size,
+        options.channels,
+        split=split,
+        crop_size=options.crop_size,
+    )
 
 
 def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:

@@ -187,7 +187,7 @@ def train_step(
     if ema_decay:
         ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
     next_state = TrainState(state.step + 1, params, ema_params, opt_state)
-    return next_state, Metrics(value, optax.global_norm(grads), level_loss, level_count)
+    return next_state, Metrics(value, optax.tree.norm(grads), level_loss, level_count)
 
 
 def train_steps(

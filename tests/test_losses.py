@@ -83,7 +83,9 @@ def test_refuses_wrong_shapes_and_keys():
     loss = losses.denoising_score_matching
     with pytest.raises(ValueError, match=r"sigma must have shape \(4,\).*got \(1,\)"):
         loss(key, lambda x, s: x, x, jnp.ones(1))
-    with pytest.raises(ValueError, match=r"score_fn must return the shape of x, \(4, 2\), got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"score_fn must return the shape of x, \(4, 2\), got \(4,\)"
+    ):
         loss(key, lambda x, s: x[:, 0], x, jnp.ones(4))
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(4,\), got \(3,\)"):
         loss(jax.random.split(key, 3), lambda x, s: x, x, jnp.ones(4))

@@ -59,7 +59,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         table = self.param("embedding", _scale_scale_shift_init, (self.num_levels, 3 * channels))
-        gamma, alpha, beta = jnp.split(table[level][:, None, None, :], 3, axis=-1)
+        gamma, alpha, beta = jnp.split(jnp.asarray(table)[level][:, None, None, :], 3, axis=-1)
         centred, mean, variance = _spatial_moments(x)
         shift = gamma * alpha * _standardized_means(mean) + beta
         return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift

@@ -147,7 +147,10 @@ def test_refuses_odd_sides():
     ("change", "message"),
     [
         (lambda s: s.pop("res2.0.conv2.conv.bias"), r"res2.0.conv2.conv.bias is missing; a \[16\]"),
-        (lambda s: s.update(extra=np.zeros(3)), r"extra with shape \[3\] belongs to no parameter of NCSN"),
+        (
+            lambda s: s.update(extra=np.zeros(3)),
+            r"extra with shape \[3\] belongs to no parameter of NCSN",
+        ),
         (
             lambda s: s.update({"end_conv.weight": np.zeros((2, 8, 3, 3))}),
             r"end_conv.weight has shape \[3, 3, 8, 2\], expected \[3, 3, 8, 1\]",

@@ -34,9 +34,7 @@ def test_annealed_langevin_finds_the_weights_of_the_modes(num_levels, low, high)
 
 def test_plain_langevin_does_not():
     sampler = jax.jit(
-        lambda k, x: langevin(
-            k, lambda x: MIXTURE.score(x, 0.0), x, step_size=0.1, num_steps=1000
-        )
+        lambda k, x: langevin(k, lambda x: MIXTURE.score(x, 0.0), x, step_size=0.1, num_steps=1000)
     )
     x = sampler(jax.random.key(0), uniform_start(jax.random.key(1)))
     assert 0.45 < share_of_small_mode(x) < 0.55
@@ -225,7 +223,11 @@ def test_refuses_wrong_arguments(change, message):
 
 
 def test_refuses_a_score_of_another_shape_and_an_unknown_start():
-    with pytest.raises(ValueError, match=r"score_fn must return the shape of x, \(2, 2\), got \(2,\)"):
-        langevin(jax.random.key(0), lambda x: x[:, 0], jnp.zeros((2, 2)), step_size=1.0, num_steps=1)
+    with pytest.raises(
+        ValueError, match=r"score_fn must return the shape of x, \(2, 2\), got \(2,\)"
+    ):
+        langevin(
+            jax.random.key(0), lambda x: x[:, 0], jnp.zeros((2, 2)), step_size=1.0, num_steps=1
+        )
     with pytest.raises(ValueError, match="init must be 'uniform' or 'normal', got 'gauss'"):
         initial_samples(jax.random.key(0), (1, 2), "gauss")

@@ -1,0 +1,277 @@
+"""The application from the outside: `main.py` in processes of its own, on a network of a few channels."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from ncsn_jax import checkpoints
+from ncsn_jax import config as configuration
+from ncsn_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = [
+    "--config=configs/digits.py",
+    "--config.model.features=2",
+    "--config.model.num_levels=2",
+    "--config.training.batch_size=8",
+    "--config.training.num_steps=60",
+    "--config.training.checkpoint_every=10",
+    "--config.training.log_every=20",
+    "--config.training.sample_every=0",
+    "--config.sampling.steps_per_level=2",
+    "--config.sampling.num_samples=12",
+    "--config.sampling.batch_size=8",
+]
+
+
+def environment(devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+
+
+def command(workdir, *extra):
+    return [sys.executable, "main.py", f"--workdir={workdir}", *SMALL, *extra]
+
+
+def run(workdir, *extra, devices=1):
+    return subprocess.run(
+        command(workdir, *extra),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def final_state(workdir):
+    """Returns step and arrays of the newest checkpoint."""
+    init = configuration.make_init(load_config())
+    with checkpoints.Checkpoints(str(workdir)) as store:
+        return store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
+
+
+def load_config(**changes):
+    import configs.digits
+
+    config = configs.digits.get_config()
+    config.update_from_flattened_dict(
+        {"model.features": 2, "model.num_levels": 2, "training.batch_size": 8} | changes
+    )
+    return config
+
+
+@pytest.fixture(scope="module", params=[1, 8])
+def finished(request, tmp_path_factory):
+    """A run that nothing interrupted, on one device and on eight: (devices, workdir, output)."""
+    workdir = tmp_path_factory.mktemp(f"finished{request.param}")
+    result = run(workdir, devices=request.param)
+    assert result.returncode == 0, result.stderr
+    return request.param, workdir, result.stdout
+
+
+def test_a_run_writes_what_it_should(finished):
+    devices, workdir, output = finished
+    assert f"devices: {devices} x cpu on 1 host(s)" in output
+    assert "multiply-adds per image" in output and "memory per device" in output
+    assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
+    assert (workdir / "log.txt").read_text().count("step 20/60") == 1
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40, 60]
+    assert set(lines[0]) >= {"loss", "grad_norm", "steps_per_second", "loss_by_level/0000_sigma_1"}
+    samples = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    assert samples.shape == (12, 8, 8, 1) and samples.dtype == np.uint8
+    assert (workdir / "samples" / "step_60" / "grid.png").exists()
+    assert json.loads((workdir / "config.json").read_text())["training.batch_size"] == 8
+    assert final_state(workdir)[0] == 60
+
+
+def test_tensorboard_reads_the_events(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[1]))
+    events.Reload()
+    lines = [json.loads(line) for line in (finished[1] / "metrics.jsonl").read_text().splitlines()]
+    found = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("loss")]
+    assert [(line["step"], line["loss"]) for line in lines] == found
+
+
+def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
+    devices, reference, _ = finished
+    for wanted in ("step 20/60", "step 40/60"):
+        process = subprocess.Popen(
+            command(tmp_path),
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            for line in process.stdout:
+                if line.startswith(wanted):
+                    break
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    result = run(tmp_path, devices=devices)
+    assert result.returncode == 0, result.stderr
+    assert "continuing on" in result.stdout
+    expected, found = final_state(reference), final_state(tmp_path)
+    assert expected[0] == found[0] == 60
+    jax.tree.map(np.testing.assert_array_equal, expected[1], found[1])
+
+
+def test_samples_do_not_depend_on_batches_or_devices(finished):
+    """The same indices in other batches on other devices: float32 rounding, so one grey level."""
+    _, workdir, _ = finished
+    base = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    result = run(
+        workdir,
+        "--mode=sample",
+        "--config.sampling.batch_size=16",
+        "--config.sampling.num_samples=20",
+        "--config.sampling.name=other",
+        devices=2,
+    )
+    assert result.returncode == 0, result.stderr
+    other = np.load(workdir / "samples" / "step_60_other" / "samples.npz")["samples"]
+    assert other.shape == (20, 8, 8, 1)
+    assert np.abs(other[:12].astype(int) - base).max() <= 1
+
+
+def test_more_steps_are_allowed_and_another_configuration_is_not(finished):
+    devices, workdir, _ = finished
+    if devices != 1:
+        return
+    result = run(workdir, "--config.training.num_steps=70", "--config.sampling.num_samples=1")
+    assert result.returncode == 0 and final_state(workdir)[0] == 70
+    result = run(workdir, "--config.model.features=4", "--config.optim.learning_rate=0.5")
+    assert result.returncode == 1
+    assert "model.features is 2 there and 4 here" in result.stderr
+    assert "optim.learning_rate is 0.001 there and 0.5 here" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    result = run(tmp_path, "--config.optim.learning_rate=1e30")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"the loss is \S+ and the gradient's norm \S+ at step \d+; stopped", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.training.bacth_size=8"], "batch_size"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
+        (["--config.data.image_size=16"], "is 8x8, not 16x16"),
+        (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+    result = run(tmp_path, *arguments)
+    assert result.returncode in (1, 2)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training.batch_size": 12},
+            "config.training.batch_size=12 must be a multiple of the 8 devices",
+        ),
+        (
+            {"model.sigma_begin": 0.01},
+            "sigma_begin > sigma_end > 0 must hold, got sigma_begin=0.01",
+        ),
+        ({"model.num_levels": 0}, "config.model.num_levels=0 must be at least 1"),
+        ({"model.ema_decay": 1.0}, r"config.model.ema_decay=1.0 must be in \[0, 1\)"),
+        ({"model.name": "resnet"}, "config.model.name='resnet' must be 'ncsn'"),
+        ({"training.loss": "mse"}, "config.training.loss='mse' must be 'dsm'"),
+        ({"optim.learning_rate": float("nan")}, "config.optim.learning_rate=nan must be a finite"),
+        ({"training.steps_per_call": 7}, "must be a multiple of config.training.steps_per_call=7"),
+        ({"sampling.name": "../x"}, "config.sampling.name='../x' must be made of letters"),
+        ({"sampling.clip": (1.0, 0.0)}, r"config.sampling.clip=\[1.0, 0.0\] must be"),
+        ({"data.image_size": 9}, "config.data.image_size=9 must be an even number"),
+        ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        configuration.check(load_config(**changes))
+
+
+def config_files():
+    return sorted(p for p in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", config_files(), ids=lambda p: p.stem)
+def test_every_configuration_sets_every_field_and_passes(path):
+    import importlib
+
+    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    assert isinstance(config, ml_collections.ConfigDict)
+    reference = importlib.import_module("configs.default").get_config()
+    assert configuration.flatten(config).keys() == configuration.flatten(reference).keys()
+    config.sampling.batch_size = 128  # divisible by the eight simulated devices
+    configuration.check(config)
+
+
+def test_help_is_quick_to_import_and_names_the_flags():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for flag in ("--config", "--workdir", "--mode"):
+        assert flag in result.stdout
+    for heavy in ("jax", "flax", "tensorflow_datasets", "orbax"):
+        assert not re.search(rf"\| +{heavy}$", result.stderr, re.MULTILINE)
+
+
+def test_the_maths_needs_only_jax_and_training_never_imports_tensorflow():
+    """With every other package hidden, and with a TensorFlow that fails when imported."""
+    script = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden}:
+            raise ImportError(f"{{name}} is hidden")
+
+sys.meta_path.insert(0, Hidden())
+import {modules}
+"""
+    cases = [
+        (
+            ("flax", "optax", "orbax", "ml_collections", "clu", "PIL", "absl", "tensorflow"),
+            "ncsn_jax.sampling, ncsn_jax.sigmas, ncsn_jax.losses, ncsn_jax.scores",
+        ),
+        (("optax", "orbax", "ml_collections", "clu", "PIL", "tensorflow"), "ncsn_jax.models"),
+        (
+            ("tensorflow",),
+            "run_lib, ncsn_jax.data.digits, tensorboard.summary.writer.record_writer",
+        ),
+    ]
+    for hidden, modules in cases:
+        code = script.format(hidden=set(hidden), modules=modules)
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr

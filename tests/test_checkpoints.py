@@ -1,0 +1,91 @@
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from ncsn_jax import checkpoints, training
+from ncsn_jax.errors import UserError
+
+
+def make_state(value):
+    optimizer = training.make_optimizer(1e-3, grad_clip=1.0)
+    params = {"params": {"kernel": np.full((40, 50), value, np.float32)}}
+    opt_state = jax.tree.map(np.asarray, optimizer.init(params))
+    return training.TrainState(np.asarray(value, np.int32), params, {}, opt_state)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    with checkpoints.Checkpoints(str(tmp_path)) as store:
+        for step in (1, 2, 3):
+            store.save(step, make_state(step))
+    return tmp_path
+
+
+def restore(workdir, like=None):
+    with checkpoints.Checkpoints(str(workdir)) as store:
+        return store.restore_latest(make_state(0) if like is None else like)
+
+
+def test_round_trip_keeps_the_last_ones(workdir):
+    step, state = restore(workdir)
+    assert step == 3
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
+    with checkpoints.Checkpoints(str(workdir)) as store:
+        assert store.steps() == [3, 2]
+
+
+def test_nothing_there_is_none(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def largest_file(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: flip_a_bit(largest_file(d / "state")),
+        lambda d: largest_file(d / "state").write_bytes(b""),
+        lambda d: largest_file(d / "meta").write_text("{"),
+        lambda d: largest_file(d / "meta").unlink(),
+    ],
+)
+def test_falls_back_to_the_one_before(workdir, damage, caplog):
+    damage(workdir / "checkpoints" / "3")
+    with caplog.at_level(logging.WARNING, "ncsn_jax.checkpoints"):
+        step, state = restore(workdir)
+    assert step == 2
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "ncsn_jax.checkpoints"]
+    assert message.startswith("checkpoint 3 is damaged")
+    assert (workdir / "damaged" / "3").is_dir()
+    with checkpoints.Checkpoints(str(workdir)) as store:
+        store.save(3, make_state(3))
+    assert restore(workdir)[0] == 3
+
+
+def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
+    for step in (2, 3):
+        flip_a_bit(largest_file(workdir / "checkpoints" / str(step) / "state"))
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be read: \[3, 2\] are all damaged"
+    ):
+        restore(workdir)
+    assert {p.name for p in (workdir / "damaged").iterdir()} == {"2", "3"}
+
+
+def test_another_network_is_refused_and_named(workdir):
+    like = make_state(0)
+    like.params["params"]["kernel"] = np.zeros((40, 51), np.float32)
+    with pytest.raises(UserError, match=r"kernel.*\[40, 50\].*expected \[\[40, 51\]"):
+        restore(workdir, like)
+    assert restore(workdir)[0] == 3

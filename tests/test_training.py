@@ -1,0 +1,161 @@
+"""The training step on one device, on eight, and several at a time.
+
+The network is a single convolution over the level's embedding: what is tested here is the step.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ncsn_jax import losses, parallel, sigmas, training
+
+LADDER = sigmas.geometric(1.0, 0.1, 4)
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x, level):
+        h = nn.Conv(6, (3, 3))(2 * x - 1) + nn.Embed(4, 6)(level)[:, None, None, :]
+        return nn.Conv(x.shape[-1], (3, 3))(nn.elu(h))
+
+
+OPTIMIZER = training.make_optimizer(1e-2, grad_clip=1.0, warmup_steps=3)
+OPTIONS = dict(
+    model=Tiny(),
+    sigmas=LADDER,
+    optimizer=OPTIMIZER,
+    loss=losses.denoising_score_matching,
+    ema_decay=0.9,
+    random_flip=True,
+    dequantize=True,
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return training.init_state(jax.random.key(0), Tiny(), OPTIMIZER, (8, 8, 1), ema=True)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return np.random.default_rng(0).integers(0, 256, (5, 16, 8, 8, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def one_device(state, batches):
+    """The states and metrics of five single steps on one device."""
+    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
+    states, metrics = [state], []
+    for images in batches:
+        following, measured = step(states[-1], images, 7)
+        states.append(following)
+        metrics.append(measured)
+    return states, metrics
+
+
+def assert_same(a, b):
+    """Equal to float32 rounding: Adam's first steps have size 1e-2, whatever the gradient's."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
+
+
+def test_eight_devices_equal_one(state, batches, one_device):
+    states, metrics = one_device
+    traces = []
+
+    def loss(*arguments):
+        traces.append(None)
+        return losses.denoising_score_matching(*arguments)
+
+    options = OPTIONS | {"loss": loss}
+    p_steps = parallel.map_train_steps(functools.partial(training.train_steps, **options))
+    assert jax.local_device_count() == 8
+    replicated = parallel.replicate(jax.tree.map(np.asarray, state))
+    for k in range(2):
+        replicated, measured = p_steps(
+            replicated, parallel.spread(batches[k : k + 1]), np.uint32(7)
+        )
+        assert_same(parallel.to_host(replicated), states[k + 1])
+        assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
+    for replica in jax.tree.leaves(replicated):
+        np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
+    assert len(traces) == 1
+
+
+def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
+    states, metrics = one_device
+    run = jax.jit(functools.partial(training.train_steps, **OPTIONS))
+    final, measured = run(state, batches, 7)
+    assert int(final.step) == 5
+    assert_same(final, states[-1])
+    assert_same(measured, jax.tree.map(lambda *a: np.stack(a), *metrics))
+
+
+def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):
+    states, metrics = one_device
+    averaged = states[0].params
+    for later in states[1:]:
+        averaged = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, averaged, later.params)
+    assert_same(states[-1].ema_params, averaged)
+    # With a linear warm-up from zero the first step leaves the parameters as they are.
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    counts = np.asarray(metrics[0].level_count)
+    assert counts.sum() == 16
+    total = np.asarray(metrics[0].level_loss).sum()
+    assert total / 16 == pytest.approx(float(metrics[0].loss), rel=1e-5)
+
+
+def test_noise_depends_on_seed_and_step(state, batches):
+    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
+    losses_of = lambda s, seed: float(step(s, batches[0], seed)[1].loss)  # noqa: E731
+    assert losses_of(state, 7) == losses_of(state, 7)
+    assert losses_of(state, 7) != losses_of(state, 8)
+    assert losses_of(state, 7) != losses_of(state._replace(step=jnp.int32(1)), 7)
+
+
+def test_without_an_average_none_is_kept(batches):
+    state = training.init_state(jax.random.key(0), Tiny(), OPTIMIZER, (8, 8, 1), ema=False)
+    after, _ = training.train_step(state, batches[0], 0, **OPTIONS | {"ema_decay": 0.0})
+    assert state.ema_params == after.ema_params == {}
+
+
+def test_optimizer_is_adam_as_pytorch_has_it():
+    """Two steps by hand: clipped gradient, coupled decay, eps outside the root, warm-up from zero."""
+    optimizer = training.make_optimizer(
+        0.1, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.5, grad_clip=2.0
+    )
+    p, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    params = jnp.asarray(p)
+    opt_state = optimizer.init(params)
+    for t, g in enumerate((np.array([3.0, 4.0]), np.array([0.3, 0.1])), start=1):
+        updates, opt_state = optimizer.update(jnp.asarray(g), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        g = g * min(1.0, 2.0 / np.linalg.norm(g)) + 0.5 * p
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        p = p - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+        np.testing.assert_allclose(params, p, rtol=1e-5)
+
+
+def test_images_are_dequantized_and_flipped():
+    n = 400
+    keys = jax.random.split(jax.random.key(0), n)
+    images = np.broadcast_to(
+        np.array([0, 51, 102, 255], np.uint8)[None, None, :, None], (n, 1, 4, 1)
+    )
+    plain = training.prepare_images(keys, images, random_flip=False, dequantize=False)
+    plain = np.asarray(plain)
+    np.testing.assert_allclose(plain, images / np.float32(255), rtol=1e-6)
+    spread = np.asarray(training.prepare_images(keys, images, random_flip=False, dequantize=True))
+    offset = spread * 256 - images
+    assert offset.min() >= 0 and offset.max() <= 1
+    # A uniform variable's mean over m draws has standard error sqrt(1 / (12 m)).
+    assert abs(offset.mean() - 0.5) < 4 * np.sqrt(1 / 12 / offset.size)
+    flipped = np.asarray(training.prepare_images(keys, images, random_flip=True, dequantize=False))
+    mirrored = flipped[:, 0, 0, 0] == 1
+    np.testing.assert_allclose(flipped[mirrored], plain[mirrored][:, :, ::-1])
+    np.testing.assert_allclose(flipped[~mirrored], plain[~mirrored])
+    assert abs(mirrored.mean() - 0.5) < 4 * np.sqrt(0.25 / n)
