@@ -28,6 +28,9 @@ _log = logging.getLogger("ncsn_jax")
 # What the random numbers of a run are for, folded into the key of the seed.
 _FOR_PARAMETERS, _FOR_SAMPLES = 0, 2
 
+# After how many calls of the compiled step the length of the run is estimated.
+_CALLS_TO_ESTIMATE = 5
+
 
 def train(config, workdir: str) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples."""
@@ -86,7 +89,7 @@ def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
     window = _Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
-    compiled, in_flight = None, None
+    compiled, in_flight, calls = None, None, 0
 
     while step < last:
         started = time.perf_counter()
@@ -97,12 +100,16 @@ def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
             _describe_memory(compiled, time.perf_counter() - started)
             window.restart(step)
         state, metrics = compiled(state, batch, seed)
-        step += per_call
+        step, calls = step + per_call, calls + 1
 
         # One call stays in flight, so that the next batch is made while this one is computed.
         if in_flight is not None:
             window.add(*in_flight, store)
         in_flight = (step, metrics)
+        if calls == _CALLS_TO_ESTIMATE:
+            window.add(*in_flight, store)
+            in_flight = None
+            _log.info("estimate: %s for %d steps", window.time_for(last - step), last - step)
         due = {
             name: step == last or (every and step % every == 0)
             for name, every in (
@@ -111,7 +118,7 @@ def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
                 ("sample", options.sample_every),
             )
         }
-        if any(due.values()):
+        if any(due.values()) and in_flight is not None:
             window.add(*in_flight, store)
             in_flight = None
         if due["log"]:
@@ -183,12 +190,16 @@ class _Window:
                 scalars[name] = self.level_loss[group].sum() / count / zero_score_loss
         return scalars
 
+    def time_for(self, steps: int) -> str:
+        """Returns how long so many steps take at the window's speed, as text."""
+        elapsed = time.perf_counter() - self.started
+        return report.human_time(steps * elapsed / (self.step - self.first_step))
+
     def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
-        left = report.human_time((last - step) / scalars["steps_per_second"])
         return (
             f"step {step}/{last}  loss {scalars['loss']:.4g}  grad {scalars['grad_norm']:.3g}  "
             f"{scalars['steps_per_second']:.3g} steps/s  "
-            f"input {100 * scalars['input_share']:.2g} %  {left} left"
+            f"input {100 * scalars['input_share']:.2g} %  {self.time_for(last - step)} left"
         )
 
 

@@ -17,6 +17,9 @@ import optax
 from ncsn_jax import losses, models
 from ncsn_jax._random import expand, uniform_like
 
+# The run's seed is also used for other purposes; this one is folded into its key.
+_FOR_STEPS = 1
+
 LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
 LOSSES: dict[str, LossFn] = {"dsm": losses.denoising_score_matching}
 
@@ -159,7 +162,7 @@ def train_step(
     """
     batch = images.shape[0]
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(batch))
     image_keys, level_keys, noise_keys = jnp.moveaxis(
         jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
