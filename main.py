@@ -31,17 +31,21 @@ def _fail(message: str, code: int) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in a configuration's name or field is one line, not a traceback."""
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         if len(rest) > 1:
             _fail(f"unexpected argument {rest[1]!r}", 2)
         for flag in (_CONFIG, _WORKDIR):
             if flag.value is None:
                 _fail(f"--{flag.name} is required; see python main.py --help", 2)
         return rest
-    except (AttributeError, KeyError, TypeError) as error:
-        _fail(f"--config: {str(error.args[0]).replace(chr(92) + 'n', ' ')}", 2)
-    except (OSError, SyntaxError, ImportError) as error:
-        _fail(f"--config: {error}", 2)
+    except flags.Error as error:
+        _fail(str(error), 2)
+    except (AttributeError, KeyError) as error:
+        text = str(error.args[0]).replace("\\n", " ")
+        _fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
+    # A configuration is the user's code, which may raise anything.
+    except Exception as error:
+        _fail(f"--config: {type(error).__name__}: {error}", 2)
 
 
 def main(_) -> None:

@@ -4,6 +4,7 @@ Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` a
 everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -11,6 +12,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -35,37 +37,35 @@ _CALLS_TO_ESTIMATE = 5
 def train(config, workdir: str) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples."""
     configuration.check(config)
-    resuming = configuration.compare_workdir(config, workdir)
+    configuration.compare_workdir(config, workdir)
     configuration.make_workdir(workdir)
-    _start(workdir)
-    dataset = configuration.load_images(config)
-    batches = data.Batches(
-        dataset,
-        config.seed,
-        config.training.batch_size,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    configuration.write_config(config, workdir)
+    with configuration.lock_workdir(workdir):
+        _start(workdir)
+        dataset = configuration.load_images(config)
+        configuration.claim_images(dataset, workdir)
+        configuration.write_config(config, workdir)
+        with (
+            checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store,
+            Writer(workdir) as writer,
+        ):
+            step, state = _restore_or_init(config, store)
+            _log.info("%d images of shape %s, from step %d", len(dataset), dataset.shape[1:], step)
+            _describe(config, state)
+            state = parallel.replicate(state)
+            sampler = _make_sampler(config)
+            if step < config.training.num_steps:
+                batches = data.Batches(dataset, config.seed, config.training.batch_size)
+                state = _train_loop(config, workdir, step, state, batches, store, writer, sampler)
+                step = config.training.num_steps
+        _write_samples(config, workdir, step, state.ema_params or state.params, sampler)
 
+
+def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
+    """Returns the newest checkpoint, or the state before the first step."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
-    with (
-        checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store,
-        Writer(workdir) as writer,
-    ):
-        key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
-        found = store.restore_latest(jax.eval_shape(init, key))
-        step, state = found or (0, jax.jit(init)(key))
-        verb = "continuing on" if resuming else "training on"
-        _log.info("%s %d images of shape %s", verb, len(dataset), dataset.shape[1:])
-        _describe(config, state)
-        state = parallel.replicate(state)
-        if step < config.training.num_steps:
-            p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
-            state = _train_loop(config, workdir, step, state, p_steps, batches, store, writer)
-            step = config.training.num_steps
-        params = state.ema_params or state.params
-        _write_samples(config, workdir, step, params)
+    found = store.restore_latest(jax.eval_shape(init, key))
+    return (0, jax.jit(init)(key)) if found is None else found
 
 
 def sample(config, workdir: str) -> None:
@@ -74,21 +74,23 @@ def sample(config, workdir: str) -> None:
     if not configuration.compare_workdir(config, workdir):
         raise UserError(f"--workdir={workdir!r} holds no run: train first")
     _start(workdir)
-    init = configuration.make_init(config)
-    with checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store:
-        found = store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
+    like = jax.eval_shape(configuration.make_init(config), jax.random.key(0))
+    with checkpoints.Checkpoints(workdir, read_only=True) as store:
+        found = store.restore_latest(like)
     if found is None:
         raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
     step, state = found
-    _write_samples(config, workdir, step, parallel.replicate(state.ema_params or state.params))
+    params = parallel.replicate(state.ema_params or state.params)
+    _write_samples(config, workdir, step, params, _make_sampler(config))
 
 
-def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
+def _train_loop(config, workdir, step, state, batches, store, writer, sampler):
     """Runs from `step` to the last one and returns the final replicated state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
     window = _Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
+    p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
     compiled, in_flight, calls = None, None, 0
 
     while step < last:
@@ -130,8 +132,9 @@ def _train_loop(config, workdir, step, state, p_steps, batches, store, writer):
         if due["save"]:
             store.save(step, parallel.to_host(state))
         if due["sample"] and step < last:
-            _write_preview(config, workdir, step, state.ema_params or state.params, writer)
-            window.restart(step)
+            with window.paused():
+                params = state.ema_params or state.params
+                _write_preview(config, workdir, step, params, writer, sampler)
     return state
 
 
@@ -153,6 +156,13 @@ class _Window:
         self.losses, self.grad_norms = [], []
         self.level_loss = np.zeros(len(self.sigmas))
         self.level_count = np.zeros(len(self.sigmas))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the clock from running."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
         """Waits for a call's metrics, ending at `step`, and takes them in; stops if not finite."""
@@ -229,11 +239,14 @@ def _make_sampler(config):
 
 
 def _sample_batch(config, sampler, params, indices: list[int], size: int) -> np.ndarray:
-    """Makes the samples of the given indices, at most `size`, in a batch of `size`: uint8."""
-    padded = np.resize(np.asarray(indices, np.uint32), size)
+    """Makes the samples of the given indices, at most `size`, in a batch of `size`, rounded up to
+    the devices: uint8 `[n, H, W, C]`.
+    """
     devices = jax.local_device_count()
-    x = sampler(params, np.uint32(config.seed), padded.reshape(devices, size // devices))
-    x = np.asarray(x).reshape(size, *x.shape[2:])[: len(indices)]
+    per_device = -(-size // devices)
+    padded = np.resize(np.asarray(indices, np.uint32), (devices, per_device))
+    x = sampler(params, np.uint32(config.seed), padded)
+    x = np.asarray(x).reshape(-1, *x.shape[2:])[: len(indices)]
     if not np.isfinite(x).all():
         raise UserError(
             f"the samples are not finite: config.sampling.epsilon={config.sampling.epsilon} is too large"
@@ -241,7 +254,7 @@ def _sample_batch(config, sampler, params, indices: list[int], size: int) -> np.
     return images.to_uint8(x)
 
 
-def _write_samples(config, workdir, step, params) -> None:
+def _write_samples(config, workdir, step, params, sampler) -> None:
     """Writes the samples that are missing to `samples/step_<step>/`."""
     name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
     directory = os.path.join(workdir, "samples", name)
@@ -261,7 +274,7 @@ def _write_samples(config, workdir, step, params) -> None:
         size,
         evaluations,
     )
-    sampler, started = _make_sampler(config), time.perf_counter()
+    started = time.perf_counter()
     for first in range(0, len(missing), size):
         indices = missing[first : first + size]
         store.add(indices, _sample_batch(config, sampler, params, indices, size))
@@ -272,13 +285,15 @@ def _write_samples(config, workdir, step, params) -> None:
     _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
 
 
-def _write_preview(config, workdir, step, params, writer) -> None:
+def _write_preview(config, workdir, step, params, writer, sampler) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
-    devices = jax.device_count()
-    size = -(-config.sampling.preview_samples // devices) * devices
-    grid = images.grid(
-        _sample_batch(config, _make_sampler(config), params, list(range(size)), size)
-    )
+    size = config.sampling.preview_samples
+    try:
+        samples = _sample_batch(config, sampler, params, list(range(size)), size)
+    except UserError as error:  # Sampling settings must not end a training run.
+        _log.warning("no preview of step %d: %s", step, error)
+        return
+    grid = images.grid(samples)
     png = images.encode_png(grid, min_side=200)
     directory = os.path.join(workdir, "samples", f"step_{step}")
     os.makedirs(directory, exist_ok=True)
@@ -302,6 +317,9 @@ def _describe(config, state) -> None:
 def _describe_memory(compiled, seconds: float) -> None:
     """Logs how long the step took to compile and how much memory it needs on each device."""
     memory = compiled.memory_analysis()
+    if memory is None:  # Some backends do not tell.
+        _log.info("compiled in %s", report.human_time(seconds))
+        return
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     _log.info(
         "compiled in %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
@@ -315,10 +333,15 @@ def _start(workdir: str) -> None:
     """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on."""
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    _log.handlers = [
-        logging.StreamHandler(sys.stdout),
-        logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8"),
-    ]
+    try:
+        file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+    _log.handlers = [logging.StreamHandler(sys.stdout), file]
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} hosts are there; runs on several hosts do not work yet"
+        )
     checkpoints.quiet_orbax()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]

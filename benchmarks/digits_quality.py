@@ -1,6 +1,6 @@
 """Judges samples of digits: are they recognised, are all ten there, are they copies?
 
-    python benchmarks/digits_quality.py runs/digits/samples/step_<step>/samples.npz
+    python -m benchmarks.digits_quality runs/digits/samples/step_<step>/samples.npz
 
 A support vector classifier with calibrated probabilities is trained on the even-numbered real digits.
 "Recognised" means a probability above 0.9; the share among the odd-numbered real digits is the scale.
@@ -56,5 +56,5 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/digits_quality.py SAMPLES.npz")
+        sys.exit("usage: python -m benchmarks.digits_quality SAMPLES.npz")
     main(sys.argv[1])

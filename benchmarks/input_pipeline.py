@@ -1,6 +1,6 @@
 """Measures the input pipeline against the training step it feeds, side by side in one process.
 
-    python benchmarks/input_pipeline.py --config=configs/digits.py [overrides]
+    python -m benchmarks.input_pipeline --config=configs/digits.py [overrides]
 
 Prints the time to make a batch on the host, the time of a training step, and their ratio. The
 application makes the next batch while a step runs, so that a ratio below 1 costs nothing.

@@ -3,7 +3,7 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
 
 The published network with 16 features. The ladder ends at 0.04, below the spacing of the data's 17
-grey levels (1/16), and epsilon keeps the published runs' ratio epsilon / sigma_L^2 = 0.4.
+grey levels (1/16), and epsilon is 0.2 sigma_L^2 (the published runs: 0.4 sigma_L^2).
 """
 
 from configs import default
@@ -27,7 +27,7 @@ def get_config():
     config.training.log_every = 50
     config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 100
-    config.sampling.epsilon = 6.4e-4
+    config.sampling.epsilon = 3.2e-4
     config.sampling.steps_per_level = 150
     config.sampling.denoise = True
     return config

@@ -3,11 +3,9 @@
 A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item
 with a format version and the CRC-32 of every leaf: orbax itself keeps no checksum of array data, so a
 flipped bit would otherwise come back as a wrong weight. Saving is asynchronous. A checkpoint that
-cannot be read, or whose checksums differ, is reported and moved to `<workdir>/damaged/`, and the next
-older one is used.
+cannot be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 """
 
-import contextlib
 import logging
 import os
 import zlib
@@ -55,15 +53,18 @@ class Checkpoints:
     Args:
       workdir: the work directory.
       keep: how many of the newest checkpoints to keep.
+      read_only: whether to leave everything as it is, since another process may be writing.
     """
 
-    def __init__(self, workdir: str, keep: int = 2):
+    def __init__(self, workdir: str, keep: int = 2, *, read_only: bool = False):
         self._workdir = os.path.abspath(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-        )
+        self._read_only = read_only
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -121,40 +122,45 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
 
-        Damaged ones that are newer are moved to `<workdir>/damaged/` with a warning that names them.
+        Damaged ones that are newer are named in a warning and, once an older one has been found sound,
+        moved to `<workdir>/damaged/`, so that training can save these steps again.
 
         Raises:
-          UserError: if there are checkpoints and none of them is sound.
+          UserError: if there are checkpoints and none of them is sound; nothing is moved then.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), []
         for step in steps:
             try:
-                return step, self.restore(step, like)
+                state = self.restore(step, like)
             except UserError:
                 raise
             # Truncated data, damaged metadata and missing files raise all kinds of exceptions.
             except Exception as error:
-                self._set_aside(step, error)
+                _log.warning(
+                    "checkpoint %d is damaged (%s), trying the one before",
+                    step,
+                    type(error).__name__,
+                )
+                damaged.append(step)
+                continue
+            if not self._read_only:
+                for bad in damaged:
+                    self._set_aside(bad)
+            return step, state
         if steps:
             raise UserError(
-                f"no checkpoint in {self._directory} can be read: {steps} are all damaged"
+                f"no checkpoint in {self._directory} can be read: {steps} are all damaged; "
+                "move the directory away to start again"
             )
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        damaged = os.path.join(self._workdir, "damaged")
-        os.makedirs(damaged, exist_ok=True)
-        target = os.path.join(damaged, str(step))
-        number = 1
+    def _set_aside(self, step: int) -> None:
+        folder = os.path.join(self._workdir, "damaged")
+        os.makedirs(folder, exist_ok=True)
+        target, number = os.path.join(folder, str(step)), 1
         while os.path.exists(target):
             number += 1
-            target = os.path.join(damaged, f"{step}_{number}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(os.path.join(self._directory, str(step)), target)
+            target = os.path.join(folder, f"{step}_{number}")
+        os.rename(os.path.join(self._directory, str(step)), target)
         self._manager.reload()
-        _log.warning(
-            "checkpoint %d is damaged (%s); moved to %s, trying the one before",
-            step,
-            type(error).__name__,
-            target,
-        )
+        _log.warning("checkpoint %d was moved to %s", step, target)

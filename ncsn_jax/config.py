@@ -4,10 +4,13 @@ Only this module and the application read a ConfigDict. `check` refuses every va
 work before anything is loaded or compiled; the `make_*` functions build what the values describe.
 """
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -20,7 +23,7 @@ from ncsn_jax.errors import UserError
 MODELS = {"ncsn": models.NCSN}
 
 # What may differ between two invocations on one work directory: it does not change the parameters
-# that a given step arrives at.
+# that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
 _CHANGEABLE = (
     "data.data_dir",
     "training.num_steps",
@@ -34,7 +37,6 @@ _CHANGEABLE = (
 _COUNTS = (
     "data.image_size",
     "model.features",
-    "model.num_levels",
     "training.batch_size",
     "training.num_steps",
     "training.steps_per_call",
@@ -96,6 +98,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
     size = flat["data.image_size"]
     require("data.image_size", size >= 8 and size % 2 == 0, "an even number of pixels, 8 or more")
+    require("model.num_levels", flat["model.num_levels"] >= 2, "at least 2")
     require("model.features", flat["model.features"] >= 2, "at least 2")
     clip = flat["sampling.clip"]
     require(
@@ -108,9 +111,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         field = f"training.{name}"
         allowed = f"a multiple of config.training.steps_per_call={per_call}"
         require(field, flat[field] % per_call == 0, allowed)
-    for field in ("training.batch_size", "sampling.batch_size"):
-        count = jax.device_count()
-        require(field, flat[field] % count == 0, f"a multiple of the {count} devices")
+    count = jax.device_count()
+    field = "training.batch_size"
+    require(field, flat[field] % count == 0, f"a multiple of the {count} devices")
     make_sigmas(config)
 
 
@@ -185,14 +188,11 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Raises:
       UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
     """
-    path = os.path.join(workdir, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (FileNotFoundError, NotADirectoryError):
+    found = _read_json(os.path.join(workdir, "config.json"))
+    if found is None:
+        if os.path.isdir(os.path.join(workdir, "checkpoints")):
+            raise UserError(f"--workdir={workdir!r} holds checkpoints but no config.json")
         return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
     flat = flatten(config)
     differing = [
         f"{field} is {found.get(field, 'absent')!r} there and {flat.get(field, 'absent')!r} here"
@@ -204,6 +204,54 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
             f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)}"
         )
     return True
+
+
+def _read_json(path: str) -> dict | None:
+    """Returns the object in a JSON file, or None if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read: it holds no object of fields")
+    return found
+
+
+def claim_images(dataset: np.ndarray, workdir: str) -> None:
+    """Writes down which images a run is trained on, or refuses others than those it began with.
+
+    Raises:
+      UserError: if their number, shape or content differs.
+    """
+    path = os.path.join(workdir, "images.json")
+    sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
+    here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
+    there = _read_json(path)
+    if there is None:
+        images.write_atomically(path, json.dumps(here).encode())
+    elif there != here:
+        raise UserError(
+            f"--workdir={workdir!r} holds a run on other images: {there} there and {here} here"
+        )
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: str) -> Iterator[None]:
+    """Keeps a second training process out of a work directory; the lock ends with its process."""
+    try:
+        descriptor = os.open(os.path.join(workdir, "lock"), os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir!r} cannot be written to: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another process is training in --workdir={workdir!r}") from None
+    finally:
+        os.close(descriptor)
 
 
 def make_workdir(workdir: str) -> None:

@@ -1,12 +1,13 @@
 """The samples of one checkpoint on disk: written in parts, put together at the end, never made twice.
 
-A directory holds `settings.json` (what determined the samples), `parts/` while there is more to come,
-and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`. Sample i is a
-function of the settings and i, so that an interrupted run continues with those that are missing, and
-asking for more later makes only the new ones.
+A directory holds `settings.json` (what determined the samples), `parts/` with what is not yet put
+together, and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`.
+Sample i is a function of the settings and i, so that an interrupted run continues with those that are
+missing, and asking for more later makes only the new ones.
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ class SampleStore:
         self._shape = image_shape
         path = os.path.join(directory, "settings.json")
         try:
-            os.makedirs(self._parts, exist_ok=True)
+            os.makedirs(directory, exist_ok=True)
             if os.path.exists(path):
                 with open(path, encoding="utf-8") as file:
                     found = json.load(file)
@@ -62,6 +63,7 @@ class SampleStore:
 
     def add(self, indices: list[int], samples: np.ndarray) -> None:
         """Keeps samples, uint8 `[n, H, W, C]`, under their indices."""
+        os.makedirs(self._parts, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, indices=np.asarray(indices), samples=samples)
         name = f"{indices[0]:08d}-{len(indices):08d}.npz"
@@ -69,14 +71,20 @@ class SampleStore:
         self._have.update(zip(indices, samples, strict=True))
 
     def finish(self) -> np.ndarray:
-        """Writes `samples.npz` and `grid.png`, removes the parts and returns all samples."""
-        samples = np.stack([self._have[i] for i in range(len(self._have))])
+        """Writes `samples.npz` and `grid.png` and returns their samples.
+
+        These are all there are from the first on without a gap, be it more than were asked for last.
+        Parts are removed unless some lie beyond a gap.
+        """
+        count = next(i for i in itertools.count() if i not in self._have)
+        samples = np.stack([self._have[i] for i in range(count)])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, samples=samples)
         images.write_atomically(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
         png = images.encode_png(images.grid(samples[:100]), min_side=400)
         images.write_atomically(os.path.join(self._directory, "grid.png"), png)
-        shutil.rmtree(self._parts, ignore_errors=True)
+        if count == len(self._have):
+            shutil.rmtree(self._parts, ignore_errors=True)
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -92,7 +100,8 @@ class SampleStore:
             if samples.shape[1:] != self._shape:
                 raise UserError(f"{complete} holds images of shape {samples.shape[1:]}")
             yield from enumerate(samples)
-        for name in sorted(os.listdir(self._parts)):
+        names = sorted(os.listdir(self._parts)) if os.path.isdir(self._parts) else []
+        for name in names:
             try:
                 part = np.load(os.path.join(self._parts, name))
                 pairs = list(zip(part["indices"].tolist(), part["samples"], strict=True))

@@ -1,9 +1,11 @@
 """The application from the outside: `main.py` in processes of its own, on a network of a few channels."""
 
+import functools
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from ncsn_jax import checkpoints
 from ncsn_jax import config as configuration
@@ -27,7 +30,8 @@ SMALL = [
     "--config.training.num_steps=60",
     "--config.training.checkpoint_every=10",
     "--config.training.log_every=20",
-    "--config.training.sample_every=0",
+    "--config.training.sample_every=40",
+    "--config.sampling.preview_samples=8",
     "--config.sampling.steps_per_level=2",
     "--config.sampling.num_samples=12",
     "--config.sampling.batch_size=8",
@@ -71,13 +75,24 @@ def load_config(**changes):
     return config
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Returns a function from a number of devices to (workdir, output) of an uninterrupted run."""
+
+    @functools.cache
+    def make(devices):
+        workdir = tmp_path_factory.mktemp(f"on{devices}")
+        result = run(workdir, devices=devices)
+        assert result.returncode == 0, result.stderr
+        return workdir, result.stdout
+
+    return make
+
+
 @pytest.fixture(scope="module", params=[1, 8])
-def finished(request, tmp_path_factory):
-    """A run that nothing interrupted, on one device and on eight: (devices, workdir, output)."""
-    workdir = tmp_path_factory.mktemp(f"finished{request.param}")
-    result = run(workdir, devices=request.param)
-    assert result.returncode == 0, result.stderr
-    return request.param, workdir, result.stdout
+def finished(request, uninterrupted):
+    """Such a run on one device, and one on eight: (devices, workdir, output)."""
+    return request.param, *uninterrupted(request.param)
 
 
 def test_a_run_writes_what_it_should(finished):
@@ -92,6 +107,7 @@ def test_a_run_writes_what_it_should(finished):
     samples = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
     assert samples.shape == (12, 8, 8, 1) and samples.dtype == np.uint8
     assert (workdir / "samples" / "step_60" / "grid.png").exists()
+    assert (workdir / "samples" / "step_40" / "preview.png").exists()
     assert json.loads((workdir / "config.json").read_text())["training.batch_size"] == 8
     assert final_state(workdir)[0] == 60
 
@@ -104,6 +120,9 @@ def test_tensorboard_reads_the_events(finished):
     lines = [json.loads(line) for line in (finished[1] / "metrics.jsonl").read_text().splitlines()]
     found = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("loss")]
     assert [(line["step"], line["loss"]) for line in lines] == found
+    (picture,) = events.Images("samples")
+    preview = finished[1] / "samples" / "step_40" / "preview.png"
+    assert picture.step == 40 and picture.encoded_image_string == preview.read_bytes()
 
 
 def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
@@ -126,7 +145,7 @@ def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
         assert process.returncode == -signal.SIGKILL
     result = run(tmp_path, devices=devices)
     assert result.returncode == 0, result.stderr
-    assert "continuing on" in result.stdout
+    assert int(re.search(r"from step (\d+)", result.stdout)[1]) >= 10
     expected, found = final_state(reference), final_state(tmp_path)
     assert expected[0] == found[0] == 60
     jax.tree.map(np.testing.assert_array_equal, expected[1], found[1])
@@ -150,24 +169,68 @@ def test_samples_do_not_depend_on_batches_or_devices(finished):
     assert np.abs(other[:12].astype(int) - base).max() <= 1
 
 
-def test_more_steps_are_allowed_and_another_configuration_is_not(finished):
-    devices, workdir, _ = finished
-    if devices != 1:
-        return
+@pytest.fixture
+def workdir(uninterrupted, tmp_path):
+    """A copy of a finished run on one device, to be changed."""
+    return shutil.copytree(uninterrupted(1)[0], tmp_path / "copy")
+
+
+def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
     result = run(workdir, "--config.training.num_steps=70", "--config.sampling.num_samples=1")
     assert result.returncode == 0 and final_state(workdir)[0] == 70
     result = run(workdir, "--config.model.features=4", "--config.optim.learning_rate=0.5")
     assert result.returncode == 1
     assert "model.features is 2 there and 4 here" in result.stderr
-    assert "optim.learning_rate is 0.001 there and 0.5 here" in result.stderr
+    assert "optim.learning_rate is 0.002 there and 0.5 here" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    result = run(tmp_path, "--config.optim.learning_rate=1e30")
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(workdir):
+    """The parameters of a good checkpoint are scaled until the next step overflows."""
+    step, state = final_state(workdir)
+    huge = jax.tree.map(lambda a: a * np.float32(1e30), state.params)
+    with checkpoints.Checkpoints(str(workdir), keep=3) as store:
+        store.save(step + 2, state._replace(params=huge, step=np.asarray(step + 2, np.int32)))
+    result = run(workdir, "--config.training.num_steps=80", "--config.training.checkpoints_kept=3")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert re.search(r"the loss is \S+ and the gradient's norm \S+ at step \d+; stopped", line)
+    assert re.search(r"the loss is \S+ and the gradient's norm \S+ at step 63; stopped", line)
+    assert line.endswith("the last good checkpoint is that of step 62")
+    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
+        assert store.steps() == [62, 60, 50]
+        jax.tree.map(np.testing.assert_array_equal, store.restore(60, state), state)
+
+
+def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
+    """The other branches of the loop, on a directory of images; a changed directory is refused."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (12, 10), dtype=np.uint8)).save(pictures / f"{i}.png")
+    arguments = [
+        "--config.data.dataset=image_folder",
+        f"--config.data.data_dir={pictures}",
+        "--config.data.crop_size=-1",
+        "--config.model.ema_decay=0.0",
+        "--config.training.steps_per_call=5",
+        "--config.training.num_steps=20",
+    ]
+    result = run(tmp_path / "run", *arguments, devices=2)
+    assert result.returncode == 0, result.stderr
+    assert "3 images of shape (8, 8, 1), from step 0" in result.stdout
+    (pictures / "2.png").unlink()
+    result = run(tmp_path / "run", *arguments, devices=2)
+    assert result.returncode == 1 and "holds a run on other images" in result.stderr
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    lock = configuration.lock_workdir
+    refused = pytest.raises(UserError, match="another process is training")
+    with lock(str(tmp_path)), refused, lock(str(tmp_path)):
+        pass
+    with lock(str(tmp_path)):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -178,6 +241,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
         (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
+        (["--workdir=/proc"], "cannot be written to"),
+        (["--mode=foo"], "value should be one of <train|sample>"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
@@ -198,7 +265,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             {"model.sigma_begin": 0.01},
             "sigma_begin > sigma_end > 0 must hold, got sigma_begin=0.01",
         ),
-        ({"model.num_levels": 0}, "config.model.num_levels=0 must be at least 1"),
+        ({"model.num_levels": 1}, "config.model.num_levels=1 must be at least 2"),
         ({"model.ema_decay": 1.0}, r"config.model.ema_decay=1.0 must be in \[0, 1\)"),
         ({"model.name": "resnet"}, "config.model.name='resnet' must be 'ncsn'"),
         ({"training.loss": "mse"}, "config.training.loss='mse' must be 'dsm'"),
@@ -227,7 +294,6 @@ def test_every_configuration_sets_every_field_and_passes(path):
     assert isinstance(config, ml_collections.ConfigDict)
     reference = importlib.import_module("configs.default").get_config()
     assert configuration.flatten(config).keys() == configuration.flatten(reference).keys()
-    config.sampling.batch_size = 128  # divisible by the eight simulated devices
     configuration.check(config)
 
 

@@ -65,8 +65,9 @@ def test_falls_back_to_the_one_before(workdir, damage, caplog):
         step, state = restore(workdir)
     assert step == 2
     jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
-    (message,) = [r.getMessage() for r in caplog.records if r.name == "ncsn_jax.checkpoints"]
-    assert message.startswith("checkpoint 3 is damaged")
+    messages = [r.getMessage() for r in caplog.records if r.name == "ncsn_jax.checkpoints"]
+    assert messages[0].startswith("checkpoint 3 is damaged")
+    assert messages[1].startswith("checkpoint 3 was moved to")
     assert (workdir / "damaged" / "3").is_dir()
     with checkpoints.Checkpoints(str(workdir)) as store:
         store.save(3, make_state(3))
@@ -76,11 +77,19 @@ def test_falls_back_to_the_one_before(workdir, damage, caplog):
 def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
     for step in (2, 3):
         flip_a_bit(largest_file(workdir / "checkpoints" / str(step) / "state"))
-    with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be read: \[3, 2\] are all damaged"
-    ):
-        restore(workdir)
-    assert {p.name for p in (workdir / "damaged").iterdir()} == {"2", "3"}
+    for _ in range(2):  # the same again when the command is repeated
+        with pytest.raises(UserError, match=r"can be read: \[3, 2\] are all damaged"):
+            restore(workdir)
+    assert not (workdir / "damaged").exists()
+
+
+def test_a_reader_leaves_everything_as_it_is(workdir):
+    flip_a_bit(largest_file(workdir / "checkpoints" / "3" / "state"))
+    begun = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
+    begun.mkdir()
+    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
+        assert store.restore_latest(make_state(0))[0] == 2
+    assert begun.exists() and not (workdir / "damaged").exists()
 
 
 def test_another_network_is_refused_and_named(workdir):

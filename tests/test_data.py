@@ -58,6 +58,14 @@ def test_digits_are_those_of_scikit_learn():
     np.testing.assert_array_equal(order(np.ascontiguousarray(found)), order(expected))
 
 
+def test_what_an_interrupted_preparation_left_is_not_a_dataset(tmp_path):
+    begun = tmp_path / "digits" / "incomplete.ABC_1.0.0"
+    begun.mkdir(parents=True)
+    (begun / "dataset_info.json").write_text("{")
+    (begun / "digits-train.array_record-00000-of-00001").write_bytes(b"torn")
+    assert len(data.load("digits", str(tmp_path), 8, 1)) == 1500
+
+
 def test_a_second_load_reads_the_cache(monkeypatch):
     first = np.array(data.load("digits", "", 8, 1))
     monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
@@ -67,14 +75,15 @@ def test_a_second_load_reads_the_cache(monkeypatch):
 def test_cache_survives_a_torn_file_and_a_directory_it_cannot_write(monkeypatch, tmp_path):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     array = numbered(4)
-    cache.images("x", 1, lambda: array)
-    (entry,) = tmp_path.iterdir()
+    cache.images("x/y", 1, lambda: (array, "note"))
+    (entry,) = tmp_path.glob("*.npy")
     entry.write_bytes(entry.read_bytes()[:20])
-    np.testing.assert_array_equal(cache.images("x", 1, lambda: array), array)
+    np.testing.assert_array_equal(cache.images("x/y", 1, lambda: (array, "note"))[0], array)
     np.testing.assert_array_equal(np.load(entry), array)
+    assert cache.images("x/y", 1, lambda: pytest.fail("made again"))[1] == "note"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "file"))
-    np.testing.assert_array_equal(cache.images("x", 2, lambda: array), array)
+    np.testing.assert_array_equal(cache.images("x", 2, lambda: (array, ""))[0], array)
 
 
 @pytest.fixture
@@ -91,6 +100,7 @@ def folder(tmp_path):
     (root / "text.png").write_text("not a picture")
     (root / "notes.txt").write_text("not even by name")
     (root / ".hidden.png").write_text("")
+    (root / "dangling.png").symlink_to("nowhere")
     return root
 
 
@@ -100,9 +110,16 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog)
     assert np.all(x[0] == (255, 0, 0))  # the middle of the wide picture
     assert np.all(x[1] == 40000 >> 8)
     assert np.abs(x[2].astype(int) - 128).max() <= 1
-    (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
+    data.load("image_folder", str(folder), 8, 3, crop_size=-1)  # from the cache, and still named
+    message, again = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
     assert "1 not PNG or JPEG (notes.txt)" in message
-    assert "2 unreadable" in message and "torn.jpg" in message and "text.png" in message
+    assert again == message
+    assert (
+        "3 unreadable" in message
+        and "dangling.png" in message
+        and "torn.jpg" in message
+        and "text.png" in message
+    )
     assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
 
 

@@ -35,6 +35,17 @@ def test_an_interrupted_run_continues_with_what_is_missing(tmp_path):
     assert third.missing(7) == [5, 6] and third.missing(3) == []
 
 
+def test_what_lies_beyond_a_gap_is_kept(tmp_path):
+    store = open_store(tmp_path)
+    store.add([0, 1], fake([0, 1]))
+    store.add([4, 5], fake([4, 5]))
+    assert len(store.finish()) == 2
+    again = open_store(tmp_path)
+    assert again.missing(6) == [2, 3]
+    again.add([2, 3], fake([2, 3]))
+    np.testing.assert_array_equal(again.finish(), fake(range(6)))
+
+
 def test_other_settings_are_refused_and_named(tmp_path):
     open_store(tmp_path).add([0], fake([0]))
     with pytest.raises(UserError, match="sampling.epsilon is 0.0001 there and 0.0002 here"):

@@ -1,7 +1,7 @@
 """Datasets as arrays, and batches as a pure function of the step.
 
-`load` turns the name of a dataset into uint8 images `[N, H, W, C]`, decoded once and kept in a cache
-file that is mapped into memory, so that larger sets than fit work too and a second start is immediate.
+`load` turns the name of a dataset into uint8 images `[N, H, W, C]`, decoded once, in memory, and kept in
+a cache file that later starts map into memory.
 `Batches` turns them into the batch of a given step: there is no iterator, hence nothing to save, and a
 resumed run sees the same batches as one that was never stopped. Flips and dequantization happen on the
 device (`ncsn_jax.training.prepare_images`). TensorFlow is never imported.

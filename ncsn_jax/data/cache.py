@@ -1,8 +1,8 @@
 """A cache of decoded images: uint8 arrays in files that are mapped into memory.
 
 The directory is `$NCSN_JAX_CACHE`, or else `ncsn_jax` under `$XDG_CACHE_HOME` or `~/.cache`. An entry's
-name holds a digest of everything that determines its content, so that an entry is never stale; it is
-written under a temporary name and renamed, so that it is complete or absent. Where the directory
+name holds a digest of everything that determines its content, the version of the decoding included; it
+is written under a temporary name and renamed, so that it is complete or absent. Where the directory
 cannot be written the images stay in memory. Everything in it may be deleted at any time.
 """
 
@@ -15,6 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+# Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.
+_VERSION = 1
+
 
 def directory() -> str:
     """Returns the cache directory, whether or not it exists."""
@@ -24,32 +27,40 @@ def directory() -> str:
     return os.path.join(base, "ncsn_jax")
 
 
-def images(name: str, key: object, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the cached array, or makes and keeps it.
+def images(
+    name: str, key: object, make: Callable[[], tuple[np.ndarray, str]]
+) -> tuple[np.ndarray, str]:
+    """Returns the cached array and the note that belongs to it, or makes and keeps them.
 
     Args:
-      name: a readable prefix of the file's name.
+      name: a readable prefix of the files' names.
       key: a JSON-serialisable description of everything that determines the content.
-      make: returns the array when there is no entry yet.
+      make: returns the array and a note, possibly empty, when there is no entry yet.
 
     Returns:
-      The array, read-only and mapped into memory wherever that is possible.
+      The array, read-only and mapped into memory wherever that is possible, and the note.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = os.path.join(directory(), f"{name}-{digest}.npy")
-    with contextlib.suppress(OSError, ValueError):
-        return np.load(path, mmap_mode="r")
-    array = make()
-    temporary = None
+    digest = hashlib.sha256(json.dumps([_VERSION, key], sort_keys=True).encode()).hexdigest()[:16]
+    base = os.path.join(directory(), f"{name.replace('/', '_')}-{digest}")
+    with contextlib.suppress(OSError, ValueError), open(f"{base}.txt", encoding="utf-8") as file:
+        return np.load(f"{base}.npy", mmap_mode="r"), file.read()
+    array, note = make()
     try:
         os.makedirs(directory(), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory(), suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-        return np.load(path, mmap_mode="r")
+        _replace(f"{base}.npy", lambda file: np.save(file, array))
+        _replace(f"{base}.txt", lambda file: file.write(note.encode()))
+        return np.load(f"{base}.npy", mmap_mode="r"), note
     except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
-        return array
+        return array, note
+
+
+def _replace(path: str, write: Callable) -> None:
+    """Writes a file under a temporary name and renames it; nothing is left behind on failure."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError:
+        os.remove(temporary)
+        raise

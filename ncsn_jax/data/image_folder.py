@@ -1,7 +1,7 @@
 """People's own pictures: a directory tree of PNG and JPEG files as one array.
 
-Files are taken in the order of their path below the directory. Whatever is not a PNG or JPEG by its
-content, and whatever cannot be decoded, is left out, counted and named.
+Files named .png, .jpg or .jpeg are taken in the order of their path below the directory; links are
+followed. All other files, and whatever cannot be decoded, are left out, counted and named.
 """
 
 import concurrent.futures
@@ -40,7 +40,7 @@ class Skipped:
 def find(directory: str) -> tuple[list[str], list[str]]:
     """Returns the sorted relative paths of images and of all other files; hidden ones are ignored."""
     images, other = [], []
-    for root, folders, files in os.walk(directory):
+    for root, folders, files in os.walk(directory, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in files:
             if not name.startswith("."):
@@ -69,17 +69,17 @@ def read(directory: str, size: int, channels: int, crop_size: int) -> tuple[np.n
 
     def decode(path: str) -> np.ndarray | str:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(os.path.join(directory, path), formats=("PNG", "JPEG")) as image:
-                    if crop_size == transforms.LARGEST_SQUARE:
-                        image.draft("RGB", (2 * size, 2 * size))
-                    return transforms.fit(image, size, channels, crop_size)
+            with Image.open(os.path.join(directory, path), formats=("PNG", "JPEG")) as image:
+                if crop_size == transforms.LARGEST_SQUARE:
+                    image.draft("RGB", (2 * size, 2 * size))
+                return transforms.fit(image, size, channels, crop_size)
         # Pillow raises whatever its decoders run into; the file is named, with the reason.
         except Exception as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    # The filters are the process's, so they are set once, around all threads.
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = list(pool.map(decode, paths))
     for path, result in zip(paths, results, strict=True):
         if isinstance(result, str):

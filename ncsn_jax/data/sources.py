@@ -5,6 +5,7 @@ TensorFlow. CIFAR-10 and MNIST can also be downloaded and prepared without it: o
 that turn the downloaded archive into examples are replaced, as the library's own ones need it.
 """
 
+import contextlib
 import gzip
 import logging
 import os
@@ -49,17 +50,16 @@ def load(
         return _load_folder(data_dir, image_size, channels, crop_size)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
-    key = [dataset, split, image_size, channels, crop_size]
-    prepared = _fingerprint(os.path.join(data_dir, dataset))
-    if not prepared:
+    directory = os.path.join(data_dir, dataset)
+    if not _is_prepared(directory):
         _prepare(dataset, data_dir)
-        prepared = _fingerprint(os.path.join(data_dir, dataset))
 
-    def make() -> np.ndarray:
+    def make() -> tuple[np.ndarray, str]:
         source = _builder(dataset, data_dir).as_data_source(split=split)
-        return _decode(dataset, source, image_size, channels, crop_size)
+        return _decode(dataset, source, image_size, channels, crop_size), ""
 
-    return cache.images(dataset, [*key, prepared], make)
+    key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
+    return cache.images(dataset, key, make)[0]
 
 
 def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
@@ -69,25 +69,36 @@ def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.
         )
     directory = os.path.abspath(os.path.expanduser(data_dir))
 
-    def make() -> np.ndarray:
+    def make() -> tuple[np.ndarray, str]:
         images, skipped = image_folder.read(directory, size, channels, crop_size)
-        if line := skipped.describe():
-            logging.getLogger(__name__).warning("%s: %s", directory, line)
-        return images
+        return images, skipped.describe()
 
     key = ["image_folder", size, channels, crop_size, directory, _fingerprint(directory)]
-    return cache.images("image_folder", key, make)
+    images, left_out = cache.images("image_folder", key, make)
+    if left_out:
+        logging.getLogger(__name__).warning("%s: %s", directory, left_out)
+    return images
+
+
+def _is_prepared(directory: str) -> bool:
+    """Whether a dataset is complete there: tensorflow-datasets renames it into place when it is."""
+    return any(path.endswith("dataset_info.json") for path, *_ in _fingerprint(directory))
 
 
 def _fingerprint(directory: str) -> list:
-    """Returns the path, size and modification time of every visible file below a directory."""
+    """Returns path, size and modification time of every file below a directory.
+
+    Hidden files, and what tensorflow-datasets has begun and not finished, are left out.
+    """
     found = []
-    for root, folders, files in os.walk(directory):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for root, folders, files in os.walk(directory, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "incomplete.")))
         for name in sorted(files):
             path = os.path.join(root, name)
-            status = os.stat(path)
-            found.append([os.path.relpath(path, directory), status.st_size, status.st_mtime_ns])
+            with contextlib.suppress(OSError):  # such as a dangling link
+                status = os.stat(path)
+                relative = os.path.relpath(path, directory)
+                found.append([relative, status.st_size, status.st_mtime_ns])
     return found
 
 

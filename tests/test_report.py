@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import run_lib
+from ncsn_jax import report, training
+
+
+def test_multiply_adds_of_known_programs():
+    x, w = jnp.zeros((2, 8, 6, 3)), jnp.zeros((3, 3, 3, 5))
+
+    def conv(x, w):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        padding = ((1, 1), (1, 1))
+        return jax.lax.conv_general_dilated(x, w, (2, 2), padding, dimension_numbers=numbers)
+
+    def looped(a):
+        return jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(c, a), None), a, length=7)[0]
+
+    assert report.count_multiply_adds(conv, x, w) == 2 * 4 * 3 * 5 * 27
+    assert report.count_multiply_adds(jnp.matmul, jnp.zeros((4, 5)), jnp.zeros((5, 6))) == 120
+    assert report.count_multiply_adds(looped, jnp.zeros((5, 5))) == 7 * 125
+
+
+def test_units():
+    assert report.human_bytes(1536) == "1.5 KiB" and report.human_bytes(3 * 2**40) == "3 TiB"
+    assert [report.human_time(s) for s in (5, 600, 36000)] == ["5 s", "10.0 min", "10.0 h"]
+
+
+def test_loss_by_level_is_one_for_a_score_of_zero(monkeypatch):
+    window = run_lib._Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0)
+    metrics = training.Metrics(
+        loss=np.array([8.0]),
+        grad_norm=np.array([1.0]),
+        level_loss=np.array([[24.0, 4.0]]),
+        level_count=np.array([[3.0, 1.0]]),
+    )
+    monkeypatch.setattr(run_lib.parallel, "to_host", lambda tree: tree)
+    window.add(1, metrics, store=None)
+    scalars = window.scalars()
+    assert scalars["loss_by_level/0000_sigma_1"] == 1.0
+    assert scalars["loss_by_level/0001_sigma_0.1"] == 0.5
+    assert scalars["loss"] == 8.0
