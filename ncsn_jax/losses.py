@@ -5,10 +5,12 @@ level; none takes the mean. `x: [B, ...]` is clean data and `sigma: [B]` the noi
 of each example. A score function is `score_fn(x, sigma) -> score`, with the score shaped like x.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_key, expand, normal_like
+from ncsn_jax._random import check_key, expand, fold_in, normal_like
 from ncsn_jax.types import ScoreFn
 
 
@@ -40,9 +42,80 @@ def denoising_score_matching(
     noise = normal_like(key, x)
     scale = expand(sigma, x)
     score = score_fn(x + scale * noise, sigma)
-    if score.shape != x.shape:
-        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
+    _check_score(x, score)
     return 0.5 * _sum_elements(jnp.square(scale * score + noise))
+
+
+def sliced_score_matching(
+    key: jax.Array,
+    score_fn: ScoreFn,
+    x: jax.Array,
+    sigma: jax.Array,
+    num_projections: int = 1,
+) -> jax.Array:
+    """Sliced score matching of the perturbed data, with reduced variance and weight sigma^2.
+
+    Song et al. (2019), "Sliced Score Matching", equation 8, applied to x~ = x + sigma z as in NCSN,
+    section 2.1, for projections v ~ N(0, I):
+
+        loss = sigma^2 * (1/2 ||s(x~, sigma)||^2 + mean over v of v^T J v),    J = ds/dx~
+
+    Its expectation differs from that of denoising score matching by a constant in s. Every projection
+    costs one forward-mode derivative; all of them share the perturbation and the score.
+
+    Args:
+      key: one key, or one per example `[B]`.
+      score_fn: `score_fn(x, sigma) -> score`, differentiable in x, each example by itself.
+      x: `[B, ...]`, clean data.
+      sigma: `[B]`, > 0, in units of the data.
+      num_projections: the number of v for each example, >= 1.
+
+    Returns:
+      `[B]`; unlike denoising score matching it is negative near its minimum.
+
+    Raises:
+      ValueError: if an argument has the wrong shape or `num_projections` is below 1.
+    """
+    check_key(key, x.shape[0])
+    _check_sigma(x, sigma)
+    if num_projections < 1:
+        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
+    perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
+    score, directional = _linearize(score_fn, perturbed, sigma)
+    vectors = jnp.stack([normal_like(fold_in(key, 1 + i), x) for i in range(num_projections)])
+    traces = jax.vmap(lambda v: _sum_elements(v * directional(v)))(vectors)
+    return jnp.square(sigma) * (0.5 * _sum_elements(jnp.square(score)) + jnp.mean(traces, axis=0))
+
+
+def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Exact score matching (Hyvarinen, 2005; NCSN, equation 1) with weight sigma^2.
+
+        loss = sigma^2 * (1/2 ||s(x, sigma)||^2 + tr J),    J = ds/dx
+
+    The trace takes one forward-mode derivative for each of the D elements of an example, all at once:
+    for small dimensions.
+
+    Args:
+      score_fn: `score_fn(x, sigma) -> score`, differentiable in x, each example by itself.
+      x: `[B, ...]`, samples of the distribution whose score is wanted: for that of perturbed data,
+        already perturbed.
+      sigma: `[B]`, > 0, passed to the score function and the root of the weight.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
+    """
+    _check_sigma(x, sigma)
+    score, directional = _linearize(score_fn, x, sigma)
+    size = math.prod(x.shape[1:])
+    basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
+    trace = jnp.sum(
+        jax.vmap(lambda e: _sum_elements(e * directional(jnp.broadcast_to(e, x.shape))))(basis),
+        axis=0,
+    )
+    return jnp.square(sigma) * (0.5 * _sum_elements(jnp.square(score)) + trace)
 
 
 def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Array:
@@ -62,6 +135,18 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
     else:
         level = jax.vmap(lambda k: jax.random.randint(k, (), 0, sigmas.shape[0]))(key)
     return sigmas[level]
+
+
+def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
+    """Returns the score at x and the function from a direction v to the derivative J v."""
+    score, directional = jax.linearize(lambda x: score_fn(x, sigma), x)
+    _check_score(x, score)
+    return score, directional
+
+
+def _check_score(x: jax.Array, score: jax.Array) -> None:
+    if score.shape != x.shape:
+        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
 
 
 def _check_sigma(x: jax.Array, sigma: jax.Array) -> None:

@@ -24,6 +24,75 @@ def test_denoising_loss_is_the_originals(golden, monkeypatch):
     assert float(loss.mean()) == pytest.approx(float(g["out/toy/anneal_dsm"]), rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_sliced_loss_is_the_originals(golden, monkeypatch, count):
+    """With the originals' noise and projections; theirs are stacked particle by particle."""
+    g = golden("losses")
+    ladder = jnp.asarray(g["in/sigmas"])
+    draws = [g["in/toy/noise"], *g[f"in/toy/vectors_{count}"].reshape(count, 5, 6)]
+    monkeypatch.setattr(losses, "fold_in", lambda key, i: i)
+    monkeypatch.setattr(losses, "normal_like", lambda i, x: jnp.asarray(draws[i]))
+
+    def score_fn(x, sigma):
+        toy = -(x @ g["in/toy/W"].T + 0.5 * jnp.sin(x @ g["in/toy/V"].T))
+        return toy / jnp.square(sigma)[:, None]
+
+    sigma, x = ladder[g["in/toy/labels"]], jnp.asarray(g["in/toy/x"])
+    loss = losses.sliced_score_matching(jax.random.key(0), score_fn, x, sigma, count)
+    expected = float(g[f"out/toy/anneal_sliced_vr_{count}"])
+    assert float(loss.mean()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_exact_loss_is_the_mean_of_the_sliced_one_and_has_the_known_trace():
+    """For s(x) = -x A^T the trace is -tr A; the sliced loss agrees within its standard error."""
+    key_a, key_x, key = jax.random.split(jax.random.key(0), 3)
+    a = jax.random.normal(key_a, (4, 4))
+    n, sigma = 20_000, 0.7
+    x, levels = jax.random.normal(key_x, (n, 4)), jnp.full((n,), sigma)
+    score = lambda x, s: -x @ a.T  # noqa: E731
+    exact = losses.score_matching(score, x[:100], levels[:100])
+    by_hand = sigma**2 * (0.5 * jnp.sum(jnp.square(x[:100] @ a.T), axis=1) - jnp.trace(a))
+    np.testing.assert_allclose(exact, by_hand, rtol=1e-4, atol=1e-4)
+    square = x[:100].reshape(100, 2, 2)
+    shaped = lambda x, s: score(x.reshape(-1, 4), s).reshape(x.shape)  # noqa: E731
+    np.testing.assert_allclose(
+        losses.score_matching(shaped, square, levels[:100]), exact, rtol=1e-5
+    )
+
+    sliced = np.asarray(losses.sliced_score_matching(key, score, x, levels))
+    # E ||s||^2 = (1 + sigma^2) ||A||^2 for perturbed standard normal data.
+    mean = sigma**2 * (0.5 * (1 + sigma**2) * float(jnp.sum(a**2)) - float(jnp.trace(a)))
+    assert abs(sliced.mean() - mean) < 4 * sliced.std() / np.sqrt(n)
+
+
+def test_the_three_losses_have_the_same_gradient_at_and_off_the_score_of_a_mixture():
+    """Their derivatives along f * score agree at f = 0.5 and vanish at f = 1, the closed form."""
+    mixture = scores.gaussian_mixture([[-1.0, 0.0], [1.0, 1.0]], [0.5, 1.0], [0.3, 0.7])
+    n, sigma = 40_000, 0.8
+    x, levels = mixture.sample(jax.random.key(0), n), jnp.full((n,), sigma)
+    perturbed = x + sigma * normal_like(jax.random.key(1), x)
+    key = jax.random.key(2)
+
+    def slope(loss, factor):
+        values = lambda f: loss(lambda x, s: f * mixture.score(x, s))  # noqa: E731
+        derivative = np.asarray(jax.jvp(values, (factor,), (1.0,))[1])
+        return derivative.mean(), derivative.std() / np.sqrt(n)
+
+    found = [
+        lambda s: losses.denoising_score_matching(key, s, x, levels),
+        lambda s: losses.sliced_score_matching(key, s, x, levels, 2),
+        lambda s: losses.score_matching(s, perturbed, levels),
+    ]
+    expected = (
+        -0.5 * sigma**2 * float(jnp.mean(jnp.sum(jnp.square(mixture.score(perturbed, levels)), 1)))
+    )
+    for loss in found:
+        mean, error = slope(loss, 1.0)
+        assert abs(mean) < 4 * error
+        mean, error = slope(loss, 0.5)
+        assert abs(mean - expected) < 5 * error and abs(mean) > 10 * error
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 5.0])
 def test_minimum_is_the_closed_form_score(sigma):
     """At the true score the loss has its known minimum, and any scaled or negated score is worse.
