@@ -15,9 +15,17 @@ import numpy as np
 from flax import traverse_util
 
 # Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
-_HALVING = {"NCSN": ("res2_0",)}
+_HALVING = {
+    "NCSN": ("res2_0",),
+    "NCSNv2": ("res2_0",),
+    "NCSNv2Deeper": ("res2_0", "res3_0"),
+    "NCSNv2Deepest": ("res2_0", "res3_0", "res31_0"),
+}
 
-_LEAVES = {"kernel": "weight", "bias": "bias", "embedding": "embed.weight"}
+_LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
+
+# Kept in the files of NCSNv2, but no parameter: the ladder belongs to the configuration.
+_BUFFERS = ("sigmas",)
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module):
@@ -25,7 +33,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module):
 
     Args:
       state_dict: name to array in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
-        `DataParallel` adds, is ignored.
+        `DataParallel` adds, is ignored, and so is the buffer 'sigmas'.
       model: the network the parameters belong to.
 
     Returns:
@@ -36,6 +44,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module):
         and the shapes.
     """
     found = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
+    for name in _BUFFERS:
+        found.pop(name, None)
     halving = _HALVING[type(model).__name__]
     channels = found["begin_conv.weight"].shape[1] if "begin_conv.weight" in found else 3
     image = jnp.zeros((1, 16, 16, channels))
@@ -71,7 +81,7 @@ def _torch_name(path: tuple[str, ...], halving: tuple[str, ...]) -> str:
         modules.append("conv")
     names = [re.sub(r"^(res\d+)_(\d)$", r"\1.\2", modules[0])]
     names += [_torch_module(module) for module in modules[1:]]
-    return ".".join([*names, _LEAVES[leaf]])
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
 
 
 def _torch_module(module: str) -> str:

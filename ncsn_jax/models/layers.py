@@ -65,14 +65,24 @@ def mean_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
 
 
-def average_pool5(x: jax.Array) -> jax.Array:
-    """5x5 average pooling with stride 1; zeros beyond the border count, so always divided by 25."""
+def _pool5(x: jax.Array, start: float, combine) -> jax.Array:
+    """Combines each 5x5 neighbourhood, with `start` beyond the border: one axis after the other."""
     for axis in (1, 2):
         window = [1, 1, 1, 1]
         padding = [(0, 0)] * 4
         window[axis], padding[axis] = 5, (2, 2)
-        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
-    return x / 25.0
+        x = jax.lax.reduce_window(x, start, combine, window, (1, 1, 1, 1), padding)
+    return x
+
+
+def average_pool5(x: jax.Array) -> jax.Array:
+    """5x5 average pooling with stride 1; zeros beyond the border count, so always divided by 25."""
+    return _pool5(x, 0.0, jax.lax.add) / 25.0
+
+
+def max_pool5(x: jax.Array) -> jax.Array:
+    """5x5 maximum pooling with stride 1; nothing beyond the border counts."""
+    return _pool5(x, -jnp.inf, jax.lax.max)
 
 
 def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:

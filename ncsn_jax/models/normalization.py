@@ -6,6 +6,8 @@ blocks can be written once for all of them. The statistics are taken per example
 axes, in two passes, and never mix examples.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,24 @@ def _standardized_means(mean: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(variance + EPSILON)
 
 
+def _normalize_plus(x: jax.Array, gamma: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+    """Instance normalization++ of x with coefficients that broadcast against `[B, 1, 1, C]`."""
+    centred, mean, variance = _spatial_moments(x)
+    shift = gamma * alpha * _standardized_means(mean) + beta
+    return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift
+
+
+def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """N(1, 0.02^2)."""
+    return 1.0 + 0.02 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
 def _scale_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
     """Rows (gamma, alpha, beta): gamma and alpha from N(1, 0.02^2), beta zero."""
     num_levels, width = shape
     drawn = 2 * width // 3
-    scales = 1.0 + 0.02 * jax.random.normal(key, (num_levels * drawn,), dtype)
-    shifts = jnp.zeros((num_levels, width - drawn), dtype)
-    return jnp.concatenate([scales.reshape(num_levels, drawn), shifts], axis=1)
+    scales = _near_one_init(key, (num_levels, drawn), dtype)
+    return jnp.concatenate([scales, jnp.zeros((num_levels, width - drawn), dtype)], axis=1)
 
 
 class ConditionalInstanceNormPlus(nn.Module):
@@ -60,6 +73,21 @@ class ConditionalInstanceNormPlus(nn.Module):
         channels = x.shape[-1]
         table = self.param("embedding", _scale_scale_shift_init, (self.num_levels, 3 * channels))
         gamma, alpha, beta = jnp.split(jnp.asarray(table)[level][:, None, None, :], 3, axis=-1)
-        centred, mean, variance = _spatial_moments(x)
-        shift = gamma * alpha * _standardized_means(mean) + beta
-        return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift
+        return _normalize_plus(x, gamma, alpha, beta)
+
+
+class InstanceNormPlus(nn.Module):
+    """Instance normalization++ (NCSNv2, appendix A), the same as above for all noise levels.
+
+    Like the conditional one with vectors gamma, alpha, beta `[C]` in place of the table's rows; the
+    level is not looked at.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        del level
+        shape = x.shape[-1:]
+        gamma, alpha = (self.param(name, _near_one_init, shape) for name in ("gamma", "alpha"))
+        beta = self.param("beta", nn.initializers.zeros_init(), shape)
+        gamma, alpha, beta = (a[None, None, None, :] for a in (gamma, alpha, beta))
+        return _normalize_plus(x, gamma, alpha, beta)

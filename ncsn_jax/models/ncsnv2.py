@@ -1,0 +1,144 @@
+"""The score networks of NCSNv2 (Song & Ermon, 2020, appendix B.1), for three ranges of resolution.
+
+Unconditional RefineNets: the noise level enters only through the output, which is divided by sigma
+(technique 3, s(x, sigma) = s(x) / sigma). Normalization (instance normalization++) is in the residual
+blocks and before the last convolution only; the refinement blocks have none and pool by maximum.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax.models.blocks import RefineBlock, ResidualBlock
+from ncsn_jax.models.layers import Conv, max_pool5
+from ncsn_jax.models.normalization import InstanceNormPlus
+
+
+class RefineNet(nn.Module):
+    """What the three networks share: two tables describe a chain of stages and their refinement.
+
+    `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
+
+    STAGES lists (name, channels as a multiple of `features`, options of the first block), from the
+    finest; REFINEMENTS lists (name, the stage merged with the result so far, channels), from the
+    coarsest. Every result has the shape of the finer of its inputs.
+
+    Args:
+      features: channels n of the first stage. Published: 128.
+      sigmas: `[L]`, the ladder.
+
+    Args of the call:
+      x: `[B, H, W, C]` images in [0, 1] plus noise; the network rescales by 2x - 1. H and W are
+        multiples of 2 to the number of halving stages.
+      level: `int[B]` in [0, L), 0 for the largest sigma.
+
+    Returns:
+      The score, `[B, H, W, C]`.
+    """
+
+    features: int
+    sigmas: jax.Array
+
+    STAGES = ()
+    REFINEMENTS = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        _, height, width, channels = x.shape
+        halvings = sum(
+            bool(options.get("down")) and "dilation" not in options for *_, options in self.STAGES
+        )
+        if height % 2**halvings or width % 2**halvings:
+            raise ValueError(
+                f"{type(self).__name__} needs a height and width that are multiples of "
+                f"{2**halvings}, got {height}x{width}"
+            )
+        n, norm = self.features, InstanceNormPlus
+        h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
+        outputs = {}
+        for name, multiple, options in self.STAGES:
+            dilation = options.get("dilation", 1)
+            h = ResidualBlock(multiple * n, norm, name=f"{name}_0", **options)(h, level)
+            h = ResidualBlock(multiple * n, norm, dilation=dilation, name=f"{name}_1")(h, level)
+            outputs[name] = h
+
+        r = None
+        for name, stage, multiple in self.REFINEMENTS:
+            h = outputs[stage]
+            r = RefineBlock(
+                multiple * n,
+                h.shape[1:3],
+                None,
+                max_pool5,
+                end=name == self.REFINEMENTS[-1][0],
+                name=name,
+            )([h] if r is None else [h, r], level)
+        r = nn.elu(norm(name="normalizer")(r, level))
+        r = Conv(channels, name="end_conv")(r)
+        return r / jnp.asarray(self.sigmas)[level][:, None, None, None]
+
+
+class NCSNv2(RefineNet):
+    """The network of NCSNv2 for 32x32 and 64x64 pixels: 29,694,083 parameters at n = 128, C = 3.
+
+    Its arguments and its call are those of `RefineNet`.
+    """
+
+    STAGES = (
+        ("res1", 1, {}),
+        ("res2", 2, {"down": True}),
+        ("res3", 2, {"down": True, "dilation": 2}),
+        ("res4", 2, {"down": True, "dilation": 4}),
+    )
+    REFINEMENTS = (
+        ("refine1", "res4", 2),
+        ("refine2", "res3", 2),
+        ("refine3", "res2", 1),
+        ("refine4", "res1", 1),
+    )
+
+
+class NCSNv2Deeper(RefineNet):
+    """The network of NCSNv2 for 96x96 and 128x128 pixels: 83,445,379 parameters at n = 128, C = 3.
+
+    Its arguments and its call are those of `RefineNet`.
+    """
+
+    STAGES = (
+        ("res1", 1, {}),
+        ("res2", 2, {"down": True}),
+        ("res3", 2, {"down": True}),
+        ("res4", 4, {"down": True, "dilation": 2}),
+        ("res5", 4, {"down": True, "dilation": 4}),
+    )
+    REFINEMENTS = (
+        ("refine1", "res5", 4),
+        ("refine2", "res4", 2),
+        ("refine3", "res3", 2),
+        ("refine4", "res2", 1),
+        ("refine5", "res1", 1),
+    )
+
+
+class NCSNv2Deepest(RefineNet):
+    """The network of NCSNv2 for 256x256 pixels: 94,132,611 parameters at n = 128, C = 3.
+
+    Its arguments and its call are those of `RefineNet`.
+    """
+
+    STAGES = (
+        ("res1", 1, {}),
+        ("res2", 2, {"down": True}),
+        ("res3", 2, {"down": True}),
+        ("res31", 2, {"down": True}),
+        ("res4", 4, {"down": True, "dilation": 2}),
+        ("res5", 4, {"down": True, "dilation": 4}),
+    )
+    REFINEMENTS = (
+        ("refine1", "res5", 4),
+        ("refine2", "res4", 2),
+        ("refine31", "res31", 2),
+        ("refine3", "res3", 2),
+        ("refine4", "res2", 1),
+        ("refine5", "res1", 1),
+    )

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax import convert, models, sigmas
+
+CASES = {
+    "ncsnv2_32": (models.NCSNv2, 8),
+    "ncsnv2_deeper_32": (models.NCSNv2Deeper, 4),
+    "ncsnv2_deepest_32": (models.NCSNv2Deepest, 4),
+}
+
+
+def nhwc(array):
+    return np.asarray(array).transpose(0, 2, 3, 1)
+
+
+def assert_close(actual, expected, bound=1e-5):
+    """Compares per example, relative to that example's largest magnitude (float32 leaves 2e-6)."""
+    axes = tuple(range(1, expected.ndim))
+    error = np.abs(np.asarray(actual) - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
+    assert np.all(error < bound), error
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reproduces_the_original_stage_by_stage(golden, name):
+    g = golden(name)
+    network, features = CASES[name]
+    model = network(features, g["state/sigmas"])
+    state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
+    params = convert.from_torch(state, model)
+    apply = jax.jit(
+        lambda p, x, y: model.apply(p, x, y, capture_intermediates=True, mutable=["intermediates"])
+    )
+    score, captured = apply(params, nhwc(g["in/x"]), g["in/y"])
+    assert_close(score, nhwc(g["out/score"]))
+    for stage, module in {
+        "res4": "res4_1",
+        "refine1": "refine1",
+        "refine2": "refine2",
+        "refine3": "refine3",
+    }.items():
+        assert_close(captured["intermediates"][module]["__call__"][0], nhwc(g[f"out/{stage}"]))
+
+
+@pytest.mark.parametrize(
+    ("network", "features", "count"),
+    [
+        (models.NCSNv2, 128, 29_694_083),
+        (models.NCSNv2, 8, 117_323),
+        (models.NCSNv2Deeper, 128, 83_445_379),
+        (models.NCSNv2Deepest, 128, 94_132_611),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(network, features, count):
+    model = network(features, sigmas.geometric(1.0, 0.01, 10))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image, level)
+    assert sum(a.size for a in jax.tree.leaves(params)) == count
+
+
+def test_refuses_sides_that_it_cannot_halve():
+    model = models.NCSNv2Deepest(4, sigmas.geometric(1.0, 0.01, 10))
+    with pytest.raises(ValueError, match="NCSNv2Deepest needs .* multiples of 8, got 12x16"):
+        model.init(jax.random.key(0), jnp.zeros((1, 12, 16, 3)), jnp.zeros(1, int))
