@@ -20,7 +20,12 @@ import optax
 from ncsn_jax import data, images, models, sigmas, training
 from ncsn_jax.errors import UserError
 
-MODELS = {"ncsn": models.NCSN}
+MODELS = {
+    "ncsn": models.NCSN,
+    "ncsnv2": models.NCSNv2,
+    "ncsnv2_deeper": models.NCSNv2Deeper,
+    "ncsnv2_deepest": models.NCSNv2Deepest,
+}
 
 # What may differ between two invocations on one work directory: it does not change the parameters
 # that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
@@ -97,7 +102,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     require("seed", flat["seed"] < 2**32, "below 2**32")
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
     size = flat["data.image_size"]
-    require("data.image_size", size >= 8 and size % 2 == 0, "an even number of pixels, 8 or more")
+    factor = 2 ** MODELS[flat["model.name"]].HALVINGS
+    require(
+        "data.image_size",
+        size >= 8 and size % factor == 0,
+        f"a multiple of {factor}, 8 or more, for config.model.name={flat['model.name']!r}",
+    )
     require("model.num_levels", flat["model.num_levels"] >= 2, "at least 2")
     require("model.features", flat["model.features"] >= 2, "at least 2")
     clip = flat["sampling.clip"]
@@ -131,7 +141,10 @@ def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
 
 def make_model(config: ml_collections.ConfigDict):
     """Returns the network."""
-    return MODELS[config.model.name](config.model.features, config.model.num_levels)
+    network, features = MODELS[config.model.name], config.model.features
+    if network is models.NCSN:
+        return network(features, config.model.num_levels)
+    return network(features, make_sigmas(config))
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:

@@ -37,6 +37,8 @@ class NCSN(nn.Module):
     features: int = 128
     num_levels: int = 10
 
+    HALVINGS = 1  # how often the sides are halved
+
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         _, height, width, channels = x.shape

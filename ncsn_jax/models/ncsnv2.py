@@ -41,17 +41,16 @@ class RefineNet(nn.Module):
 
     STAGES = ()
     REFINEMENTS = ()
+    HALVINGS = 0  # how often the sides are halved
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         _, height, width, channels = x.shape
-        halvings = sum(
-            bool(options.get("down")) and "dilation" not in options for *_, options in self.STAGES
-        )
-        if height % 2**halvings or width % 2**halvings:
+        factor = 2**self.HALVINGS
+        if height % factor or width % factor:
             raise ValueError(
-                f"{type(self).__name__} needs a height and width that are multiples of "
-                f"{2**halvings}, got {height}x{width}"
+                f"{type(self).__name__} needs a height and width that are multiples of {factor}, "
+                f"got {height}x{width}"
             )
         n, norm = self.features, InstanceNormPlus
         h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
@@ -84,6 +83,7 @@ class NCSNv2(RefineNet):
     Its arguments and its call are those of `RefineNet`.
     """
 
+    HALVINGS = 1
     STAGES = (
         ("res1", 1, {}),
         ("res2", 2, {"down": True}),
@@ -104,6 +104,7 @@ class NCSNv2Deeper(RefineNet):
     Its arguments and its call are those of `RefineNet`.
     """
 
+    HALVINGS = 2
     STAGES = (
         ("res1", 1, {}),
         ("res2", 2, {"down": True}),
@@ -126,6 +127,7 @@ class NCSNv2Deepest(RefineNet):
     Its arguments and its call are those of `RefineNet`.
     """
 
+    HALVINGS = 3
     STAGES = (
         ("res1", 1, {}),
         ("res2", 2, {"down": True}),
