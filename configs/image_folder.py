@@ -1,6 +1,6 @@
 """NCSN on your own pictures: a directory tree of PNG and JPEG files, cropped and resized to 32x32.
 
-    python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=path/to/pictures
+    python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=path/to/images
 
 Files of other kinds and unreadable ones are left out and named in the log.
 
