@@ -1,8 +1,13 @@
-"""Pictures: grids of samples as arrays and as PNG files."""
+"""Pictures: grids of samples and plots of a run, as arrays and as PNG files.
+
+`python -m ncsn_jax.images losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
+"""
 
 import io
+import json
 import math
 import os
+import sys
 
 import numpy as np
 
@@ -57,3 +62,61 @@ def write_atomically(path: str, payload: bytes) -> None:
     with open(temporary, "wb") as file:
         file.write(payload)
     os.replace(temporary, path)
+
+
+def plot_losses(records: list[dict]) -> bytes:
+    """Draws the loss, and the loss by noise level, against the step.
+
+    Args:
+      records: the lines of `metrics.jsonl` in order; of several for one step the last counts.
+
+    Returns:
+      A PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    by_step = {record["step"]: record for record in records}
+    steps = sorted(by_step)
+    levels = sorted({k for r in records for k in r if k.startswith("loss_by_level/")})
+
+    def curve(name: str) -> list[float]:
+        values = (by_step[step].get(name) for step in steps)
+        return [math.nan if value is None else value for value in values]
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(steps, curve("loss"), color="black")
+    left.set(xlabel="step", ylabel="loss per image", title="Training loss")
+    left.set_ylim(bottom=0)
+    colours = pyplot.get_cmap("viridis")(np.linspace(0.0, 0.9, max(len(levels), 1)))
+    for name, colour in zip(levels, colours, strict=False):
+        right.plot(steps, curve(name), color=colour, label=name.rpartition("sigma_")[2])
+    right.set(xlabel="step", ylabel="loss / loss of a zero score", ylim=(0, 1.1), title="By level")
+    right.legend(title="sigma", fontsize="small", ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def main(arguments: list[str]) -> None:
+    """The command line: `losses WORKDIR`."""
+    if len(arguments) != 2 or arguments[0] != "losses":
+        sys.exit("usage: python -m ncsn_jax.images losses WORKDIR")
+    path = os.path.join(arguments[1], "metrics.jsonl")
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {path} cannot be read: {error}")
+    if not records:
+        sys.exit(f"error: {path} holds no line yet")
+    target = os.path.join(arguments[1], "losses.png")
+    write_atomically(target, plot_losses(records))
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

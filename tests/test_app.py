@@ -125,6 +125,17 @@ def test_tensorboard_reads_the_events(finished):
     assert picture.step == 40 and picture.encoded_image_string == preview.read_bytes()
 
 
+def test_loss_curves_are_drawn(workdir):
+    draw = [sys.executable, "-m", "ncsn_jax.images", "losses"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run([*draw, str(workdir)], **options)
+    assert result.returncode == 0, result.stderr
+    with Image.open(workdir / "losses.png") as picture:
+        assert picture.size == (1000, 400)
+    result = subprocess.run([*draw, "no_such_run"], **options)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+
+
 def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
     devices, reference, _ = finished
     for wanted in ("step 20/60", "step 40/60"):
