@@ -50,7 +50,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     import run_lib
     from ncsn_jax.errors import UserError
 
