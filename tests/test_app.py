@@ -138,7 +138,7 @@ def test_loss_curves_are_drawn(workdir):
 
 def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
     devices, reference, _ = finished
-    for wanted in ("step 20/60", "step 40/60"):
+    for wanted in ("step 20/60", "step 40/60") if devices == 1 else ("step 40/60",):
         process = subprocess.Popen(
             command(tmp_path),
             cwd=ROOT,
