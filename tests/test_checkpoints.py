@@ -74,6 +74,14 @@ def test_falls_back_to_the_one_before(workdir, damage, caplog):
     assert restore(workdir)[0] == 3
 
 
+def test_values_that_differ_from_their_checksums_are_damage(workdir, monkeypatch):
+    """What orbax restores without complaint is still compared with what was saved."""
+    with monkeypatch.context() as patch, checkpoints.Checkpoints(str(workdir)) as store:
+        patch.setattr(checkpoints, "_checksums", lambda tree: {"another": 1})
+        store.save(4, make_state(4))
+    assert restore(workdir)[0] == 3
+
+
 def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
     for step in (2, 3):
         flip_a_bit(largest_file(workdir / "checkpoints" / str(step) / "state"))
