@@ -54,7 +54,7 @@ def test_digits_are_those_of_scikit_learn():
     expected = np.round(load_digits().images * 255 / 16).astype(np.uint8)[..., None]
     found = np.concatenate([train, test])
     # tensorflow-datasets shuffles what it prepares.
-    order = lambda x: np.sort(x.reshape(len(x), -1).view("S64").ravel())  # noqa: E731
+    order = lambda x: np.sort(x.reshape(len(x), -1).view("S64").ravel())
     np.testing.assert_array_equal(order(np.ascontiguousarray(found)), order(expected))
 
 

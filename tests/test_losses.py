@@ -49,12 +49,12 @@ def test_exact_loss_is_the_mean_of_the_sliced_one_and_has_the_known_trace():
     a = jax.random.normal(key_a, (4, 4))
     n, sigma = 20_000, 0.7
     x, levels = jax.random.normal(key_x, (n, 4)), jnp.full((n,), sigma)
-    score = lambda x, s: -x @ a.T  # noqa: E731
+    score = lambda x, s: -x @ a.T
     exact = losses.score_matching(score, x[:100], levels[:100])
     by_hand = sigma**2 * (0.5 * jnp.sum(jnp.square(x[:100] @ a.T), axis=1) - jnp.trace(a))
     np.testing.assert_allclose(exact, by_hand, rtol=1e-4, atol=1e-4)
     square = x[:100].reshape(100, 2, 2)
-    shaped = lambda x, s: score(x.reshape(-1, 4), s).reshape(x.shape)  # noqa: E731
+    shaped = lambda x, s: score(x.reshape(-1, 4), s).reshape(x.shape)
     np.testing.assert_allclose(
         losses.score_matching(shaped, square, levels[:100]), exact, rtol=1e-5
     )
@@ -74,7 +74,7 @@ def test_the_three_losses_have_the_same_gradient_at_and_off_the_score_of_a_mixtu
     key = jax.random.key(2)
 
     def slope(loss, factor):
-        values = lambda f: loss(lambda x, s: f * mixture.score(x, s))  # noqa: E731
+        values = lambda f: loss(lambda x, s: f * mixture.score(x, s))
         derivative = np.asarray(jax.jvp(values, (factor,), (1.0,))[1])
         return derivative.mean(), derivative.std() / np.sqrt(n)
 
@@ -105,7 +105,7 @@ def test_minimum_is_the_closed_form_score(sigma):
     levels = jnp.full((n,), sigma)
 
     def loss(factor):
-        score = lambda x, s: -factor * x / (1 + jnp.square(s))[:, None]  # noqa: E731
+        score = lambda x, s: -factor * x / (1 + jnp.square(s))[:, None]
         return losses.denoising_score_matching(jax.random.key(1), score, data, levels)
 
     v = 1 + sigma**2

@@ -111,7 +111,7 @@ def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):
 
 def test_noise_depends_on_seed_and_step(state, batches):
     step = jax.jit(functools.partial(training.train_step, **OPTIONS))
-    losses_of = lambda s, seed: float(step(s, batches[0], seed)[1].loss)  # noqa: E731
+    losses_of = lambda s, seed: float(step(s, batches[0], seed)[1].loss)
     assert losses_of(state, 7) == losses_of(state, 7)
     assert losses_of(state, 7) != losses_of(state, 8)
     assert losses_of(state, 7) != losses_of(state._replace(step=jnp.int32(1)), 7)

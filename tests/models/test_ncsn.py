@@ -5,6 +5,7 @@ import pytest
 
 from ncsn_jax import convert, models, sigmas
 from ncsn_jax.models import layers
+from tests.models.comparison import assert_close, nhwc
 
 MODEL = models.NCSN(features=8, num_levels=10)
 
@@ -14,17 +15,6 @@ def case(request, golden):
     g = golden(request.param)
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     return g, convert.from_torch(state, MODEL)
-
-
-def nhwc(array):
-    return np.asarray(array).transpose(0, 2, 3, 1)
-
-
-def assert_close(actual, expected, bound=1e-5):
-    """Compares per example, relative to that example's largest magnitude (float32 leaves 2e-6)."""
-    axes = tuple(range(1, expected.ndim))
-    error = np.abs(np.asarray(actual) - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
-    assert np.all(error < bound), error
 
 
 def test_reproduces_the_original_stage_by_stage(case):

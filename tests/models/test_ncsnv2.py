@@ -1,26 +1,15 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ncsn_jax import convert, models, sigmas
+from tests.models.comparison import assert_close, nhwc
 
 CASES = {
     "ncsnv2_32": (models.NCSNv2, 8),
     "ncsnv2_deeper_32": (models.NCSNv2Deeper, 4),
     "ncsnv2_deepest_32": (models.NCSNv2Deepest, 4),
 }
-
-
-def nhwc(array):
-    return np.asarray(array).transpose(0, 2, 3, 1)
-
-
-def assert_close(actual, expected, bound=1e-5):
-    """Compares per example, relative to that example's largest magnitude (float32 leaves 2e-6)."""
-    axes = tuple(range(1, expected.ndim))
-    error = np.abs(np.asarray(actual) - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
-    assert np.all(error < bound), error
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -64,7 +64,7 @@ def test_annealed_langevin_follows_the_exact_recursion(denoise):
     n, steps, epsilon = 20_000, 7, 0.02
     ladder = sigmas.geometric(5.0, 0.2, 4)
     start = jnp.full((n, 1), 2.0)
-    score = lambda x, s: -x / (1 + jnp.square(s))[:, None]  # noqa: E731
+    score = lambda x, s: -x / (1 + jnp.square(s))[:, None]
     x, info = annealed_langevin(
         jax.random.key(3),
         score,

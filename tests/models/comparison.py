@@ -1,0 +1,14 @@
+"""How outputs are compared with the original networks' figures."""
+
+import numpy as np
+
+
+def nhwc(array):
+    return np.asarray(array).transpose(0, 2, 3, 1)
+
+
+def assert_close(actual, expected, bound=1e-5):
+    """Compares per example, relative to that example's largest magnitude (float32 leaves 2e-6)."""
+    axes = tuple(range(1, expected.ndim))
+    error = np.abs(np.asarray(actual) - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
+    assert np.all(error < bound), error
