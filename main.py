@@ -37,15 +37,16 @@ def _parse(argv: list[str]) -> list[str]:
         for flag in (_CONFIG, _WORKDIR):
             if flag.value is None:
                 _fail(f"--{flag.name} is required; see python main.py --help", 2)
+        _CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
         return rest
     except flags.Error as error:
         _fail(str(error), 2)
     except (AttributeError, KeyError) as error:
-        text = str(error.args[0]).replace("\\n", " ")
+        text = str(error.args[0]).replace("\\n", " ").replace("\\'", "").strip("'\"")
         _fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
     # A configuration is the user's code, which may raise anything.
     except Exception as error:
-        _fail(f"--config: {type(error).__name__}: {error}", 2)
+        _fail(f"--config: {type(error).__name__}: {str(error).splitlines()[-1]}", 2)
 
 
 def main(_) -> None:

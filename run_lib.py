@@ -50,7 +50,9 @@ def train(config, workdir: str) -> None:
         ):
             step, state = _restore_or_init(config, store)
             _log.info("%d images of shape %s, from step %d", len(dataset), dataset.shape[1:], step)
-            _describe(config, state)
+            _describe(config, state, with_table=step == 0)
+            if step > config.training.num_steps:
+                _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
             state = parallel.replicate(state)
             sampler = _make_sampler(config)
             if step < config.training.num_steps:
@@ -98,6 +100,7 @@ def _train_loop(config, workdir, step, state, batches, store, writer, sampler):
         batch = parallel.spread(batches(step, per_call))
         window.input_seconds += time.perf_counter() - started
         if compiled is None:
+            _log.info("compiling the training step")
             compiled = p_steps.lower(state, batch, seed).compile()
             _describe_memory(compiled, time.perf_counter() - started)
             window.restart(step)
@@ -111,7 +114,11 @@ def _train_loop(config, workdir, step, state, batches, store, writer, sampler):
         if calls == _CALLS_TO_ESTIMATE:
             window.add(*in_flight, store)
             in_flight = None
-            _log.info("estimate: %s for %d steps", window.time_for(last - step), last - step)
+            _log.info(
+                "estimate: %s for the other %d steps, without samples",
+                window.time_for(last - step),
+                last - step,
+            )
         due = {
             name: step == last or (every and step % every == 0)
             for name, every in (
@@ -301,9 +308,11 @@ def _write_preview(config, workdir, step, params, writer, sampler) -> None:
     writer.write_images(step, {"samples": png}, grid.shape)
 
 
-def _describe(config, state) -> None:
+def _describe(config, state, *, with_table: bool) -> None:
     """Logs the parameter table, the network's cost and the devices."""
-    _log.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    if with_table:
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        _log.info("%s", table)
     model = configuration.make_model(config)
     example = jax.ShapeDtypeStruct((1, *configuration.image_shape(config)), np.float32)
     level = jax.ShapeDtypeStruct((1,), np.int32)

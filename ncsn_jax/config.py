@@ -214,7 +214,8 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     ]
     if differing:
         raise UserError(
-            f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)}"
+            f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)} "
+            "(repeat the overrides that it was begun with, or choose another --workdir)"
         )
     return True
 

@@ -48,7 +48,7 @@ class SampleStore:
                     )
                     raise UserError(
                         f"{directory} holds samples made otherwise: {named}; "
-                        "give these a name with --config.sampling.name=NAME"
+                        "repeat those settings to add to them, or name these with --config.sampling.name=NAME"
                     )
             else:
                 text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
