@@ -10,10 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax.models.ncsn import NCSN
-from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest
+from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
+from ncsn_jax.models.simplified import SimplifiedNCSN
 from ncsn_jax.types import ScoreFn
 
-__all__ = ["NCSN", "NCSNv2", "NCSNv2Deeper", "NCSNv2Deepest", "levels_of", "score_fn"]
+__all__ = [
+    "NCSN",
+    "NCSNv2",
+    "NCSNv2Deeper",
+    "NCSNv2Deepest",
+    "RefineNet",
+    "SimplifiedNCSN",
+    "levels_of",
+    "score_fn",
+]
 
 
 def levels_of(sigma: jax.Array, sigmas: jax.Array) -> jax.Array:

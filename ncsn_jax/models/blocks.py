@@ -15,6 +15,7 @@ import jax
 from ncsn_jax.models.layers import Conv, average_pool5, mean_pool, resize_bilinear
 
 NormFactory = Callable[..., nn.Module]
+ConvFactory = Callable[..., nn.Module]
 
 
 def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -30,12 +31,14 @@ class ResidualBlock(nn.Module):
       down: widen to `features`. Without a dilation this also halves H and W (which must be even);
         with one the size stays, as the receptive field grows by the dilation instead.
       dilation: of both 3x3 convolutions, and of the shortcut of a dilated `down` block.
+      conv: makes the convolutions; to choose how they are initialised.
     """
 
     features: int
     norm: NormFactory
     down: bool = False
     dilation: int = 1
+    conv: ConvFactory = Conv
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
@@ -43,14 +46,16 @@ class ResidualBlock(nn.Module):
         inner = x.shape[-1] if self.down else self.features
 
         h = nn.elu(_normalized(self.norm, "normalize1", x, level))
-        h = Conv(inner, dilation=self.dilation, name="conv1")(h)
+        h = self.conv(inner, dilation=self.dilation, name="conv1")(h)
         h = nn.elu(_normalized(self.norm, "normalize2", h, level))
-        h = Conv(self.features, dilation=self.dilation, name="conv2")(h)
+        h = self.conv(self.features, dilation=self.dilation, name="conv2")(h)
 
         if halve:
-            return mean_pool(Conv(self.features, kernel_size=1, name="shortcut")(x)) + mean_pool(h)
+            return mean_pool(
+                self.conv(self.features, kernel_size=1, name="shortcut")(x)
+            ) + mean_pool(h)
         if self.down or x.shape[-1] != self.features:
-            x = Conv(self.features, dilation=self.dilation, name="shortcut")(x)
+            x = self.conv(self.features, dilation=self.dilation, name="shortcut")(x)
         return x + h
 
 

@@ -33,17 +33,24 @@ class Conv(nn.Module):
       kernel_size: odd side of the square kernel.
       dilation: spacing of the kernel's taps.
       use_bias: whether to add a bias per output channel.
+      xavier: start from Xavier's uniform distribution, b = sqrt(6 / (kernel_size^2 (C_in + C_out))),
+        and from a bias of zero instead.
     """
 
     features: int
     kernel_size: int = 3
     dilation: int = 1
     use_bias: bool = True
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         k, channels = self.kernel_size, x.shape[-1]
-        init = _uniform_init(1.0 / math.sqrt(k * k * channels))
+        if self.xavier:
+            init = _uniform_init(math.sqrt(6.0 / (k * k * (channels + self.features))))
+            bias_init = nn.initializers.zeros_init()
+        else:
+            init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
         kernel = self.param("kernel", init, (k, k, channels, self.features))
         pad = self.dilation * (k // 2)
         y = jax.lax.conv_general_dilated(
@@ -55,7 +62,7 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,))[None, None, None, :]
+            y = y + self.param("bias", bias_init, (self.features,))[None, None, None, :]
         return y
 
 

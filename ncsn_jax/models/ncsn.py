@@ -1,7 +1,7 @@
 """The score network of NCSN (Song & Ermon, 2019, appendix A), as the authors trained it.
 
 A four-stage RefineNet whose residual blocks are dilated instead of downsampled after the first
-halving, with conditional instance normalization++ in every block. It is conditioned on the index of
+halving, with conditional instance normalization in every block. It is conditioned on the index of
 the noise level only through the normalization, and its output is the score itself: it is *not*
 divided by sigma.
 """
@@ -13,11 +13,16 @@ import jax
 
 from ncsn_jax.models.blocks import RefineBlock, ResidualBlock
 from ncsn_jax.models.layers import Conv
-from ncsn_jax.models.normalization import ConditionalInstanceNormPlus
+from ncsn_jax.models.normalization import ConditionalInstanceNorm, ConditionalInstanceNormPlus
+
+NORMALIZATIONS = {
+    "instance++": ConditionalInstanceNormPlus,
+    "instance": ConditionalInstanceNorm,
+}
 
 
 class NCSN(nn.Module):
-    """NCSN's RefineNet with conditional instance normalization++.
+    """NCSN's RefineNet with conditional instance normalization, ++ or plain.
 
     `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
 
@@ -25,6 +30,8 @@ class NCSN(nn.Module):
       features: channels of the first stage, n >= 2; the deeper stages have 2n. Published: 64 for
         MNIST (7,638,657 parameters at 28x28x1), 128 for CIFAR-10 and CelebA (30,117,635 at 32x32x3).
       num_levels: noise levels L that the network distinguishes. Published: 10.
+      normalization: 'instance++', which also normalizes the channels' means (published), or
+        'instance', the plain one that the authors' code holds beside it.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
@@ -36,6 +43,7 @@ class NCSN(nn.Module):
 
     features: int = 128
     num_levels: int = 10
+    normalization: str = "instance++"
 
     HALVINGS = 1  # how often the sides are halved
 
@@ -44,8 +52,12 @@ class NCSN(nn.Module):
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
             raise ValueError(f"NCSN needs an even height and width, got {height}x{width}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalization must be one of {list(NORMALIZATIONS)}, got {self.normalization!r}"
+            )
         n = self.features
-        norm = functools.partial(ConditionalInstanceNormPlus, self.num_levels)
+        norm = functools.partial(NORMALIZATIONS[self.normalization], self.num_levels)
 
         def stage(name, h, features, **options):
             h = ResidualBlock(features, norm, name=f"{name}_0", **options)(h, level)

@@ -7,6 +7,7 @@ axes, in two passes, and never mix examples.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,49 @@ def _scale_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.fl
     drawn = 2 * width // 3
     scales = _near_one_init(key, (num_levels, drawn), dtype)
     return jnp.concatenate([scales, jnp.zeros((num_levels, width - drawn), dtype)], axis=1)
+
+
+def _uniform_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32):
+    """Rows (gamma, beta): gamma from U(0, 1), beta zero."""
+    num_levels, width = shape
+    scales = jax.random.uniform(key, (num_levels * width // 2,), dtype).reshape(num_levels, -1)
+    return jnp.concatenate([scales, jnp.zeros_like(scales)], axis=1)
+
+
+def unit_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+    """Rows (gamma, beta) of ones and zeros."""
+    del key
+    ones = jnp.ones((shape[0], shape[1] // 2), dtype)
+    return jnp.concatenate([ones, jnp.zeros_like(ones)], axis=1)
+
+
+class ConditionalInstanceNorm(nn.Module):
+    """Conditional instance normalization (Dumoulin et al., 2017; NCSN, appendix A.1, equation 9).
+
+        z_k = gamma[i, k] * (x_k - mu_k) / s_k + beta[i, k]
+
+    with the symbols of `ConditionalInstanceNormPlus`, without its term in the channel means. gamma and
+    beta are rows of one table, `embedding: [num_levels, 2 C]`, in this order.
+
+    Args:
+      num_levels: rows of the table.
+      embedding_init: of the table; by default gamma from U(0, 1), as the authors' code does (its
+        comment says otherwise), and beta zero.
+
+    Args of the call:
+      x: `[B, H, W, C]`.
+      level: `int[B]` in [0, num_levels).
+    """
+
+    num_levels: int
+    embedding_init: Callable = _uniform_scale_shift_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        table = self.param("embedding", self.embedding_init, (self.num_levels, 2 * x.shape[-1]))
+        gamma, beta = jnp.split(jnp.asarray(table)[level][:, None, None, :], 2, axis=-1)
+        centred, _, variance = _spatial_moments(x)
+        return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + beta
 
 
 class ConditionalInstanceNormPlus(nn.Module):

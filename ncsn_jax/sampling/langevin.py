@@ -171,8 +171,9 @@ def initial_samples(
     Args:
       key: one key, or one per example `[B]`.
       shape: `(B, ...)`.
-      init: "uniform" for U[0, 1), as published for NCSN; "normal" for N(0, scale^2).
-      scale: the standard deviation of "normal", usually the largest sigma.
+      init: "uniform" for U[0, 1), as published for NCSN; "normal" for N(0, scale^2);
+        "centred_normal" for N(1/2, scale^2), which is centred on images in [0, 1].
+      scale: the standard deviation of the normal ones, usually the largest sigma.
 
     Returns:
       float32 of the given shape.
@@ -186,7 +187,9 @@ def initial_samples(
         return uniform_like(key, like)
     if init == "normal":
         return scale * normal_like(key, like)
-    raise ValueError(f"init must be 'uniform' or 'normal', got {init!r}")
+    if init == "centred_normal":
+        return 0.5 + scale * normal_like(key, like)
+    raise ValueError(f"init must be 'uniform', 'normal' or 'centred_normal', got {init!r}")
 
 
 def _run(key, score_fn, x, steps, num_levels, steps_per_level, clip, return_info):

@@ -1,0 +1,169 @@
+"""The authors' PyTorch parameters as Flax parameters, and back.
+
+The correspondence is one function from the path of a Flax parameter to the name of its PyTorch
+counterpart, so that a state dict is read by walking the tree that the model itself describes: what is
+missing, superfluous or of the wrong shape is found by name. Nothing here needs torch; `files` reads
+the authors' checkpoints with it, and `python -m ncsn_jax.convert` turns one into a work directory.
+"""
+
+import re
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ncsn_jax import models
+
+# Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
+_HALVING = {
+    models.NCSN: ("res2_0",),
+    models.NCSNv2: ("res2_0",),
+    models.NCSNv2Deeper: ("res2_0", "res3_0"),
+    models.NCSNv2Deepest: ("res2_0", "res3_0", "res31_0"),
+}
+
+_LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
+
+# The ladder, which NCSNv2 keeps in its files as a buffer. It is no parameter here.
+_LADDER = "sigmas"
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels: int | None = None):
+    """Converts a state dict to the parameters that `model.init` returns.
+
+    Args:
+      state_dict: name to array in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
+        `DataParallel` adds, is ignored. NCSNv2's buffer 'sigmas' is compared with the model's ladder
+        where it is there.
+      model: the network the parameters belong to.
+      channels: of the images; by default those that the state dict has.
+
+    Returns:
+      The parameters, as for `model.apply(params, x, level)`.
+
+    Raises:
+      ValueError: if an array is missing, has another shape, or belongs nowhere, or if the ladder is
+        another; the message names it and the shapes, in PyTorch's layout.
+    """
+    found = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
+    _check_ladder(found.pop(_LADDER, None), getattr(model, "sigmas", None))
+    if channels is None:
+        channels = found["begin_conv.weight"].shape[1] if "begin_conv.weight" in found else 3
+
+    params = {}
+    for path, expected in parameter_shapes(model, channels).items():
+        name = _torch_name(path[1:], model)
+        shape = _torch_shape(expected.shape)
+        if name not in found:
+            raise ValueError(
+                f"{name} is missing; {type(model).__name__} expects shape {list(shape)}"
+            )
+        array = found.pop(name)
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}, expected {list(shape)}")
+        if array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        params[path] = jnp.asarray(array, expected.dtype)
+    if found:
+        name, array = next(iter(sorted(found.items())))
+        raise ValueError(
+            f"{name} with shape {list(array.shape)} belongs to no parameter of "
+            f"{type(model).__name__} ({len(found)} such)"
+        )
+    return traverse_util.unflatten_dict(params)
+
+
+def to_torch(params, model: nn.Module) -> dict[str, np.ndarray]:
+    """Converts parameters to the state dict that the original network loads: `from_torch` reversed.
+
+    Args:
+      params: the parameters of `model`, or a tree like them, such as their moving average.
+      model: the network they belong to.
+
+    Returns:
+      Name to array in PyTorch's layout, without 'module.', bit for bit the parameters. For the
+      networks of NCSNv2 the ladder is among them, as 'sigmas'.
+    """
+    state = {}
+    for path, value in traverse_util.flatten_dict(params).items():
+        array = np.asarray(value)
+        if array.ndim == 4:
+            array = np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+        state[_torch_name(path[1:], model)] = array
+    if isinstance(model, models.RefineNet):
+        state[_LADDER] = np.asarray(model.sigmas)
+    return state
+
+
+def parameter_shapes(
+    model: nn.Module, channels: int
+) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Returns path to shape and type of every parameter, without computing any."""
+    image = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
+    return traverse_util.flatten_dict(shapes)
+
+
+def _check_ladder(found: np.ndarray | None, expected: jax.Array | None) -> None:
+    if found is None or expected is None:
+        return
+    expected = np.asarray(expected)
+    if found.shape != expected.shape:
+        raise ValueError(f"sigmas has shape {list(found.shape)}, expected {list(expected.shape)}")
+    # Both are rounded to float32, after a computation that may have been in float32 too.
+    if not np.allclose(found, expected, rtol=1e-4, atol=0):
+        raise ValueError(
+            f"sigmas goes from {found[0]:g} to {found[-1]:g} and is not the ladder of the "
+            f"network, from {expected[0]:g} to {expected[-1]:g} (both of shape {list(found.shape)})"
+        )
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+
+
+def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
+    """Returns the PyTorch name of the model's Flax parameter at `path` (without the collection)."""
+    *modules, leaf = path
+    if isinstance(model, models.SimplifiedNCSN):
+        names = [_simplified_module(module) for module in modules]
+    else:
+        names = [_refinenet_module(module) for module in modules]
+        if modules[0] in _HALVING[type(model)] and modules[1] in ("conv2", "shortcut"):
+            names.append("conv")
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
+
+
+def _refinenet_module(module: str) -> str:
+    """Translates one part of a path of NCSN and NCSNv2."""
+    if match := re.fullmatch(r"(res\d+)_(\d)", module):
+        return f"{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"adapt_(\d)", module):
+        return f"adapt_convs.{match[1]}"
+    if match := re.fullmatch(r"(conv|norm)_(\d)_(\d)", module):
+        return f"{int(match[2]) + 1}_{int(match[3]) + 1}_{match[1]}"
+    if match := re.fullmatch(r"(conv|norm)_(\d)", module):
+        return f"{match[1]}s.{match[2]}"
+    return {"output": "output_convs", "fusion": "msf", "pooling": "crp"}.get(module, module)
+
+
+def _simplified_module(module: str) -> str:
+    """Translates one part of a path of the simplified NCSN."""
+    if match := re.fullmatch(r"normalize(\d)", module):
+        return f"norm{match[1]}"
+    if match := re.fullmatch(r"conv(\d)", module):
+        return f"conv{match[1]}.conv"
+    if match := re.fullmatch(r"adapt_(\d)", module):
+        return f"rcu_in.{match[1]}"
+    if match := re.fullmatch(r"(conv|norm|unit)_(\d)", module):
+        return f"{match[1]}s.{match[2]}"
+    return {
+        "output": "rcu_out",
+        "fusion": "msf",
+        "pooling": "crp",
+        "normalizer": "end_norm",
+    }.get(module, module)

@@ -1,0 +1,136 @@
+"""A simplified NCSN: one width, one resolution, plain conditional instance normalization.
+
+The layout of the small PyTorch reimplementation that is widely copied: four stages of dilated residual
+units at full resolution instead of downsampling, refined as in RefineNet, and an output that is divided
+by sigma as in NCSNv2. Its units are those of `blocks`; fusion and pooling differ (an activation before
+every convolution, a bias in each, four poolings, no leading activation) and are therefore here.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax.models.blocks import NormFactory, ResidualBlock
+from ncsn_jax.models.layers import Conv, max_pool5
+from ncsn_jax.models.normalization import ConditionalInstanceNorm, unit_scale_shift_init
+
+_DILATIONS = (1, 2, 4, 8)
+_POOLINGS = 4
+
+XavierConv = functools.partial(Conv, xavier=True)
+
+
+class _Units(nn.Module):
+    """Two residual units that keep the number of channels."""
+
+    norm: NormFactory
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        for unit in range(2):
+            x = ResidualBlock(
+                x.shape[-1],
+                self.norm,
+                dilation=self.dilation,
+                conv=XavierConv,
+                name=f"unit_{unit}",
+            )(x, level)
+        return x
+
+
+class _Fusion(nn.Module):
+    """The sum of its inputs, each normalized, activated and convolved."""
+
+    norm: NormFactory
+
+    @nn.compact
+    def __call__(self, inputs: list[jax.Array], level: jax.Array) -> jax.Array:
+        total = 0.0
+        for i, x in enumerate(inputs):
+            h = nn.elu(self.norm(name=f"norm_{i}")(x, level))
+            total = total + XavierConv(x.shape[-1], name=f"conv_{i}")(h)
+        return total
+
+
+class _Pooling(nn.Module):
+    """x and a chain of normalized, activated, pooled and convolved versions of it, added up."""
+
+    norm: NormFactory
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        path = x
+        for stage in range(_POOLINGS):
+            path = max_pool5(nn.elu(self.norm(name=f"norm_{stage}")(path, level)))
+            path = XavierConv(x.shape[-1], name=f"conv_{stage}")(path)
+            x = x + path
+        return x
+
+
+class _Refine(nn.Module):
+    """Units for every input, fusion, chained pooling, units.
+
+    A single input is not fused. The parameters of its fusion exist nevertheless, unused, so that the
+    tree has the original's.
+    """
+
+    norm: NormFactory
+
+    @nn.compact
+    def __call__(self, inputs: list[jax.Array], level: jax.Array) -> jax.Array:
+        adapted = [_Units(self.norm, name=f"adapt_{i}")(x, level) for i, x in enumerate(inputs)]
+        h = adapted[0]
+        if len(adapted) > 1 or self.is_initializing():
+            fused = _Fusion(self.norm, name="fusion")(adapted, level)
+            h = fused if len(adapted) > 1 else h
+        h = _Pooling(self.norm, name="pooling")(h, level)
+        return _Units(self.norm, name="output")(h, level)
+
+
+class SimplifiedNCSN(nn.Module):
+    """The simplified NCSN: 3,176,067 parameters at n = 64, L = 10, C = 3.
+
+    `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
+    The original works in [-1, 1] throughout, sigmas included. Here images are in [0, 1] and sigmas in
+    their units, half as large: the network sees 2x - 1, and as its output F is divided by sigma, the
+    score F / sigma is that of [0, 1], which is twice the original's.
+
+    Args:
+      features: channels n of every layer. Published: 64.
+      sigmas: `[L]`, the ladder. Published: 10 levels from 0.5 to 0.005 (there 1 to 0.01).
+
+    Args of the call:
+      x: `[B, H, W, C]` images in [0, 1] plus noise; any H and W.
+      level: `int[B]` in [0, L), 0 for the largest sigma.
+
+    Returns:
+      The score, `[B, H, W, C]`.
+    """
+
+    features: int
+    sigmas: jax.Array
+
+    HALVINGS = 0  # how often the sides are halved
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        sigmas = jnp.asarray(self.sigmas)
+        norm = functools.partial(
+            ConditionalInstanceNorm, sigmas.shape[0], embedding_init=unit_scale_shift_init
+        )
+        h = XavierConv(self.features, name="begin_conv")(2.0 * x - 1.0)
+        stages = []
+        for i, dilation in enumerate(_DILATIONS, start=1):
+            h = _Units(norm, dilation, name=f"stage{i}")(h, level)
+            stages.append(h)
+
+        r = _Refine(norm, name="refine4")([stages[3]], level)
+        for i in (3, 2, 1):
+            r = _Refine(norm, name=f"refine{i}")([stages[i - 1], r], level)
+
+        r = nn.elu(norm(name="normalizer")(r, level))
+        r = XavierConv(x.shape[-1], name="end_conv")(r)
+        return r / sigmas[level][:, None, None, None]
