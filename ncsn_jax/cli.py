@@ -1,0 +1,82 @@
+"""Command lines: flags from absl, and every mistake one line and an exit status, never a traceback.
+
+What `main.py` and `python -m ncsn_jax.convert` share. Kept apart from anything that imports jax, so
+that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines `--config=FILE`, and an override for every field of the configuration in it."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Configuration of the experiment, such as configs/digits.py.",
+        lock_config=True,
+    )
+
+
+def define_workdir() -> flags.FlagHolder:
+    """Defines `--workdir=DIR`."""
+    return flags.DEFINE_string(
+        "workdir", None, "Directory for checkpoints, samples and logs; made if absent."
+    )
+
+
+def fail(message: str, code: int) -> None:
+    """Prints one line and ends the process."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def run(
+    main: Callable[[list[str]], None],
+    config: flags.FlagHolder,
+    required: Callable[[], Sequence[flags.FlagHolder]],
+    max_arguments: int = 0,
+) -> None:
+    """Parses the flags and runs `main(arguments)`.
+
+    Args:
+      main: gets the arguments that are not flags; its UserError ends the process with status 1.
+      config: as made by `define_config`.
+      required: returns the flags that must have a value; called when all are parsed.
+      max_arguments: how many arguments that are not flags are allowed.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1 + max_arguments:
+                fail(f"unexpected argument {rest[1 + max_arguments]!r}", 2)
+            for flag in required():
+                if flag.value is None:
+                    fail(f"--{flag.name} is required; see {argv[0]} --help", 2)
+            config.value.keys()  # a file that could not be loaded says so only when it is used
+            return rest
+        except flags.Error as error:
+            fail(str(error), 2)
+        except (AttributeError, KeyError) as error:
+            text = str(error.args[0]).replace("\\n", " ").replace("\\'", "").strip("'\"")
+            fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
+        # A configuration is the user's code, which may raise anything.
+        except Exception as error:
+            fail(f"--config: {type(error).__name__}: {str(error).splitlines()[-1]}", 2)
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.ERROR)
+        from ncsn_jax.errors import UserError
+
+        try:
+            main(argv[1:])
+        except UserError as error:
+            fail(str(error), 1)
+        except KeyboardInterrupt:
+            fail("interrupted; the same command continues", 130)
+
+    app.run(guarded, flags_parser=parse)
