@@ -1,5 +1,8 @@
+import math
+
 import numpy as np
 import pytest
+from scipy import optimize, stats
 
 from ncsn_jax import sigmas
 
@@ -34,3 +37,100 @@ def test_equals_the_originals_ladder(golden):
 def test_refuses_what_is_no_ladder(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas.geometric(*arguments)
+
+
+@pytest.mark.parametrize("count", [2, 100, 2500])
+def test_largest_distance_is_that_of_all_pairs(count):
+    """Over several blocks, with outliers that are far from the mean and near to one another."""
+    rng = np.random.default_rng(count)
+    points = rng.standard_t(3, size=(count, 2, 3)).astype(np.float32)
+    points[: count // 10] += 5
+    flat = points.reshape(count, 6).astype(np.float64)
+    pairs = np.concatenate([np.linalg.norm(flat - p, axis=1) for p in flat])
+    assert sigmas.largest_distance(points) == pytest.approx(pairs.max(), rel=1e-5)
+
+
+def test_largest_distance_of_known_points():
+    assert sigmas.largest_distance([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]) == pytest.approx(5.0)
+    assert sigmas.largest_distance(np.zeros((3, 4))) == 0.0
+
+
+@pytest.mark.parametrize("dimension", [5, 64, 3072, 196_608])
+@pytest.mark.parametrize("overlap", [0.2, 0.5, 0.9])
+def test_ratio_makes_neighbouring_shells_overlap_as_asked(dimension, overlap):
+    """The formula of technique 2, written with the shells' means and standard deviations."""
+    gamma = sigmas.level_ratio(dimension, overlap)
+    lower = stats.norm(math.sqrt(dimension), math.sqrt(0.5))  # of radii at sigma_i = 1
+    mean, deviation = gamma * math.sqrt(dimension), gamma * math.sqrt(0.5)
+    mass = lower.cdf(mean + 3 * deviation) - lower.cdf(mean - 3 * deviation)
+    assert gamma > 1 and mass == pytest.approx(overlap, abs=1e-9)
+
+
+@pytest.mark.parametrize(("gamma", "steps"), [(1.0376, 5), (1.5, 100), (1.0045, 3), (3.0, 1)])
+def test_step_size_brings_the_variance_of_a_chain_nearest_to_its_level(gamma, steps):
+    """The recursion of a chain's variance, Var <- (1 - a / 2 s^2)^2 Var + a, gives the same optimum."""
+    sigma = 0.01
+
+    def variance(epsilon):
+        value = (gamma * sigma) ** 2
+        for _ in range(steps):
+            value = (1 - epsilon / (2 * sigma**2)) ** 2 * value + epsilon
+        return value / sigma**2
+
+    epsilon, found = sigmas.step_size(sigma, gamma, steps)
+    assert found == pytest.approx(variance(epsilon), rel=1e-12)
+    best = optimize.minimize_scalar(
+        lambda log: abs(variance(math.exp(log)) - 1),
+        bounds=(math.log(1e-4 * sigma**2), math.log(2 * sigma**2)),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    # Around a minimum the variance is flat: half the digits of float64 remain.
+    assert epsilon == pytest.approx(math.exp(best.x), rel=1e-5)
+
+
+def test_published_ladders_have_nearly_the_suggested_ratio_and_step():
+    """Image size, sigma_1, L, T and twice the step of NCSNv2's runs; their overlap is 0.57."""
+    for size, largest, count, steps, epsilon in (
+        (32, 50, 232, 5, 1.24e-5),
+        (64, 90, 500, 5, 6.6e-6),
+        (128, 190, 1086, 3, 3.6e-6),
+        (256, 348, 2311, 3, 1.8e-6),
+    ):
+        published = (largest / 0.01) ** (1 / (count - 1))
+        ratio = sigmas.level_ratio(3 * size**2, overlap=0.567)
+        assert math.log(ratio) == pytest.approx(math.log(published), rel=5e-3)
+        assert sigmas.step_size(0.01, published, steps)[0] == pytest.approx(epsilon, rel=0.02)
+
+
+def test_suggestion_is_what_the_formulas_give():
+    corners = np.zeros((4, 8, 8, 1))
+    corners[1], corners[2, 0, 0], corners[3, 0, 1] = 1.0, 0.5, -0.25
+    distance = math.sqrt(63 + 1.25**2)
+    found = sigmas.suggest(corners, sigma_end=0.02, steps_per_level=7)
+    gamma = sigmas.level_ratio(64)
+    count = 1 + round(math.log(distance / 0.02) / math.log(gamma))
+    assert found.largest_distance == pytest.approx(distance, rel=1e-6)
+    assert found.sigmas.shape == (count,)
+    assert float(found.sigmas[0]) == pytest.approx(distance, rel=1e-6)
+    assert float(found.sigmas[-1]) == np.float32(0.02)
+    assert abs(math.log(found.ratio) / math.log(gamma) - 1) < 0.5 / (count - 1.5)
+    epsilon, variance = sigmas.step_size(0.02, found.ratio, 7)
+    assert (found.epsilon, found.variance_ratio) == (epsilon, variance)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sigmas.suggest(np.ones((5, 6))), "below the largest distance in the data, 0, got"),
+        (lambda: sigmas.suggest(np.eye(6), sigma_end=0.0), "sigma_end must be above 0"),
+        (lambda: sigmas.suggest(np.eye(3)), "dimension must be at least 5, got 3"),
+        (lambda: sigmas.suggest(np.eye(6), overlap=1.0), r"overlap must be in \(0, 0.99\), got 1"),
+        (lambda: sigmas.suggest(np.eye(6), steps_per_level=0), "steps_per_level >= 1 must hold"),
+        (lambda: sigmas.largest_distance(np.eye(6)[:1]), "at least 2 points, got 1"),
+        (lambda: sigmas.largest_distance([[np.nan], [0.0]]), "data must be finite"),
+    ],
+)
+def test_refuses_what_has_no_ladder(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
