@@ -18,7 +18,17 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from ncsn_jax import checkpoints, data, images, models, parallel, report, sampling, training
+from ncsn_jax import (
+    checkpoints,
+    data,
+    images,
+    models,
+    parallel,
+    report,
+    sampling,
+    sigmas,
+    training,
+)
 from ncsn_jax import config as configuration
 from ncsn_jax.data import cache
 from ncsn_jax.errors import UserError
@@ -32,6 +42,9 @@ _FOR_PARAMETERS, _FOR_SAMPLES = 0, 2
 
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
+
+# Of the images, as bytes; compared as floats they take four times as much.
+_BYTES_TO_COMPARE = 10**9
 
 
 def train(config, workdir: str) -> None:
@@ -73,17 +86,51 @@ def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
 def sample(config, workdir: str) -> None:
     """Samples from the newest checkpoint of a work directory."""
     configuration.check(config)
-    if not configuration.compare_workdir(config, workdir):
-        raise UserError(f"--workdir={workdir!r} holds no run: train first")
+    configuration.require_run(config, workdir)
     _start(workdir)
-    like = jax.eval_shape(configuration.make_init(config), jax.random.key(0))
-    with checkpoints.Checkpoints(workdir, read_only=True) as store:
-        found = store.restore_latest(like)
-    if found is None:
-        raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
-    step, state = found
+    step, state = configuration.load_newest(config, workdir)
     params = parallel.replicate(state.ema_params or state.params)
     _write_samples(config, workdir, step, params, _make_sampler(config))
+
+
+def suggest(config) -> None:
+    """Prints the ladder and the step size that suit the configuration's images."""
+    configuration.check(config)
+    dataset = configuration.load_images(config)
+    # As many as fit into memory as floats, evenly spaced.
+    stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
+    points = dataset[::stride]
+    print(
+        f"{len(dataset)} images of shape {dataset.shape[1:]} in [0, 1]; comparing all pairs"
+        + (f" of every {stride}th" if stride > 1 else ""),
+        flush=True,
+    )
+    model, sampling_ = config.model, config.sampling
+    try:
+        found = sigmas.suggest(
+            points / np.float32(255),
+            sigma_end=model.sigma_end,
+            steps_per_level=sampling_.steps_per_level,
+        )
+    except ValueError as error:
+        raise UserError(f"config.data: {error}") from None
+    ladder = " ".join(f"{sigma:.4g}" for sigma in found.sigmas)
+    here = configuration.make_sigmas(config)
+    for line in (
+        f"largest distance between two images: {found.largest_distance:.4g} (NCSNv2, technique 1)",
+        f"ratio of neighbouring sigmas in {points[0].size} dimensions: {found.ratio:.5g} (technique 2)",
+        f"variance after a level, for {sampling_.steps_per_level} steps, in units of its noise: "
+        f"{found.variance_ratio:.4g} (technique 4)",
+        f"ladder: {ladder}",
+        "",
+        f"--config.model.sigma_begin={found.sigmas[0]:.4g} "
+        f"--config.model.num_levels={len(found.sigmas)} "
+        f"--config.model.sigma_end={model.sigma_end:.4g} --config.sampling.epsilon={found.epsilon:.4g}",
+        "",
+        f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
+        f"epsilon {sampling_.epsilon:.4g}",
+    ):
+        print(line)
 
 
 def _train_loop(config, workdir, step, state, batches, store, writer, sampler):

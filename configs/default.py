@@ -29,9 +29,13 @@ def get_config() -> ConfigDict:
     data.dequantize = True
 
     config.model = model = ConfigDict()
+    # 'ncsn', 'ncsnv2' (32 and 64 pixels), 'ncsnv2_deeper' (128), 'ncsnv2_deepest' (256) or
+    # 'ncsn_simplified'.
     model.name = "ncsn"
     # Channels of the first stage; the deeper ones have twice as many.
     model.features = 128
+    # 'instance++', or 'instance' for the plain one of 'ncsn' and 'ncsn_simplified'.
+    model.normalization = "instance++"
     # The geometric noise ladder, in units of pixels in [0, 1].
     model.num_levels = 10
     model.sigma_begin = 1.0
@@ -40,7 +44,12 @@ def get_config() -> ConfigDict:
     model.ema_decay = 0.0
 
     config.training = training = ConfigDict()
+    # 'dsm': denoising, 'ssm': sliced, 'sm': exact score matching (small images only).
     training.loss = "dsm"
+    # Projections of each example in 'ssm'.
+    training.num_projections = 1
+    # p of the weight sigma^p with which a level enters the loss.
+    training.anneal_power = 2.0
     # Over all devices.
     training.batch_size = 128
     training.num_steps = 200_000
@@ -75,7 +84,8 @@ def get_config() -> ConfigDict:
     sampling.denoise = False
     # Clip after every update to (low, high); () is off.
     sampling.clip = ()
-    # 'uniform': start from U[0, 1); 'normal': from N(0, sigma_begin^2).
+    # Where the chains start. 'uniform': U[0, 1); 'normal': N(0, sigma_begin^2); 'centred_normal':
+    # N(1/2, sigma_begin^2).
     sampling.init = "uniform"
     sampling.num_samples = 100
     # Images sampled at once, over all devices. It does not change them.

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import data, images, models, sigmas, training
+from ncsn_jax import checkpoints, data, images, models, sigmas, training
 from ncsn_jax.errors import UserError
 
 MODELS = {
@@ -25,7 +25,17 @@ MODELS = {
     "ncsnv2": models.NCSNv2,
     "ncsnv2_deeper": models.NCSNv2Deeper,
     "ncsnv2_deepest": models.NCSNv2Deepest,
+    "ncsn_simplified": models.SimplifiedNCSN,
 }
+
+# The normalizations that each network exists with.
+_NORMALIZATIONS = {name: ("instance++",) for name in MODELS} | {
+    "ncsn": tuple(models.ncsn.NORMALIZATIONS),
+    "ncsn_simplified": ("instance",),
+}
+
+# Exact score matching takes one derivative for each of so many elements of an image.
+_MAX_EXACT_ELEMENTS = 1024
 
 # What may differ between two invocations on one work directory: it does not change the parameters
 # that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
@@ -48,6 +58,7 @@ _COUNTS = (
     "training.checkpoint_every",
     "training.log_every",
     "training.checkpoints_kept",
+    "training.num_projections",
     "sampling.steps_per_level",
     "sampling.num_samples",
     "sampling.batch_size",
@@ -94,14 +105,23 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, choices in (
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
+        ("model.normalization", _NORMALIZATIONS.get(flat["model.name"], ())),
         ("training.loss", tuple(training.LOSSES)),
         ("sampling.method", ("annealed_langevin",)),
-        ("sampling.init", ("uniform", "normal")),
+        ("sampling.init", ("uniform", "normal", "centred_normal")),
     ):
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))
     require("seed", flat["seed"] < 2**32, "below 2**32")
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
+    power = flat["training.anneal_power"]
+    require("training.anneal_power", -float("inf") < power < float("inf"), "a finite number")
     size = flat["data.image_size"]
+    require(
+        "training.loss",
+        flat["training.loss"] != "sm" or size**2 * flat["data.channels"] <= _MAX_EXACT_ELEMENTS,
+        f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
+        "exact score matching takes one derivative for each",
+    )
     factor = 2 ** MODELS[flat["model.name"]].HALVINGS
     require(
         "data.image_size",
@@ -143,7 +163,7 @@ def make_model(config: ml_collections.ConfigDict):
     """Returns the network."""
     network, features = MODELS[config.model.name], config.model.features
     if network is models.NCSN:
-        return network(features, config.model.num_levels)
+        return network(features, config.model.num_levels, config.model.normalization)
     return network(features, make_sigmas(config))
 
 
@@ -168,6 +188,14 @@ def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], traini
     )
 
 
+def make_loss(config: ml_collections.ConfigDict) -> training.LossFn:
+    """Returns the loss `loss(key, score_fn, x, sigma) -> [B]`, with the weight sigma^2."""
+    loss = training.LOSSES[config.training.loss]
+    if config.training.loss == "ssm":
+        return functools.partial(loss, num_projections=config.training.num_projections)
+    return loss
+
+
 def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
     """Returns `train_steps(state, images, seed, axis_name=None)` of this configuration."""
     return functools.partial(
@@ -175,7 +203,8 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
         model=make_model(config),
         sigmas=make_sigmas(config),
         optimizer=make_optimizer(config),
-        loss=training.LOSSES[config.training.loss],
+        loss=make_loss(config),
+        anneal_power=config.training.anneal_power,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,
@@ -218,6 +247,28 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
             "(repeat the overrides that it was begun with, or choose another --workdir)"
         )
     return True
+
+
+def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Raises UserError unless a work directory holds a run of this configuration."""
+    if not compare_workdir(config, workdir):
+        raise UserError(f"--workdir={workdir!r} holds no run: train first")
+
+
+def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, training.TrainState]:
+    """Returns (step, state) of the newest checkpoint of a work directory, and changes nothing there.
+
+    Raises:
+      UserError: if there is none that fits the configuration.
+    """
+    require_run(config, workdir)
+    checkpoints.quiet_orbax()
+    like = jax.eval_shape(make_init(config), jax.random.key(0))
+    with checkpoints.Checkpoints(workdir, read_only=True) as store:
+        found = store.restore_latest(like)
+    if found is None:
+        raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
+    return found
 
 
 def _read_json(path: str) -> dict | None:

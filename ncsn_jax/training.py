@@ -15,13 +15,25 @@ import jax.numpy as jnp
 import optax
 
 from ncsn_jax import losses, models
-from ncsn_jax._random import expand, uniform_like
+from ncsn_jax._random import expand, normal_like, uniform_like
+from ncsn_jax.types import ScoreFn
 
 # The run's seed is also used for other purposes; this one is folded into its key.
 _FOR_STEPS = 1
 
 LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
-LOSSES: dict[str, LossFn] = {"dsm": losses.denoising_score_matching}
+
+
+def _score_matching(key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Exact score matching of the perturbed data x + sigma z, for clean x."""
+    return losses.score_matching(score_fn, x + expand(sigma, x) * normal_like(key, x), sigma)
+
+
+LOSSES: dict[str, LossFn] = {
+    "dsm": losses.denoising_score_matching,
+    "ssm": losses.sliced_score_matching,
+    "sm": _score_matching,
+}
 
 
 class TrainState(NamedTuple):
@@ -140,6 +152,7 @@ def train_step(
     ema_decay: float,
     random_flip: bool,
     dequantize: bool,
+    anneal_power: float = 2.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on one batch, or on this device's part of it.
@@ -152,9 +165,11 @@ def train_step(
       model: a network conditioned on the level's index.
       sigmas: `[L]`, the ladder.
       optimizer: as made by `make_optimizer`.
-      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`.
+      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`, with the weight sigma^2.
       ema_decay: in [0, 1), the weight of the old average; 0 is off.
       random_flip, dequantize: see `prepare_images`.
+      anneal_power: p of the weight lambda(sigma) = sigma^p with which levels enter the mean (NCSN,
+        section 4.2, takes 2; NCSNv2's code calls it so). The metrics by level keep sigma^2.
       axis_name: the mapped axis over which the batch is spread, or None.
 
     Returns:
@@ -173,13 +188,14 @@ def train_step(
 
     def mean_loss(params):
         per_example = loss(noise_keys, models.score_fn(model, params, sigmas), x, sigma)
-        return jnp.mean(per_example), per_example
+        if anneal_power == 2:
+            return jnp.mean(per_example), per_example
+        return jnp.mean(sigma ** (anneal_power - 2) * per_example), per_example
 
-    grads, per_example = jax.grad(mean_loss, has_aux=True)(state.params)
+    (value, per_example), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     level = models.levels_of(sigma, sigmas)
     level_loss = jnp.zeros_like(sigmas).at[level].add(per_example)
     level_count = jnp.zeros_like(sigmas).at[level].add(1.0)
-    value = jnp.mean(per_example)
     if axis_name is not None:
         grads, value = jax.lax.pmean((grads, value), axis_name)
         level_loss, level_count = jax.lax.psum((level_loss, level_count), axis_name)

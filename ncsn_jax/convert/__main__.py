@@ -1,0 +1,38 @@
+"""The authors' checkpoints as work directories, and work directories as what the authors' code loads.
+
+    python -m ncsn_jax.convert CHECKPOINT.pth --config=configs/mnist.py --workdir=DIR
+    python -m ncsn_jax.convert --config=configs/mnist.py --workdir=DIR --export=WEIGHTS.npz
+
+The first makes a work directory that `main.py` samples from and trains further; the second writes the
+newest checkpoint's parameters under their PyTorch names. Only the flags are here: see `workdirs`.
+"""
+
+from absl import flags
+
+from ncsn_jax import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = cli.define_workdir()
+_EXPORT = flags.DEFINE_string(
+    "export",
+    None,
+    "File to write the newest checkpoint's parameters to, as arrays by PyTorch name.",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Imports the file that is named, or exports."""
+    if _EXPORT.value is None and not arguments:
+        cli.fail("the file to convert is required: python -m ncsn_jax.convert FILE.pth ...", 2)
+    if _EXPORT.value is not None and arguments:
+        cli.fail(f"--export and the file {arguments[0]!r} exclude each other", 2)
+    from ncsn_jax.convert import workdirs
+
+    if arguments:
+        print(workdirs.import_checkpoint(_CONFIG.value, arguments[0], _WORKDIR.value))
+    else:
+        print(workdirs.export(_CONFIG.value, _WORKDIR.value, _EXPORT.value))
+
+
+if __name__ == "__main__":
+    cli.run(main, _CONFIG, lambda: (_CONFIG, _WORKDIR), max_arguments=1)

@@ -1,0 +1,147 @@
+"""From a PyTorch checkpoint to a work directory, and from a work directory to PyTorch's names.
+
+Everything that a file holds goes over: parameters, Adam's moments, the moving average, the step. So
+training continues where the authors' script stopped.
+"""
+
+import io
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ncsn_jax import checkpoints, convert, images, training
+from ncsn_jax import config as configuration
+from ncsn_jax.convert import files
+from ncsn_jax.errors import UserError
+
+
+def import_checkpoint(config, path: str, workdir: str) -> str:
+    """Makes a work directory from a checkpoint of the authors' PyTorch code.
+
+    Args:
+      config: the configuration that the file belongs to.
+      path: the checkpoint; see `files.read`.
+      workdir: a directory that holds no run yet.
+
+    Returns:
+      What was done, for the user to read.
+
+    Raises:
+      UserError: if the file cannot be read or does not fit the configuration, or if there is a run in
+        the work directory.
+    """
+    configuration.check(config)
+    if configuration.compare_workdir(config, workdir):
+        raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
+    found = files.read(path)
+    state = _make_state(config, path, found)
+    configuration.make_workdir(workdir)
+    with configuration.lock_workdir(workdir):
+        checkpoints.quiet_orbax()
+        with checkpoints.Checkpoints(workdir) as store:
+            store.save(found.step, jax.device_get(state))
+        # Last, since a work directory with a configuration and no checkpoint would be trained anew.
+        configuration.write_config(config, workdir)
+    lines = [f"{path}: step {found.step}, {_count(state.params)} parameters, now in {workdir}"]
+    return "\n".join(lines + _differences(config, found.hyperparameters))
+
+
+def export(config, workdir: str, path: str) -> str:
+    """Writes the newest checkpoint's parameters as arrays `model/NAME` and, with EMA, `ema/NAME`.
+
+    The names of the model carry 'module.', as the authors' code saves and loads them.
+
+    Args:
+      config: the configuration of the run.
+      workdir: its work directory.
+      path: the `.npz` file to write.
+
+    Returns:
+      What was done, for the user to read.
+
+    Raises:
+      UserError: if the work directory holds no such run, or the file is there already.
+    """
+    configuration.check(config)
+    if not path.endswith(".npz"):
+        raise UserError(f"--export={path!r} must end in .npz")
+    if os.path.exists(path):
+        raise UserError(f"--export={path!r} is there already; choose another name")
+    step, state = configuration.load_newest(config, workdir)
+    model = configuration.make_model(config)
+    state_dict = convert.to_torch(state.params, model)
+    arrays = {f"model/module.{name}": array for name, array in state_dict.items()}
+    if state.ema_params:
+        average = convert.to_torch(state.ema_params, model)
+        average.pop("sigmas", None)  # a buffer, which the authors' average does not have
+        arrays |= {f"ema/{name}": array for name, array in average.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    try:
+        images.write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"--export={path!r} cannot be written: {error.strerror}") from None
+    return f"{path}: step {step}, {_count(state.params)} parameters"
+
+
+def _make_state(config, path: str, found: files.TorchCheckpoint) -> training.TrainState:
+    """Returns the training state that a file describes."""
+    model, channels = configuration.make_model(config), config.data.channels
+
+    def convert_part(what: str, arrays):
+        try:
+            return convert.from_torch(arrays, model, channels)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, {what}, does not fit config.model.name={config.model.name!r}: {error}"
+            ) from None
+
+    if found.step % config.training.steps_per_call:
+        raise UserError(
+            f"{path} is of step {found.step}, which must be a multiple of "
+            f"config.training.steps_per_call={config.training.steps_per_call}"
+        )
+    params = convert_part("its network", found.model)
+    if (found.ema is not None) != (config.model.ema_decay > 0):
+        raise UserError(
+            f"{path} holds {'a' if found.ema else 'no'} moving average of the parameters, so "
+            f"config.model.ema_decay={config.model.ema_decay} must be "
+            + ("above 0, such as 0.999" if found.ema else "0")
+        )
+    ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
+    opt_state = configuration.make_optimizer(config).init(params)
+    if found.adam is not None:
+        count, first, second = found.adam
+        opt_state = optax.tree.set(
+            opt_state,
+            count=jnp.asarray(count, jnp.int32),
+            mu=convert_part("Adam's first moments", first),
+            nu=convert_part("Adam's second moments", second),
+        )
+    return training.TrainState(jnp.asarray(found.step, jnp.int32), params, ema_params, opt_state)
+
+
+def _differences(config, found: dict) -> list[str]:
+    """Says where the optimizer of the file was another one than the configuration's."""
+    if not found:
+        return []
+    there = {
+        "learning_rate": found["lr"],
+        "beta1": found["betas"][0],
+        "beta2": found["betas"][1],
+        "eps": found["eps"],
+        "weight_decay": found["weight_decay"],
+    }
+    return [
+        f"note: it was trained with {field} {value}; training would go on with "
+        f"config.optim.{field}={config.optim[field]}"
+        for field, value in there.items()
+        if value != config.optim[field]
+    ]
+
+
+def _count(params) -> int:
+    return sum(a.size for a in jax.tree.leaves(params))
