@@ -29,7 +29,7 @@ MODELS = {
 }
 
 # The normalizations that each network exists with.
-_NORMALIZATIONS = {name: ("instance++",) for name in MODELS} | {
+_NORMALIZATIONS = dict.fromkeys(MODELS, ("instance++",)) | {
     "ncsn": tuple(models.ncsn.NORMALIZATIONS),
     "ncsn_simplified": ("instance",),
 }

@@ -253,7 +253,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
         (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
         (["--workdir=/proc"], "cannot be written to"),
-        (["--mode=foo"], "value should be one of <train|sample>"),
+        (["--mode=foo"], "value should be one of <train|sample|suggest>"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
     ],
@@ -287,6 +287,23 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
         ({"sampling.name": "../x"}, "config.sampling.name='../x' must be made of letters"),
         ({"sampling.clip": (1.0, 0.0)}, r"config.sampling.clip=\[1.0, 0.0\] must be"),
         ({"data.image_size": 9}, "config.data.image_size=9 must be a multiple of 2, 8 or more"),
+        (
+            {"training.loss": "sm", "data.image_size": 34},
+            "config.training.loss='sm' must be 'dsm' or 'ssm' for images of more than 1024 elements",
+        ),
+        ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
+        (
+            {"training.anneal_power": float("nan")},
+            "config.training.anneal_power=nan must be a finite",
+        ),
+        (
+            {"model.normalization": "batch"},
+            "config.model.normalization='batch' must be 'instance\\+\\+' or 'instance'",
+        ),
+        (
+            {"model.normalization": "instance", "model.name": "ncsnv2"},
+            "config.model.normalization='instance' must be 'instance\\+\\+'",
+        ),
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
 )
@@ -308,6 +325,28 @@ def test_every_configuration_sets_every_field_and_passes(path):
     reference = importlib.import_module("configs.default").get_config()
     assert configuration.flatten(config).keys() == configuration.flatten(reference).keys()
     configuration.check(config)
+
+
+def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
+    import run_lib
+
+    run_lib.suggest(load_config())
+    output = capsys.readouterr().out
+    overrides = dict(re.findall(r"--config\.(\S+)=(\S+)", output))
+    assert set(overrides) == {
+        "model.sigma_begin",
+        "model.sigma_end",
+        "model.num_levels",
+        "sampling.epsilon",
+    }
+    config = load_config(**{name: json.loads(value) for name, value in overrides.items()})
+    ladder = np.asarray(configuration.make_sigmas(config))
+    (printed,) = re.findall(r"ladder: (.*)", output)
+    np.testing.assert_allclose([float(s) for s in printed.split()], ladder, rtol=1e-3)
+    images = configuration.load_images(config) / 255
+    flat = images.reshape(len(images), -1)
+    distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
+    assert ladder[0] == pytest.approx(max(distances), rel=1e-3)
 
 
 def test_a_missing_configuration_file_is_one_line(tmp_path):

@@ -159,3 +159,45 @@ def test_images_are_dequantized_and_flipped():
     np.testing.assert_allclose(flipped[mirrored], plain[mirrored][:, :, ::-1])
     np.testing.assert_allclose(flipped[~mirrored], plain[~mirrored])
     assert abs(mirrored.mean() - 0.5) < 4 * np.sqrt(0.25 / n)
+
+
+def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metrics(state, batches):
+    """With a ladder of one value c the loss of weight sigma^p is c^(p - 2) times that of sigma^2."""
+    ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])
+
+    def run(power):
+        options = OPTIONS | {"sigmas": ladder, "anneal_power": power}
+        step = jax.jit(functools.partial(training.train_step, **options))
+        return step(state, batches[0], 7)[1]
+
+    usual, other = run(2.0), run(-1.0)
+    for name in ("loss", "grad_norm"):
+        ratio = getattr(other, name) / getattr(usual, name)
+        assert float(ratio) == pytest.approx(0.5**-3, rel=1e-5)
+    np.testing.assert_allclose(other.level_loss, usual.level_loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ssm", "sm"])
+def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
+    """For black images the perturbed data is N(0, sigma^2), whose score is -x / sigma^2.
+
+    For the network f x / sigma^2, one number, the loss is D (f^2 / 2 + f) and its derivative D (f + 1).
+    """
+
+    class Scale(nn.Module):
+        @nn.compact
+        def __call__(self, x, level):
+            f = self.param("f", nn.initializers.constant(0.5), ())
+            return f * x / jnp.square(LADDER[level])[:, None, None, None]
+
+    options = OPTIONS | {"model": Scale(), "loss": training.LOSSES[name], "dequantize": False}
+    step = jax.jit(functools.partial(training.train_step, **options))
+    state = training.init_state(jax.random.key(0), Scale(), OPTIMIZER, (4, 4, 1), ema=True)
+    count, d, f = 4096, 16, 0.5
+    _, metrics = step(state, jnp.zeros((count, 4, 4, 1), jnp.uint8), 7)
+    # ||z||^2 and, in the sliced loss, ||v||^2 of one projection have variance 2 D.
+    sliced = 2 * d if name == "ssm" else 0
+    error = np.sqrt((2 * d * (f**2 / 2) ** 2 + sliced * f**2) / count)
+    assert abs(float(metrics.loss) - d * (f**2 / 2 + f)) < 4 * error
+    error = np.sqrt((2 * d * f**2 + sliced) / count)
+    assert abs(float(metrics.grad_norm) - d * (f + 1)) < 4 * error
