@@ -15,7 +15,7 @@ _MODE = flags.DEFINE_enum(
     "train",
     ["train", "sample", "suggest"],
     "train: train, or continue, and then sample; sample: sample from the newest checkpoint; "
-    "suggest: propose a noise ladder and a step size for the configuration's images.",
+    "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir).",
 )
 
 
@@ -36,4 +36,10 @@ def _required():
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG, _required)
+    cli.run(
+        main,
+        _CONFIG,
+        _required,
+        program="python main.py",
+        interrupted="interrupted; the same command continues",
+    )

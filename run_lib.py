@@ -43,8 +43,8 @@ _FOR_PARAMETERS, _FOR_SAMPLES = 0, 2
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
 
-# Of the images, as bytes; compared as floats they take four times as much.
-_BYTES_TO_COMPARE = 10**9
+# Of the images, as bytes; compared as floats, twice, they take eight times as much.
+_BYTES_TO_COMPARE = 500_000_000
 
 
 def train(config, workdir: str) -> None:
@@ -102,7 +102,7 @@ def suggest(config) -> None:
     points = dataset[::stride]
     print(
         f"{len(dataset)} images of shape {dataset.shape[1:]} in [0, 1]; comparing all pairs"
-        + (f" of every {stride}th" if stride > 1 else ""),
+        + (f" of {len(points)} of them, evenly spaced" if stride > 1 else ""),
         flush=True,
     )
     model, sampling_ = config.model, config.sampling
@@ -113,7 +113,9 @@ def suggest(config) -> None:
             steps_per_level=sampling_.steps_per_level,
         )
     except ValueError as error:
-        raise UserError(f"config.data: {error}") from None
+        raise UserError(
+            f"config.model.sigma_end={model.sigma_end}, for these images: {error}"
+        ) from None
     ladder = " ".join(f"{sigma:.4g}" for sigma in found.sigmas)
     here = configuration.make_sigmas(config)
     for line in (
@@ -125,8 +127,18 @@ def suggest(config) -> None:
         "",
         f"--config.model.sigma_begin={found.sigmas[0]:.4g} "
         f"--config.model.num_levels={len(found.sigmas)} "
-        f"--config.model.sigma_end={model.sigma_end:.4g} --config.sampling.epsilon={found.epsilon:.4g}",
+        f"--config.model.sigma_end={model.sigma_end!r} --config.sampling.epsilon={found.epsilon:.4g} "
+        f"--config.sampling.steps_per_level={sampling_.steps_per_level}",
         "",
+        f"a sample takes {len(found.sigmas) * sampling_.steps_per_level} network evaluations then; "
+        "another --config.sampling.steps_per_level gives another epsilon",
+        *(
+            [
+                "sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"
+            ]
+            if found.sigmas[0] > 2 and model.name == "ncsn"
+            else []
+        ),
         f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
         f"epsilon {sampling_.epsilon:.4g}",
     ):

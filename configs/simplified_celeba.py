@@ -4,13 +4,13 @@
 
 The dataset has to be prepared by tensorflow-datasets as array_record, or given as a directory of the
 aligned images: `--config.data.dataset=image_folder --config.data.data_dir=.../img_align_celeba`, of which
-the original takes all 202,599 at their largest centre square.
+the original takes all 202,599 at their largest centre square; `celeb_a`'s training split has 162,770.
 
 The original works in [-1, 1] and sums (sigma s + z)^2 without 1/2. In pixels in [0, 1] sigmas are half as
 large and squared step sizes a quarter; with half the loss, the same Adam has half the clipping norm and
 half the eps. All values below are converted so, and the training is the same.
 
-Hardware: one GPU; 3,176,067 parameters, 316,500 steps (100 epochs) at batch 64.
+Hardware: one GPU; 3,176,067 parameters, 316,500 steps at batch 64 (100 epochs of all images).
 Expected time and result: not yet measured.
 """
 

@@ -1,7 +1,6 @@
 """Command lines: flags from absl, and every mistake one line and an exit status, never a traceback.
 
-What `main.py` and `python -m ncsn_jax.convert` share. Kept apart from anything that imports jax, so
-that `--help` answers at once.
+What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that is slow to import.
 """
 
 import sys
@@ -39,6 +38,9 @@ def run(
     config: flags.FlagHolder,
     required: Callable[[], Sequence[flags.FlagHolder]],
     max_arguments: int = 0,
+    *,
+    program: str,
+    interrupted: str,
 ) -> None:
     """Parses the flags and runs `main(arguments)`.
 
@@ -47,6 +49,8 @@ def run(
       config: as made by `define_config`.
       required: returns the flags that must have a value; called when all are parsed.
       max_arguments: how many arguments that are not flags are allowed.
+      program: how it is started, for messages.
+      interrupted: what to say after Ctrl-C.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -56,7 +60,7 @@ def run(
                 fail(f"unexpected argument {rest[1 + max_arguments]!r}", 2)
             for flag in required():
                 if flag.value is None:
-                    fail(f"--{flag.name} is required; see {argv[0]} --help", 2)
+                    fail(f"--{flag.name} is required; see {program} --help", 2)
             config.value.keys()  # a file that could not be loaded says so only when it is used
             return rest
         except flags.Error as error:
@@ -66,7 +70,8 @@ def run(
             fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
         # A configuration is the user's code, which may raise anything.
         except Exception as error:
-            fail(f"--config: {type(error).__name__}: {str(error).splitlines()[-1]}", 2)
+            text = (str(error).splitlines() or ["without a message"])[-1]
+            fail(f"--config: {type(error).__name__}: {text}", 2)
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)
@@ -77,6 +82,6 @@ def run(
         except UserError as error:
             fail(str(error), 1)
         except KeyboardInterrupt:
-            fail("interrupted; the same command continues", 130)
+            fail(interrupted, 130)
 
     app.run(guarded, flags_parser=parse)

@@ -49,6 +49,13 @@ _CHANGEABLE = (
     "sampling.",
 )
 
+# Fields that runs of version 0.1 did not have yet, with what those did.
+_ADDED = {
+    "model.normalization": "instance++",
+    "training.num_projections": 1,
+    "training.anneal_power": 2.0,
+}
+
 _COUNTS = (
     "data.image_size",
     "model.features",
@@ -105,7 +112,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, choices in (
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
-        ("model.normalization", _NORMALIZATIONS.get(flat["model.name"], ())),
         ("training.loss", tuple(training.LOSSES)),
         ("sampling.method", ("annealed_langevin",)),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
@@ -113,6 +119,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))
     require("seed", flat["seed"] < 2**32, "below 2**32")
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
+    allowed = _NORMALIZATIONS[flat["model.name"]]
+    require(
+        "model.normalization",
+        flat["model.normalization"] in allowed,
+        f"{' or '.join(map(repr, allowed))} for config.model.name={flat['model.name']!r}",
+    )
+    require(
+        "training.num_projections",
+        flat["training.num_projections"] == 1 or flat["training.loss"] == "ssm",
+        f"1 for config.training.loss={flat['training.loss']!r}; 'ssm' projects",
+    )
     power = flat["training.anneal_power"]
     require("training.anneal_power", -float("inf") < power < float("inf"), "a finite number")
     size = flat["data.image_size"]
@@ -233,8 +250,12 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     found = _read_json(os.path.join(workdir, "config.json"))
     if found is None:
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
-            raise UserError(f"--workdir={workdir!r} holds checkpoints but no config.json")
+            raise UserError(
+                f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or remove "
+                "them if they are of no use"
+            )
         return False
+    found = _ADDED | found
     flat = flatten(config)
     differing = [
         f"{field} is {found.get(field, 'absent')!r} there and {flat.get(field, 'absent')!r} here"

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from ncsn_jax._random import check_key, expand, fold_in, normal_like
 from ncsn_jax.types import ScoreFn
 
+# So many directional derivatives are taken at once.
+_DIRECTIONS = 16
+
 
 def denoising_score_matching(
     key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array
@@ -92,8 +95,8 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
 
         loss = sigma^2 * (1/2 ||s(x, sigma)||^2 + tr J),    J = ds/dx
 
-    The trace takes one forward-mode derivative for each of the D elements of an example, all at once:
-    for small dimensions.
+    The trace takes one forward-mode derivative for each of the D elements of an example: for small
+    dimensions.
 
     Args:
       score_fn: `score_fn(x, sigma) -> score`, differentiable in x, each example by itself.
@@ -111,10 +114,14 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-    trace = jnp.sum(
-        jax.vmap(lambda e: _sum_elements(e * directional(jnp.broadcast_to(e, x.shape))))(basis),
-        axis=0,
-    )
+    # Some directions at a time, and recomputed when differentiated: memory does not grow with D.
+    at_once = next(k for k in range(min(size, _DIRECTIONS), 0, -1) if size % k == 0)
+
+    @jax.checkpoint
+    def diagonal(e):
+        return _sum_elements(e * directional(jnp.broadcast_to(e, x.shape)))
+
+    trace = jnp.sum(jax.lax.map(diagonal, basis, batch_size=at_once), axis=0)
     return jnp.square(sigma) * (0.5 * _sum_elements(jnp.square(score)) + trace)
 
 

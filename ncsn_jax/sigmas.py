@@ -138,15 +138,30 @@ def largest_distance(data: np.ndarray) -> float:
       The distance, with a relative error of about 1e-6.
 
     Raises:
-      ValueError: if there are fewer than two points, or one is not finite.
+      ValueError: if there are fewer than two points, or they are not finite real numbers.
     """
-    points = np.asarray(data).reshape(len(data), -1).astype(np.float32)
-    if len(points) < 2:
-        raise ValueError(f"data must hold at least 2 points, got {len(points)}")
-    points -= points.mean(axis=0, dtype=np.float64).astype(np.float32)
-    squared = np.einsum("nd,nd->n", points, points)
-    if not np.isfinite(squared).all():
+    data = np.asarray(data)
+    if data.ndim < 2 or data.size == 0 or np.iscomplexobj(data):
+        raise ValueError(
+            f"data must be real, [N, ...] and not empty, got {data.dtype} of shape {data.shape}"
+        )
+    if len(data) < 2:
+        raise ValueError(f"data must hold at least 2 points, got {len(data)}")
+    # Centred and scaled first, so that float32 is enough wherever the data lies.
+    points = data.reshape(len(data), -1)
+    centre = points.mean(axis=0, dtype=np.float64)
+    largest = max(float(np.abs(end - centre).max()) for end in (points.min(0), points.max(0)))
+    if not math.isfinite(largest):
         raise ValueError("data must be finite")
+    if largest == 0:
+        return 0.0
+    points = np.concatenate(
+        [
+            ((points[i : i + _BLOCK] - centre) / largest).astype(np.float32)
+            for i in range(0, len(points), _BLOCK)
+        ]
+    )
+    squared = np.einsum("nd,nd->n", points, points)
     order = np.argsort(-squared, kind="stable")
     squared = squared[order]
     radius = np.sqrt(squared)
@@ -168,7 +183,7 @@ def largest_distance(data: np.ndarray) -> float:
             if apart[i, j] > best**2:
                 best, pair = math.sqrt(apart[i, j]), (order[first + i], order[second + j])
     difference = points[pair[0]].astype(np.float64) - points[pair[1]]
-    return float(np.linalg.norm(difference))
+    return largest * float(np.linalg.norm(difference))
 
 
 def level_ratio(dimension: int, overlap: float = 0.5) -> float:
@@ -194,8 +209,8 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
     Raises:
       ValueError: if an argument is out of range.
     """
-    if not dimension >= 5:
-        raise ValueError(f"dimension must be at least 5, got {dimension}")
+    if not 5 <= dimension < math.inf:
+        raise ValueError(f"dimension must be finite and at least 5, got {dimension}")
     if not 0 < overlap < 0.99:
         raise ValueError(f"overlap must be in (0, 0.99), got {overlap}")
 
@@ -235,9 +250,10 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
     Raises:
       ValueError: if an argument is out of range.
     """
-    if not (sigma_end > 0 and ratio > 1 and steps_per_level >= 1):
+    finite = all(map(math.isfinite, (sigma_end, ratio, steps_per_level)))
+    if not (finite and sigma_end > 0 and ratio > 1 and steps_per_level >= 1):
         raise ValueError(
-            "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold, "
+            "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold and be finite, "
             f"got {sigma_end}, {ratio} and {steps_per_level}"
         )
     gamma2, steps = ratio**2, 2 * steps_per_level

@@ -291,6 +291,10 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             {"training.loss": "sm", "data.image_size": 34},
             "config.training.loss='sm' must be 'dsm' or 'ssm' for images of more than 1024 elements",
         ),
+        (
+            {"training.num_projections": 5},
+            "config.training.num_projections=5 must be 1 for config.training.loss='dsm'",
+        ),
         ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
         (
             {"training.anneal_power": float("nan")},
@@ -302,7 +306,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
         ),
         (
             {"model.normalization": "instance", "model.name": "ncsnv2"},
-            "config.model.normalization='instance' must be 'instance\\+\\+'",
+            "config.model.normalization='instance' must be 'instance\\+\\+' for config.model.name='ncsnv2'",
         ),
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
@@ -332,12 +336,14 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
 
     run_lib.suggest(load_config())
     output = capsys.readouterr().out
-    overrides = dict(re.findall(r"--config\.(\S+)=(\S+)", output))
+    (line,) = re.findall(r"^--config.*", output, re.MULTILINE)
+    overrides = dict(re.findall(r"--config\.(\S+)=(\S+)", line))
     assert set(overrides) == {
         "model.sigma_begin",
         "model.sigma_end",
         "model.num_levels",
         "sampling.epsilon",
+        "sampling.steps_per_level",
     }
     config = load_config(**{name: json.loads(value) for name, value in overrides.items()})
     ladder = np.asarray(configuration.make_sigmas(config))

@@ -1,18 +1,22 @@
 """PyTorch's files and names: the round trip of parameters, and what becomes of a file that does not fit."""
 
+import copy
 import json
 import pickle
 import re
 import subprocess
 import sys
+import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
-from configs import mnist, ncsnv2_cifar10
+from configs import mnist, ncsnv2_cifar10, simplified_celeba
 from ncsn_jax import config as configuration
 from ncsn_jax import convert, models, training
 from ncsn_jax.convert import files, workdirs
@@ -65,8 +69,71 @@ def test_a_ladder_other_than_the_models_is_refused(golden):
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     with pytest.raises(ValueError, match=r"sigmas has shape \[\d+\], expected \[7\]"):
         convert.from_torch(state, models.NCSNv2(8, np.ones(7, np.float32)))
-    with pytest.raises(ValueError, match=r"sigmas goes from .* is not the ladder of the network"):
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is .*, expected .*\(both of shape"):
         convert.from_torch(state, models.NCSNv2(8, 2 * g["state/sigmas"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s.update({"end_conv.bias": np.ones(3, complex)}),
+            "is of type complex128, expected",
+        ),
+        (
+            lambda s: s.update({"end_conv.bias": np.full(3, 0.1)}),
+            "values that are no finite float32",
+        ),
+        (lambda s: s.update({"end_conv.bias": np.full(3, np.nan)}), "values that are no finite"),
+        (
+            lambda s: s.update({"begin_conv.weight": np.ones(3)}),
+            r"has shape \[3\], expected \[8, 3",
+        ),
+        (lambda s: s.update({"module.end_conv.bias": np.ones(3)}), "there twice, with 'module.'"),
+    ],
+)
+def test_values_that_would_not_be_the_same_are_refused(golden, change, message):
+    g = golden("ncsn_v1_32")
+    state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(state, models.NCSN(8, 10))
+
+
+def test_parameters_of_another_network_are_not_written(golden):
+    g = golden("ncsn_v1_32")
+    state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
+    params = convert.from_torch(state, models.NCSN(8, 10))
+    other = models.SimplifiedNCSN(8, np.ones(10, np.float32))
+    with pytest.raises(ValueError, match="normalizer/embedding|SimplifiedNCSN expects"):
+        convert.to_torch(params, other)
+    with pytest.raises(ValueError, match=r"NCSN expects"):
+        convert.to_torch(params["params"], models.NCSN(8, 10))
+    with pytest.raises(ValueError, match="model must be a network of ncsn_jax.models, got Dense"):
+        convert.to_torch(params, nn.Dense(3))
+
+
+def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds():
+    model = models.NCSN(4, 10, "instance")
+    image, level = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)
+    params = jax.jit(model.init)(jax.random.key(0), image, level)
+    state = convert.to_torch(params, model)
+    assert state["normalizer.embed.weight"].shape == (10, 8)
+    assert (
+        state.keys()
+        == convert.to_torch(
+            jax.tree.map(
+                lambda shape: np.zeros(shape.shape, np.float32),
+                traverse_util.unflatten_dict(convert.parameter_shapes(models.NCSN(4, 10), 1)),
+            ),
+            models.NCSN(4, 10),
+        ).keys()
+    )
+    back = convert.from_torch(state, model)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    # Levels have tables of their own.
+    scores_ = [np.asarray(model.apply(params, image + 0.3, level + i)) for i in (0, 9)]
+    assert not np.allclose(*scores_)
 
 
 def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
@@ -105,9 +172,9 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
     difference = np.concatenate(jax.tree.leaves(difference))
     # Where a gradient is zero up to rounding Adam follows its sign: a few weights move the other way.
     assert np.mean(difference < 1e-6) > 0.97 and difference.max() < 3 * 2.01e-3
-    count, first, second = found.adam
-    assert count == 3
-    for name, moments in (("mu", first), ("nu", second)):
+    adam = files.read_adam(str(V1), found)
+    assert adam.count == 3
+    for name, moments in (("mu", adam.first), ("nu", adam.second)):
         ours = np.concatenate([a.ravel() for a in jax.tree.leaves(optax.tree.get(opt_state, name))])
         theirs = jax.tree.leaves(convert.from_torch(moments, model))
         theirs = np.concatenate([a.ravel() for a in theirs])
@@ -135,7 +202,8 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         assert_close(model.apply(params, x, y), nhwc(g[f"out/{version}/{name}"]))
         back = convert.to_torch(params, model)
         assert all(np.array_equal(back[key], value) for key, value in arrays.items())
-    for name, moments in (("mu", found.adam[1]), ("nu", found.adam[2])):
+    adam = files.read_adam(str(path), found)
+    for name, moments in (("mu", adam.first), ("nu", adam.second)):
         back = convert.to_torch(optax.tree.get(state.opt_state, name), model)
         assert all(np.array_equal(back[key], value) for key, value in moments.items())
     with pytest.raises(UserError, match="holds a run already"):
@@ -205,7 +273,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
         assert not (tmp_path / "run").exists()
 
     def saved(change, **options):
-        changed = [part.copy() if isinstance(part, dict) else part for part in content]
+        changed = copy.deepcopy(content)
         change(changed)
         torch.save(changed, path, **options)
 
@@ -218,7 +286,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     refused(v2_config(), "is damaged or no PyTorch file")
     for options in ({}, {"_use_new_zipfile_serialization": False}):
         torch.save([{"a": Harmful()}], path, **options)
-        refused(v2_config(), r"is refused: loading it would execute code \(\w+\.system\)")
+        refused(v2_config(), r"is refused: loading it would call \w+\.system; only tensors")
     path.write_bytes(pickle.dumps(Harmful()))
     refused(v2_config(), "refused|damaged")
     assert not (tmp_path / "harmed").exists()
@@ -226,10 +294,10 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     conv = "module.res2.0.conv1.weight"
     for options in ({}, {"_use_new_zipfile_serialization": False}):
         saved(lambda c: c[0].pop(conv), **options)
-        refused(v2_config(), "an optimizer of 153 parameters for a network of 152")
-    saved(lambda c: (c[0].pop(conv), c.__delitem__(slice(1, None))))
-    refused(v2_config(), r"res2.0.conv1.weight is missing; NCSNv2 expects shape \[3, 3, 3, 3\]")
-    saved(lambda c: (c[0].update(extra=torch.zeros(2, 5)), c.__delitem__(slice(1, None))))
+        refused(v2_config(), r"res2.0.conv1.weight is missing; NCSNv2 expects shape \[3, 3, 3, 3\]")
+    saved(lambda c: c[1]["param_groups"][0]["params"].pop())
+    refused(v2_config(), "an optimizer of 152 parameters for a network of 153")
+    saved(lambda c: c[0].update(extra=torch.zeros(2, 5)))
     refused(v2_config(), r"extra with shape \[2, 5\] belongs to no parameter of NCSNv2")
     saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 5, 5)}))
     refused(v2_config(), r"res2.0.conv1.weight has shape \[3, 3, 5, 5\], expected \[3, 3, 3, 3\]")
@@ -238,16 +306,29 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     saved(lambda c: c[1].clear())
     refused(v2_config(), r"an optimizer that is not Adam")
     saved(lambda c: c.__setitem__(3, -1))
-    refused(v2_config(), r"the step -1, expected a whole number >= 0")
+    refused(v2_config(), r"its step is -1, expected a whole number from 0 to 2\*\*31 - 1")
+    saved(lambda c: c.__setitem__(3, 2**40))
+    refused(v2_config(), r"its step is 1099511627776, expected a whole number")
+    for field, value in (("betas", 0.9), ("betas", ()), ("lr", None), ("eps", torch.ones(2))):
+        saved(lambda c, field=field, value=value: c[1]["param_groups"][0].update({field: value}))
+        refused(v2_config(), r"an optimizer that is not Adam")
+    saved(lambda c: c[1]["param_groups"][0].update(amsgrad=True))
+    refused(v2_config(), "an optimizer with amsgrad")
+    saved(lambda c: c[1]["state"][0].update(step=float("inf")))
+    refused(v2_config(), r"Adam's step of begin_conv.weight is inf, expected a whole number")
+    saved(lambda c: c[0].update(notes="text"))
+    refused(v2_config(), "entry 'notes' of its state dict is str, expected a dense tensor")
+    saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 3, 3, dtype=torch.bfloat16)}))
+    refused(v2_config(), "is a tensor of torch.strided torch.bfloat16, expected a dense tensor")
     torch.save([1, 2, 3], path)
-    refused(v2_config(), r"a list of 3, expected a state dict, or a list")
+    refused(v2_config(), r"a list of 3, expected a state dict, ")
     torch.save([1], path)
     refused(v2_config(), r"holds int as its state dict, expected")
 
     path.write_bytes(V2.read_bytes())
     refused(v2_config(**{"model.ema_decay": 0.0}), "holds a moving average .* must be above 0")
     refused(v2_config(**{"model.num_levels": 10}), r"sigmas has shape \[20\], expected \[10\]")
-    refused(v2_config(**{"model.sigma_begin": 40.0}), r"sigmas goes from 50 to 0.01 .* 40 to 0.01")
+    refused(v2_config(**{"model.sigma_begin": 40.0}), r"sigmas\[0\] is 50, expected 40")
     refused(v2_config(**{"data.channels": 1}), r"has shape \[3, 3, 3, 3\], expected \[3, 1, 3, 3\]")
     refused(v2_config(**{"model.features": 4}), r"has shape \[3\], expected \[4\]")
     refused(
@@ -283,5 +364,73 @@ def test_another_learning_rate_is_said(tmp_path):
 
 def test_without_torch_the_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="can be read with torch only: pip install torch"):
+    with pytest.raises(
+        UserError, match="can be read with torch only, which is missing: pip install"
+    ):
         files.read(str(V1))
+
+
+def test_a_torch_that_does_not_keep_its_promise_is_not_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.9.1+cpu"))
+    with pytest.raises(
+        UserError, match=r"is not read with torch 2.9.1\+cpu, which may execute code"
+    ):
+        files.read(str(V1))
+
+
+def test_a_file_of_the_simplified_network_and_back(golden, tmp_path):
+    torch = pytest.importorskip("torch")
+    g = golden("ncsn_simple_16")
+    state = {
+        k.removeprefix("state/"): torch.from_numpy(v) for k, v in g.items() if k[:5] == "state"
+    }
+    path = tmp_path / "file.pth"
+    torch.save({"epoch": 3, "model_state": state, "cfg": {"model": {"nf": 8}}}, path)
+    config = simplified_celeba.get_config()
+    config.model.features = 8
+    workdirs.import_checkpoint(config, str(path), str(tmp_path / "run"))
+    target = tmp_path / "weights.npz"
+    workdirs.export(config, str(tmp_path / "run"), str(target))
+    with np.load(target) as arrays:
+        assert set(arrays.files) == {f"model/{name}" for name in state}
+        for name, value in state.items():
+            np.testing.assert_array_equal(arrays[f"model/{name}"], value.numpy())
+
+
+def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    config, workdir = v1_config(), str(tmp_path / "run")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(configuration, "write_config", fail)
+        workdirs.import_checkpoint(config, str(V1), workdir)
+    workdirs.import_checkpoint(config, str(V1), workdir)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="holds a run already"):
+        workdirs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
+    assert (tmp_path / "other" / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the file to convert is required"),
+        (["a.pth", "--export=b.npz"], "--export and the file 'a.pth' exclude each other"),
+        (["a.pth", "b.pth"], "unexpected argument 'b.pth'"),
+        (["a.pth"], "a.pth does not exist"),
+        (["--export=b.txt"], "must end in .npz"),
+        (["--export=b.npz"], "holds no run: train first"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, tmp_path):
+    command = [sys.executable, "-m", "ncsn_jax.convert", "--config=configs/mnist.py"]
+    command += [f"--workdir={tmp_path}", *arguments]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=60
+    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line

@@ -53,6 +53,9 @@ def test_largest_distance_is_that_of_all_pairs(count):
 def test_largest_distance_of_known_points():
     assert sigmas.largest_distance([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]) == pytest.approx(5.0)
     assert sigmas.largest_distance(np.zeros((3, 4))) == 0.0
+    for scale, offset in ((1e19, 0.0), (1e-19, 0.0), (1.0, 1e8)):
+        points = offset + scale * np.asarray([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]])
+        assert sigmas.largest_distance(points) == pytest.approx(5 * scale, rel=1e-6)
 
 
 @pytest.mark.parametrize("dimension", [5, 64, 3072, 196_608])
@@ -124,11 +127,19 @@ def test_suggestion_is_what_the_formulas_give():
     [
         (lambda: sigmas.suggest(np.ones((5, 6))), "below the largest distance in the data, 0, got"),
         (lambda: sigmas.suggest(np.eye(6), sigma_end=0.0), "sigma_end must be above 0"),
-        (lambda: sigmas.suggest(np.eye(3)), "dimension must be at least 5, got 3"),
+        (lambda: sigmas.suggest(np.eye(3)), "dimension must be finite and at least 5, got 3"),
         (lambda: sigmas.suggest(np.eye(6), overlap=1.0), r"overlap must be in \(0, 0.99\), got 1"),
-        (lambda: sigmas.suggest(np.eye(6), steps_per_level=0), "steps_per_level >= 1 must hold"),
+        (
+            lambda: sigmas.suggest(np.eye(6), steps_per_level=0),
+            "steps_per_level >= 1 must hold and be finite",
+        ),
         (lambda: sigmas.largest_distance(np.eye(6)[:1]), "at least 2 points, got 1"),
         (lambda: sigmas.largest_distance([[np.nan], [0.0]]), "data must be finite"),
+        (lambda: sigmas.largest_distance(np.ones(3)), r"data must be real, .* of shape \(3,\)"),
+        (lambda: sigmas.largest_distance(np.ones((0, 3))), r"not empty, got .* of shape \(0, 3\)"),
+        (lambda: sigmas.largest_distance(np.ones((2, 3), complex)), "data must be real"),
+        (lambda: sigmas.level_ratio(math.inf), "dimension must be finite and at least 5"),
+        (lambda: sigmas.step_size(0.01, math.inf, 5), "must hold and be finite"),
     ],
 )
 def test_refuses_what_has_no_ladder(call, message):

@@ -35,4 +35,11 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG, lambda: (_CONFIG, _WORKDIR), max_arguments=1)
+    cli.run(
+        main,
+        _CONFIG,
+        lambda: (_CONFIG, _WORKDIR),
+        max_arguments=1,
+        program="python -m ncsn_jax.convert",
+        interrupted="interrupted; nothing was converted",
+    )

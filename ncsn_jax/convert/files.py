@@ -1,8 +1,8 @@
 """The checkpoint files of the authors' PyTorch scripts as arrays.
 
-Hides the two formats that torch has written, the layout of the lists that the scripts saved, and the
-numbering of Adam's moments. A file is read with `weights_only=True`: one that would execute code is
-refused. The only module that imports torch, and only when a file is read.
+Hides the two formats that torch has written, the layouts that the scripts saved, and the numbering of
+Adam's moments. A file is read with `weights_only=True`: one that would execute code is refused. The
+only module that imports torch, and only when a file is read.
 """
 
 import os
@@ -15,11 +15,18 @@ import numpy as np
 
 from ncsn_jax.errors import UserError
 
-_LAYOUT = (
-    "a state dict, or a list that begins with one: [model, adam] of ncsn or "
-    "[model, adam, epoch, step, ema] of ncsnv2"
+_LAYOUTS = (
+    "a state dict, [model, adam] of ncsn, [model, adam, epoch, step, ema] of ncsnv2, or a dict with "
+    "'model_state' of the simplified NCSN"
 )
 _BUFFERS = ("sigmas",)
+
+# Before this version of torch a crafted file could execute code, or write to memory, even with
+# weights_only=True (CVE-2025-32434, CVE-2026-24747).
+_SAFE_TORCH = (2, 10)
+
+# What a step counter may be: it becomes an int32.
+_MAX_STEP = 2**31 - 1
 
 
 class TorchCheckpoint(NamedTuple):
@@ -27,43 +34,94 @@ class TorchCheckpoint(NamedTuple):
 
     Attributes:
       model: the network's state dict.
-      step: the number of optimizer steps; that of Adam where the file has no other, else 0.
-      adam: (count, first moments, second moments) with the moments under the parameters' names, or
-        None.
-      hyperparameters: Adam's 'lr', 'betas', 'eps' and 'weight_decay'; empty without Adam.
+      optimizer: the optimizer's state dict as torch has it, for `read_adam`, or None.
+      step: the number of optimizer steps, or None where the file does not have it.
       ema: the state dict of the exponential moving average, or None.
     """
 
     model: dict[str, np.ndarray]
-    step: int
-    adam: tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]] | None
-    hyperparameters: dict[str, Any]
+    optimizer: Any
+    step: int | None
     ema: dict[str, np.ndarray] | None
 
 
+class Adam(NamedTuple):
+    """The state of Adam.
+
+    Attributes:
+      count: the number of its steps.
+      first, second: the moments, under the names of their parameters, in PyTorch's layout.
+      hyperparameters: by the names of `config.optim`.
+    """
+
+    count: int
+    first: dict[str, np.ndarray]
+    second: dict[str, np.ndarray]
+    hyperparameters: dict[str, float]
+
+
 def read(path: str) -> TorchCheckpoint:
-    """Reads a checkpoint of ermongroup/ncsn or ermongroup/ncsnv2.
+    """Reads a checkpoint of ermongroup/ncsn, ermongroup/ncsnv2 or the simplified NCSN.
 
     Raises:
       UserError: if the file is not there, is damaged, would execute code, or holds something else; or
-        if torch is not installed.
+        if torch is missing or too old to read it safely.
     """
     content = _load(path)
-    parts = list(content) if isinstance(content, (list, tuple)) else [content]
+    if isinstance(content, Mapping) and "model_state" in content:
+        parts = [content["model_state"], content.get("optimizer_state")]
+    else:
+        parts = list(content) if isinstance(content, (list, tuple)) else [content]
     if len(parts) not in (1, 2, 4, 5):
-        raise UserError(f"{path} holds a list of {len(parts)}, expected {_LAYOUT}")
-    model = _state_dict(path, "its state dict", parts[0])
-    step, adam, hyperparameters = 0, None, {}
-    if len(parts) > 1 and parts[1] is not None:
-        names = [name for name in model if name not in _BUFFERS]
-        adam, hyperparameters = _adam(path, parts[1], model, names)
-        step = adam[0]
-    if len(parts) > 3:
-        step = parts[3]
-        if not isinstance(step, int) or step < 0:
-            raise UserError(f"{path} holds the step {step!r}, expected a whole number >= 0")
-    ema = _state_dict(path, "its moving average", parts[4]) if len(parts) > 4 else None
-    return TorchCheckpoint(model, step, adam, hyperparameters, ema)
+        raise UserError(f"{path} holds a list of {len(parts)}, expected {_LAYOUTS}")
+    return TorchCheckpoint(
+        model=_state_dict(path, "state dict", parts[0]),
+        optimizer=parts[1] if len(parts) > 1 else None,
+        step=_count(path, "step", parts[3]) if len(parts) > 3 else None,
+        ema=_state_dict(path, "moving average", parts[4]) if len(parts) > 4 and parts[4] else None,
+    )
+
+
+def read_adam(path: str, found: TorchCheckpoint) -> Adam:
+    """Reads the optimizer of a checkpoint whose network is known to be sound.
+
+    The moments are numbered by position or, in old files, by `id`; the order of the parameters is that
+    of the network's state dict. A parameter without moments never had a gradient: its are zero.
+
+    Raises:
+      UserError: if it is not Adam, or one of another network.
+    """
+    names = [name for name in found.model if name not in _BUFFERS]
+    first, second, count = {}, {}, 0
+    try:
+        (group,) = found.optimizer["param_groups"]
+        numbers, states = list(group["params"]), found.optimizer["state"]
+        beta1, beta2 = group["betas"]
+        hyperparameters = {
+            "learning_rate": float(group["lr"]),
+            "beta1": float(beta1),
+            "beta2": float(beta2),
+            "eps": float(group["eps"]),
+            "weight_decay": float(group["weight_decay"]),
+        }
+        if group.get("amsgrad"):
+            raise UserError(f"{path} holds an optimizer with amsgrad, which is not available here")
+        if len(numbers) != len(names):
+            raise UserError(
+                f"{path} holds an optimizer of {len(numbers)} parameters for a network of {len(names)}"
+            )
+        for name, number in zip(names, numbers, strict=True):
+            state = states.get(number)
+            if state is None:
+                first[name] = second[name] = np.zeros_like(found.model[name])
+                continue
+            count = max(count, _count(path, f"Adam's step of {name}", float(state["step"])))
+            first[name], second[name] = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
+        ) from None
+    return Adam(count, first, second, hyperparameters)
 
 
 def _load(path: str) -> Any:
@@ -74,16 +132,29 @@ def _load(path: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about its own deprecations
             import torch
-
+    except ImportError as error:
+        found = "is missing" if isinstance(error, ModuleNotFoundError) else f"fails: {error}"
+        raise UserError(
+            f"{path} can be read with torch only, which {found}: pip install 'torch>=2.10'"
+        ) from None
+    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _SAFE_TORCH:
+        raise UserError(
+            f"{path} is not read with torch {torch.__version__}, which may execute code in it: "
+            "pip install 'torch>=2.10'"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise UserError(f"{path} can be read with torch only: pip install torch") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     # Truncated and foreign files raise all kinds of exceptions.
     except Exception as error:
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{path} is refused: loading it would execute code ({forbidden[1]}); only tensors and "
-                "plain values are read"
+                f"{path} is refused: loading it would call {forbidden[1]}; only tensors and plain "
+                "values are read, as anything else may execute code"
             ) from None
         raise UserError(
             f"{path} cannot be read: it is damaged or no PyTorch file ({type(error).__name__})"
@@ -91,11 +162,25 @@ def _load(path: str) -> Any:
 
 
 def _state_dict(path: str, what: str, found: Any) -> dict[str, np.ndarray]:
-    if isinstance(found, Mapping) and found:
-        arrays = {str(name).removeprefix("module."): _array(value) for name, value in found.items()}
-        if all(array is not None for array in arrays.values()):
-            return arrays
-    raise UserError(f"{path} holds {type(found).__name__} as {what}, expected {_LAYOUT}")
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{path} holds {type(found).__name__} as its {what}, expected {_LAYOUTS}")
+    arrays = {}
+    for name, value in found.items():
+        array, plain = _array(value), str(name).removeprefix("module.")
+        if array is None:
+            raise UserError(
+                f"{path}: entry {name!r} of its {what} is {_describe(value)}, expected a dense tensor "
+                f"that numpy knows; the file should be {_LAYOUTS}"
+            )
+        if plain in arrays:
+            raise UserError(f"{path}: its {what} holds {plain} twice, with 'module.' and without")
+        arrays[plain] = array
+    return arrays
+
+
+def _describe(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else f"a tensor of {value.layout} {dtype}"
 
 
 def _array(value: Any) -> np.ndarray | None:
@@ -106,33 +191,10 @@ def _array(value: Any) -> np.ndarray | None:
         return None
 
 
-def _adam(path: str, found: Any, model: Mapping[str, np.ndarray], names: list[str]):
-    """Returns ((count, first, second moments), hyperparameters) of Adam's state dict.
-
-    The moments are numbered by position or, in old files, by `id`; the order of the parameters is that
-    of the network's state dict. A parameter without moments never had a gradient: its are zero.
-    """
-    try:
-        (group,) = found["param_groups"]
-        numbers, states = group["params"], found["state"]
-        if len(numbers) != len(names):
-            raise UserError(
-                f"{path} holds an optimizer of {len(numbers)} parameters for a network of {len(names)}"
-            )
-        moments = ({}, {})
-        count = 0
-        for name, number in zip(names, numbers, strict=True):
-            state = states.get(number)
-            if state is None:
-                for moment in moments:
-                    moment[name] = np.zeros_like(model[name])
-                continue
-            count = max(count, int(state["step"]))
-            for moment, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
-                moment[name] = _array(state[key])
-        hyperparameters = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+def _count(path: str, what: str, found: Any) -> int:
+    sound = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not (sound and 0 <= found <= _MAX_STEP and found == int(found)):
         raise UserError(
-            f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
-        ) from None
-    return (count, *moments), hyperparameters
+            f"{path}: its {what} is {found!r}, expected a whole number from 0 to 2**31 - 1"
+        )
+    return int(found)

@@ -6,13 +6,14 @@ training continues where the authors' script stopped.
 
 import io
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncsn_jax import checkpoints, convert, images, training
+from ncsn_jax import checkpoints, convert, images, models, training
 from ncsn_jax import config as configuration
 from ncsn_jax.convert import files
 from ncsn_jax.errors import UserError
@@ -34,25 +35,30 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
         the work directory.
     """
     configuration.check(config)
-    if configuration.compare_workdir(config, workdir):
-        raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
-    found = files.read(path)
-    state = _make_state(config, path, found)
+    state, notes = _make_state(config, path, files.read(path))
+    step = int(state.step)
     configuration.make_workdir(workdir)
     with configuration.lock_workdir(workdir):
+        saved = os.path.join(workdir, "checkpoints")
+        if configuration.compare_workdir(config, workdir) or os.path.lexists(saved):
+            raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
         checkpoints.quiet_orbax()
-        with checkpoints.Checkpoints(workdir) as store:
-            store.save(found.step, jax.device_get(state))
-        # Last, since a work directory with a configuration and no checkpoint would be trained anew.
-        configuration.write_config(config, workdir)
-    lines = [f"{path}: step {found.step}, {_count(state.params)} parameters, now in {workdir}"]
-    return "\n".join(lines + _differences(config, found.hyperparameters))
+        try:
+            with checkpoints.Checkpoints(workdir) as store:
+                store.save(step, jax.device_get(state))
+            # Last, since a work directory with a configuration and no checkpoint would be trained anew.
+            configuration.write_config(config, workdir)
+        except BaseException:
+            shutil.rmtree(saved, ignore_errors=True)
+            raise
+    lines = [f"{path}: step {step}, {_size(state.params)} parameters, now in {workdir}"]
+    return "\n".join(lines + notes)
 
 
 def export(config, workdir: str, path: str) -> str:
     """Writes the newest checkpoint's parameters as arrays `model/NAME` and, with EMA, `ema/NAME`.
 
-    The names of the model carry 'module.', as the authors' code saves and loads them.
+    The names of the model carry 'module.' where the authors' code saves and loads them so.
 
     Args:
       config: the configuration of the run.
@@ -73,7 +79,8 @@ def export(config, workdir: str, path: str) -> str:
     step, state = configuration.load_newest(config, workdir)
     model = configuration.make_model(config)
     state_dict = convert.to_torch(state.params, model)
-    arrays = {f"model/module.{name}": array for name, array in state_dict.items()}
+    prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."
+    arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
     if state.ema_params:
         average = convert.to_torch(state.ema_params, model)
         average.pop("sigmas", None)  # a buffer, which the authors' average does not have
@@ -84,11 +91,13 @@ def export(config, workdir: str, path: str) -> str:
         images.write_atomically(path, buffer.getvalue())
     except OSError as error:
         raise UserError(f"--export={path!r} cannot be written: {error.strerror}") from None
-    return f"{path}: step {step}, {_count(state.params)} parameters"
+    return f"{path}: step {step}, {_size(state.params)} parameters"
 
 
-def _make_state(config, path: str, found: files.TorchCheckpoint) -> training.TrainState:
-    """Returns the training state that a file describes."""
+def _make_state(
+    config, path: str, found: files.TorchCheckpoint
+) -> tuple[training.TrainState, list[str]]:
+    """Returns the training state that a file describes, and what the user should know of it."""
     model, channels = configuration.make_model(config), config.data.channels
 
     def convert_part(what: str, arrays):
@@ -99,11 +108,6 @@ def _make_state(config, path: str, found: files.TorchCheckpoint) -> training.Tra
                 f"{path}, {what}, does not fit config.model.name={config.model.name!r}: {error}"
             ) from None
 
-    if found.step % config.training.steps_per_call:
-        raise UserError(
-            f"{path} is of step {found.step}, which must be a multiple of "
-            f"config.training.steps_per_call={config.training.steps_per_call}"
-        )
     params = convert_part("its network", found.model)
     if (found.ema is not None) != (config.model.ema_decay > 0):
         raise UserError(
@@ -113,35 +117,30 @@ def _make_state(config, path: str, found: files.TorchCheckpoint) -> training.Tra
         )
     ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
     opt_state = configuration.make_optimizer(config).init(params)
-    if found.adam is not None:
-        count, first, second = found.adam
+    step, notes = found.step or 0, []
+    if found.optimizer is not None:
+        adam = files.read_adam(path, found)
+        step = adam.count if found.step is None else found.step
         opt_state = optax.tree.set(
             opt_state,
-            count=jnp.asarray(count, jnp.int32),
-            mu=convert_part("Adam's first moments", first),
-            nu=convert_part("Adam's second moments", second),
+            count=jnp.asarray(adam.count, jnp.int32),
+            mu=convert_part("Adam's first moments", adam.first),
+            nu=convert_part("Adam's second moments", adam.second),
         )
-    return training.TrainState(jnp.asarray(found.step, jnp.int32), params, ema_params, opt_state)
+        notes = [
+            f"note: it was trained with {field} {value}; training would go on with "
+            f"config.optim.{field}={config.optim[field]}"
+            for field, value in adam.hyperparameters.items()
+            if value != config.optim[field]
+        ]
+    if step % config.training.steps_per_call:
+        raise UserError(
+            f"{path} is of step {step}, which must be a multiple of "
+            f"config.training.steps_per_call={config.training.steps_per_call}"
+        )
+    state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state)
+    return state, notes
 
 
-def _differences(config, found: dict) -> list[str]:
-    """Says where the optimizer of the file was another one than the configuration's."""
-    if not found:
-        return []
-    there = {
-        "learning_rate": found["lr"],
-        "beta1": found["betas"][0],
-        "beta2": found["betas"][1],
-        "eps": found["eps"],
-        "weight_decay": found["weight_decay"],
-    }
-    return [
-        f"note: it was trained with {field} {value}; training would go on with "
-        f"config.optim.{field}={config.optim[field]}"
-        for field, value in there.items()
-        if value != config.optim[field]
-    ]
-
-
-def _count(params) -> int:
+def _size(params) -> int:
     return sum(a.size for a in jax.tree.leaves(params))

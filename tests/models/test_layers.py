@@ -1,7 +1,6 @@
 """Single layers and blocks against the original implementations' figures."""
 
-import re
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,18 +42,13 @@ MODULES = {
 }
 
 
-def flax_path(name):
-    """The path of a block's parameter from its PyTorch name: the converter's mapping, reversed."""
-    name = re.sub(r"embed\.weight$", "embedding", name)
-    name = re.sub(r"weight$", "kernel", name)
-    name = re.sub(
-        r"(\d)_(\d)_(conv|norm)", lambda m: f"{m[3]}_{int(m[1]) - 1}_{int(m[2]) - 1}", name
-    )
-    name = re.sub(r"adapt_convs\.(\d)", r"adapt_\1", name)
-    name = re.sub(r"(conv|norm)s\.(\d)", r"\1_\2", name)
-    for torch, flax in (("output_convs", "output"), ("msf", "fusion"), ("crp", "pooling")):
-        name = name.replace(torch, flax)
-    return tuple(re.sub(r"(conv2|shortcut)\.conv\.", r"\1.", name).split("."))
+def torch_name(path, names):
+    """The PyTorch name of a block's parameter; a convolution inside a pooling module has ".conv" in it."""
+    *modules, leaf = path
+    parts = [convert._refinenet_module(module) for module in modules]
+    leaf = convert._LEAVES.get(leaf, leaf)
+    plain = ".".join([*parts, leaf])
+    return plain if plain in names else ".".join([*parts, "conv", leaf])
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -64,16 +58,17 @@ def test_is_the_originals(golden, name):
     maps = [jnp.asarray(nhwc(g[f"in/{name}/{i}"])) for i in range(count)]
     # The unconditional ones take no level.
     level = g.get(f"in/{name}/{count}", np.zeros(len(maps[0]), int))
+    inputs = maps if count > 1 else maps[0]
     prefix = f"state/{name}/"
-    params = {
-        flax_path(key.removeprefix(prefix)): value.transpose(2, 3, 1, 0)
-        if value.ndim == 4
-        else value
-        for key, value in g.items()
-        if key.startswith(prefix)
-    }
-    variables = {"params": traverse_util.unflatten_dict(params)}
-    found = module.apply(variables, maps if count > 1 else maps[0], level)
+    state = {key.removeprefix(prefix): v for key, v in g.items() if key.startswith(prefix)}
+    shapes = jax.eval_shape(module.init, jax.random.key(0), inputs, level)
+    params = {}
+    for path in traverse_util.flatten_dict(shapes):
+        array = state.pop(torch_name(path[1:], state))
+        params[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    assert not state
+    variables = traverse_util.unflatten_dict(params)
+    found = module.apply(variables, inputs, level)
     assert_close(found, nhwc(g[f"out/{name}"]))
 
 
@@ -93,11 +88,3 @@ def test_upsampling_is_the_originals(golden):
         expected = nhwc(g[f"out/{name}"])
         found = layers.resize_bilinear(jnp.asarray(nhwc(g[f"in/{name}/0"])), expected.shape[1:3])
         assert_close(found, expected)
-
-
-def test_converter_names_the_blocks_likewise():
-    """What `flax_path` undoes above is what `convert` does."""
-    for name in ("adapt_convs.1.2_1_norm.embed.weight", "crp.norms.0.embed.weight"):
-        *modules, leaf = flax_path(name)
-        translated = [convert._refinenet_module(module) for module in modules]
-        assert ".".join([*translated, convert._LEAVES[leaf]]) == name
