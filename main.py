@@ -10,6 +10,7 @@ from ncsn_jax import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
+flags.adopt_module_key_flags(cli)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",

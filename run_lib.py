@@ -80,7 +80,7 @@ def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
     found = store.restore_latest(jax.eval_shape(init, key))
-    return (0, jax.jit(init)(key)) if found is None else found
+    return (0, init(key)) if found is None else found
 
 
 def sample(config, workdir: str) -> None:
@@ -371,7 +371,7 @@ def _describe(config, state, *, with_table: bool) -> None:
     """Logs the parameter table, the network's cost and the devices."""
     if with_table:
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        _log.info("%s", table)
+        _log.debug("%s", table)
     model = configuration.make_model(config)
     example = jax.ShapeDtypeStruct((1, *configuration.image_shape(config)), np.float32)
     level = jax.ShapeDtypeStruct((1,), np.int32)
@@ -399,13 +399,15 @@ def _describe_memory(compiled, seconds: float) -> None:
 
 def _start(workdir: str) -> None:
     """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on."""
-    _log.setLevel(logging.INFO)
+    _log.setLevel(logging.DEBUG)
     _log.propagate = False
     try:
         file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
-    _log.handlers = [logging.StreamHandler(sys.stdout), file]
+    output = logging.StreamHandler(sys.stdout)
+    output.setLevel(logging.INFO)  # the table of parameters is for the file
+    _log.handlers = [output, file]
     if jax.process_count() > 1:
         raise UserError(
             f"{jax.process_count()} hosts are there; runs on several hosts do not work yet"

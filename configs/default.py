@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     data.dequantize = True
 
     config.model = model = ConfigDict()
-    # 'ncsn', 'ncsnv2' (32 and 64 pixels), 'ncsnv2_deeper' (128), 'ncsnv2_deepest' (256) or
+    # 'ncsn', 'ncsnv2' (published for 32 and 64 pixels), 'ncsnv2_deeper' (128), 'ncsnv2_deepest' (256) or
     # 'ncsn_simplified'.
     model.name = "ncsn"
     # Channels of the first stage; the deeper ones have twice as many.

@@ -67,6 +67,7 @@ def run(
             fail(str(error), 2)
         except (AttributeError, KeyError) as error:
             text = str(error.args[0]).replace("\\n", " ").replace("\\'", "").strip("'\"")
+            text = text.replace(" Did you mean", "; did you mean")
             fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
         # A configuration is the user's code, which may raise anything.
         except Exception as error:

@@ -106,6 +106,11 @@ def suggest(
       ValueError: if an argument is out of range, or the data is no larger than `sigma_end`.
     """
     data = np.asarray(data)
+    if not np.issubdtype(data.dtype, np.floating):
+        raise ValueError(
+            f"data must be floating point, in the units of sigma_end, got {data.dtype}: "
+            "divide 8-bit images by 255"
+        )
     distance = largest_distance(data)
     if not distance > sigma_end > 0:
         raise ValueError(

@@ -108,8 +108,14 @@ def init_state(
     *,
     ema: bool,
 ) -> TrainState:
-    """Returns the state before the first step; `image_shape` is (H, W, C)."""
-    params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))
+    """Returns the state before the first step; `image_shape` is (H, W, C).
+
+    Call it as it is: compiled as a whole, it takes several times as long to start.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
+    # Draws one array after the other and never runs the network.
+    params = model.lazy_init(key, image, level)
     # A copy, since the state is donated and no buffer can be donated twice.
     ema_params = jax.tree.map(jnp.copy, params) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))

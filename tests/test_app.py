@@ -100,7 +100,9 @@ def test_a_run_writes_what_it_should(finished):
     assert f"devices: {devices} x cpu on 1 host(s)" in output
     assert "multiply-adds per image" in output and "memory per device" in output
     assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
-    assert (workdir / "log.txt").read_text().count("step 20/60") == 1
+    log = (workdir / "log.txt").read_text()
+    assert log.count("step 20/60") == 1
+    assert "params/begin_conv/bias" in log and "params/begin_conv/bias" not in output
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 60]
     assert set(lines[0]) >= {"loss", "grad_norm", "steps_per_second", "loss_by_level/0000_sigma_1"}
@@ -376,8 +378,8 @@ def test_help_is_quick_to_import_and_names_the_flags():
         text=True,
         timeout=60,
     )
-    for flag in ("--config", "--workdir", "--mode"):
-        assert flag in result.stdout
+    for text in ("Configuration of the experiment", "Directory for checkpoints", "--mode"):
+        assert text in result.stdout
     for heavy in ("jax", "flax", "tensorflow_datasets", "orbax"):
         assert not re.search(rf"\| +{heavy}$", result.stderr, re.MULTILINE)
 

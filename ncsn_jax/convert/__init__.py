@@ -35,7 +35,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     """Converts a state dict to the parameters that `model.init` returns.
 
     Args:
-      state_dict: name to array in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
+      state_dict: name to array or tensor in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
         `DataParallel` adds, is ignored. NCSNv2's buffer 'sigmas' is compared with the model's ladder
         where it is there.
       model: the network the parameters belong to.
@@ -50,7 +50,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
         names the array and the shapes, in PyTorch's layout.
     """
     _check_network(model)
-    found = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"state_dict must map names to arrays, got {type(state_dict).__name__} "
+            "(the authors' files are lists that begin with one)"
+        )
+    found = {name.removeprefix("module."): _as_array(a) for name, a in state_dict.items()}
     if len(found) < len(state_dict):
         raise ValueError("some names are there twice, with 'module.' and without")
     if isinstance(model, models.RefineNet) and _LADDER in found:
@@ -127,6 +132,10 @@ def parameter_shapes(
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
     return traverse_util.flatten_dict(shapes)
+
+
+def _as_array(value) -> np.ndarray:
+    return np.asarray(value.detach() if hasattr(value, "detach") else value)
 
 
 def _check_network(model: nn.Module) -> None:

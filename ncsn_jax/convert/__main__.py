@@ -13,6 +13,7 @@ from ncsn_jax import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
+flags.adopt_module_key_flags(cli)
 _EXPORT = flags.DEFINE_string(
     "export",
     None,

@@ -156,9 +156,7 @@ def _load(path: str) -> Any:
                 f"{path} is refused: loading it would call {forbidden[1]}; only tensors and plain "
                 "values are read, as anything else may execute code"
             ) from None
-        raise UserError(
-            f"{path} cannot be read: it is damaged or no PyTorch file ({type(error).__name__})"
-        ) from None
+        raise UserError(f"{path} cannot be read: it is damaged or no PyTorch file") from None
 
 
 def _state_dict(path: str, what: str, found: Any) -> dict[str, np.ndarray]:

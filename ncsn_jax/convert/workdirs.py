@@ -105,7 +105,9 @@ def _make_state(
             return convert.from_torch(arrays, model, channels)
         except ValueError as error:
             raise UserError(
-                f"{path}, {what}, does not fit config.model.name={config.model.name!r}: {error}"
+                f"{path}, {what}, does not fit config.model.name={config.model.name!r} with features="
+                f"{config.model.features}, num_levels={config.model.num_levels} and config.data.channels="
+                f"{channels}: {error}"
             ) from None
 
     params = convert_part("its network", found.model)
@@ -117,7 +119,8 @@ def _make_state(
         )
     ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
     opt_state = configuration.make_optimizer(config).init(params)
-    step, notes = found.step or 0, []
+    step = found.step or 0
+    notes = ["note: it holds no optimizer; training would begin with moments of zero"]
     if found.optimizer is not None:
         adam = files.read_adam(path, found)
         step = adam.count if found.step is None else found.step
