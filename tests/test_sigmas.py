@@ -50,6 +50,15 @@ def test_largest_distance_is_that_of_all_pairs(count):
     assert sigmas.largest_distance(points) == pytest.approx(pairs.max(), rel=1e-5)
 
 
+def test_largest_distance_between_points_that_are_not_the_outermost(monkeypatch):
+    """18 points of radius 1, all sqrt(2) apart, and two opposite ones of radius 0.9."""
+    monkeypatch.setattr(sigmas, "_BLOCK", 8)
+    points = np.zeros((20, 20))
+    points[:18, :18] = np.eye(18)
+    points[18, 19], points[19, 19] = 0.9, -0.9
+    assert sigmas.largest_distance(points) == pytest.approx(1.8, rel=1e-6)
+
+
 def test_largest_distance_of_known_points():
     assert sigmas.largest_distance([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]) == pytest.approx(5.0)
     assert sigmas.largest_distance(np.zeros((3, 4))) == 0.0
