@@ -3,8 +3,19 @@
 from ncsn_jax.sampling.langevin import (
     LangevinInfo,
     annealed_langevin,
+    annealed_steps,
     initial_samples,
+    inpaint,
     langevin,
+    langevin_update,
 )
 
-__all__ = ["LangevinInfo", "annealed_langevin", "initial_samples", "langevin"]
+__all__ = [
+    "LangevinInfo",
+    "annealed_langevin",
+    "annealed_steps",
+    "initial_samples",
+    "inpaint",
+    "langevin",
+    "langevin_update",
+]

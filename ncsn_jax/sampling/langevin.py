@@ -1,6 +1,6 @@
-r"""Langevin dynamics: plain and annealed, compiled as one `jax.lax.scan`.
+r"""Langevin dynamics: plain, annealed and for inpainting, compiled as one `jax.lax.scan`.
 
-Both samplers run the same recursion over a table of steps, each with its own sigma, drift coefficient
+All samplers run the same recursion over a table of steps, each with its own sigma, drift coefficient
 and noise coefficient,
 
     x <- x + drift * s(x, sigma) + noise * z,    z ~ N(0, I)
@@ -25,12 +25,17 @@ import numpy as np
 from ncsn_jax._random import check_key, fold_in, normal_like, uniform_like
 from ncsn_jax.types import ScoreFn
 
+# Folded into the key for the noise on what was observed; no chain has so many steps.
+_FOR_OBSERVED = 2**32 - 1
+
 
 class LangevinInfo(NamedTuple):
     """What a sampler saw on its way, for L levels of T steps (L = 1 for `langevin`).
 
     Attributes:
-      samples: `[L, B, ...]`, the samples at the end of every level, before any denoising.
+      samples: `[L, B, ...]`, the samples at the end of every level, before any denoising; or, if
+        `num_frames` was given, `[num_frames, B, ...]`, evenly spread over all updates, the last one
+        included.
       score_norm: `[L, T]`, the mean over the batch of ||s||.
       noise_norm: `[L, T]`, the mean over the batch of ||z||.
       signal_to_noise: `[L, T]`, the mean over the batch of ||(alpha/2) s|| / ||sqrt(alpha) z||,
@@ -47,6 +52,7 @@ class _Step(NamedTuple):
     """The table of steps: every field is `[number of steps]`."""
 
     index: jax.Array
+    level: jax.Array
     sigma: jax.Array
     drift: jax.Array
     noise: jax.Array
@@ -60,6 +66,7 @@ def langevin(
     step_size: float,
     num_steps: int,
     return_info: bool = False,
+    num_frames: int | None = None,
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
     """Langevin dynamics with a fixed step size (NCSN, equation 4).
 
@@ -72,6 +79,7 @@ def langevin(
       step_size: > 0, in units of the data squared.
       num_steps: the number of updates, >= 1.
       return_info: whether to return a `LangevinInfo`, with L = 1, as well.
+      num_frames: the number of samples to keep for it along the way; see `LangevinInfo`.
 
     Returns:
       `[B, ...]`, or a pair of it and the information.
@@ -83,11 +91,13 @@ def langevin(
     _check_count("num_steps", num_steps)
     steps = _Step(
         index=jnp.arange(num_steps),
+        level=jnp.zeros(num_steps, int),
         sigma=jnp.zeros(num_steps, x.dtype),
         drift=jnp.broadcast_to(jnp.asarray(0.5 * step_size, x.dtype), num_steps),
         noise=jnp.broadcast_to(jnp.sqrt(jnp.asarray(step_size, x.dtype)), num_steps),
     )
-    return _run(key, lambda x, _: score_fn(x), x, steps, 1, num_steps, None, return_info)
+    record = _make_record(1, num_steps, return_info, num_frames)
+    return _run(key, lambda x, _: score_fn(x), x, steps, record)
 
 
 def annealed_langevin(
@@ -101,6 +111,8 @@ def annealed_langevin(
     denoise: bool = False,
     clip: tuple[float, float] | None = None,
     return_info: bool = False,
+    num_frames: int | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
     """Annealed Langevin dynamics (NCSN, Algorithm 1).
 
@@ -123,7 +135,14 @@ def annealed_langevin(
       denoise: whether to end with x + sigma_L^2 s(x, sigma_L), the expected clean data given x
         (Jolicoeur-Martineau et al., 2020, and NCSNv2, section 3.4).
       clip: `(low, high)` to clip x to after every update, or None, as published.
-      return_info: whether to return a `LangevinInfo` as well. This keeps L extra copies of x.
+      return_info: whether to return a `LangevinInfo` as well. This keeps L extra copies of x, or
+        `num_frames` of them.
+      num_frames: the number of samples to keep for it along the way, from 1 to L T; see
+        `LangevinInfo`.
+      steps: `(start, stop)`, to run a part of the steps only and come back: they are counted from 0 to
+        L T, the denoising being one more. Calls that follow one another on what the last one returned,
+        with the same key, do the same as one call. Both may be traced, so that one compiled program
+        serves every part; reverse-mode differentiation is not possible then.
 
     Returns:
       The samples, `[B, ...]`, or a pair of them and the information.
@@ -143,28 +162,111 @@ def annealed_langevin(
       >>> 0.9 < float(x.std()) < 1.1
       True
     """
-    _check_positive("epsilon", epsilon)
-    _check_count("steps_per_level", steps_per_level)
-    sigmas = jnp.asarray(sigmas)
-    _check_ladder(sigmas)
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip must be None or (low, high) with low < high, got {clip!r}")
+    sigmas, table = _anneal(x, sigmas, epsilon, steps_per_level, denoise)
+    record = _make_record(sigmas.shape[0], steps_per_level, return_info, num_frames)
+    return _run(key, score_fn, x, table, record, clip=_check_clip(clip), part=steps)
 
-    ratio = (sigmas / sigmas[-1]).astype(x.dtype)
-    steps = _Step(
-        index=jnp.arange(sigmas.shape[0] * steps_per_level),
-        sigma=jnp.repeat(sigmas, steps_per_level),
-        drift=jnp.repeat(0.5 * epsilon * jnp.square(ratio), steps_per_level),
-        noise=jnp.repeat(jnp.sqrt(jnp.asarray(epsilon, x.dtype)) * ratio, steps_per_level),
+
+# How the observed part is imposed: whether before the score, whether after the update, and whether with
+# fresh noise for every step instead of every level.
+_SCHEMES = {
+    "paper": (False, True, False),
+    "ncsn": (True, True, False),
+    "ncsnv2": (True, False, True),
+}
+
+
+def inpaint(
+    key: jax.Array,
+    score_fn: ScoreFn,
+    x: jax.Array,
+    sigmas: jax.Array,
+    observed: jax.Array,
+    mask: jax.Array,
+    *,
+    epsilon: float = 2e-5,
+    steps_per_level: int = 100,
+    denoise: bool = False,
+    clip: tuple[float, float] | None = None,
+    keep_observed: bool = False,
+    scheme: str = "paper",
+    return_info: bool = False,
+    num_frames: int | None = None,
+    steps: tuple[int, int] | None = None,
+) -> jax.Array | tuple[jax.Array, LangevinInfo]:
+    """Inpainting by annealed Langevin dynamics (NCSN, Algorithm 2).
+
+    `annealed_langevin`, in which the observed part is replaced after every update by what was observed
+    plus noise of the level, y_i = observed + sigma_i z_i, drawn once for every level. What `observed`
+    holds where it is hidden has no influence, even if it is not finite.
+
+    Args:
+      key: as for `annealed_langevin`, whose noise the updates have.
+      score_fn: as for `annealed_langevin`.
+      x: `[B, ...]`, where the chains start.
+      sigmas: `[L]`, the decreasing ladder.
+      observed: shaped like x, or so that it broadcasts to it with as many axes.
+      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; shaped like
+        `observed`, or so that it broadcasts to x likewise.
+      epsilon, steps_per_level: as for `annealed_langevin`.
+      denoise: whether to end with x + sigma_L^2 s(x, sigma_L), which takes the noise off the observed
+        part as well.
+      clip: `(low, high)` to clip x to after every update, or None.
+      keep_observed: whether to end with exactly `observed` where it was observed; otherwise that part
+        has noise of the last level, as published.
+      scheme: "paper" for Algorithm 2; "ncsn" for the authors' code, which imposes the level's y also
+        before the level's first score; "ncsnv2" for theirs of 2020, which imposes y before every score
+        only, each time with fresh noise, so that the observed part ends one update away from it.
+      return_info, num_frames, steps: as for `annealed_langevin`; `keep_observed` belongs to the last
+        step.
+
+    Returns:
+      The completed samples, `[B, ...]`, or a pair of them and the information.
+
+    Raises:
+      ValueError: as for `annealed_langevin`, and if `observed` or `mask` has another shape.
+    """
+    if scheme not in _SCHEMES:
+        raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {scheme!r}")
+    observed, mask = (
+        _broadcast(name, jnp.asarray(a), x) for name, a in (("observed", observed), ("mask", mask))
     )
-    if denoise:
-        last = _Step(steps.index[-1] + 1, sigmas[-1], jnp.square(sigmas[-1]), 0.0)
-        steps = jax.tree.map(lambda a, b: jnp.append(a, jnp.asarray(b, a.dtype)), steps, last)
-    return _run(key, score_fn, x, steps, sigmas.shape[0], steps_per_level, clip, return_info)
+    known = mask.astype(bool)
+    observed = jnp.where(known, observed, 0).astype(x.dtype)
+    before, after, every_step = _SCHEMES[scheme]
+    sigmas, table = _anneal(x, sigmas, epsilon, steps_per_level, denoise)
+    noise_key = fold_in(key, _FOR_OBSERVED)
+
+    def impose(x, step):
+        z = normal_like(fold_in(noise_key, step.index if every_step else step.level), x)
+        return jnp.where(known, observed + step.sigma.astype(x.dtype) * z, x)
+
+    num_updates = sigmas.shape[0] * steps_per_level
+    last = num_updates + int(denoise) - 1
+
+    def finish(x, step):
+        if after:
+            # The denoising is no update.
+            x = jnp.where(step.index < num_updates, impose(x, step), x)
+        if keep_observed:
+            x = jnp.where(known & (step.index == last), observed, x)
+        return x
+
+    def start(x, step):
+        return jnp.where(step.index < num_updates, impose(x, step), x) if before else x
+
+    record = _make_record(sigmas.shape[0], steps_per_level, return_info, num_frames)
+    clip = _check_clip(clip)
+    return _run(key, score_fn, x, table, record, clip=clip, part=steps, start=start, finish=finish)
 
 
 def initial_samples(
-    key: jax.Array, shape: tuple[int, ...], init: str = "uniform", *, scale: float = 1.0
+    key: jax.Array,
+    shape: tuple[int, ...],
+    init: str = "uniform",
+    *,
+    scale: float = 1.0,
+    data: jax.Array | None = None,
 ) -> jax.Array:
     """Draws the points where the chains start.
 
@@ -172,55 +274,160 @@ def initial_samples(
       key: one key, or one per example `[B]`.
       shape: `(B, ...)`.
       init: "uniform" for U[0, 1), as published for NCSN; "normal" for N(0, scale^2);
-        "centred_normal" for N(1/2, scale^2), which is centred on images in [0, 1].
+        "centred_normal" for N(1/2, scale^2), which is centred on images in [0, 1]; "data" for
+        `data` plus N(0, scale^2), which is what the chains should have reached at that sigma.
       scale: the standard deviation of the normal ones, usually the largest sigma.
+      data: of the given shape, for "data" only.
 
     Returns:
       float32 of the given shape.
 
     Raises:
-      ValueError: if `init` is not one of the above.
+      ValueError: if `init` is not one of the above, or `data` does not go with it.
     """
-    like = jnp.zeros(shape, jnp.float32)
     check_key(key, shape[0])
+    if (data is not None) != (init == "data") or (data is not None and data.shape != shape):
+        raise ValueError(
+            f"data of shape {tuple(shape)} is needed for init='data' and for nothing else, got "
+            f"init={init!r} and {None if data is None else data.shape}"
+        )
+    like = jnp.zeros(shape, jnp.float32)
     if init == "uniform":
         return uniform_like(key, like)
-    if init == "normal":
-        return scale * normal_like(key, like)
-    if init == "centred_normal":
-        return 0.5 + scale * normal_like(key, like)
-    raise ValueError(f"init must be 'uniform', 'normal' or 'centred_normal', got {init!r}")
+    centres = {"normal": 0.0, "centred_normal": 0.5, "data": data}
+    if init not in centres:
+        raise ValueError(f"init must be 'uniform', {', '.join(map(repr, centres))}, got {init!r}")
+    return centres[init] + scale * normal_like(key, like)
 
 
-def _run(key, score_fn, x, steps, num_levels, steps_per_level, clip, return_info):
-    """Scans over the table of steps; rows beyond `num_levels * steps_per_level` are not recorded."""
+def annealed_steps(
+    sigmas: jax.Array, epsilon: float, dtype=jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the coefficients of the updates at every level, alpha_i / 2 and sqrt(alpha_i).
+
+    Args:
+      sigmas: `[L]`, the ladder.
+      epsilon: the step size at the last level.
+      dtype: of the result.
+
+    Returns:
+      (drift, noise), each `[L]`.
+    """
+    ratio = (sigmas / sigmas[-1]).astype(dtype)
+    return 0.5 * epsilon * jnp.square(ratio), jnp.sqrt(jnp.asarray(epsilon, dtype)) * ratio
+
+
+def langevin_update(
+    key: jax.Array, x: jax.Array, score: jax.Array, drift: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns x + drift * score + noise * z and z ~ N(0, I): the one update of all samplers here."""
+    z = normal_like(key, x)
+    drift, noise = drift.astype(x.dtype), noise.astype(x.dtype)
+    return x + drift * score.astype(x.dtype) + noise * z, z
+
+
+class _Record(NamedTuple):
+    """What to keep of a trajectory of `levels * steps_per_level` updates.
+
+    Attributes:
+      levels, steps_per_level: L and T.
+      slots: `[updates + 1]`, where the samples after each update go; `count` for nowhere, as the
+        denoising does.
+      count: the number of samples kept.
+    """
+
+    levels: int
+    steps_per_level: int
+    slots: np.ndarray
+    count: int
+
+
+def _make_record(
+    levels: int, steps_per_level: int, return_info: bool, num_frames: int | None
+) -> _Record | None:
+    total = levels * steps_per_level
+    if num_frames is None:
+        kept = np.arange(1, levels + 1) * steps_per_level - 1
+    else:
+        if not return_info:
+            raise ValueError("num_frames needs return_info=True, which returns the frames")
+        _check_count("num_frames", num_frames)
+        if num_frames > total:
+            raise ValueError(f"num_frames must be at most the {total} updates, got {num_frames}")
+        kept = np.ceil(np.arange(1, num_frames + 1) * (total / num_frames)).astype(int) - 1
+    if not return_info:
+        return None
+    slots = np.full(total + 1, len(kept))
+    slots[kept] = np.arange(len(kept))
+    return _Record(levels, steps_per_level, slots, len(kept))
+
+
+def _anneal(x, sigmas, epsilon, steps_per_level, denoise) -> tuple[jax.Array, _Step]:
+    """Checks the arguments of an annealed chain and returns its ladder and table of steps."""
+    _check_positive("epsilon", epsilon)
+    _check_count("steps_per_level", steps_per_level)
+    sigmas = jnp.asarray(sigmas)
+    _check_ladder(sigmas)
+    drift, noise = annealed_steps(sigmas, epsilon, x.dtype)
+    levels = sigmas.shape[0]
+    steps = _Step(
+        index=jnp.arange(levels * steps_per_level),
+        level=jnp.repeat(jnp.arange(levels), steps_per_level),
+        sigma=jnp.repeat(sigmas, steps_per_level),
+        drift=jnp.repeat(drift, steps_per_level),
+        noise=jnp.repeat(noise, steps_per_level),
+    )
+    if denoise:
+        last = _Step(steps.index[-1] + 1, levels - 1, sigmas[-1], jnp.square(sigmas[-1]), 0.0)
+        steps = jax.tree.map(lambda a, b: jnp.append(a, jnp.asarray(b, a.dtype)), steps, last)
+    return sigmas, steps
+
+
+def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, finish=None):
+    """Runs the table of steps, or a part of it.
+
+    `start(x, step)` and `finish(x, step)` change x before the score and after the update.
+    """
     batch = x.shape[0]
     check_key(key, batch)
+    samples = None if record is None else jnp.zeros((record.count, *x.shape), x.dtype)
 
     def update(carry, step):
         x, samples = carry
+        if start is not None:
+            x = start(x, step)
         score = score_fn(x, jnp.broadcast_to(step.sigma, (batch,)))
         if score.shape != x.shape:
             raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
-        z = normal_like(fold_in(key, step.index), x)
-        drift, noise = step.drift.astype(x.dtype), step.noise.astype(x.dtype)
-        x = x + drift * score.astype(x.dtype) + noise * z
+        x, z = langevin_update(fold_in(key, step.index), x, score, step.drift, step.noise)
         if clip is not None:
             x = jnp.clip(x, *clip)
-        if not return_info:
-            return (x, samples), None
-        # Out-of-range writes are dropped: the denoised x does not replace the last level's samples.
-        samples = samples.at[step.index // steps_per_level].set(x, mode="drop")
+        if finish is not None:
+            x = finish(x, step)
+        if record is None:
+            return (x, None), None
+        # Writes beyond the end are dropped.
+        samples = samples.at[jnp.asarray(record.slots)[step.index]].set(x, mode="drop")
         score_norm, noise_norm = _norms(score), _norms(z)
-        ratio = (drift * score_norm) / (noise * noise_norm)
+        ratio = (step.drift * score_norm) / (step.noise * noise_norm)
         return (x, samples), tuple(jnp.mean(a) for a in (score_norm, noise_norm, ratio))
 
-    samples = jnp.zeros((num_levels, *x.shape), x.dtype) if return_info else None
+    if part is not None:
+        if record is not None:
+            raise ValueError("steps and return_info exclude each other")
+        total = steps.index.shape[0]
+        bounded = jax.tree.map(lambda bound: jnp.clip(bound, 0, total), tuple(part))
+
+        def single(k, x):
+            step = jax.tree.map(lambda column: column[k], steps)
+            return update((x, None), step)[0][0]
+
+        return jax.lax.fori_loop(*bounded, single, x)
     (x, samples), norms = jax.lax.scan(update, (x, samples), steps)
-    if not return_info:
+    if record is None:
         return x
-    table = (num_levels, steps_per_level)
-    norms = (a[: num_levels * steps_per_level].reshape(table) for a in norms)
+    table = (record.levels, record.steps_per_level)
+    norms = (a[: record.levels * record.steps_per_level].reshape(table) for a in norms)
     return x, LangevinInfo(samples, *norms)
 
 
@@ -240,6 +447,24 @@ def _check_positive(name: str, value) -> None:
 def _check_count(name: str, value) -> None:
     if not (isinstance(value, (int, np.integer)) and value >= 1):
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _check_clip(clip):
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        raise ValueError(f"clip must be None or (low, high) with low < high, got {clip!r}")
+    return clip
+
+
+def _broadcast(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
+    """Broadcasts an array to the shape of x; both must have as many axes."""
+    if array.ndim != x.ndim or any(
+        a not in (1, b) for a, b in zip(array.shape, x.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} must have the shape of x, {x.shape}, or 1 in place of a number there, "
+            f"got {array.shape}"
+        )
+    return jnp.broadcast_to(array, x.shape)
 
 
 def _check_ladder(sigmas: jax.Array) -> None:

@@ -1,0 +1,229 @@
+"""Annealed Langevin dynamics one step at a time, for people who own the loop.
+
+The interface is that of the schedulers of the diffusers library, with the argument names and the
+numbers of its NCSN scheduler, as an immutable pytree: what changes the schedule returns a new one, and
+every method works under `jit`, `vmap` and `scan`. The steps are those of
+`ncsn_jax.sampling.annealed_langevin`, bit for bit:
+
+    for t in scheduler.timesteps:
+        for _ in range(scheduler.num_annealed_steps):
+            sigma = jnp.broadcast_to(scheduler.sigmas[t], (batch,))
+            key_step = jax.random.fold_in(key, k)  # k counts the steps from 0
+            x = scheduler.step(key_step, score_fn(x, sigma), t, x).prev_sample
+            k += 1
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import expand
+from ncsn_jax.sampling.langevin import annealed_steps, langevin_update
+from ncsn_jax.sigmas import geometric
+
+
+class AnnealedLangevinDynamicsOutput(NamedTuple):
+    """What a step returns.
+
+    Attributes:
+      prev_sample: like the sample, the next state of the chain.
+    """
+
+    prev_sample: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class AnnealedLangevinDynamicsScheduler:
+    """Annealed Langevin dynamics for noise conditional score networks (NCSN, Algorithm 1).
+
+    Like the original: `set_timesteps` leaves the sigmas alone and `set_sigmas` the timesteps, and what
+    is passed to `set_sigmas` holds for its result only, not for a later call. Unlike it: `step` takes a
+    key, a value of 0 is refused instead of being taken for none, and nothing is changed in place.
+
+    Args:
+      num_train_timesteps: the number of noise levels L, >= 1.
+      num_annealed_steps: updates per level T, >= 1; kept for the loop, and not used here.
+      sigma_min: the smallest sigma, > 0, in units of the data; with L = 1 it is not used.
+      sigma_max: the largest sigma, > sigma_min.
+      sampling_eps: epsilon of Algorithm 1, > 0: x + (alpha/2) s + sqrt(alpha) z with
+        alpha_i = epsilon sigma_i^2 / sigma_L^2.
+
+    Attributes:
+      sigmas: float32 `[L]`, decreasing.
+      step_size: float32 `[L]`, alpha.
+      timesteps: int32, the levels to visit, 0 ... L - 1 at first.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+
+    num_train_timesteps: int
+    num_annealed_steps: int
+    sigma_min: float
+    sigma_max: float
+    sampling_eps: float
+    sigmas: jax.Array
+    timesteps: jax.Array
+    _epsilon: jax.Array
+
+    order = 1
+
+    def __init__(
+        self,
+        num_train_timesteps: int,
+        num_annealed_steps: int,
+        sigma_min: float,
+        sigma_max: float,
+        sampling_eps: float,
+    ):
+        _check_count("num_train_timesteps", num_train_timesteps)
+        _check_count("num_annealed_steps", num_annealed_steps)
+        settings = {
+            "num_train_timesteps": num_train_timesteps,
+            "num_annealed_steps": num_annealed_steps,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "sampling_eps": sampling_eps,
+            "sigmas": _make_sigmas(num_train_timesteps, sigma_min, sigma_max),
+            "timesteps": jnp.arange(num_train_timesteps, dtype=jnp.int32),
+            "_epsilon": _check_epsilon(sampling_eps),
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def step_size(self) -> jax.Array:
+        """alpha_i = epsilon sigma_i^2 / sigma_L^2, `[L]`."""
+        return self._epsilon * jnp.square(self.sigmas / self.sigmas[-1])
+
+    def scale_model_input(self, sample: jax.Array, timestep=None) -> jax.Array:
+        """Returns the sample as it is: the score network takes x itself."""
+        del timestep
+        return sample
+
+    def set_timesteps(
+        self, num_inference_steps: int, sampling_eps: float | None = None
+    ) -> "AnnealedLangevinDynamicsScheduler":
+        """Returns a scheduler with the timesteps 0 ... num_inference_steps - 1.
+
+        Args:
+          num_inference_steps: >= 1. Sigmas and step sizes stay as they are; see `set_sigmas`.
+          sampling_eps: has no effect, as in the original.
+        """
+        del sampling_eps
+        _check_count("num_inference_steps", num_inference_steps)
+        return self._replace(timesteps=jnp.arange(num_inference_steps, dtype=jnp.int32))
+
+    def set_sigmas(
+        self,
+        num_inference_steps: int,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sampling_eps: float | None = None,
+    ) -> "AnnealedLangevinDynamicsScheduler":
+        """Returns a scheduler with another ladder and its step sizes.
+
+        Args:
+          num_inference_steps: the number of levels, >= 1. The timesteps stay; see `set_timesteps`.
+          sigma_min, sigma_max, sampling_eps: None for what the scheduler was made with.
+
+        Raises:
+          ValueError: if an argument is out of range.
+        """
+        _check_count("num_inference_steps", num_inference_steps)
+        low = self.sigma_min if sigma_min is None else sigma_min
+        high = self.sigma_max if sigma_max is None else sigma_max
+        epsilon = self.sampling_eps if sampling_eps is None else sampling_eps
+        return self._replace(
+            sigmas=_make_sigmas(num_inference_steps, low, high), _epsilon=_check_epsilon(epsilon)
+        )
+
+    def step(
+        self, key: jax.Array, model_output: jax.Array, timestep, sample: jax.Array
+    ) -> AnnealedLangevinDynamicsOutput:
+        """Takes one step of Langevin dynamics at the level of a timestep.
+
+        Args:
+          key: one key, or one per example `[B]`.
+          model_output: the score at the sample, shaped like it.
+          timestep: integer scalar in [0, L).
+          sample: `[B, ...]`, the state of the chains.
+
+        Returns:
+          The next state.
+
+        Raises:
+          ValueError: if the score is not shaped like the sample.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output must have the shape of sample, {sample.shape}, got {model_output.shape}"
+            )
+        drift, noise = annealed_steps(self.sigmas, self._epsilon, sample.dtype)
+        x, _ = langevin_update(key, sample, model_output, drift[timestep], noise[timestep])
+        return AnnealedLangevinDynamicsOutput(x)
+
+    def add_noise(
+        self, original_samples: jax.Array, noise: jax.Array, timesteps: jax.Array
+    ) -> jax.Array:
+        """Returns samples perturbed with the sigmas of their timesteps.
+
+        Args:
+          original_samples: `[B, ...]`.
+          noise: like the samples, standard normal.
+          timesteps: int `[B]` in [0, L).
+        """
+        return original_samples + expand(self.sigmas[timesteps], original_samples) * noise
+
+    def _replace(self, **changes) -> "AnnealedLangevinDynamicsScheduler":
+        other = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            value = changes.get(field.name, getattr(self, field.name))
+            object.__setattr__(other, field.name, value)
+        return other
+
+
+_ARRAYS = ("sigmas", "timesteps", "_epsilon")
+_SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(AnnealedLangevinDynamicsScheduler)
+    if field.name not in _ARRAYS
+)
+
+
+def _flatten(scheduler):
+    return (
+        tuple(getattr(scheduler, name) for name in _ARRAYS),
+        tuple(getattr(scheduler, name) for name in _SETTINGS),
+    )
+
+
+def _unflatten(settings, arrays):
+    scheduler = object.__new__(AnnealedLangevinDynamicsScheduler)
+    for name, value in zip(_ARRAYS + _SETTINGS, (*arrays, *settings), strict=True):
+        object.__setattr__(scheduler, name, value)
+    return scheduler
+
+
+jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, _unflatten)
+
+
+def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
+    if not (sigma_max > sigma_min > 0 or (count == 1 and sigma_max == sigma_min > 0)):
+        raise ValueError(
+            f"sigma_max > sigma_min > 0 must hold, got sigma_max={sigma_max}, sigma_min={sigma_min}"
+        )
+    return geometric(sigma_max, sigma_min, count) if count > 1 else jnp.asarray([sigma_max * 1.0])
+
+
+def _check_epsilon(epsilon: float) -> jax.Array:
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"sampling_eps must be a finite number > 0, got {epsilon}")
+    return jnp.asarray(epsilon, jnp.float32)
+
+
+def _check_count(name: str, value) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -1,0 +1,219 @@
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax import sigmas
+from ncsn_jax.sampling import annealed_langevin, inpaint
+from tests.models.comparison import nhwc
+
+LADDER = sigmas.geometric(1.0, 0.1, 3)
+SETTINGS = {"epsilon": 2e-3, "steps_per_level": 4}
+
+
+def score(x, sigma):
+    return (0.5 - x) / (0.04 + jnp.square(sigma).reshape(-1, *(1,) * (x.ndim - 1)))
+
+
+@pytest.fixture
+def replay(monkeypatch):
+    """Makes the sampler use stored noise: steps [k, ...] and what is put on the observed part [k, ...]."""
+    module = importlib.import_module("ncsn_jax.sampling.langevin")
+
+    def use(steps, observed):
+        steps, observed = jnp.asarray(steps), jnp.asarray(observed)
+
+        def fold_in(key, data):
+            if isinstance(data, int) and data == module._FOR_OBSERVED:
+                return "observed"
+            return (key, data)
+
+        def normal_like(key, x):
+            kind, index = key
+            return (observed if kind == "observed" else steps)[index]
+
+        monkeypatch.setattr(module, "fold_in", fold_in)
+        monkeypatch.setattr(module, "normal_like", normal_like)
+
+    return use
+
+
+def test_algorithm_2_step_for_step(golden, replay):
+    g = golden("ald")
+    replay(nhwc_steps(g["in/alg2/noise_step"]), [nhwc(a) for a in g["in/alg2/noise_y"]])
+    x, info = inpaint(
+        jax.random.key(0),
+        score,
+        jnp.asarray(nhwc(g["in/alg2/x0"])),
+        jnp.asarray(g["in/inpaint/sigmas"]),
+        nhwc(g["in/alg2/refer"]),
+        nhwc(g["in/alg2/mask"]),
+        epsilon=0.002,
+        steps_per_level=2,
+        return_info=True,
+        num_frames=6,
+    )
+    expected = np.stack([nhwc(a) for a in g["out/alg2/x"]])
+    np.testing.assert_allclose(info.samples, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(x, info.samples[-1])
+
+
+@pytest.mark.parametrize("scheme", ["ncsn", "ncsnv2"])
+def test_the_authors_schemes_step_for_step(golden, replay, scheme):
+    """Their left half is observed. Their states are those given to the score, and the final one."""
+    g = golden("ald")
+    stored = g["in/inpaint/noise_half" + ("_v2" if scheme == "ncsnv2" else "")]
+    half = stored.reshape(-1, *stored.shape[-4:])
+    half = np.concatenate([half, np.zeros_like(half)], axis=-1)
+    replay(nhwc_steps(g["in/inpaint/noise_step"]), [nhwc(a) for a in half])
+    given = []
+
+    def recording_score(x, sigma):
+        jax.debug.callback(lambda x: given.append(np.array(x)), x, ordered=True)
+        return score(x, sigma)
+
+    mask = np.zeros((1, 1, 32, 1))
+    mask[:, :, :16] = 1
+    x = inpaint(
+        jax.random.key(0),
+        recording_score,
+        jnp.asarray(nhwc(g["in/inpaint/x0"][0])),
+        jnp.asarray(g["in/inpaint/sigmas"]),
+        nhwc(g["in/inpaint/refer"]),
+        mask,
+        epsilon=2 * 0.002,  # their convention
+        steps_per_level=2,
+        scheme=scheme,
+    )
+    jax.effects_barrier()
+    name = {"ncsn": "ermongroup", "ncsnv2": "ncsnv2"}[scheme]
+    expected = np.stack([nhwc(a) for a in g[f"out/inpaint/{name}/x"]])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(np.stack([*given, x]), expected, atol=1e-5 * scale)
+
+
+def nhwc_steps(noise):
+    """[levels, steps, ...] to one list of steps, channels last."""
+    flat = noise.reshape(-1, *noise.shape[2:])
+    return np.stack([nhwc(a) for a in flat])
+
+
+@pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 4, 4, 3)])
+def test_hidden_values_have_no_influence(scheme, shape):
+    """Whatever stands there, infinite or not a number, and for random masks."""
+    rng = np.random.default_rng(len(shape))
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    mask = rng.random(shape) < 0.5
+    run = jax.jit(
+        lambda observed: inpaint(
+            jax.random.key(1), score, x, LADDER, observed, mask, scheme=scheme, **SETTINGS
+        )
+    )
+    observed = rng.random(shape)
+    results = [run(jnp.where(mask, observed, hidden)) for hidden in (0.0, -3.7, np.inf, np.nan)]
+    assert np.isfinite(results[0]).all()
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+@pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
+def test_observed_values_are_kept_exactly_if_asked(scheme, denoise):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    observed = jnp.asarray(rng.random((1, 6)), jnp.float32)
+    mask = jnp.asarray([[1, 1, 0, 0, 1, 0]])
+
+    def run(keep):
+        return np.asarray(
+            inpaint(
+                jax.random.key(1),
+                score,
+                x,
+                LADDER,
+                observed,
+                mask,
+                scheme=scheme,
+                denoise=denoise,
+                keep_observed=keep,
+                **SETTINGS,
+            )
+        )
+
+    kept, free = run(True), run(False)
+    known = np.broadcast_to(np.asarray(mask, bool), x.shape)
+    np.testing.assert_array_equal(kept[known], np.broadcast_to(observed, x.shape)[known])
+    np.testing.assert_array_equal(kept[~known], free[~known])
+    assert not np.any(free[known] == kept[known])
+
+
+def test_nothing_observed_is_annealed_langevin_and_noise_is_fresh_at_every_level():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 300)), jnp.float32)
+    plain = annealed_langevin(jax.random.key(1), score, x, LADDER, **SETTINGS)
+    found = inpaint(jax.random.key(1), score, x, LADDER, x, jnp.zeros((1, 1)), **SETTINGS)
+    np.testing.assert_array_equal(found, plain)
+
+    _, info = inpaint(
+        jax.random.key(1), score, x, LADDER, x, jnp.ones((1, 1)), return_info=True, **SETTINGS
+    )
+    noise = (np.asarray(info.samples) - np.asarray(x)) / np.asarray(LADDER)[:, None, None]
+    correlation = np.corrcoef(noise.reshape(3, -1))
+    # 600 numbers each: standard errors of 1 / sqrt(600).
+    assert np.abs(correlation - np.eye(3)).max() < 5 / np.sqrt(600)
+    assert np.abs(noise.std(axis=(1, 2)) - 1).max() < 5 / np.sqrt(1200)
+
+
+def test_completion_has_the_conditional_mean():
+    """Two correlated normal numbers, one observed: the other's mean is rho times it.
+
+    Algorithm 2 keeps noise on what was observed at every level, which shrinks the mean at the last
+    level to rho v / (1 + sigma^2), with sigma = 0.05 by a quarter of a per cent.
+    """
+    rho, n, value = 0.8, 3000, 1.5
+    precision = lambda sigma: jnp.linalg.inv(
+        jnp.asarray([[1, rho], [rho, 1]]) + jnp.square(sigma) * jnp.eye(2)
+    )
+    correlated = lambda x, sigma: -x @ precision(sigma[0])
+    ladder = sigmas.geometric(3.0, 0.05, 12)
+    x = inpaint(
+        jax.random.key(0),
+        correlated,
+        jax.random.normal(jax.random.key(1), (n, 2)),
+        ladder,
+        jnp.asarray([[value, 0.0]]),
+        jnp.asarray([[1, 0]]),
+        epsilon=4e-4,
+        steps_per_level=100,
+    )
+    hidden = np.asarray(x)[:, 1]
+    deviation = np.sqrt(1 - rho**2)
+    assert abs(hidden.mean() - rho * value) < 4 * deviation / np.sqrt(n) + 0.01 * rho * value
+    assert abs(hidden.std() / deviation - 1) < 4 / np.sqrt(2 * n) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": jnp.ones((3, 5))}, r"mask must have the shape of x, \(2, 5\), .* got \(3, 5\)"),
+        ({"mask": jnp.ones(5)}, r"mask must have the shape of x, \(2, 5\), .* got \(5,\)"),
+        ({"observed": jnp.ones((2, 4))}, r"observed must have the shape .* got \(2, 4\)"),
+        ({"scheme": "v3"}, r"scheme must be one of \['paper', 'ncsn', 'ncsnv2'\], got 'v3'"),
+        ({"sigmas": jnp.asarray([0.1, 1.0])}, "must be positive and decrease"),
+        ({"num_frames": 3}, "num_frames needs return_info=True"),
+        ({"num_frames": 13, "return_info": True}, "at most the 12 updates, got 13"),
+        ({"steps": (0, 3), "return_info": True}, "steps and return_info exclude each other"),
+    ],
+)
+def test_refuses_wrong_arguments(change, message):
+    arguments = {
+        "x": jnp.zeros((2, 5)),
+        "sigmas": LADDER,
+        "observed": jnp.zeros((2, 5)),
+        "mask": jnp.ones((2, 5)),
+    }
+    with pytest.raises(ValueError, match=message):
+        inpaint(jax.random.key(0), score, **arguments | SETTINGS | change)
