@@ -14,8 +14,10 @@ flags.adopt_module_key_flags(cli)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "sample", "suggest"],
+    ["train", "sample", "inpaint", "nearest", "suggest"],
     "train: train, or continue, and then sample; sample: sample from the newest checkpoint; "
+    "inpaint: complete images of which a part is hidden; "
+    "nearest: show samples beside the nearest training images; "
     "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir).",
 )
 
@@ -27,9 +29,7 @@ def main(_) -> None:
     if _MODE.value == "suggest":
         run_lib.suggest(_CONFIG.value)
     else:
-        {"train": run_lib.train, "sample": run_lib.sample}[_MODE.value](
-            _CONFIG.value, _WORKDIR.value
-        )
+        getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
 
 
 def _required():

@@ -4,44 +4,46 @@ Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` a
 everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 from clu import parameter_overview
 
 from ncsn_jax import (
+    chains,
     checkpoints,
     data,
     images,
-    models,
+    inpainting,
+    neighbours,
     parallel,
     report,
-    sampling,
     sigmas,
     training,
 )
 from ncsn_jax import config as configuration
 from ncsn_jax.data import cache
 from ncsn_jax.errors import UserError
-from ncsn_jax.metrics import Writer
+from ncsn_jax.metrics import Window, Writer
 from ncsn_jax.samples import SampleStore
 
 _log = logging.getLogger("ncsn_jax")
 
-# What the random numbers of a run are for, folded into the key of the seed.
-_FOR_PARAMETERS, _FOR_SAMPLES = 0, 2
+# What the first random numbers of a run are for, folded into the key of the seed.
+_FOR_PARAMETERS = 0
 
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
+
+# Frames of a GIF, and samples in it; training images shown beside a sample, and samples compared at once.
+_GIF_FRAMES, _GIF_SAMPLES = 60, 36
+_NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
 
 # Of the images, as bytes; compared as floats, twice, they take eight times as much.
 _BYTES_TO_COMPARE = 500_000_000
@@ -67,12 +69,12 @@ def train(config, workdir: str) -> None:
             if step > config.training.num_steps:
                 _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
             state = parallel.replicate(state)
-            sampler = _make_sampler(config)
+            runner = chains.Chains(config)
             if step < config.training.num_steps:
                 batches = data.Batches(dataset, config.seed, config.training.batch_size)
-                state = _train_loop(config, workdir, step, state, batches, store, writer, sampler)
+                state = _train_loop(config, workdir, step, state, batches, store, writer, runner)
                 step = config.training.num_steps
-        _write_samples(config, workdir, step, state.ema_params or state.params, sampler)
+        _write_samples(config, workdir, step, state.ema_params or state.params, runner)
 
 
 def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
@@ -90,7 +92,7 @@ def sample(config, workdir: str) -> None:
     _start(workdir)
     step, state = configuration.load_newest(config, workdir)
     params = parallel.replicate(state.ema_params or state.params)
-    _write_samples(config, workdir, step, params, _make_sampler(config))
+    _write_samples(config, workdir, step, params, chains.Chains(config))
 
 
 def suggest(config) -> None:
@@ -145,12 +147,12 @@ def suggest(config) -> None:
         print(line)
 
 
-def _train_loop(config, workdir, step, state, batches, store, writer, sampler):
+def _train_loop(config, workdir, step, state, batches, store, writer, runner):
     """Runs from `step` to the last one and returns the final replicated state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
-    window = _Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
+    window = Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
     p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
     compiled, in_flight, calls = None, None, 0
 
@@ -200,130 +202,13 @@ def _train_loop(config, workdir, step, state, batches, store, writer, sampler):
         if due["sample"] and step < last:
             with window.paused():
                 params = state.ema_params or state.params
-                _write_preview(config, workdir, step, params, writer, sampler)
+                _write_preview(config, workdir, step, params, writer, runner)
     return state
 
 
-@dataclasses.dataclass
-class _Window:
-    """What happened since the last line of the log."""
-
-    sigmas: jax.Array
-    image_shape: tuple[int, int, int]
-    first_step: int
-
-    def __post_init__(self):
-        self.restart(self.first_step)
-
-    def restart(self, step: int) -> None:
-        self.first_step = self.step = step
-        self.started = time.perf_counter()
-        self.input_seconds = 0.0
-        self.losses, self.grad_norms = [], []
-        self.level_loss = np.zeros(len(self.sigmas))
-        self.level_count = np.zeros(len(self.sigmas))
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keeps the clock from running."""
-        began = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - began
-
-    def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
-        """Waits for a call's metrics, ending at `step`, and takes them in; stops if not finite."""
-        metrics = parallel.to_host(metrics)
-        sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-        if not sound.all():
-            bad = int(np.argmin(sound))
-            store.wait()
-            good = store.steps()
-            raise UserError(
-                f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
-                f"at step {step - len(sound) + bad + 1}; stopped, the last good checkpoint is "
-                + (f"that of step {good[0]}" if good else "none")
-            )
-        self.step = step
-        self.losses.extend(metrics.loss)
-        self.grad_norms.extend(metrics.grad_norm)
-        self.level_loss += metrics.level_loss.sum(axis=0)
-        self.level_count += metrics.level_count.sum(axis=0)
-
-    def scalars(self) -> dict[str, float]:
-        """Returns the means over the window, and the loss by level as a share of a zero score's."""
-        elapsed = time.perf_counter() - self.started
-        scalars = {
-            "loss": np.mean(self.losses),
-            "grad_norm": np.mean(self.grad_norms),
-            "steps_per_second": (self.step - self.first_step) / elapsed,
-            "input_share": self.input_seconds / elapsed,
-        }
-        groups = np.array_split(np.arange(len(self.sigmas)), min(len(self.sigmas), 10))
-        for group in groups:
-            if count := self.level_count[group].sum():
-                name = f"loss_by_level/{group[0]:04d}_sigma_{self.sigmas[group[0]]:.3g}"
-                zero_score_loss = 0.5 * np.prod(self.image_shape)
-                scalars[name] = self.level_loss[group].sum() / count / zero_score_loss
-        return scalars
-
-    def time_for(self, steps: int) -> str:
-        """Returns how long so many steps take at the window's speed, as text."""
-        elapsed = time.perf_counter() - self.started
-        return report.human_time(steps * elapsed / (self.step - self.first_step))
-
-    def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
-        return (
-            f"step {step}/{last}  loss {scalars['loss']:.4g}  grad {scalars['grad_norm']:.3g}  "
-            f"{scalars['steps_per_second']:.3g} steps/s  "
-            f"input {100 * scalars['input_share']:.2g} %  {self.time_for(last - step)} left"
-        )
-
-
-def _make_sampler(config):
-    """Returns the mapped sampler: (replicated params, seed, indices `[devices, b]`) to images."""
-    model, sigmas = configuration.make_model(config), configuration.make_sigmas(config)
-    options, shape = config.sampling, configuration.image_shape(config)
-
-    def sampler(params, seed, indices):
-        key = jax.random.fold_in(jax.random.key(seed), _FOR_SAMPLES)
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-        x = sampling.initial_samples(
-            keys[:, 0], (len(indices), *shape), options.init, scale=config.model.sigma_begin
-        )
-        return sampling.annealed_langevin(
-            keys[:, 1],
-            models.score_fn(model, params, sigmas),
-            x,
-            sigmas,
-            epsilon=options.epsilon,
-            steps_per_level=options.steps_per_level,
-            denoise=options.denoise,
-            clip=tuple(options.clip) or None,
-        )
-
-    return parallel.map_sampler(sampler)
-
-
-def _sample_batch(config, sampler, params, indices: list[int], size: int) -> np.ndarray:
-    """Makes the samples of the given indices, at most `size`, in a batch of `size`, rounded up to
-    the devices: uint8 `[n, H, W, C]`.
-    """
-    devices = jax.local_device_count()
-    per_device = -(-size // devices)
-    padded = np.resize(np.asarray(indices, np.uint32), (devices, per_device))
-    x = sampler(params, np.uint32(config.seed), padded)
-    x = np.asarray(x).reshape(-1, *x.shape[2:])[: len(indices)]
-    if not np.isfinite(x).all():
-        raise UserError(
-            f"the samples are not finite: config.sampling.epsilon={config.sampling.epsilon} is too large"
-        )
-    return images.to_uint8(x)
-
-
-def _write_samples(config, workdir, step, params, sampler) -> None:
-    """Writes the samples that are missing to `samples/step_<step>/`."""
-    name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
-    directory = os.path.join(workdir, "samples", name)
+def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
+    """Writes the samples that are missing to `samples/step_<step>/`, and returns all of them."""
+    directory = _directory(config, workdir, "samples", step)
     fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
     flat = configuration.flatten(config)
     settings = {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields}
@@ -332,30 +217,124 @@ def _write_samples(config, workdir, step, params, sampler) -> None:
 
     count, size = config.sampling.num_samples, config.sampling.batch_size
     missing = store.missing(count)
-    evaluations = config.model.num_levels * config.sampling.steps_per_level
-    evaluations += bool(config.sampling.denoise)
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     _log.info(
         "sampling %d images in batches of %d, %d network evaluations each",
         len(missing),
         size,
-        evaluations,
+        runner.num_steps,
     )
-    started = time.perf_counter()
-    for first in range(0, len(missing), size):
-        indices = missing[first : first + size]
-        store.add(indices, _sample_batch(config, sampler, params, indices, size))
-        done = first + len(indices)
-        left = (time.perf_counter() - started) / done * (len(missing) - done)
-        _log.info("%d/%d samples  %s left", done, len(missing), report.human_time(left))
-    store.finish()
+    with report.progress("sampling", len(batches) * runner.num_steps) as advanced:
+        for indices in batches:
+            store.add(indices, runner.run(params, indices, size, advanced=advanced)[0])
+    samples = store.finish()
     _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+    if config.sampling.gif:
+        indices = list(range(min(count, size, _GIF_SAMPLES)))
+        frames = min(_GIF_FRAMES, runner.num_steps)
+        with report.progress("filming", runner.num_steps) as advanced:
+            _, taken = runner.run(params, indices, size, num_frames=frames, advanced=advanced)
+        columns = int(np.ceil(np.sqrt(len(indices))))
+        gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
+        images.write_atomically(os.path.join(directory, "annealing.gif"), gif)
+        strip = images.encode_png(images.filmstrip(taken, rows=8, columns=12), min_side=400)
+        images.write_atomically(os.path.join(directory, "filmstrip.png"), strip)
+        _log.info("wrote annealing.gif and filmstrip.png there")
+    return samples
 
 
-def _write_preview(config, workdir, step, params, writer, sampler) -> None:
+def _directory(config, workdir: str, kind: str, step: int) -> str:
+    """Returns the directory for what is made from the checkpoint of a step."""
+    name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
+    return os.path.join(workdir, kind, name)
+
+
+def inpaint(config, workdir: str) -> None:
+    """Completes images of which a part is hidden, several times each."""
+    configuration.check(config)
+    configuration.require_run(config, workdir)
+    options, shape = config.inpainting, configuration.image_shape(config)
+    if options.images:
+        originals = inpainting.read_images(
+            options.images, config.data.image_size, config.data.channels, config.data.crop_size
+        )
+    else:
+        originals = configuration.load_images(config, "test")
+    originals = np.asarray(originals[: options.num_images])
+    masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
+    _start(workdir)
+    step, state = configuration.load_newest(config, workdir)
+    params = parallel.replicate(state.ema_params or state.params)
+    runner = chains.Chains(config, chains.FOR_INPAINTING)
+
+    each, size = options.num_completions, config.sampling.batch_size
+    indices = list(range(len(originals) * each))
+    batches = [indices[first : first + size] for first in range(0, len(indices), size)]
+    _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
+    completions = []
+    with report.progress("inpainting", len(batches) * runner.num_steps) as advanced:
+        for batch in batches:
+            image = np.asarray(batch) // each
+            observed = originals[image] / np.float32(255)
+            found, _ = runner.run(params, batch, size, observed, masks[image], advanced=advanced)
+            completions.append(found)
+    completions = np.concatenate(completions).reshape(len(originals), each, *shape)
+
+    directory = _directory(config, workdir, "inpainting", step)
+    os.makedirs(directory, exist_ok=True)
+    images.write_npz(
+        os.path.join(directory, "completions.npz"),
+        originals=originals,
+        observed=masks,
+        completions=completions,
+    )
+    occluded = np.where(masks, originals, np.uint8(192))
+    rows = np.concatenate([originals[:, None], occluded[:, None], completions], axis=1)
+    picture = images.grid(rows.reshape(-1, *shape), columns=each + 2)
+    png = images.encode_png(picture, min_side=400)
+    images.write_atomically(os.path.join(directory, "grid.png"), png)
+    _log.info("wrote completions.npz and grid.png to %s", directory)
+
+
+def nearest(config, workdir: str) -> None:
+    """Shows samples of the newest checkpoint beside the nearest training images."""
+    configuration.check(config)
+    configuration.require_run(config, workdir)
+    dataset = configuration.load_images(config)
+    _start(workdir)
+    step, state = configuration.load_newest(config, workdir)
+    params = parallel.replicate(state.ema_params or state.params)
+    samples = _write_samples(config, workdir, step, params, chains.Chains(config))
+    samples = samples[: config.sampling.num_samples]
+    count = min(_NEIGHBOURS, len(dataset))
+    with report.progress("comparing", len(samples)) as advanced:
+        found = []
+        for first in range(0, len(samples), _COMPARED_AT_ONCE):
+            some = samples[first : first + _COMPARED_AT_ONCE]
+            found.append(neighbours.nearest(some, dataset, count))
+            advanced(len(some))
+    indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    directory = _directory(config, workdir, "samples", step)
+    images.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
+    shown = samples[: config.sampling.preview_samples]
+    rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
+    picture = images.grid(np.concatenate(rows), columns=count + 1)
+    png = images.encode_png(picture, min_side=400)
+    images.write_atomically(os.path.join(directory, "nearest.png"), png)
+    _log.info(
+        "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
+        "nearest.npz to %s",
+        distances[:, 0].min(),
+        np.median(distances[:, 0]),
+        directory,
+    )
+
+
+def _write_preview(config, workdir, step, params, writer, runner) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
     try:
-        samples = _sample_batch(config, sampler, params, list(range(size)), size)
+        samples, _ = runner.run(params, list(range(size)), size)
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return
@@ -405,6 +384,8 @@ def _start(workdir: str) -> None:
         file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+    for handler in _log.handlers:
+        handler.close()
     output = logging.StreamHandler(sys.stdout)
     output.setLevel(logging.INFO)  # the table of parameters is for the file
     _log.handlers = [output, file]

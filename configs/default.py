@@ -92,6 +92,21 @@ def get_config() -> ConfigDict:
     sampling.batch_size = 100
     # Images in the previews during training.
     sampling.preview_samples = 16
+    # Also write the way of the first samples, as annealing.gif and filmstrip.png.
+    sampling.gif = False
     # Names the directory samples/step_<step>_<name>, to try several settings on one checkpoint.
     sampling.name = ""
+
+    # --mode=inpaint.
+    config.inpainting = inpainting = ConfigDict()
+    # 'left': the left half is observed; 'box': all but a random box; or an image file, white: observed.
+    inpainting.mask = "left"
+    # A directory of images to complete, fitted as config.data.crop_size says; '': the data's test split.
+    inpainting.images = ""
+    inpainting.num_images = 8
+    inpainting.num_completions = 6
+    # End with exactly the observed pixels, instead of with noise of the last level on them.
+    inpainting.keep_observed = True
+    # 'paper': Algorithm 2; 'ncsn', 'ncsnv2': what the authors' code does.
+    inpainting.scheme = "paper"
     return config

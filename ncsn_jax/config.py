@@ -47,6 +47,7 @@ _CHANGEABLE = (
     "training.sample_every",
     "training.checkpoints_kept",
     "sampling.",
+    "inpainting.",
 )
 
 # Fields that runs of version 0.1 did not have yet, with what those did.
@@ -70,6 +71,8 @@ _COUNTS = (
     "sampling.num_samples",
     "sampling.batch_size",
     "sampling.preview_samples",
+    "inpainting.num_images",
+    "inpainting.num_completions",
 )
 _POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
 _NOT_NEGATIVE = (
@@ -114,6 +117,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("model.name", tuple(MODELS)),
         ("training.loss", tuple(training.LOSSES)),
         ("sampling.method", ("annealed_langevin",)),
+        ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
     ):
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))

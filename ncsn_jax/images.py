@@ -56,12 +56,61 @@ def encode_png(image: np.ndarray, *, min_side: int = 0) -> bytes:
     return buffer.getvalue()
 
 
+def encode_gif(frames: np.ndarray, *, min_side: int = 0, milliseconds: int = 60) -> bytes:
+    """Encodes uint8 `[F, H, W, C]` as an endless GIF that rests on its last frame.
+
+    Args:
+      frames: the pictures, C of 1 or 3.
+      min_side: as for `encode_png`.
+      milliseconds: how long each frame shows, in steps of ten; the last one shows two seconds.
+    """
+    from PIL import Image
+
+    factor = max(1, math.ceil(min_side / min(frames.shape[1:3])))
+    frames = np.repeat(np.repeat(frames, factor, axis=1), factor, axis=2)
+    pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[milliseconds] * (len(pictures) - 1) + [2000],
+        loop=0,
+    )
+    return buffer.getvalue()
+
+
+def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Lays the way of some samples out, one sample a row, from its first frame to its last.
+
+    Args:
+      frames: uint8 `[F, N, H, W, C]`.
+      rows: the number of samples shown, the first ones, at most.
+      columns: the number of frames shown, evenly spread, at most.
+
+    Returns:
+      uint8 `[height, width, C]`.
+    """
+    columns, rows = min(columns, len(frames)), min(rows, frames.shape[1])
+    shown = np.linspace(0, len(frames) - 1, columns).round().astype(int)
+    chosen = np.moveaxis(frames[shown, :rows], 1, 0)
+    return grid(chosen.reshape(-1, *frames.shape[2:]), columns)
+
+
 def write_atomically(path: str, payload: bytes) -> None:
     """Writes a file under a temporary name and renames it: it is complete or not there."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
         file.write(payload)
     os.replace(temporary, path)
+
+
+def write_npz(path: str, **arrays: np.ndarray) -> None:
+    """Writes arrays to a compressed `.npz` file, complete or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def plot_losses(records: list[dict]) -> bytes:
@@ -74,9 +123,7 @@ def plot_losses(records: list[dict]) -> bytes:
       A PNG file.
     """
     import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # without pyplot, which would change a notebook's display
 
     by_step = {record["step"]: record for record in records}
     steps = sorted(by_step)
@@ -86,18 +133,18 @@ def plot_losses(records: list[dict]) -> bytes:
         values = (by_step[step].get(name) for step in steps)
         return [math.nan if value is None else value for value in values]
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(steps, curve("loss"), color="black")
     left.set(xlabel="step", ylabel="loss per image", title="Training loss")
     left.set_ylim(bottom=0)
-    colours = pyplot.get_cmap("viridis")(np.linspace(0.0, 0.9, max(len(levels), 1)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(len(levels), 1)))
     for name, colour in zip(levels, colours, strict=False):
         right.plot(steps, curve(name), color=colour, label=name.rpartition("sigma_")[2])
     right.set(xlabel="step", ylabel="loss / loss of a zero score", ylim=(0, 1.1), title="By level")
     right.legend(title="sigma", fontsize="small", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    pyplot.close(figure)
     return buffer.getvalue()
 
 

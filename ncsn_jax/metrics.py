@@ -1,16 +1,22 @@
-"""Where a run's numbers go: TensorBoard events, `metrics.jsonl` and the log.
+"""A run's numbers, and where they go: TensorBoard events, `metrics.jsonl` and the log.
 
 `Writer` has the methods of `clu.metric_writers.MetricWriter` that the application calls, on
 TensorBoard's own record format: clu's writers import TensorFlow, which costs seconds and half a
 gigabyte of memory, also where it is installed.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
+
+from ncsn_jax import checkpoints, parallel, report, training
+from ncsn_jax.errors import UserError
 
 
 class Writer:
@@ -81,3 +87,80 @@ class Writer:
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
         self._events.write(event.SerializeToString())
+
+
+@dataclasses.dataclass
+class Window:
+    """What happened since the last line of the log."""
+
+    sigmas: jax.Array
+    image_shape: tuple[int, int, int]
+    first_step: int
+
+    def __post_init__(self):
+        self.restart(self.first_step)
+
+    def restart(self, step: int) -> None:
+        """Forgets what happened before a step."""
+        self.first_step = self.step = step
+        self.started = time.perf_counter()
+        self.input_seconds = 0.0
+        self.losses, self.grad_norms = [], []
+        self.level_loss = np.zeros(len(self.sigmas))
+        self.level_count = np.zeros(len(self.sigmas))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the clock from running."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
+    def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
+        """Waits for a call's metrics, ending at `step`, and takes them in; stops if not finite."""
+        metrics = parallel.to_host(metrics)
+        sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+        if not sound.all():
+            bad = int(np.argmin(sound))
+            store.wait()
+            good = store.steps()
+            raise UserError(
+                f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
+                f"at step {step - len(sound) + bad + 1}; stopped, the last good checkpoint is "
+                + (f"that of step {good[0]}" if good else "none")
+            )
+        self.step = step
+        self.losses.extend(metrics.loss)
+        self.grad_norms.extend(metrics.grad_norm)
+        self.level_loss += metrics.level_loss.sum(axis=0)
+        self.level_count += metrics.level_count.sum(axis=0)
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the means over the window, and the loss by level as a share of a zero score's."""
+        elapsed = time.perf_counter() - self.started
+        scalars = {
+            "loss": np.mean(self.losses),
+            "grad_norm": np.mean(self.grad_norms),
+            "steps_per_second": (self.step - self.first_step) / elapsed,
+            "input_share": self.input_seconds / elapsed,
+        }
+        groups = np.array_split(np.arange(len(self.sigmas)), min(len(self.sigmas), 10))
+        for group in groups:
+            if count := self.level_count[group].sum():
+                name = f"loss_by_level/{group[0]:04d}_sigma_{self.sigmas[group[0]]:.3g}"
+                zero_score_loss = 0.5 * np.prod(self.image_shape)
+                scalars[name] = self.level_loss[group].sum() / count / zero_score_loss
+        return scalars
+
+    def time_for(self, steps: int) -> str:
+        """Returns how long so many steps take at the window's speed, as text."""
+        elapsed = time.perf_counter() - self.started
+        return report.human_time(steps * elapsed / (self.step - self.first_step))
+
+    def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
+        """Returns the line of the log."""
+        return (
+            f"step {step}/{last}  loss {scalars['loss']:.4g}  grad {scalars['grad_norm']:.3g}  "
+            f"{scalars['steps_per_second']:.3g} steps/s  "
+            f"input {100 * scalars['input_share']:.2g} %  {self.time_for(last - step)} left"
+        )

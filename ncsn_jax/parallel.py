@@ -45,6 +45,23 @@ def map_train_steps(train_steps: Callable) -> Callable:
     return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
 
 
-def map_sampler(sampler: Callable) -> Callable:
-    """Maps `sampler(params, seed, indices)` over the local devices: indices `[devices, b]`."""
-    return jax.pmap(sampler, axis_name=AXIS, in_axes=(0, None, 0))
+def map_chain_start(start: Callable) -> Callable:
+    """Maps `start(seed, indices) -> x` over the local devices: indices `[devices, b]`."""
+    return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
+
+
+def map_chains(advance: Callable) -> Callable:
+    """Maps `advance(params, seed, indices, x, start, stop, *per_example)`, donating x.
+
+    `params` are replicated; `indices`, `x` and what follows the step numbers are `[devices, b, ...]`.
+    """
+
+    def run(params, seed, bounds, indices, x, rest):
+        return advance(params, seed, indices, x, *bounds, *rest)
+
+    mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
+
+    def call(params, seed, indices, x, start, stop, *rest):
+        return mapped(params, seed, (start, stop), indices, x, rest)
+
+    return call

@@ -1,10 +1,25 @@
-"""What a run prints before its first step: the network, its cost, the devices and the memory."""
+"""What a run tells: the network, its cost, the devices, the memory, and how far it has come."""
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.extend import core as jex
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar with the time left on standard error; yields what is called with progress.
+
+    On a terminal the bar moves; elsewhere, as in a log, there is a line now and then.
+    """
+    seconds = 0.2 if sys.stderr.isatty() else 20.0
+    with tqdm.tqdm(total=total, desc=what, mininterval=seconds, unit=" steps", leave=False) as bar:
+        yield bar.update
 
 
 def count_multiply_adds(function, *args) -> int:

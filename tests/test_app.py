@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run_lib
 from ncsn_jax import checkpoints
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
@@ -255,7 +257,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
         (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
         (["--workdir=/proc"], "cannot be written to"),
-        (["--mode=foo"], "value should be one of <train|sample|suggest>"),
+        (["--mode=foo"], "value should be one of <train|sample|inpaint|nearest|suggest>"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
     ],
@@ -310,6 +312,8 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             {"model.normalization": "instance", "model.name": "ncsnv2"},
             "config.model.normalization='instance' must be 'instance\\+\\+' for config.model.name='ncsnv2'",
         ),
+        ({"inpainting.scheme": "v3"}, "config.inpainting.scheme='v3' must be 'paper' or 'ncsn' or"),
+        ({"inpainting.num_images": 0}, "config.inpainting.num_images=0 must be at least 1"),
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
 )
@@ -333,9 +337,87 @@ def test_every_configuration_sets_every_field_and_passes(path):
     configuration.check(config)
 
 
-def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
-    import run_lib
+@pytest.fixture
+def sampled(uninterrupted, tmp_path):
+    """A copy of the run on eight devices and a configuration that samples from it in this process."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted(8)[0], workdir)
+    config = load_config(
+        **{
+            "sampling.steps_per_level": 2,
+            "sampling.num_samples": 12,
+            "sampling.batch_size": 8,
+            "inpainting.num_images": 3,
+            "inpainting.num_completions": 4,
+        }
+    )
+    yield config, workdir
+    for handler in logging.getLogger("ncsn_jax").handlers:
+        handler.close()
 
+
+def test_the_annealing_is_filmed_and_samples_are_beside_their_neighbours(sampled):
+    config, workdir = sampled
+    config.sampling.gif = True
+    run_lib.nearest(config, str(workdir))
+    directory = workdir / "samples" / "step_60"
+    with Image.open(directory / "annealing.gif") as gif:
+        # 2 levels of 2 steps and the denoising; 8 samples in rows of 3, enlarged by 15.
+        assert gif.n_frames == 5 and gif.size == (15 * 28, 15 * 28)
+        gif.seek(4)
+        last = np.asarray(gif.convert("L"))[::15, ::15]
+    samples = np.load(directory / "samples.npz")["samples"]
+    np.testing.assert_array_equal(last[1:9, 1:9], samples[0, ..., 0])
+    with Image.open(directory / "filmstrip.png") as strip:
+        assert strip.size[0] < strip.size[1]  # 5 columns, 8 rows
+    with np.load(directory / "nearest.npz") as found:
+        images = configuration.load_images(config)
+        distances = np.linalg.norm(
+            (samples[3] / 255 - images / 255).reshape(len(images), -1), axis=1
+        )
+        assert found["distances"][3, 0] == pytest.approx(distances.min())
+        assert found["indices"][3, 0] == distances.argmin() and found["indices"].shape == (12, 6)
+    with Image.open(directory / "nearest.png") as picture:
+        assert picture.size[0] < picture.size[1]  # 7 columns, 12 rows
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_inpainting_completes_the_test_split(sampled, keep):
+    config, workdir = sampled
+    config.inpainting.mask = "box"
+    config.inpainting.keep_observed = keep
+    run_lib.inpaint(config, str(workdir))
+    directory = workdir / "inpainting" / "step_60"
+    with np.load(directory / "completions.npz") as found:
+        originals, observed, completions = (
+            found[name] for name in ("originals", "observed", "completions")
+        )
+    np.testing.assert_array_equal(originals, configuration.load_images(config, "test")[:3])
+    assert completions.shape == (3, 4, 8, 8, 1) and completions.dtype == np.uint8
+    known = np.broadcast_to(observed[:, None], completions.shape)
+    same = completions == originals[:, None]
+    assert same[known].all() == keep and not same[~known].all()
+    assert (completions[:, 0] != completions[:, 1]).any()
+    with Image.open(directory / "grid.png") as grid:
+        assert grid.size[0] == grid.size[1] // 28 * 55  # 6 columns, 3 rows of 9 pixels, and 1
+
+
+def test_sampling_mistakes_are_named(sampled, tmp_path):
+    config, workdir = sampled
+    config.sampling.name = "wild"
+    config.sampling.epsilon = 1e38
+    with pytest.raises(
+        UserError, match=r"not finite after \d of 5 steps: .*epsilon=1e\+38 is too large"
+    ):
+        run_lib.sample(config, str(workdir))
+    config.inpainting.mask = "no/such.png"
+    with pytest.raises(UserError, match="config.inpainting.mask='no/such.png' is neither"):
+        run_lib.inpaint(config, str(workdir))
+    with pytest.raises(UserError, match="holds no run: train first"):
+        run_lib.inpaint(config, str(tmp_path / "nothing"))
+
+
+def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
     run_lib.suggest(load_config())
     output = capsys.readouterr().out
     (line,) = re.findall(r"^--config.*", output, re.MULTILINE)

@@ -4,13 +4,11 @@ Everything that a file holds goes over: parameters, Adam's moments, the moving a
 training continues where the authors' script stopped.
 """
 
-import io
 import os
 import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ncsn_jax import checkpoints, convert, images, models, training
@@ -85,10 +83,8 @@ def export(config, workdir: str, path: str) -> str:
         average = convert.to_torch(state.ema_params, model)
         average.pop("sigmas", None)  # a buffer, which the authors' average does not have
         arrays |= {f"ema/{name}": array for name, array in average.items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     try:
-        images.write_atomically(path, buffer.getvalue())
+        images.write_npz(path, **arrays)
     except OSError as error:
         raise UserError(f"--export={path!r} cannot be written: {error.strerror}") from None
     return f"{path}: step {step}, {_size(state.params)} parameters"

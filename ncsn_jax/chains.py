@@ -1,0 +1,170 @@
+"""Annealed Langevin chains of a trained network on all devices, a part of the steps at a time.
+
+Hides how samples are spread over devices, that example i's noise is a function of (seed, i) alone, and
+that the compiled program runs the chains in parts, so that progress shows, a chain that diverges stops
+early, and pictures of the way are taken without keeping all of it. One compiled program serves every
+part and every batch of one size.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncsn_jax import config as configuration
+from ncsn_jax import images, models, parallel, sampling
+from ncsn_jax.errors import UserError
+
+# What the chains are for, folded into the key of the seed.
+FOR_SAMPLES, FOR_INPAINTING = 2, 3
+
+# In how many parts the steps are run, where there are as many.
+_PARTS = 25
+
+
+class Chains:
+    """The chains that a configuration describes.
+
+    Args:
+      config: the configuration.
+      purpose: `FOR_SAMPLES` or `FOR_INPAINTING`; with the latter `run` needs observed images.
+    """
+
+    def __init__(self, config, purpose: int = FOR_SAMPLES):
+        self._config = config
+        self.num_steps = config.model.num_levels * config.sampling.steps_per_level
+        self.num_steps += bool(config.sampling.denoise)
+        keys = functools.partial(_keys, purpose)
+        self._start = parallel.map_chain_start(functools.partial(_start, config, keys))
+        advance = _sample if purpose == FOR_SAMPLES else _inpaint
+        self._advance = parallel.map_chains(functools.partial(advance, config, keys))
+
+    def run(
+        self,
+        params,
+        indices: list[int],
+        size: int,
+        observed: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        num_frames: int = 0,
+        advanced: Callable[[int], None] = lambda steps: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Makes the samples of the given indices.
+
+        Args:
+          params: the network's parameters, replicated.
+          indices: of the samples, at most `size`.
+          size: the number of chains in the compiled program, which is rounded up to the devices.
+          observed, mask: for inpainting, `[len(indices), H, W, C]` each: images in [0, 1] and
+            whether a pixel is observed.
+          num_frames: how many pictures of the way to return, evenly spread over the steps.
+          advanced: called with a number of steps whenever they have been run.
+
+        Returns:
+          The samples, uint8 `[n, H, W, C]`, and the frames, uint8 `[num_frames, n, H, W, C]`, of which
+          the last is the samples.
+
+        Raises:
+          UserError: if a chain diverges.
+        """
+        per_device = -(-size // jax.local_device_count())
+        spread = functools.partial(_spread, per_device=per_device)
+        index = spread(np.asarray(indices, np.uint32))
+        known = () if observed is None else (spread(observed), spread(mask))
+        seed = np.uint32(self._config.seed)
+        x = self._start(seed, index)
+        frames = []
+        at = 0
+        for stop, is_frame in _bounds(self.num_steps, num_frames):
+            x, finite = self._advance(params, seed, index, x, np.int32(at), np.int32(stop), *known)
+            if not np.all(finite):
+                raise UserError(
+                    f"the samples are not finite after {stop} of {self.num_steps} steps: "
+                    f"config.sampling.epsilon={self._config.sampling.epsilon} is too large"
+                )
+            if is_frame:
+                frames.append(_gather(x, len(indices)))
+            advanced(stop - at)
+            at = stop
+        return _gather(x, len(indices)), np.stack(frames) if frames else np.empty((0,))
+
+
+def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
+    """Yields where each part ends, and whether a frame is taken there."""
+    frames = {-(-num_steps * (i + 1) // num_frames) for i in range(num_frames)}
+    parts = min(_PARTS, num_steps)
+    stops = {-(-num_steps * (i + 1) // parts) for i in range(parts)}
+    for stop in sorted(frames | stops):
+        yield stop, stop in frames
+
+
+def _spread(array: np.ndarray, per_device: int) -> np.ndarray:
+    """Repeats examples up to `[devices, per_device, ...]`."""
+    devices = jax.local_device_count()
+    rows = np.resize(np.arange(len(array)), (devices, per_device))
+    return np.asarray(array)[rows]
+
+
+def _gather(x: jax.Array, count: int) -> np.ndarray:
+    return images.to_uint8(np.asarray(x).reshape(-1, *x.shape[2:])[:count])
+
+
+def _keys(purpose: int, seed, indices):
+    """Returns the keys of every example's start and of its steps, `[B]` each."""
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
+    return keys[:, 0], keys[:, 1]
+
+
+def _start(config, keys, seed, indices):
+    """Returns where the chains of the given indices start."""
+    return sampling.initial_samples(
+        keys(seed, indices)[0],
+        (indices.shape[0], *configuration.image_shape(config)),
+        config.sampling.init,
+        scale=config.model.sigma_begin,
+    )
+
+
+def _options(config, params):
+    """Returns (score function, ladder, keyword arguments) of the sampler."""
+    ladder = configuration.make_sigmas(config)
+    options = config.sampling
+    return (
+        models.score_fn(configuration.make_model(config), params, ladder),
+        ladder,
+        {
+            "epsilon": options.epsilon,
+            "steps_per_level": options.steps_per_level,
+            "denoise": options.denoise,
+            "clip": tuple(options.clip) or None,
+        },
+    )
+
+
+def _sample(config, keys, params, seed, indices, x, start, stop):
+    score_fn, ladder, options = _options(config, params)
+    key = keys(seed, indices)[1]
+    x = sampling.annealed_langevin(key, score_fn, x, ladder, steps=(start, stop), **options)
+    return x, jnp.isfinite(x).all()
+
+
+def _inpaint(config, keys, params, seed, indices, x, start, stop, observed, mask):
+    score_fn, ladder, options = _options(config, params)
+    key = keys(seed, indices)[1]
+    x = sampling.inpaint(
+        key,
+        score_fn,
+        x,
+        ladder,
+        observed,
+        mask,
+        keep_observed=config.inpainting.keep_observed,
+        scheme=config.inpainting.scheme,
+        steps=(start, stop),
+        **options,
+    )
+    return x, jnp.isfinite(x).all()

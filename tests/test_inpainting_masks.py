@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax import inpainting
+from ncsn_jax.errors import UserError
+
+
+def test_left_half_is_observed():
+    masks = inpainting.make_masks("left", (4, 6, 3), 2, seed=0)
+    assert masks.shape == (2, 4, 6, 3)
+    assert masks[:, :, :3].all() and not masks[:, :, 3:].any()
+
+
+def test_boxes_are_random_and_of_the_stated_size_and_do_not_depend_on_their_number():
+    masks = inpainting.make_masks("box", (9, 12, 1), 50, seed=3)
+    np.testing.assert_array_equal(masks[:5], inpainting.make_masks("box", (9, 12, 1), 5, seed=3))
+    assert not np.array_equal(masks[:5], inpainting.make_masks("box", (9, 12, 1), 5, seed=4))
+    sizes = set()
+    for mask in masks[..., 0]:
+        rows, columns = np.nonzero(~mask)
+        high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert (~mask).sum() == high * wide  # one full box
+        sizes.add((int(high), int(wide)))
+    assert {s[0] for s in sizes} == {3, 4, 5, 6} and {s[1] for s in sizes} == {4, 5, 6, 7, 8}
+
+
+def test_a_mask_file_is_white_where_observed(tmp_path):
+    pixels = np.zeros((4, 6), np.uint8)
+    pixels[1:3, 2:5] = 255
+    path = str(tmp_path / "mask.png")
+    Image.fromarray(pixels).save(path)
+    masks = inpainting.make_masks(path, (4, 6, 3), 2, seed=0)
+    np.testing.assert_array_equal(masks, np.broadcast_to((pixels > 0)[..., None], (2, 4, 6, 3)))
+    with pytest.raises(UserError, match=r"mask.png' is 6x4 pixels, but the images have 8x8"):
+        inpainting.make_masks(path, (8, 8, 1), 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is neither 'left' nor 'box' nor an image file"),
+        (b"hello", "is no PNG or JPEG image"),
+        (b"\x89PNG\r\n\x1a\n", "is no PNG or JPEG image"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
+    path = tmp_path / "mask.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        inpainting.make_masks(str(path), (8, 8, 1), 1, seed=0)
+
+
+def test_a_directory_without_images_names_its_field(tmp_path):
+    with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
+        inpainting.read_images(str(tmp_path), 8, 1, -1)

@@ -1,0 +1,18 @@
+import numpy as np
+
+from ncsn_jax import neighbours
+
+
+def test_finds_the_nearest_of_all_in_order(monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+    queries = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    queries[2] = images[31]
+    indices, distances = neighbours.nearest(queries, images, 6)
+    every = np.linalg.norm(
+        queries.reshape(5, 1, -1).astype(float) - images.reshape(1, 50, -1).astype(float), axis=2
+    )
+    np.testing.assert_array_equal(indices, np.argsort(every, axis=1, kind="stable")[:, :6])
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :6] / 255, rtol=1e-12)
+    assert (indices[2, 0], distances[2, 0]) == (31, 0.0)
