@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -209,21 +210,20 @@ def _train_loop(config, workdir, step, state, batches, store, writer, runner):
 def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
     """Writes the samples that are missing to `samples/step_<step>/`, and returns all of them."""
     directory = _directory(config, workdir, "samples", step)
-    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
-    flat = configuration.flatten(config)
-    settings = {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields}
-    settings |= {"seed": config.seed, "step": step}
-    store = SampleStore(directory, settings, configuration.image_shape(config))
+    store = SampleStore(directory, _settings(config, step), configuration.image_shape(config))
 
     count, size = config.sampling.num_samples, config.sampling.batch_size
     missing = store.missing(count)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
-    _log.info(
-        "sampling %d images in batches of %d, %d network evaluations each",
-        len(missing),
-        size,
-        runner.num_steps,
-    )
+    if missing:
+        _log.info(
+            "sampling %d images in batches of %d, %d network evaluations each",
+            len(missing),
+            size,
+            runner.num_steps,
+        )
+    else:
+        _log.info("the samples are all there")
     with report.progress("sampling", len(batches) * runner.num_steps) as advanced:
         for indices in batches:
             store.add(indices, runner.run(params, indices, size, advanced=advanced)[0])
@@ -243,6 +243,16 @@ def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
     return samples
 
 
+def _settings(config, step: int) -> dict:
+    """Returns what determines every sample of a checkpoint."""
+    flat = configuration.flatten(config)
+    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
+    return {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields} | {
+        "seed": config.seed,
+        "step": step,
+    }
+
+
 def _directory(config, workdir: str, kind: str, step: int) -> str:
     """Returns the directory for what is made from the checkpoint of a step."""
     name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
@@ -255,11 +265,14 @@ def inpaint(config, workdir: str) -> None:
     configuration.require_run(config, workdir)
     options, shape = config.inpainting, configuration.image_shape(config)
     if options.images:
-        originals = inpainting.read_images(
-            options.images, config.data.image_size, config.data.channels, config.data.crop_size
+        originals, left_out = inpainting.read_images(
+            options.images,
+            config.data.image_size,
+            config.data.channels,
+            config.data.crop_size or -1,
         )
     else:
-        originals = configuration.load_images(config, "test")
+        originals, left_out = configuration.load_images(config, "test"), ""
     originals = np.asarray(originals[: options.num_images])
     masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
     _start(workdir)
@@ -268,32 +281,39 @@ def inpaint(config, workdir: str) -> None:
     runner = chains.Chains(config, chains.FOR_INPAINTING)
 
     each, size = options.num_completions, config.sampling.batch_size
-    indices = list(range(len(originals) * each))
-    batches = [indices[first : first + size] for first in range(0, len(indices), size)]
+    directory = _directory(config, workdir, "inpainting", step)
+    settings = _settings(config, step) | {
+        "inpainting.keep_observed": options.keep_observed,
+        "inpainting.scheme": options.scheme,
+        "inpainting.num_completions": each,
+        "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
+    }
+    store = SampleStore(os.path.join(directory, "samples"), settings, shape)
+    missing = store.missing(len(originals) * each)
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
-    completions = []
+    if left_out:
+        _log.warning("%s: %s", options.images, left_out)
     with report.progress("inpainting", len(batches) * runner.num_steps) as advanced:
         for batch in batches:
             image = np.asarray(batch) // each
             observed = originals[image] / np.float32(255)
             found, _ = runner.run(params, batch, size, observed, masks[image], advanced=advanced)
-            completions.append(found)
-    completions = np.concatenate(completions).reshape(len(originals), each, *shape)
+            store.add(batch, found)
+    completions = store.finish().reshape(len(originals), each, *shape)
 
-    directory = _directory(config, workdir, "inpainting", step)
-    os.makedirs(directory, exist_ok=True)
     images.write_npz(
         os.path.join(directory, "completions.npz"),
         originals=originals,
-        observed=masks,
+        masks=masks,
         completions=completions,
     )
     occluded = np.where(masks, originals, np.uint8(192))
     rows = np.concatenate([originals[:, None], occluded[:, None], completions], axis=1)
     picture = images.grid(rows.reshape(-1, *shape), columns=each + 2)
     png = images.encode_png(picture, min_side=400)
-    images.write_atomically(os.path.join(directory, "grid.png"), png)
-    _log.info("wrote completions.npz and grid.png to %s", directory)
+    images.write_atomically(os.path.join(directory, "completions.png"), png)
+    _log.info("wrote completions.npz and completions.png to %s", directory)
 
 
 def nearest(config, workdir: str) -> None:
@@ -301,6 +321,7 @@ def nearest(config, workdir: str) -> None:
     configuration.check(config)
     configuration.require_run(config, workdir)
     dataset = configuration.load_images(config)
+    configuration.claim_images(dataset, workdir, read_only=True)
     _start(workdir)
     step, state = configuration.load_newest(config, workdir)
     params = parallel.replicate(state.ema_params or state.params)

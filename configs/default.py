@@ -99,9 +99,9 @@ def get_config() -> ConfigDict:
 
     # --mode=inpaint.
     config.inpainting = inpainting = ConfigDict()
-    # 'left': the left half is observed; 'box': all but a random box; or an image file, white: observed.
+    # 'left': the left half is observed; 'box': all but a random box; or an image file, white (128 and above): observed.
     inpainting.mask = "left"
-    # A directory of images to complete, fitted as config.data.crop_size says; '': the data's test split.
+    # A directory of images to complete, cropped and resized to fit; '': the data's test split.
     inpainting.images = ""
     inpainting.num_images = 8
     inpainting.num_completions = 6

@@ -7,13 +7,12 @@ pixels have 17 values: without a perturbation it has no minimum and falls for ev
 settles. The paper shows this for sliced score matching on CIFAR-10.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot
 
+import examples
 from examples import mlp
 from ncsn_jax import data, losses
 
@@ -50,4 +49,4 @@ def main(path: str = "figure1.png", num_steps: int = STEPS) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(examples.output_path(__doc__, "figure1.png"))

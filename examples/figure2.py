@@ -6,13 +6,12 @@ The mixture is 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), the network is trained by 
 Where the density is low, the estimate is not to be trusted: little data fell there.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot
 
+import examples
 from examples import mlp
 from ncsn_jax import losses, scores
 
@@ -37,7 +36,7 @@ def main(path: str = "figure2.png", num_steps: int = STEPS) -> None:
     where = points(coarse)
     sigma = jnp.full(len(where), 1e-4)
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 5.6), layout="constrained")
     for axis, title, field in (
         (axes[0], "true score", mixture.score(where, sigma)),
         (axes[1], "estimated score", mlp.apply(params, where, sigma)),
@@ -52,4 +51,4 @@ def main(path: str = "figure2.png", num_steps: int = STEPS) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(examples.output_path(__doc__, "figure2.png"))

@@ -6,12 +6,11 @@ Samples of 1/5 N((-5, -5), I) + 4/5 N((5, 5), I): exact ones, of Langevin dynami
 Langevin dynamics, both with the exact score.
 """
 
-import sys
-
 import jax
 import numpy as np
 from matplotlib import pyplot
 
+import examples
 from ncsn_jax import sampling, scores, sigmas
 
 COUNT = 1280
@@ -33,7 +32,7 @@ def main(path: str = "figure3.png") -> None:
             key, mixture.score, start, ladder, epsilon=0.1, steps_per_level=100
         )
     )
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 5), layout="constrained")
     for axis, title, points in (
         (axes[0], "exact", mixture.sample(jax.random.key(1), COUNT)),
         (axes[1], "Langevin dynamics", plain(jax.random.key(2))),
@@ -53,4 +52,4 @@ def main(path: str = "figure3.png") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(examples.output_path(__doc__, "figure3.png"))

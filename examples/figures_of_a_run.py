@@ -2,7 +2,7 @@
 
     python -m examples.figures_of_a_run --config=configs/digits.py --workdir=runs/digits
 
-writes to `WORKDIR/figures`:
+writes to `WORKDIR/figures/step_<step>`:
 
 - `figure4.png`: samples on their way from noise, one a row;
 - `figure5.png`: uncurated samples;
@@ -32,9 +32,9 @@ def make_figures(config, workdir: str) -> str:
     from ncsn_jax import config as configuration
 
     configuration.check(config)
-    _, state = configuration.load_newest(config, workdir)
+    step, state = configuration.load_newest(config, workdir)
     params = state.ema_params or state.params
-    directory = os.path.join(workdir, "figures")
+    directory = os.path.join(workdir, "figures", f"step_{step}")
     os.makedirs(directory, exist_ok=True)
     shape = configuration.image_shape(config)
 
@@ -76,10 +76,10 @@ def make_figures(config, workdir: str) -> str:
     @jax.jit
     def at_level(sigma):
         sigma = jnp.broadcast_to(sigma, len(clean))
-        noise = sampling.initial_samples(
+        perturbed = sampling.initial_samples(
             jax.random.key(0), clean.shape, "data", scale=sigma[0], data=clean
         )
-        norm = jnp.sqrt(jnp.sum(jnp.square(score_fn(noise, sigma)), axis=(1, 2, 3)))
+        norm = jnp.sqrt(jnp.sum(jnp.square(score_fn(perturbed, sigma)), axis=(1, 2, 3)))
         loss = losses.denoising_score_matching(jax.random.key(0), score_fn, clean, sigma)
         return norm.mean(), loss.mean()
 
@@ -100,7 +100,8 @@ def make_figures(config, workdir: str) -> str:
     # The signal-to-noise ratio of the sampler's steps.
     @jax.jit
     def steps(key):
-        x = sampling.initial_samples(key, (16, *shape), config.sampling.init, scale=values[0])
+        key_start, key = jax.random.split(key)
+        x = sampling.initial_samples(key_start, (16, *shape), config.sampling.init, scale=values[0])
         return sampling.annealed_langevin(
             key,
             score_fn,

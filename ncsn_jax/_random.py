@@ -14,7 +14,11 @@ import jax.numpy as jnp
 def check_key(key: jax.Array, batch_size: int) -> None:
     """Raises unless `key` is one typed key or `batch_size` of them."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key must be made by jax.random.key, got {type(key).__name__}")
+        found = getattr(key, "dtype", type(key).__name__)
+        raise TypeError(
+            f"key must be made by jax.random.key, got {found} "
+            "(jax.random.wrap_key_data makes one of a jax.random.PRNGKey)"
+        )
     if key.shape not in ((), (batch_size,)):
         raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
 

@@ -7,6 +7,7 @@ part and every batch of one size.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,12 +17,18 @@ import numpy as np
 from ncsn_jax import config as configuration
 from ncsn_jax import images, models, parallel, sampling
 from ncsn_jax.errors import UserError
+from ncsn_jax.sampling.langevin import frame_stops
 
 # What the chains are for, folded into the key of the seed.
 FOR_SAMPLES, FOR_INPAINTING = 2, 3
 
 # In how many parts the steps are run, where there are as many.
 _PARTS = 25
+
+# Final pixels so far from 1/2 are no images with a little noise.
+_FAR = 1.5
+
+_log = logging.getLogger(__name__)
 
 
 class Chains:
@@ -60,7 +67,8 @@ class Chains:
           size: the number of chains in the compiled program, which is rounded up to the devices.
           observed, mask: for inpainting, `[len(indices), H, W, C]` each: images in [0, 1] and
             whether a pixel is observed.
-          num_frames: how many pictures of the way to return, evenly spread over the steps.
+          num_frames: how many pictures of the way to return, evenly spread over the steps, as many as
+            there are steps at most.
           advanced: called with a number of steps whenever they have been run.
 
         Returns:
@@ -70,6 +78,7 @@ class Chains:
         Raises:
           UserError: if a chain diverges.
         """
+        num_frames = min(num_frames, self.num_steps)
         per_device = -(-size // jax.local_device_count())
         spread = functools.partial(_spread, per_device=per_device)
         index = spread(np.asarray(indices, np.uint32))
@@ -89,15 +98,22 @@ class Chains:
                 frames.append(_gather(x, len(indices)))
             advanced(stop - at)
             at = stop
+        far = float(np.mean(np.abs(np.asarray(x) - 0.5) > _FAR))
+        if far > 0.5:
+            _log.warning(
+                "%.0f %% of the pixels lie far outside [0, 1]: config.sampling.epsilon=%g is too large, or "
+                "the network is hardly trained",
+                100 * far,
+                self._config.sampling.epsilon,
+            )
         return _gather(x, len(indices)), np.stack(frames) if frames else np.empty((0,))
 
 
 def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
     """Yields where each part ends, and whether a frame is taken there."""
-    frames = {-(-num_steps * (i + 1) // num_frames) for i in range(num_frames)}
-    parts = min(_PARTS, num_steps)
-    stops = {-(-num_steps * (i + 1) // parts) for i in range(parts)}
-    for stop in sorted(frames | stops):
+    frames = set(frame_stops(num_steps, num_frames).tolist()) if num_frames else set()
+    parts = set(frame_stops(num_steps, min(_PARTS, num_steps)).tolist())
+    for stop in sorted(frames | parts):
         yield stop, stop in frames
 
 

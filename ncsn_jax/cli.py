@@ -82,6 +82,10 @@ def run(
             main(argv[1:])
         except UserError as error:
             fail(str(error), 1)
+        except OSError as error:
+            # A full disk, a directory that may not be written to: the user's to mend.
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}", 1)
         except KeyboardInterrupt:
             fail(interrupted, 130)
 

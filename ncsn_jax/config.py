@@ -310,7 +310,7 @@ def _read_json(path: str) -> dict | None:
     return found
 
 
-def claim_images(dataset: np.ndarray, workdir: str) -> None:
+def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) -> None:
     """Writes down which images a run is trained on, or refuses others than those it began with.
 
     Raises:
@@ -321,7 +321,8 @@ def claim_images(dataset: np.ndarray, workdir: str) -> None:
     here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
     there = _read_json(path)
     if there is None:
-        images.write_atomically(path, json.dumps(here).encode())
+        if not read_only:
+            images.write_atomically(path, json.dumps(here).encode())
     elif there != here:
         raise UserError(
             f"--workdir={workdir!r} holds a run on other images: {there} there and {here} here"

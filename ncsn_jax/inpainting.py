@@ -63,8 +63,10 @@ def _read_mask(path: str, height: int, width: int) -> np.ndarray:
     raise UserError(f"{field} is {size[0]}x{size[1]} pixels, but the images have {width}x{height}")
 
 
-def read_images(directory: str, size: int, channels: int, crop_size: int) -> np.ndarray:
+def read_images(directory: str, size: int, channels: int, crop_size: int) -> tuple[np.ndarray, str]:
     """Returns a user's images, uint8 `[N, size, size, channels]`, in the order of their names.
+
+    The text says which files were left out, if any.
 
     Raises:
       UserError: if there are none.
@@ -74,5 +76,4 @@ def read_images(directory: str, size: int, channels: int, crop_size: int) -> np.
     except UserError as error:
         text = str(error).replace("data.data_dir", "config.inpainting.images")
         raise UserError(text) from None
-    del skipped
-    return found
+    return found, skipped.describe()

@@ -2,24 +2,41 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
+import tqdm.auto
 from jax.extend import core as jex
+
+# Between two lines of progress in a log.
+_SECONDS = 20.0
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar with the time left on standard error; yields what is called with progress.
+    """Shows how far it has come and the time left on standard error; yields what is called with steps.
 
-    On a terminal the bar moves; elsewhere, as in a log, there is a line now and then.
+    A bar on a terminal and in a notebook; elsewhere, as in the log of a job, a line every 20 seconds.
     """
-    seconds = 0.2 if sys.stderr.isatty() else 20.0
-    with tqdm.tqdm(total=total, desc=what, mininterval=seconds, unit=" steps", leave=False) as bar:
-        yield bar.update
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        with tqdm.auto.tqdm(total=total, desc=what, unit=" steps", leave=False) as bar:
+            yield bar.update
+        return
+    started = shown = time.monotonic()
+    done = 0
+
+    def advanced(steps: int) -> None:
+        nonlocal done, shown
+        done, now = done + steps, time.monotonic()
+        if now - shown > _SECONDS and done < total:
+            left = human_time((now - started) / done * (total - done))
+            print(f"{what}: {done}/{total} steps  {left} left", file=sys.stderr, flush=True)
+            shown = now
+
+    yield advanced
 
 
 def count_multiply_adds(function, *args) -> int:

@@ -3,8 +3,10 @@
 The interface is that of the schedulers of the diffusers library, with the argument names and the
 numbers of its NCSN scheduler, as an immutable pytree: what changes the schedule returns a new one, and
 every method works under `jit`, `vmap` and `scan`. The steps are those of
-`ncsn_jax.sampling.annealed_langevin`, bit for bit:
+`ncsn_jax.sampling.annealed_langevin`, bit for bit where both are compiled as one loop, and to rounding in a
+loop in Python:
 
+    k = 0
     for t in scheduler.timesteps:
         for _ in range(scheduler.num_annealed_steps):
             sigma = jnp.broadcast_to(scheduler.sigmas[t], (batch,))
@@ -19,8 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import expand
-from ncsn_jax.sampling.langevin import annealed_steps, langevin_update
+from ncsn_jax._random import check_key, expand
+from ncsn_jax.sampling.langevin import annealed_steps, check_count, langevin_update
 from ncsn_jax.sigmas import geometric
 
 
@@ -34,7 +36,7 @@ class AnnealedLangevinDynamicsOutput(NamedTuple):
     prev_sample: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
 class AnnealedLangevinDynamicsScheduler:
     """Annealed Langevin dynamics for noise conditional score networks (NCSN, Algorithm 1).
 
@@ -78,8 +80,8 @@ class AnnealedLangevinDynamicsScheduler:
         sigma_max: float,
         sampling_eps: float,
     ):
-        _check_count("num_train_timesteps", num_train_timesteps)
-        _check_count("num_annealed_steps", num_annealed_steps)
+        check_count("num_train_timesteps", num_train_timesteps)
+        check_count("num_annealed_steps", num_annealed_steps)
         settings = {
             "num_train_timesteps": num_train_timesteps,
             "num_annealed_steps": num_annealed_steps,
@@ -113,7 +115,7 @@ class AnnealedLangevinDynamicsScheduler:
           sampling_eps: has no effect, as in the original.
         """
         del sampling_eps
-        _check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps)
         return self._replace(timesteps=jnp.arange(num_inference_steps, dtype=jnp.int32))
 
     def set_sigmas(
@@ -132,7 +134,7 @@ class AnnealedLangevinDynamicsScheduler:
         Raises:
           ValueError: if an argument is out of range.
         """
-        _check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps)
         low = self.sigma_min if sigma_min is None else sigma_min
         high = self.sigma_max if sigma_max is None else sigma_max
         epsilon = self.sampling_eps if sampling_eps is None else sampling_eps
@@ -155,8 +157,12 @@ class AnnealedLangevinDynamicsScheduler:
           The next state.
 
         Raises:
-          ValueError: if the score is not shaped like the sample.
+          ValueError: if the score is not shaped like the sample, or there is no such level.
         """
+        check_key(key, sample.shape[0])
+        levels = self.sigmas.shape[0]
+        if not isinstance(timestep, jax.core.Tracer) and not 0 <= int(timestep) < levels:
+            raise ValueError(f"timestep must be from 0 to {levels - 1}, got {timestep}")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output must have the shape of sample, {sample.shape}, got {model_output.shape}"
@@ -211,9 +217,11 @@ jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, 
 
 
 def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
-    if not (sigma_max > sigma_min > 0 or (count == 1 and sigma_max == sigma_min > 0)):
+    if not (
+        float("inf") > sigma_max > sigma_min > 0 or (count == 1 and sigma_max == sigma_min > 0)
+    ):
         raise ValueError(
-            f"sigma_max > sigma_min > 0 must hold, got sigma_max={sigma_max}, sigma_min={sigma_min}"
+            f"finite sigma_max > sigma_min > 0 must hold, got sigma_max={sigma_max}, sigma_min={sigma_min}"
         )
     return geometric(sigma_max, sigma_min, count) if count > 1 else jnp.asarray([sigma_max * 1.0])
 
@@ -222,8 +230,3 @@ def _check_epsilon(epsilon: float) -> jax.Array:
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"sampling_eps must be a finite number > 0, got {epsilon}")
     return jnp.asarray(epsilon, jnp.float32)
-
-
-def _check_count(name: str, value) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

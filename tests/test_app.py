@@ -390,7 +390,7 @@ def test_inpainting_completes_the_test_split(sampled, keep):
     directory = workdir / "inpainting" / "step_60"
     with np.load(directory / "completions.npz") as found:
         originals, observed, completions = (
-            found[name] for name in ("originals", "observed", "completions")
+            found[name] for name in ("originals", "masks", "completions")
         )
     np.testing.assert_array_equal(originals, configuration.load_images(config, "test")[:3])
     assert completions.shape == (3, 4, 8, 8, 1) and completions.dtype == np.uint8
@@ -398,8 +398,13 @@ def test_inpainting_completes_the_test_split(sampled, keep):
     same = completions == originals[:, None]
     assert same[known].all() == keep and not same[~known].all()
     assert (completions[:, 0] != completions[:, 1]).any()
-    with Image.open(directory / "grid.png") as grid:
-        assert grid.size[0] == grid.size[1] // 28 * 55  # 6 columns, 3 rows of 9 pixels, and 1
+    with Image.open(directory / "completions.png") as picture:
+        assert picture.size[0] == picture.size[1] // 28 * 55  # 6 columns, 3 rows of 9 pixels, and 1
+    before = (directory / "completions.npz").read_bytes()
+    config.inpainting.mask = "left"
+    with pytest.raises(UserError, match=r"holds samples made otherwise: images and masks is"):
+        run_lib.inpaint(config, str(workdir))
+    assert (directory / "completions.npz").read_bytes() == before
 
 
 def test_sampling_mistakes_are_named(sampled, tmp_path):
@@ -410,6 +415,9 @@ def test_sampling_mistakes_are_named(sampled, tmp_path):
         UserError, match=r"not finite after \d of 5 steps: .*epsilon=1e\+38 is too large"
     ):
         run_lib.sample(config, str(workdir))
+    config.sampling.epsilon = 10.0
+    run_lib.sample(config, str(workdir))
+    assert "of the pixels lie far outside [0, 1]" in (workdir / "log.txt").read_text()
     config.inpainting.mask = "no/such.png"
     with pytest.raises(UserError, match="config.inpainting.mask='no/such.png' is neither"):
         run_lib.inpaint(config, str(workdir))

@@ -117,6 +117,19 @@ def test_is_an_immutable_pytree():
         (lambda: Scheduler(*CTOR0).set_sigmas(4, sigma_min=0.0), "sigma_min > 0 must hold"),
         (lambda: Scheduler(*CTOR0).set_timesteps(-1), "num_inference_steps must be an integer"),
         (
+            lambda: Scheduler(*CTOR0).step(
+                jax.random.key(0), jnp.ones((4, 1)), 10, jnp.ones((4, 1))
+            ),
+            "timestep must be from 0 to 9, got 10",
+        ),
+        (
+            lambda: Scheduler(*CTOR0).step(
+                jax.random.split(jax.random.key(0), 3), jnp.ones((4, 1)), 0, jnp.ones((4, 1))
+            ),
+            r"key must have shape \(\) or \(4,\), got \(3,\)",
+        ),
+        (lambda: Scheduler(5, 3, 0.1, float("inf"), 0.01), "finite sigma_max > sigma_min > 0"),
+        (
             lambda: Scheduler(*CTOR0).step(jax.random.key(0), jnp.ones(3), 0, jnp.ones(4)),
             r"model_output must have the shape of sample, \(4,\), got \(3,\)",
         ),

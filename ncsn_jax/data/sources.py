@@ -47,6 +47,11 @@ def load(
       UserError: if the dataset is unknown, not there, or does not fit the arguments.
     """
     if dataset == "image_folder":
+        if split != "train":
+            raise UserError(
+                f"data.dataset='image_folder' has no split {split!r}; name a directory of other images "
+                "with config.inpainting.images"
+            )
         return _load_folder(data_dir, image_size, channels, crop_size)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     data_dir = os.path.abspath(os.path.expanduser(data_dir))

@@ -15,6 +15,7 @@ a_i = step_lr * sigma_i^2 / sigma_L^2. The two are the same process for epsilon 
 step_lr of 2e-5 is `epsilon=4e-5` here.
 """
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ def langevin(
       ValueError: if an argument is out of range.
     """
     _check_positive("step_size", step_size)
-    _check_count("num_steps", num_steps)
+    check_count("num_steps", num_steps)
     steps = _Step(
         index=jnp.arange(num_steps),
         level=jnp.zeros(num_steps, int),
@@ -140,9 +141,10 @@ def annealed_langevin(
       num_frames: the number of samples to keep for it along the way, from 1 to L T; see
         `LangevinInfo`.
       steps: `(start, stop)`, to run a part of the steps only and come back: they are counted from 0 to
-        L T, the denoising being one more. Calls that follow one another on what the last one returned,
-        with the same key, do the same as one call. Both may be traced, so that one compiled program
-        serves every part; reverse-mode differentiation is not possible then.
+        L T, the denoising being one more, and 0 <= start <= stop <= their number. Calls that follow one
+        another on what the last one returned, with the same key, do the same as one call. Both may be
+        traced, so that one compiled program serves every part; reverse-mode differentiation is not
+        possible then. Not together with `return_info`.
 
     Returns:
       The samples, `[B, ...]`, or a pair of them and the information.
@@ -224,13 +226,16 @@ def inpaint(
       The completed samples, `[B, ...]`, or a pair of them and the information.
 
     Raises:
-      ValueError: as for `annealed_langevin`, and if `observed` or `mask` has another shape.
+      ValueError: as for `annealed_langevin`, and if `observed` or `mask` has another shape, or the mask
+        other values.
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {scheme!r}")
     observed, mask = (
         _broadcast(name, jnp.asarray(a), x) for name, a in (("observed", observed), ("mask", mask))
     )
+    if not _is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError("mask must be 1 or True where observed, and 0 or False elsewhere, only")
     known = mask.astype(bool)
     observed = jnp.where(known, observed, 0).astype(x.dtype)
     before, after, every_step = _SCHEMES[scheme]
@@ -342,6 +347,11 @@ class _Record(NamedTuple):
     count: int
 
 
+def frame_stops(total: int, count: int) -> np.ndarray:
+    """Returns after how many of `total` steps each of `count` evenly spread frames is taken."""
+    return -(-total * np.arange(1, count + 1) // count)
+
+
 def _make_record(
     levels: int, steps_per_level: int, return_info: bool, num_frames: int | None
 ) -> _Record | None:
@@ -351,10 +361,10 @@ def _make_record(
     else:
         if not return_info:
             raise ValueError("num_frames needs return_info=True, which returns the frames")
-        _check_count("num_frames", num_frames)
+        check_count("num_frames", num_frames)
         if num_frames > total:
             raise ValueError(f"num_frames must be at most the {total} updates, got {num_frames}")
-        kept = np.ceil(np.arange(1, num_frames + 1) * (total / num_frames)).astype(int) - 1
+        kept = frame_stops(total, num_frames) - 1
     if not return_info:
         return None
     slots = np.full(total + 1, len(kept))
@@ -365,7 +375,7 @@ def _make_record(
 def _anneal(x, sigmas, epsilon, steps_per_level, denoise) -> tuple[jax.Array, _Step]:
     """Checks the arguments of an annealed chain and returns its ladder and table of steps."""
     _check_positive("epsilon", epsilon)
-    _check_count("steps_per_level", steps_per_level)
+    check_count("steps_per_level", steps_per_level)
     sigmas = jnp.asarray(sigmas)
     _check_ladder(sigmas)
     drift, noise = annealed_steps(sigmas, epsilon, x.dtype)
@@ -390,6 +400,8 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
     """
     batch = x.shape[0]
     check_key(key, batch)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
     samples = None if record is None else jnp.zeros((record.count, *x.shape), x.dtype)
 
     def update(carry, step):
@@ -409,20 +421,24 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
         # Writes beyond the end are dropped.
         samples = samples.at[jnp.asarray(record.slots)[step.index]].set(x, mode="drop")
         score_norm, noise_norm = _norms(score), _norms(z)
-        ratio = (step.drift * score_norm) / (step.noise * noise_norm)
+        # The denoising has no noise; its ratio is not returned, but must not spoil derivatives.
+        noise = jnp.where(step.noise > 0, step.noise, 1)
+        ratio = (step.drift * score_norm) / (noise * noise_norm)
         return (x, samples), tuple(jnp.mean(a) for a in (score_norm, noise_norm, ratio))
 
     if part is not None:
         if record is not None:
             raise ValueError("steps and return_info exclude each other")
-        total = steps.index.shape[0]
-        bounded = jax.tree.map(lambda bound: jnp.clip(bound, 0, total), tuple(part))
+        start_at, stop_at = _check_part(part, steps.index.shape[0])
+        if isinstance(start_at, int) and isinstance(stop_at, int):
+            steps = jax.tree.map(lambda column: column[start_at:stop_at], steps)
+            return jax.lax.scan(update, (x, None), steps)[0][0]
 
         def single(k, x):
             step = jax.tree.map(lambda column: column[k], steps)
             return update((x, None), step)[0][0]
 
-        return jax.lax.fori_loop(*bounded, single, x)
+        return jax.lax.fori_loop(start_at, stop_at, single, x)
     (x, samples), norms = jax.lax.scan(update, (x, samples), steps)
     if record is None:
         return x
@@ -432,7 +448,8 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
 
 
 def _norms(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+    total = jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
+    return jnp.sqrt(jnp.maximum(total, jnp.finfo(x.dtype).tiny))  # differentiable at 0
 
 
 def _is_traced(value) -> bool:
@@ -444,15 +461,41 @@ def _check_positive(name: str, value) -> None:
         raise ValueError(f"{name} must be one number > 0, got {value}")
 
 
-def _check_count(name: str, value) -> None:
-    if not (isinstance(value, (int, np.integer)) and value >= 1):
+def check_count(name: str, value) -> None:
+    """Raises ValueError unless a value is an integer >= 1."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (whole and value >= 1):
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 def _check_clip(clip):
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+    if clip is None or (isinstance(clip, tuple | list) and any(map(_is_traced, clip))):
+        return clip
+    try:
+        low, high = (float(bound) for bound in clip)
+        sound = low < high
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
         raise ValueError(f"clip must be None or (low, high) with low < high, got {clip!r}")
     return clip
+
+
+def _check_part(part, total: int) -> tuple:
+    """Returns (start, stop) as numbers where they are known, checked."""
+    bounds = tuple(part)
+    if len(bounds) == 2 and any(map(_is_traced, bounds)):
+        return bounds
+    try:
+        start, stop = map(operator.index, bounds)
+        sound = 0 <= start <= stop <= total
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {part!r}"
+        )
+    return start, stop
 
 
 def _broadcast(name: str, array: jax.Array, x: jax.Array) -> jax.Array:

@@ -195,9 +195,56 @@ def test_completion_has_the_conditional_mean():
     assert abs(hidden.std() / deviation - 1) < 4 / np.sqrt(2 * n) + 0.02
 
 
+@pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
+def test_parts_are_the_whole_and_examples_are_independent_of_their_batch(scheme):
+    rng = np.random.default_rng(0)
+    x, observed = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
+    mask = jnp.asarray(rng.random((6, 4)) < 0.5)
+    keys = jax.random.split(jax.random.key(1), 6)
+
+    @jax.jit
+    def run(rows, keys, x, start, stop):
+        return inpaint(
+            keys,
+            score,
+            x,
+            LADDER,
+            observed[rows],
+            mask[rows],
+            scheme=scheme,
+            denoise=True,
+            keep_observed=True,
+            steps=(start, stop),
+            **SETTINGS,
+        )
+
+    rows = jnp.arange(6)
+    whole = run(rows, keys, x, 0, 13)
+    parts = run(rows, keys, run(rows, keys, run(rows, keys, x, 0, 3), 3, 4), 4, 13)
+    np.testing.assert_array_equal(parts, whole)
+    some = jnp.asarray([4, 1])
+    np.testing.assert_allclose(run(some, keys[some], x[some], 0, 13), whole[some], rtol=1e-5)
+
+
+def test_works_under_vmap_and_grad():
+    def run(key, scale):
+        x = jnp.ones((3, 4))
+        mask = jnp.asarray([[1, 0, 0, 1]])
+        scaled = lambda x, sigma: scale * score(x, sigma)
+        return inpaint(key, scaled, x, LADDER, 2 * x, mask, **SETTINGS).sum()
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(jax.vmap(jax.grad(run, argnums=1), in_axes=(0, None)))(keys, 1.0)
+    difference = (run(keys[1], 1.01) - run(keys[1], 0.99)) / 0.02
+    assert float(together[1]) == pytest.approx(float(difference), rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"mask": jnp.full((2, 5), 0.5)}, "mask must be 1 or True where observed, and 0 or False"),
+        ({"mask": jnp.full((2, 5), 255)}, "mask must be 1 or True where observed, and 0 or False"),
+        ({"x": jnp.zeros((2, 5), int)}, "x must be floating point, got int32"),
         ({"mask": jnp.ones((3, 5))}, r"mask must have the shape of x, \(2, 5\), .* got \(3, 5\)"),
         ({"mask": jnp.ones(5)}, r"mask must have the shape of x, \(2, 5\), .* got \(5,\)"),
         ({"observed": jnp.ones((2, 4))}, r"observed must have the shape .* got \(2, 4\)"),

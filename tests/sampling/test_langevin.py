@@ -226,6 +226,9 @@ def test_initial_samples_have_their_distributions():
         ({"steps_per_level": 0}, "steps_per_level must be an integer >= 1, got 0"),
         ({"steps_per_level": 1.5}, "steps_per_level must be an integer >= 1, got 1.5"),
         ({"clip": (1.0, 0.0)}, r"clip must be None or \(low, high\)"),
+        ({"clip": (0.0, None)}, r"clip must be None or \(low, high\)"),
+        ({"clip": 0.5}, r"clip must be None or \(low, high\)"),
+        ({"steps_per_level": True}, "steps_per_level must be an integer >= 1, got True"),
     ],
 )
 def test_refuses_wrong_arguments(change, message):
@@ -338,7 +341,7 @@ def test_parts_one_after_another_are_the_whole_chain():
             denoise=True,
         )
     )(x)
-    for bounds in ([0, 21], [0, 1, 2, 20, 21], [0, 7, 7, 13, 30]):
+    for bounds in ([0, 21], [0, 1, 2, 20, 21], [0, 7, 7, 13, 21]):
         parts = x
         for start, stop in itertools.pairwise(bounds):
             parts = part(parts, start, stop)
@@ -388,3 +391,58 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 
     few, many = temporary(10), temporary(1000)
     assert many - few <= 4 * 990 * 5 * 8 and few > 0
+
+
+def test_frames_never_miss_the_end_whatever_their_number():
+    from ncsn_jax.sampling.langevin import frame_stops
+
+    for total in range(1, 200):
+        for count in range(1, total + 1):
+            stops = frame_stops(total, count)
+            assert stops[-1] == total and stops[0] >= 1
+            gaps = np.diff([0, *stops])
+            assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+def test_a_part_of_known_length_and_the_information_can_be_differentiated():
+    """Also of the score's norm where the score is zero, and beside a denoising without noise."""
+    ladder = sigmas.geometric(2.0, 0.1, 4)
+    options = {"epsilon": 1e-2, "steps_per_level": 5, "denoise": True}
+
+    def part(scale):
+        score = lambda x, sigma: -scale * x
+        x = jnp.ones((2, 3))
+        return annealed_langevin(jax.random.key(1), score, x, ladder, steps=(3, 9), **options).sum()
+
+    derivative = jax.jit(jax.grad(part))(0.5)
+    expected = (part(0.5 + 1e-2) - part(0.5 - 1e-2)) / 2e-2
+    assert float(derivative) == pytest.approx(float(expected), rel=1e-2)
+
+    def information(scale):
+        _, info = annealed_langevin(
+            jax.random.key(1),
+            lambda x, sigma: scale * jnp.zeros_like(x),
+            jnp.ones((2, 3)),
+            ladder,
+            return_info=True,
+            **options,
+        )
+        return info.signal_to_noise.sum() + info.score_norm.sum()
+
+    assert np.isfinite(jax.grad(information)(1.0))
+
+
+@pytest.mark.parametrize("steps", [(5, 2), (0, 2.5), (-1, 3), (0, 22), (0, 1, 2), (0,)])
+def test_refuses_parts_that_are_none(steps):
+    with pytest.raises(
+        ValueError, match=r"steps must be \(start, stop\), 0 <= start <= stop <= 21, got"
+    ):
+        annealed_langevin(
+            jax.random.key(0),
+            lambda x, s: -x,
+            jnp.ones((1, 1)),
+            sigmas.geometric(2.0, 0.1, 4),
+            steps_per_level=5,
+            denoise=True,
+            steps=steps,
+        )
