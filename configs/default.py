@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
 
     # --mode=inpaint.
     config.inpainting = inpainting = ConfigDict()
-    # 'left': the left half is observed; 'box': all but a random box; or an image file, white (128 and above): observed.
+    # 'left': the left half is observed; 'box': all but a random box; or an image file, in which what is
+    # white (128 and above) is observed.
     inpainting.mask = "left"
     # A directory of images to complete, cropped and resized to fit; '': the data's test split.
     inpainting.images = ""
