@@ -415,7 +415,7 @@ def test_sampling_mistakes_are_named(sampled, tmp_path):
         UserError, match=r"not finite after \d of 5 steps: .*epsilon=1e\+38 is too large"
     ):
         run_lib.sample(config, str(workdir))
-    config.sampling.epsilon = 10.0
+    config.sampling.name, config.sampling.epsilon = "saturated", 10.0
     run_lib.sample(config, str(workdir))
     assert "of the pixels lie far outside [0, 1]" in (workdir / "log.txt").read_text()
     config.inpainting.mask = "no/such.png"

@@ -2,8 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import run_lib
-from ncsn_jax import report, training
+from ncsn_jax import metrics, report, training
 
 
 def test_multiply_adds_of_known_programs():
@@ -28,15 +27,15 @@ def test_units():
 
 
 def test_loss_by_level_is_one_for_a_score_of_zero(monkeypatch):
-    window = run_lib._Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0)
-    metrics = training.Metrics(
+    window = metrics.Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0)
+    measured = training.Metrics(
         loss=np.array([8.0]),
         grad_norm=np.array([1.0]),
         level_loss=np.array([[24.0, 4.0]]),
         level_count=np.array([[3.0, 1.0]]),
     )
-    monkeypatch.setattr(run_lib.parallel, "to_host", lambda tree: tree)
-    window.add(1, metrics, store=None)
+    monkeypatch.setattr(metrics.parallel, "to_host", lambda tree: tree)
+    window.add(1, measured, store=None)
     scalars = window.scalars()
     assert scalars["loss_by_level/0000_sigma_1"] == 1.0
     assert scalars["loss_by_level/0001_sigma_0.1"] == 0.5
