@@ -231,14 +231,13 @@ def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
     _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
     if config.sampling.gif:
         indices = list(range(min(count, size, _GIF_SAMPLES)))
-        frames = min(_GIF_FRAMES, runner.num_steps)
         with report.progress("filming", runner.num_steps) as advanced:
-            _, taken = runner.run(params, indices, size, num_frames=frames, advanced=advanced)
+            _, taken = runner.run(params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced)
         columns = int(np.ceil(np.sqrt(len(indices))))
         gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
         images.write_atomically(os.path.join(directory, "annealing.gif"), gif)
-        strip = images.encode_png(images.filmstrip(taken, rows=8, columns=12), min_side=400)
-        images.write_atomically(os.path.join(directory, "filmstrip.png"), strip)
+        strip = images.filmstrip(taken, rows=8, columns=12)
+        images.write_png(os.path.join(directory, "filmstrip.png"), strip)
         _log.info("wrote annealing.gif and filmstrip.png there")
     return samples
 
@@ -311,8 +310,7 @@ def inpaint(config, workdir: str) -> None:
     occluded = np.where(masks, originals, np.uint8(192))
     rows = np.concatenate([originals[:, None], occluded[:, None], completions], axis=1)
     picture = images.grid(rows.reshape(-1, *shape), columns=each + 2)
-    png = images.encode_png(picture, min_side=400)
-    images.write_atomically(os.path.join(directory, "completions.png"), png)
+    images.write_png(os.path.join(directory, "completions.png"), picture)
     _log.info("wrote completions.npz and completions.png to %s", directory)
 
 
@@ -340,8 +338,7 @@ def nearest(config, workdir: str) -> None:
     shown = samples[: config.sampling.preview_samples]
     rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
     picture = images.grid(np.concatenate(rows), columns=count + 1)
-    png = images.encode_png(picture, min_side=400)
-    images.write_atomically(os.path.join(directory, "nearest.png"), png)
+    images.write_png(os.path.join(directory, "nearest.png"), picture)
     _log.info(
         "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
         "nearest.npz to %s",

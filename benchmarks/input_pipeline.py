@@ -25,7 +25,7 @@ def main(_) -> None:
     config = _CONFIG.value
     images = configuration.load_images(config)
     batches = data.Batches(images, config.seed, config.training.batch_size)
-    state = parallel.replicate(jax.jit(configuration.make_init(config))(jax.random.key(0)))
+    state = parallel.replicate(configuration.make_init(config)(jax.random.key(0)))
     p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
     seconds = {"batch": [], "step": []}
     for step in range(12):

@@ -39,8 +39,7 @@ def make_figures(config, workdir: str) -> str:
     shape = configuration.image_shape(config)
 
     def write(name, picture):
-        png = images.encode_png(picture, min_side=400)
-        images.write_atomically(os.path.join(directory, name), png)
+        images.write_png(os.path.join(directory, name), picture)
 
     # Figures 4 and 5: one batch of chains.
     replicated = parallel.replicate(params)

@@ -106,6 +106,11 @@ def write_atomically(path: str, payload: bytes) -> None:
     os.replace(temporary, path)
 
 
+def write_png(path: str, image: np.ndarray, *, min_side: int = 400) -> None:
+    """Writes a picture as `encode_png` makes it, complete or not at all."""
+    write_atomically(path, encode_png(image, min_side=min_side))
+
+
 def write_npz(path: str, **arrays: np.ndarray) -> None:
     """Writes arrays to a compressed `.npz` file, complete or not at all."""
     buffer = io.BytesIO()

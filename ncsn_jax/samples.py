@@ -81,8 +81,7 @@ class SampleStore:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, samples=samples)
         images.write_atomically(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
-        png = images.encode_png(images.grid(samples[:100]), min_side=400)
-        images.write_atomically(os.path.join(self._directory, "grid.png"), png)
+        images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
         if count == len(self._have):
             shutil.rmtree(self._parts, ignore_errors=True)
         return samples
