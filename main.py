@@ -8,9 +8,23 @@ from absl import flags
 
 from ncsn_jax import cli
 
+_INTERRUPTED = "the same command continues"
+
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
 flags.adopt_module_key_flags(cli)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of a run on several hosts; not needed on TPU pods."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run; 1: this one alone.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of the processes this is, from 0.", lower_bound=0
+)
+_PATIENCE = flags.DEFINE_float(
+    "patience", 600.0, "Seconds that processes wait for one another.", lower_bound=1.0
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -24,12 +38,23 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    import run_lib
+    from ncsn_jax import launch, signals
 
+    signals.install(_INTERRUPTED)
     if _MODE.value == "suggest":
+        import run_lib
+
         run_lib.suggest(_CONFIG.value)
-    else:
-        getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
+        return
+    launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if launched is not None:
+        launch.lead_errors()
+    import run_lib
+    from ncsn_jax import hosts
+
+    if launched is not None:
+        hosts.start(launched, _PATIENCE.value)
+    getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
 
 
 def _required():
@@ -42,5 +67,5 @@ if __name__ == "__main__":
         _CONFIG,
         _required,
         program="python main.py",
-        interrupted="interrupted; the same command continues",
+        interrupted=_INTERRUPTED,
     )

@@ -4,6 +4,8 @@ Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` a
 everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
 """
 
+import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -11,6 +13,7 @@ import platform
 import sys
 import time
 import zlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,12 +23,14 @@ from ncsn_jax import (
     chains,
     checkpoints,
     data,
+    hosts,
     images,
     inpainting,
     neighbours,
     parallel,
     report,
     sigmas,
+    signals,
     training,
 )
 from ncsn_jax import config as configuration
@@ -51,30 +56,38 @@ _BYTES_TO_COMPARE = 500_000_000
 
 
 def train(config, workdir: str) -> None:
-    """Trains, or continues, up to `config.training.num_steps`, and then samples."""
+    """Trains, or continues, up to `config.training.num_steps`, and then samples.
+
+    Raises:
+      signals.Stopped: if SIGTERM or Ctrl-C ended the training; the state is saved.
+    """
     configuration.check(config)
-    configuration.compare_workdir(config, workdir)
-    configuration.make_workdir(workdir)
-    with configuration.lock_workdir(workdir):
+    options = config.training
+    with contextlib.ExitStack() as stack:
+
+        def open_workdir() -> None:
+            configuration.compare_workdir(config, workdir)
+            configuration.make_workdir(workdir)
+            stack.enter_context(configuration.lock_workdir(workdir))
+
+        hosts.on_first("to open the work directory", open_workdir)
         _start(workdir)
         dataset = configuration.load_images(config)
         configuration.claim_images(dataset, workdir)
-        configuration.write_config(config, workdir)
-        with (
-            checkpoints.Checkpoints(workdir, config.training.checkpoints_kept) as store,
-            Writer(workdir) as writer,
-        ):
+        hosts.on_first("to begin", lambda: configuration.write_config(config, workdir))
+        kept = options.checkpoints_kept, options.keep_every
+        with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state = _restore_or_init(config, store)
             _log.info("%d images of shape %s, from step %d", len(dataset), dataset.shape[1:], step)
             _describe(config, state, with_table=step == 0)
-            if step > config.training.num_steps:
-                _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
+            if step > options.num_steps:
+                _log.info("already beyond config.training.num_steps=%d", options.num_steps)
             state = parallel.replicate(state)
             runner = chains.Chains(config)
-            if step < config.training.num_steps:
-                batches = data.Batches(dataset, config.seed, config.training.batch_size)
-                state = _train_loop(config, workdir, step, state, batches, store, writer, runner)
-                step = config.training.num_steps
+            if step < options.num_steps:
+                preview = functools.partial(_write_preview, config, workdir, writer, runner)
+                state = _train_loop(config, dataset, step, state, store, writer, preview)
+                step = options.num_steps
         _write_samples(config, workdir, step, state.ema_params or state.params, runner)
 
 
@@ -89,11 +102,16 @@ def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
 def sample(config, workdir: str) -> None:
     """Samples from the newest checkpoint of a work directory."""
     configuration.check(config)
-    configuration.require_run(config, workdir)
+    step, params = _load(config, workdir)
+    _write_samples(config, workdir, step, params, chains.Chains(config))
+
+
+def _load(config, workdir: str) -> tuple[int, dict]:
+    """Returns step and replicated parameters of a work directory's newest checkpoint."""
+    hosts.on_first("to find the run", lambda: configuration.require_run(config, workdir))
     _start(workdir)
     step, state = configuration.load_newest(config, workdir)
-    params = parallel.replicate(state.ema_params or state.params)
-    _write_samples(config, workdir, step, params, chains.Chains(config))
+    return step, parallel.replicate(state.ema_params or state.params)
 
 
 def suggest(config) -> None:
@@ -148,98 +166,170 @@ def suggest(config) -> None:
         print(line)
 
 
-def _train_loop(config, workdir, step, state, batches, store, writer, runner):
+def _train_loop(config, dataset, step, state, store, writer, preview):
     """Runs from `step` to the last one and returns the final replicated state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
+    batches = data.Batches(
+        dataset, config.seed, options.batch_size, jax.process_index(), hosts.count()
+    )
     window = Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
-    p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
-    compiled, in_flight, calls = None, None, 0
+    train_steps = _compile(config, state, parallel.spread(batches(step, per_call)))
+    in_flight, calls, stop = None, 0, 0
 
-    while step < last:
-        started = time.perf_counter()
-        batch = parallel.spread(batches(step, per_call))
-        window.input_seconds += time.perf_counter() - started
-        if compiled is None:
-            _log.info("compiling the training step")
-            compiled = p_steps.lower(state, batch, seed).compile()
-            _describe_memory(compiled, time.perf_counter() - started)
-            window.restart(step)
-        state, metrics = compiled(state, batch, seed)
-        step, calls = step + per_call, calls + 1
-
-        # One call stays in flight, so that the next batch is made while this one is computed.
+    def settle() -> None:
+        """Waits for the call in flight, and hears whether any process is to stop."""
+        nonlocal in_flight, stop
         if in_flight is not None:
-            window.add(*in_flight, store)
-        in_flight = (step, metrics)
-        if calls == _CALLS_TO_ESTIMATE:
-            window.add(*in_flight, store)
+            at, metrics, heard = in_flight
+            with hosts.limit("in a training step"):
+                window.add(at, metrics, store)
+                stop = int(np.max(parallel.to_host(heard)))
             in_flight = None
-            _log.info(
-                "estimate: %s for the other %d steps, without samples",
-                window.time_for(last - step),
-                last - step,
-            )
-        due = {
-            name: step == last or (every and step % every == 0)
-            for name, every in (
-                ("log", options.log_every),
-                ("save", options.checkpoint_every),
-                ("sample", options.sample_every),
-            )
-        }
-        if any(due.values()) and in_flight is not None:
-            window.add(*in_flight, store)
-            in_flight = None
-        if due["log"]:
-            scalars = window.scalars()
-            writer.write_scalars(step, scalars)
-            writer.flush()
-            _log.info("%s", window.line(step, last, scalars))
-            window.restart(step)
-        if due["save"]:
+
+    window.restart(step)
+    with signals.deferred():
+        while step < last and not stop:
+            started = time.perf_counter()
+            batch = parallel.spread(batches(step, per_call))
+            window.input_seconds += time.perf_counter() - started
+            wish = signals.requested() or 0
+            state, metrics, heard = train_steps(state, batch, seed, parallel.notes(wish))
+            step, calls = step + per_call, calls + 1
+
+            # One call stays in flight, so that the next batch is made while this one is computed.
+            settle()
+            in_flight = (step, metrics, heard)
+            if calls == _CALLS_TO_ESTIMATE:
+                settle()
+                _log.info(
+                    "estimate: %s for the other %d steps, without samples",
+                    window.time_for(last - step),
+                    last - step,
+                )
+            due = {
+                name: step == last or (every and step % every == 0)
+                for name, every in (
+                    ("log", options.log_every),
+                    ("save", options.checkpoint_every),
+                    ("sample", options.sample_every),
+                )
+            }
+            # Several processes stop after the same call, since all hear of it with its metrics.
+            if any(due.values()) or (wish and hosts.count() == 1):
+                settle()
+            if due["log"]:
+                scalars = window.scalars()
+                writer.write_scalars(step, scalars)
+                writer.flush()
+                _log.info("%s", window.line(step, last, scalars))
+                window.restart(step)
+            if due["save"]:
+                store.save(step, parallel.to_host(state))
+            if due["sample"] and step < last and not stop:
+                with window.paused():
+                    preview(step, state.ema_params or state.params)
+        settle()
+        if stop and step not in store.steps():
             store.save(step, parallel.to_host(state))
-        if due["sample"] and step < last:
-            with window.paused():
-                params = state.ema_params or state.params
-                _write_preview(config, workdir, step, params, writer, runner)
+        store.wait()
+        stop = int(hosts.gather(np.int32(stop or signals.requested() or 0)).max())
+    if stop:
+        _log.info("stopped after step %d, which is saved", step)
+        raise signals.Stopped(stop)
     return state
 
 
-def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
-    """Writes the samples that are missing to `samples/step_<step>/`, and returns all of them."""
-    directory = _directory(config, workdir, "samples", step)
-    store = SampleStore(directory, _settings(config, step), configuration.image_shape(config))
+def _compile(config, state, batch) -> Callable:
+    """Compiles the training step, and logs how long that took and what memory the step needs.
 
+    What is returned is the mapped function, which finds what has been compiled: several processes cannot
+    call the compiled program itself.
+    """
+    _log.info("compiling the training step")
+    started = time.perf_counter()
+    steps = parallel.map_train_steps(configuration.make_train_steps(config))
+    compiled = steps.lower(state, batch, np.uint32(config.seed), parallel.notes(0)).compile()
+    _describe_memory(compiled, time.perf_counter() - started)
+    return steps
+
+
+def _write_samples(config, workdir, step, params, runner) -> np.ndarray | None:
+    """Writes the samples that are missing to `samples/step_<step>/`; returns all, in process 0."""
+    directory = _directory(config, workdir, "samples", step)
     count, size = config.sampling.num_samples, config.sampling.batch_size
-    missing = store.missing(count)
+    samples = _complete(
+        "sampling",
+        lambda: SampleStore(directory, _settings(config, step), configuration.image_shape(config)),
+        count,
+        size,
+        runner,
+        lambda indices, advanced: runner.run(params, indices, size, advanced=advanced)[0],
+    )
+    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+    if config.sampling.gif:
+        indices = list(range(min(count, size, _GIF_SAMPLES)))
+        with report.progress("filming", runner.num_steps) as advanced:
+            _, taken = runner.run(params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced)
+        if hosts.is_first():
+            _write_film(directory, taken)
+    return samples
+
+
+def _complete(
+    what: str,
+    open_store: Callable[[], SampleStore],
+    count: int,
+    size: int,
+    runner: chains.Chains,
+    make: Callable,
+) -> np.ndarray | None:
+    """Makes those of `count` samples that are missing, and returns all, in process 0.
+
+    Args:
+      what: it is, for the progress bar.
+      open_store: returns where they are kept; called in process 0.
+      count: how many there are to be.
+      size: how many are made at once.
+      runner: whose steps are counted.
+      make: returns samples, `make(indices, advanced)`.
+    """
+    store = None
+
+    def list_missing() -> list[int]:
+        nonlocal store
+        store = open_store()
+        return store.missing(count)
+
+    missing = hosts.on_first("to list the samples", list_missing)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     if missing:
         _log.info(
-            "sampling %d images in batches of %d, %d network evaluations each",
+            "%s %d images in batches of %d, %d network evaluations each",
+            what,
             len(missing),
             size,
             runner.num_steps,
         )
     else:
         _log.info("the samples are all there")
-    with report.progress("sampling", len(batches) * runner.num_steps) as advanced:
+    with report.progress(what, len(batches) * runner.num_steps) as advanced:
         for indices in batches:
-            store.add(indices, runner.run(params, indices, size, advanced=advanced)[0])
-    samples = store.finish()
-    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
-    if config.sampling.gif:
-        indices = list(range(min(count, size, _GIF_SAMPLES)))
-        with report.progress("filming", runner.num_steps) as advanced:
-            _, taken = runner.run(params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced)
-        columns = int(np.ceil(np.sqrt(len(indices))))
-        gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
-        images.write_atomically(os.path.join(directory, "annealing.gif"), gif)
-        strip = images.filmstrip(taken, rows=8, columns=12)
-        images.write_png(os.path.join(directory, "filmstrip.png"), strip)
-        _log.info("wrote annealing.gif and filmstrip.png there")
-    return samples
+            samples = make(indices, advanced)
+            if store is not None:
+                store.add(indices, samples)
+    return None if store is None else store.finish()
+
+
+def _write_film(directory: str, taken: np.ndarray) -> None:
+    """Writes `annealing.gif` and `filmstrip.png` of frames `[F, N, H, W, C]`."""
+    columns = int(np.ceil(np.sqrt(taken.shape[1])))
+    gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
+    images.write_atomically(os.path.join(directory, "annealing.gif"), gif)
+    strip = images.filmstrip(taken, rows=8, columns=12)
+    images.write_png(os.path.join(directory, "filmstrip.png"), strip)
+    _log.info("wrote annealing.gif and filmstrip.png there")
 
 
 def _settings(config, step: int) -> dict:
@@ -261,7 +351,6 @@ def _directory(config, workdir: str, kind: str, step: int) -> str:
 def inpaint(config, workdir: str) -> None:
     """Completes images of which a part is hidden, several times each."""
     configuration.check(config)
-    configuration.require_run(config, workdir)
     options, shape = config.inpainting, configuration.image_shape(config)
     if options.images:
         originals, left_out = inpainting.read_images(
@@ -274,9 +363,7 @@ def inpaint(config, workdir: str) -> None:
         originals, left_out = configuration.load_images(config, "test"), ""
     originals = np.asarray(originals[: options.num_images])
     masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
-    _start(workdir)
-    step, state = configuration.load_newest(config, workdir)
-    params = parallel.replicate(state.ema_params or state.params)
+    step, params = _load(config, workdir)
     runner = chains.Chains(config, chains.FOR_INPAINTING)
 
     each, size = options.num_completions, config.sampling.batch_size
@@ -287,20 +374,26 @@ def inpaint(config, workdir: str) -> None:
         "inpainting.num_completions": each,
         "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
     }
-    store = SampleStore(os.path.join(directory, "samples"), settings, shape)
-    missing = store.missing(len(originals) * each)
-    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
     if left_out:
         _log.warning("%s: %s", options.images, left_out)
-    with report.progress("inpainting", len(batches) * runner.num_steps) as advanced:
-        for batch in batches:
-            image = np.asarray(batch) // each
-            observed = originals[image] / np.float32(255)
-            found, _ = runner.run(params, batch, size, observed, masks[image], advanced=advanced)
-            store.add(batch, found)
-    completions = store.finish().reshape(len(originals), each, *shape)
 
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        image = np.asarray(indices) // each
+        observed = originals[image] / np.float32(255)
+        return runner.run(params, indices, size, observed, masks[image], advanced=advanced)[0]
+
+    completions = _complete(
+        "inpainting",
+        lambda: SampleStore(os.path.join(directory, "samples"), settings, shape),
+        len(originals) * each,
+        size,
+        runner,
+        make,
+    )
+    if completions is None:
+        return
+    completions = completions.reshape(len(originals), each, *shape)
     images.write_npz(
         os.path.join(directory, "completions.npz"),
         originals=originals,
@@ -317,13 +410,12 @@ def inpaint(config, workdir: str) -> None:
 def nearest(config, workdir: str) -> None:
     """Shows samples of the newest checkpoint beside the nearest training images."""
     configuration.check(config)
-    configuration.require_run(config, workdir)
+    step, params = _load(config, workdir)
     dataset = configuration.load_images(config)
     configuration.claim_images(dataset, workdir, read_only=True)
-    _start(workdir)
-    step, state = configuration.load_newest(config, workdir)
-    params = parallel.replicate(state.ema_params or state.params)
     samples = _write_samples(config, workdir, step, params, chains.Chains(config))
+    if samples is None:
+        return
     samples = samples[: config.sampling.num_samples]
     count = min(_NEIGHBOURS, len(dataset))
     with report.progress("comparing", len(samples)) as advanced:
@@ -348,13 +440,22 @@ def nearest(config, workdir: str) -> None:
     )
 
 
-def _write_preview(config, workdir, step, params, writer, runner) -> None:
+def _write_preview(config, workdir, writer, runner, step, params) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
+
+    def look(_) -> None:
+        if signals.requested() and hosts.count() == 1:
+            raise signals.Stopped(signals.requested())
+
     try:
-        samples, _ = runner.run(params, list(range(size)), size)
+        samples, _ = runner.run(params, list(range(size)), size, advanced=look)
+    except signals.Stopped:  # The training loop saves first.
+        return
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
+        return
+    if not hosts.is_first():
         return
     grid = images.grid(samples)
     png = images.encode_png(grid, min_side=200)
@@ -395,22 +496,25 @@ def _describe_memory(compiled, seconds: float) -> None:
 
 
 def _start(workdir: str) -> None:
-    """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on."""
-    _log.setLevel(logging.DEBUG)
-    _log.propagate = False
-    try:
-        file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+    """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on.
+
+    Of several processes only the first has a log.
+    """
     for handler in _log.handlers:
         handler.close()
-    output = logging.StreamHandler(sys.stdout)
-    output.setLevel(logging.INFO)  # the table of parameters is for the file
-    _log.handlers = [output, file]
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} hosts are there; runs on several hosts do not work yet"
-        )
+    _log.setLevel(logging.DEBUG)
+    _log.propagate = False
+    _log.handlers = [logging.NullHandler()]
+    if hosts.is_first():
+        try:
+            file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+        # On a full disk the log ends; what has to be written says so itself.
+        file.handleError = lambda record: None
+        output = logging.StreamHandler(sys.stdout)
+        output.setLevel(logging.INFO)  # the table of parameters is for the file
+        _log.handlers = [output, file]
     checkpoints.quiet_orbax()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]

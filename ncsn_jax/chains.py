@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncsn_jax import config as configuration
-from ncsn_jax import images, models, parallel, sampling
+from ncsn_jax import hosts, images, models, parallel, sampling
 from ncsn_jax.errors import UserError
 from ncsn_jax.sampling.langevin import frame_stops
 
@@ -79,7 +79,7 @@ class Chains:
           UserError: if a chain diverges.
         """
         num_frames = min(num_frames, self.num_steps)
-        per_device = -(-size // jax.local_device_count())
+        per_device = -(-size // jax.device_count())
         spread = functools.partial(_spread, per_device=per_device)
         index = spread(np.asarray(indices, np.uint32))
         known = () if observed is None else (spread(observed), spread(mask))
@@ -89,7 +89,9 @@ class Chains:
         at = 0
         for stop, is_frame in _bounds(self.num_steps, num_frames):
             x, finite = self._advance(params, seed, index, x, np.int32(at), np.int32(stop), *known)
-            if not np.all(finite):
+            with hosts.limit("to sample"):
+                sound = np.all(finite)
+            if not sound:
                 raise UserError(
                     f"the samples are not finite after {stop} of {self.num_steps} steps: "
                     f"config.sampling.epsilon={self._config.sampling.epsilon} is too large"
@@ -118,14 +120,17 @@ def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
 
 
 def _spread(array: np.ndarray, per_device: int) -> np.ndarray:
-    """Repeats examples up to `[devices, per_device, ...]`."""
-    devices = jax.local_device_count()
-    rows = np.resize(np.arange(len(array)), (devices, per_device))
-    return np.asarray(array)[rows]
+    """Repeats examples up to all devices and returns this process's, `[local devices, per_device, ...]`."""
+    rows = np.resize(np.arange(len(array)), (jax.device_count(), per_device))
+    local = jax.local_device_count()
+    first = jax.process_index() * local
+    return np.asarray(array)[rows[first : first + local]]
 
 
 def _gather(x: jax.Array, count: int) -> np.ndarray:
-    return images.to_uint8(np.asarray(x).reshape(-1, *x.shape[2:])[:count])
+    """Returns the first examples of all processes, in all of them, uint8 `[count, H, W, C]`."""
+    mine = images.to_uint8(np.asarray(x))
+    return hosts.gather(mine).reshape(-1, *x.shape[2:])[:count]
 
 
 def _keys(purpose: int, seed, indices):

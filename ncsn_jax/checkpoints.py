@@ -4,6 +4,9 @@ A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, besi
 with a format version and the CRC-32 of every leaf: orbax itself keeps no checksum of array data, so a
 flipped bit would otherwise come back as a wrong weight. Saving is asynchronous. A checkpoint that
 cannot be read, or whose checksums differ, is reported and set aside, and the next older one is used.
+
+Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
+it read. So no file system is waited for by two, and only process 0 has to see the work directory.
 """
 
 import logging
@@ -15,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ncsn_jax import hosts
 from ncsn_jax.errors import UserError
 
 FORMAT = 1
@@ -53,45 +57,93 @@ class Checkpoints:
     Args:
       workdir: the work directory.
       keep: how many of the newest checkpoints to keep.
+      keep_every: keep the checkpoints of all steps that are multiples of it for good; 0: of none.
       read_only: whether to leave everything as it is, since another process may be writing.
     """
 
-    def __init__(self, workdir: str, keep: int = 2, *, read_only: bool = False):
+    def __init__(
+        self, workdir: str, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
+    ):
         self._workdir = os.path.abspath(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True)
-        else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = None
+        if not hosts.is_first():
+            return
+        options = {"read_only": True}
+        if not read_only:
+            os.makedirs(self._directory, exist_ok=True)
+            options = {
+                "max_to_keep": keep,
+                "keep_period": keep_every or None,
+                "cleanup_tmp_directories": True,
+                "create": False,
+            }
+        if hosts.count() > 1:
+            options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+            )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=ocp.CheckpointManagerOptions(**options)
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._manager is None:
+            return
+        try:
+            self._manager.close()
+        except Exception as failure:
+            if error is None:
+                raise self._not_saved(failure) from None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, the newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving a tree of numpy arrays; returns before it is on disk."""
+        """Starts saving a tree of numpy arrays; returns before it is on disk.
+
+        Raises:
+          UserError: if it cannot be saved, or the one before could not be.
+        """
+        if self._manager is None:
+            return
         meta = {"format": FORMAT, "leaves": _describe(state), "crc32": _checksums(state)}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            ),
-            force=True,
+        composite = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
+        try:
+            saved = self._manager.save(step, args=composite, force=True)
+        # Full disks and lost mounts raise all kinds of exceptions.
+        except Exception as error:
+            raise self._not_saved(error) from None
         if not saved:
             raise RuntimeError(f"orbax refused to save step {step} in {self._directory}")
 
     def wait(self) -> None:
-        """Waits until every save that was started is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until every save that was started is on disk; raises UserError if one failed."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(error) from None
+
+    def _not_saved(self, error: Exception) -> UserError:
+        """Returns what is to be told of a save that failed."""
+        complete = [
+            int(name)
+            for name in os.listdir(self._directory)
+            if name.isdecimal() and not os.path.islink(os.path.join(self._directory, name))
+        ]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        return UserError(
+            f"a checkpoint could not be saved in {self._directory}: {reason}; the last complete one is "
+            + (f"that of step {max(complete)}" if complete else "none")
+        )
 
     def restore(self, step: int, like: Any) -> Any:
         """Returns the state of one step.
@@ -128,6 +180,18 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none of them is sound; nothing is moved then.
         """
+        state = None
+
+        def find() -> int | None:
+            nonlocal state
+            found = self._restore_newest(like)
+            state = found and found[1]
+            return found and found[0]
+
+        step = hosts.on_first("to read the checkpoint", find)
+        return None if step is None else (step, hosts.broadcast(state, like))
+
+    def _restore_newest(self, like: Any) -> tuple[int, Any] | None:
         steps, damaged = self.steps(), []
         for step in steps:
             try:

@@ -4,6 +4,7 @@ What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that i
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -25,6 +26,25 @@ def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string(
         "workdir", None, "Directory for checkpoints, samples and logs; made if absent."
     )
+
+
+def _explain(error: Exception) -> str | None:
+    """Returns what a failure of the runtime means, or None for any other exception."""
+    import jax
+
+    from ncsn_jax import hosts
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    reason = str(error).splitlines()[0]
+    if hosts.count() > 1:
+        return f"another process of this run has ended or cannot be reached ({reason[:200]}); {hosts.AGAIN}"
+    if "RESOURCE_EXHAUSTED" in reason:
+        return (
+            f"the memory of a device does not suffice ({reason[:200]}); less is needed with a larger "
+            "config.training.microbatches, with config.training.remat=True, or with a smaller batch"
+        )
+    return f"the computation failed: {reason[:300]}; the same command continues"
 
 
 def fail(message: str, code: int) -> None:
@@ -76,17 +96,32 @@ def run(
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)
+        from ncsn_jax import signals
         from ncsn_jax.errors import UserError
 
         try:
             main(argv[1:])
+        except signals.Stopped as stopped:
+            print(f"{stopped}: {interrupted}", file=sys.stderr)
+            sys.exit(stopped.status)
         except UserError as error:
-            fail(str(error), 1)
+            text = str(error)
         except OSError as error:
             # A full disk, a directory that may not be written to: the user's to mend.
             where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror or error}", 1)
+            text = f"{where}{error.strerror or error}"
         except KeyboardInterrupt:
             fail(interrupted, 130)
+        except Exception as error:
+            text = _explain(error)
+            if text is None:
+                traceback.print_exc()
+                text = "this is a mistake in the program"
+        else:
+            return
+        from ncsn_jax import hosts
+
+        print("error:", " ".join(text.split()), file=sys.stderr)
+        hosts.end(1)
 
     app.run(guarded, flags_parser=parse)

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import checkpoints, data, images, models, sigmas, training
+from ncsn_jax import checkpoints, data, hosts, images, models, sigmas, training
 from ncsn_jax.errors import UserError
 
 MODELS = {
@@ -46,6 +46,7 @@ _CHANGEABLE = (
     "training.log_every",
     "training.sample_every",
     "training.checkpoints_kept",
+    "training.keep_every",
     "sampling.",
     "inpainting.",
 )
@@ -55,6 +56,7 @@ _ADDED = {
     "model.normalization": "instance++",
     "training.num_projections": 1,
     "training.anneal_power": 2.0,
+    "training.keep_every": 0,
 }
 
 _COUNTS = (
@@ -78,6 +80,7 @@ _POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
 _NOT_NEGATIVE = (
     "seed",
     "training.sample_every",
+    "training.keep_every",
     "training.grad_clip",
     "optim.weight_decay",
     "optim.warmup_steps",
@@ -156,6 +159,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         "sampling.clip", not clip or (len(clip) == 2 and clip[0] < clip[1]), "() or (low, high)"
     )
     name = flat["sampling.name"]
+    every = flat["training.checkpoint_every"]
+    allowed = f"0 or a multiple of config.training.checkpoint_every={every}"
+    require("training.keep_every", flat["training.keep_every"] % every == 0, allowed)
     require("sampling.name", not set(name) - _NAME, "made of letters, digits, '-', '_' and '.'")
     per_call = flat["training.steps_per_call"]
     for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
@@ -286,7 +292,7 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
     Raises:
       UserError: if there is none that fits the configuration.
     """
-    require_run(config, workdir)
+    hosts.on_first("to find the run", lambda: require_run(config, workdir))
     checkpoints.quiet_orbax()
     like = jax.eval_shape(make_init(config), jax.random.key(0))
     with checkpoints.Checkpoints(workdir, read_only=True) as store:
@@ -314,18 +320,27 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
     """Writes down which images a run is trained on, or refuses others than those it began with.
 
     Raises:
-      UserError: if their number, shape or content differs.
+      UserError: if their number, shape or content differs, or is not the same in all processes.
     """
     path = os.path.join(workdir, "images.json")
     sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
     here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
-    there = _read_json(path)
-    if there is None:
-        if not read_only:
-            images.write_atomically(path, json.dumps(here).encode())
-    elif there != here:
+
+    def claim() -> dict:
+        there = _read_json(path)
+        if there is None:
+            if not read_only:
+                images.write_atomically(path, json.dumps(here).encode())
+        elif there != here:
+            raise UserError(
+                f"--workdir={workdir!r} holds a run on other images: {there} there and {here} here"
+            )
+        return here
+
+    first = hosts.on_first("to load the images", claim)
+    if first != here:
         raise UserError(
-            f"--workdir={workdir!r} holds a run on other images: {there} there and {here} here"
+            f"process {jax.process_index()} has other images than process 0: {here} and {first}"
         )
 
 

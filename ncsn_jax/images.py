@@ -3,6 +3,7 @@
 `python -m ncsn_jax.images losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -101,9 +102,14 @@ def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def write_atomically(path: str, payload: bytes) -> None:
     """Writes a file under a temporary name and renames it: it is complete or not there."""
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(payload)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def write_png(path: str, image: np.ndarray, *, min_side: int = 400) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from ncsn_jax import checkpoints, parallel, report, training
+from ncsn_jax import checkpoints, hosts, parallel, report, training
 from ncsn_jax.errors import UserError
 
 
 class Writer:
     """Writes scalars and images of a run below its work directory, always appending.
+
+    Of several processes only the first writes.
 
     Args:
       workdir: the work directory, which exists.
@@ -30,20 +32,31 @@ class Writer:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._events = None
+        if not hosts.is_first():
+            return
+        self._workdir = workdir
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}"
         self._events = RecordWriter(open(os.path.join(workdir, name), "ab"))
         self._lines = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-        self._events.write(version.SerializeToString())
+        with self._named():
+            self._events.write(version.SerializeToString())
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:
+                raise
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named numbers of one step."""
+        if self._events is None:
+            return
         from tensorboard.compat.proto import summary_pb2
 
         values = [
@@ -52,7 +65,8 @@ class Writer:
         self._write(step, values)
         # JSON has no NaN and no infinity.
         line = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **line}) + "\n")
+        with self._named():
+            self._lines.write(json.dumps({"step": step, **line}) + "\n")
 
     def write_images(self, step: int, images: Mapping[str, bytes], shape: tuple[int, ...]) -> None:
         """Writes named pictures, given as PNG files, of height, width and channels `shape`."""
@@ -72,21 +86,38 @@ class Writer:
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
-        self._events.flush()
-        self._lines.flush()
+        if self._events is None:
+            return
+        with self._named():
+            self._events.flush()
+            self._lines.flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Gives errors of writing the name of the directory, which Python leaves out."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._workdir) from None
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.flush()
-        self._events.close()
-        self._lines.close()
+        if self._events is None:
+            return
+        try:
+            self.flush()
+        finally:
+            for file in (self._events, self._lines):
+                with contextlib.suppress(OSError):  # what `flush` has just raised
+                    file.close()
 
     def _write(self, step, values) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        self._events.write(event.SerializeToString())
+        with self._named():
+            self._events.write(event.SerializeToString())
 
 
 @dataclasses.dataclass

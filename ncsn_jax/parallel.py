@@ -37,12 +37,22 @@ def spread(batch: np.ndarray) -> np.ndarray:
 
 
 def map_train_steps(train_steps: Callable) -> Callable:
-    """Maps `train_steps(state, images, seed, axis_name=...)` over all devices, donating the state."""
+    """Maps `train_steps(state, images, seed, axis_name=...)` over all devices, donating the state.
 
-    def run(state, images, seed):
-        return train_steps(state, images, seed, axis_name=AXIS)
+    What is returned takes a number from each process besides, `notes(number)`, and returns the largest
+    of all processes after state and metrics: so they agree on when to stop.
+    """
 
-    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
+    def run(state, images, seed, number):
+        state, metrics = train_steps(state, images, seed, axis_name=AXIS)
+        return state, metrics, jax.lax.pmax(number, AXIS)
+
+    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0), donate_argnums=(0,))
+
+
+def notes(number: int) -> np.ndarray:
+    """Returns a number for every local device, `int32[devices]`."""
+    return np.full(jax.local_device_count(), number, np.int32)
 
 
 def map_chain_start(start: Callable) -> Callable:
@@ -51,13 +61,15 @@ def map_chain_start(start: Callable) -> Callable:
 
 
 def map_chains(advance: Callable) -> Callable:
-    """Maps `advance(params, seed, indices, x, start, stop, *per_example)`, donating x.
+    """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound`, donating x.
 
     `params` are replicated; `indices`, `x` and what follows the step numbers are `[devices, b, ...]`.
+    What is returned says whether the chains of all devices of all processes are sound.
     """
 
     def run(params, seed, bounds, indices, x, rest):
-        return advance(params, seed, indices, x, *bounds, *rest)
+        x, sound = advance(params, seed, indices, x, *bounds, *rest)
+        return x, jax.lax.pmin(sound.astype(np.int32), AXIS)
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
 

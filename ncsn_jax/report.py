@@ -19,8 +19,12 @@ _SECONDS = 20.0
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows how far it has come and the time left on standard error; yields what is called with steps.
 
-    A bar on a terminal and in a notebook; elsewhere, as in the log of a job, a line every 20 seconds.
+    A bar on a terminal and in a notebook; elsewhere, as in the log of a job, a line every 20 seconds. Of
+    several processes only the first shows it.
     """
+    if jax.process_index() > 0:
+        yield lambda steps: None
+        return
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         with tqdm.auto.tqdm(total=total, desc=what, unit=" steps", leave=False) as bar:
             yield bar.update

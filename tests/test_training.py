@@ -76,9 +76,10 @@ def test_eight_devices_equal_one(state, batches, one_device):
     assert jax.local_device_count() == 8
     replicated = parallel.replicate(jax.tree.map(np.asarray, state))
     for k in range(2):
-        replicated, measured = p_steps(
-            replicated, parallel.spread(batches[k : k + 1]), np.uint32(7)
-        )
+        batch, wishes = parallel.spread(batches[k : k + 1]), parallel.notes(0)
+        wishes[5] = 15  # one of them is to stop
+        replicated, measured, heard = p_steps(replicated, batch, np.uint32(7), wishes)
+        assert set(np.asarray(heard)) == {15}
         assert_same(parallel.to_host(replicated), states[k + 1])
         assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     for replica in jax.tree.leaves(replicated):

@@ -1,0 +1,181 @@
+"""Several processes as one run: how they find one another, agree, and never wait for ever.
+
+The engine is JAX's own runtime, `jax.distributed`, started here wherever a run has more than one process:
+on TPU pods and under Slurm or Open MPI by itself, elsewhere by flags or environment variables. Hidden here
+are how the processes are found; that process 0 alone reads and writes the work directory, and the others
+get what it read, to the bit, or the mistake that it found; that a process which loses another one says so
+in one line; and that every wait has a limit. With one process every function here is the identity.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ncsn_jax import launch
+from ncsn_jax.errors import UserError
+
+# Without a sign of life for so long, a process counts as dead.
+_HEARTBEAT_SECONDS = 30
+
+AGAIN = "the same command on all hosts continues from the last checkpoint"
+
+# How long a process waits for the others; None with one process. Set once, by `start`.
+_patience: float | None = None
+
+
+def start(launched: launch.Launch, patience: float) -> None:
+    """Joins the other processes of the run. Call it before any device is used.
+
+    Args:
+      launched: how they find one another.
+      patience: seconds to wait for the others, here and later, > 0.
+
+    Raises:
+      UserError: if they cannot be found.
+    """
+    global _patience
+    _patience = patience
+    # SIGTERM is for `signals`, with one process and with several.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with limit("to connect"):
+            jax.distributed.initialize(
+                launched.coordinator,
+                launched.num_processes,
+                launched.process_id,
+                initialization_timeout=int(patience) + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+    except ValueError as error:
+        # On a machine with a TPU that is no part of a pod there is nothing to be found.
+        if launched.coordinator is not None or "coordinator_address" not in str(error):
+            raise UserError(
+                f"the processes of this run cannot be found: {_first_line(error)}"
+            ) from None
+    except Exception as error:
+        raise UserError(
+            f"the processes of this run cannot be joined ({_first_line(error)}); --num_processes=1 runs "
+            "on this host alone"
+        ) from None
+    if jax.process_count() == 1:
+        _patience = None
+
+
+def count() -> int:
+    """Returns the number of processes."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this is the process that reads and writes the work directory."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def limit(what: str, factor: float = 1.0) -> Iterator[None]:
+    """Ends the process if what is inside, a wait for the others, outlasts `factor` times the patience.
+
+    It cannot be an exception: the thread that waits is inside the runtime.
+    """
+    if _patience is None:
+        yield
+        return
+    seconds = factor * _patience
+
+    def give_up() -> None:
+        print(
+            f"error: waited {seconds:.0f} s for the other processes {what} (--patience); {AGAIN}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def on_first(what: str, function: Callable[[], Any]) -> Any:
+    """Runs a function in process 0 and returns its result, which JSON can express, in all of them.
+
+    Args:
+      what: it does, for the message of a process that waits in vain.
+      function: takes nothing; its UserError is raised in all processes.
+    """
+    if count() == 1:
+        return function()
+    outcome = {}
+    if is_first():
+        try:
+            outcome = {"result": function()}
+        except UserError as error:
+            outcome = {"error": str(error)}
+    with limit(what):
+        outcome = json.loads(_share(json.dumps(outcome)))
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["result"]
+
+
+def broadcast(tree: Any, like: Any) -> Any:
+    """Returns the tree of process 0, bit for bit, in all processes.
+
+    Args:
+      tree: of numpy arrays; looked at in process 0 only.
+      like: a tree of arrays, or of their shapes, of the same structure.
+    """
+    if count() == 1:
+        return tree
+
+    def share(shape, array) -> np.ndarray:
+        # As bytes, since the sum behind a broadcast would turn -0.0 into 0.0.
+        size = int(np.prod(shape.shape)) * np.dtype(shape.dtype).itemsize
+        mine = np.zeros(size, np.uint8)
+        if is_first():
+            mine = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        found = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+        return found.view(shape.dtype).reshape(shape.shape)
+
+    with limit("to share the state"):
+        return jax.tree.map(share, like, tree if is_first() else like)
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """Returns the arrays of all processes `[processes, ...]`, in all of them."""
+    if count() == 1:
+        return array[None]
+    with limit("to exchange results"):
+        return np.asarray(multihost_utils.process_allgather(array))
+
+
+def end(status: int) -> None:
+    """Ends a process that failed at once where others wait for it, so that they notice."""
+    if _patience is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _share(text: str) -> str:
+    """Returns the text of process 0 in all processes."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    mine = data if is_first() else np.zeros(length, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes().decode()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

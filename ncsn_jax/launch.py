@@ -1,0 +1,99 @@
+"""Which processes a run has, before anything of JAX is imported: from flags, or from the environment.
+
+Hidden here are the names of the environment variables, what they must look like, and how standard error of
+a process with companions is led through `_relay`, so that a lost one is reported in one line.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+from ncsn_jax import _relay
+from ncsn_jax.errors import UserError
+
+# Several tasks, as Slurm and Open MPI count them.
+_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# The beginnings of what TPU machines have; one may be part of a pod.
+_TPU = ("TPU_", "CLOUD_TPU_", "MEGASCALE_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What is known of the processes of a run; None is for JAX to find out.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      num_processes: their number.
+      process_id: which of them this is, from 0.
+    """
+
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+def find(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Launch | None:
+    """Returns how the processes of this run find one another, or None if there is but one.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or None for `$JAX_COORDINATOR_ADDRESS`.
+      num_processes: their number, or None for `$JAX_NUM_PROCESSES`; 1 for this process alone, whatever
+        the environment says.
+      process_id: which of them this is, from 0, or None for `$JAX_PROCESS_ID`.
+
+    Where none of the three is given, JAX is to look for a TPU pod, Slurm or Open MPI, provided that the
+    environment speaks of one.
+
+    Raises:
+      UserError: if the three do not fit together.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _number(num_processes, "num_processes")
+    process_id = _number(process_id, "process_id")
+    if num_processes == 1:
+        return None
+    given = [x is not None for x in (num_processes, process_id)]
+    if any(given) and not (all(given) and coordinator):
+        raise UserError("--coordinator, --num_processes and --process_id belong together")
+    if all(given) and not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}"
+        )
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UserError(f"--coordinator={coordinator!r} must be HOST:PORT")
+    elif not _in_cluster():
+        return None
+    return Launch(coordinator, num_processes, process_id)
+
+
+def lead_errors() -> None:
+    """Leads standard error of this process through one that outlives it, by a line. See `_relay`."""
+    # What the runtime has to say of a lost process takes dozens of lines otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    reading, writing = os.pipe()
+    command = [sys.executable, "-I", "-S", _relay.__file__]
+    subprocess.Popen(command, stdin=reading, start_new_session=True)
+    os.close(reading)
+    sys.stderr.flush()
+    os.dup2(writing, 2)
+    os.close(writing)
+
+
+def _number(value: int | None, name: str) -> int | None:
+    text = os.environ.get(f"JAX_{name.upper()}")
+    if value is not None or text is None:
+        return value
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"$JAX_{name.upper()}={text!r} must be a whole number") from None
+
+
+def _in_cluster() -> bool:
+    tasks = any(os.environ.get(name, "1") != "1" for name in _TASKS)
+    return tasks or any(name.startswith(_TPU) for name in os.environ)
