@@ -11,7 +11,12 @@ import re
 import signal
 import sys
 
-_FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
+# What the runtime says, and goes on saying, when it has lost a process.
+_FATAL = re.compile(
+    rb"^[EF]\d{4} .*(Use error polling to propagate|Polled an error from coordination service|"
+    rb"Terminating process because the JAX distributed service)",
+    re.MULTILINE,
+)
 _DEAD = re.compile(rb"stopped sending heartbeats\):\s*([\d, ]+)")
 _LEADER = b"Failed to send RPC to coordination service"
 
@@ -37,10 +42,8 @@ def main() -> None:
             last += chunk
             continue
         pending += chunk
-        at = pending.find(_FATAL)
-        if at >= 0:
-            start = max(pending.rfind(b"\n", 0, at), pending.rfind(b"\r", 0, at)) + 1
-            pending, last = pending[:start], pending[at:]
+        if found := _FATAL.search(pending):
+            pending, last = pending[: found.start()], pending[found.start() :]
         # Whole lines at once, as more than the beginning is needed to tell what a line is.
         end = max(pending.rfind(b"\n"), pending.rfind(b"\r")) + 1
         os.write(2, pending[:end])

@@ -1,16 +1,18 @@
 """Checkpoints by orbax, in one place: complete or ignored, verified when read, never silently wrong.
 
 A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item
-with a format version and the CRC-32 of every leaf: orbax itself keeps no checksum of array data, so a
-flipped bit would otherwise come back as a wrong weight. Saving is asynchronous. A checkpoint that
-cannot be read, or whose checksums differ, is reported and set aside, and the next older one is used.
+with a format version and the CRC-32 of every leaf and of itself: orbax keeps no checksum of array data,
+so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that cannot
+be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 
 Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
 it read. So no file system is waited for by two, and only process 0 has to see the work directory.
 """
 
+import json
 import logging
 import os
+import sys
 import zlib
 from typing import Any
 
@@ -26,10 +28,19 @@ _log = logging.getLogger(__name__)
 
 
 def quiet_orbax() -> None:
-    """Keeps orbax's progress messages, dozens a save, out of the log; its errors still get through."""
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
-    )
+    """Keeps orbax's messages out of the log: dozens a save, and of a failure hundreds of lines.
+
+    A failure is raised as well, and told in one line by `Checkpoints`. What TensorStore's threads then still
+    want to deliver to a loop that is gone ends in `sys.unraisablehook`, which is told to ignore it.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _describe(tree: Any) -> dict[str, list]:
@@ -41,6 +52,10 @@ def _describe(tree: Any) -> dict[str, list]:
 def _checksums(tree: Any) -> dict[str, int]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x)) for path, x in leaves}
+
+
+def _checksum(meta: dict) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _difference(found: dict, expected: dict) -> str:
@@ -112,6 +127,7 @@ class Checkpoints:
         if self._manager is None:
             return
         meta = {"format": FORMAT, "leaves": _describe(state), "crc32": _checksums(state)}
+        meta["crc32_of_this"] = _checksum(meta)
         composite = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
@@ -139,7 +155,9 @@ class Checkpoints:
             for name in os.listdir(self._directory)
             if name.isdecimal() and not os.path.islink(os.path.join(self._directory, name))
         ]
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            reason = "no space left on the device"
         return UserError(
             f"a checkpoint could not be saved in {self._directory}: {reason}; the last complete one is "
             + (f"that of step {max(complete)}" if complete else "none")
@@ -159,6 +177,10 @@ class Checkpoints:
         composite = ocp.args.Composite
         meta = self._manager.restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
         path = os.path.join(self._directory, str(step))
+        # Checkpoints of version 0.1 have no checksum of the item itself.
+        rest = {key: meta[key] for key in ("format", "leaves", "crc32")}
+        if meta != rest and meta != rest | {"crc32_of_this": _checksum(rest)}:
+            raise ValueError("a checksum differs")
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
         if differing := _difference(meta["leaves"], _describe(like)):

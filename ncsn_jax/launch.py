@@ -5,6 +5,8 @@ a process with companions is led through `_relay`, so that a lost one is reporte
 """
 
 import dataclasses
+import glob
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,8 +16,8 @@ from ncsn_jax.errors import UserError
 
 # Several tasks, as Slurm and Open MPI count them.
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# The beginnings of what TPU machines have; one may be part of a pod.
-_TPU = ("TPU_", "CLOUD_TPU_", "MEGASCALE_")
+# What a machine with TPUs has, which may be part of a pod: JAX's library for them, and their devices.
+_TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,8 @@ def find(
         the environment says.
       process_id: which of them this is, from 0, or None for `$JAX_PROCESS_ID`.
 
-    Where none of the three is given, JAX is to look for a TPU pod, Slurm or Open MPI, provided that the
-    environment speaks of one.
+    Where none of the three is given, JAX is to look for a TPU pod, Slurm or Open MPI, provided that this
+    machine has TPUs or the environment speaks of several tasks.
 
     Raises:
       UserError: if the three do not fit together.
@@ -73,8 +75,6 @@ def find(
 
 def lead_errors() -> None:
     """Leads standard error of this process through one that outlives it, by a line. See `_relay`."""
-    # What the runtime has to say of a lost process takes dozens of lines otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     reading, writing = os.pipe()
     command = [sys.executable, "-I", "-S", _relay.__file__]
     subprocess.Popen(command, stdin=reading, start_new_session=True)
@@ -95,5 +95,7 @@ def _number(value: int | None, name: str) -> int | None:
 
 
 def _in_cluster() -> bool:
-    tasks = any(os.environ.get(name, "1") != "1" for name in _TASKS)
-    return tasks or any(name.startswith(_TPU) for name in os.environ)
+    if any(os.environ.get(name, "1") != "1" for name in _TASKS):
+        return True
+    has_library = importlib.util.find_spec(_TPU_LIBRARY) is not None
+    return has_library and any(glob.glob(pattern) for pattern in _TPU_DEVICES)

@@ -22,22 +22,10 @@ import run_lib
 from ncsn_jax import checkpoints
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = [
-    "--config=configs/digits.py",
-    "--config.model.features=2",
-    "--config.model.num_levels=2",
-    "--config.training.batch_size=8",
-    "--config.training.num_steps=60",
-    "--config.training.checkpoint_every=10",
-    "--config.training.log_every=20",
-    "--config.training.sample_every=40",
-    "--config.sampling.preview_samples=8",
-    "--config.sampling.steps_per_level=2",
-    "--config.sampling.num_samples=12",
-    "--config.sampling.batch_size=8",
-]
+SMALL = ["--config=tests/tiny.py"]
 
 
 def environment(devices):
@@ -62,7 +50,7 @@ def run(workdir, *extra, devices=1):
 
 def final_state(workdir):
     """Returns step and arrays of the newest checkpoint."""
-    init = configuration.make_init(load_config())
+    init = configuration.make_init(tiny.get_config())
     with checkpoints.Checkpoints(str(workdir)) as store:
         return store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
 
@@ -104,7 +92,7 @@ def test_a_run_writes_what_it_should(finished):
     assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
     log = (workdir / "log.txt").read_text()
     assert log.count("step 20/60") == 1
-    assert "params/begin_conv/bias" in log and "params/begin_conv/bias" not in output
+    assert "params/Conv_0/bias" in log and "params/Conv_0/bias" not in output
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 60]
     assert set(lines[0]) >= {"loss", "grad_norm", "steps_per_second", "loss_by_level/0000_sigma_1"}
@@ -193,9 +181,9 @@ def workdir(uninterrupted, tmp_path):
 def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
     result = run(workdir, "--config.training.num_steps=70", "--config.sampling.num_samples=1")
     assert result.returncode == 0 and final_state(workdir)[0] == 70
-    result = run(workdir, "--config.model.features=4", "--config.optim.learning_rate=0.5")
+    result = run(workdir, "--config.model.features=8", "--config.optim.learning_rate=0.5")
     assert result.returncode == 1
-    assert "model.features is 2 there and 4 here" in result.stderr
+    assert "model.features is 4 there and 8 here" in result.stderr
     assert "optim.learning_rate is 0.002 there and 0.5 here" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
@@ -342,15 +330,8 @@ def sampled(uninterrupted, tmp_path):
     """A copy of the run on eight devices and a configuration that samples from it in this process."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted(8)[0], workdir)
-    config = load_config(
-        **{
-            "sampling.steps_per_level": 2,
-            "sampling.num_samples": 12,
-            "sampling.batch_size": 8,
-            "inpainting.num_images": 3,
-            "inpainting.num_completions": 4,
-        }
-    )
+    config = tiny.get_config()
+    config.inpainting.num_images, config.inpainting.num_completions = 3, 4
     yield config, workdir
     for handler in logging.getLogger("ncsn_jax").handlers:
         handler.close()

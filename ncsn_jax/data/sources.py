@@ -6,10 +6,13 @@ that turn the downloaded archive into examples are replaced, as the library's ow
 """
 
 import contextlib
+import fcntl
 import gzip
 import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from ncsn_jax.data import cache, image_folder
 from ncsn_jax.errors import UserError
 
 _CHUNK = 1000
+
+# Seconds after which a process that waits for another to prepare a dataset gives up.
+_LONGEST_PREPARATION = 6 * 3600.0
 
 
 def load(
@@ -57,7 +63,8 @@ def load(
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
     directory = os.path.join(data_dir, dataset)
     if not _is_prepared(directory):
-        _prepare(dataset, data_dir)
+        with _alone(dataset, data_dir):
+            _prepare(dataset, data_dir)
 
     def make() -> tuple[np.ndarray, str]:
         source = _builder(dataset, data_dir).as_data_source(split=split)
@@ -125,6 +132,37 @@ def _builder(dataset: str, data_dir: str):
         raise UserError(
             f"data.data_dir={data_dir!r} holds {dataset} in another format; prepare it as array_record"
         ) from None
+
+
+@contextlib.contextmanager
+def _alone(dataset: str, data_dir: str) -> Iterator[None]:
+    """Lets one process at a time prepare a dataset; what another has prepared meanwhile is used."""
+    try:
+        os.makedirs(data_dir, exist_ok=True)
+        descriptor = os.open(
+            os.path.join(data_dir, f".{dataset.replace('/', '_')}.lock"), os.O_RDWR | os.O_CREAT
+        )
+    except OSError:  # Whoever cannot write there prepares nothing there either.
+        yield
+        return
+    try:
+        until = time.monotonic() + _LONGEST_PREPARATION
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"waited {_LONGEST_PREPARATION / 3600:.0f} h for another process that prepares "
+                        f"data.dataset={dataset!r} under data.data_dir={data_dir!r}"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _prepare(dataset: str, data_dir: str) -> None:

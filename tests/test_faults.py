@@ -1,0 +1,60 @@
+"""The short form of `tests/faults.py`, and signals, which it does not send."""
+
+import pathlib
+import random
+import re
+import signal
+import time
+
+import pytest
+
+from tests import faults
+
+
+def scenario(name, count, folder):
+    seed = random.randrange(10**6)
+    print(f"python -m tests.faults --{name}={count} --seed={seed}")  # shown if it fails
+    faults.SCENARIOS[name](folder, count, random.Random(f"{name} {seed}"), print)
+
+
+def test_killed_at_random_moments(tmp_path):
+    scenario("kills", 3, tmp_path)
+
+
+# From TensorStore's threads, whose results nobody waits for once one of them has failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_file_of_a_checkpoint_damaged(tmp_path):
+    scenario("damages", 1, tmp_path)
+
+
+@pytest.mark.skipif(not faults.can_fill(), reason="no disk of its own may be mounted here")
+def test_a_full_disk(tmp_path):
+    scenario("fills", 2, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
+    """Well within the half minute that a machine leaves which is taken away."""
+    workdir = tmp_path / "run"
+    extra = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
+    process = faults.start(workdir, *extra)
+    log = pathlib.Path(f"{workdir}.out")
+    while "step 40/" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) == status
+    (step,) = faults.complete(workdir)
+    assert f"stopped after step {step}, which is saved" in log.read_text()
+    assert "the same command continues" in pathlib.Path(f"{workdir}.err").read_text()
+    assert faults.state(workdir)[0] == step
+    assert step % 20, "a coincidence, unless the step of the log was saved"
+
+
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path):
+    process = faults.start(tmp_path / "run")
+    while "compiling" not in (tmp_path / "run.out").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert re.fullmatch("SIGTERM: .*\n", (tmp_path / "run.err").read_text())

@@ -1,0 +1,142 @@
+"""Two processes with four simulated devices each against one with eight, and when one is lost."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ncsn_jax import _relay, launch
+from ncsn_jax.errors import UserError
+from tests import faults
+
+STEPS = ("--config.training.log_every=1", "--config.training.num_steps=30")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run by two processes, of which one was killed on the way: (work directory, what was said)."""
+    workdir = tmp_path_factory.mktemp("hosts") / "two"
+    processes = faults.start_two(workdir, *STEPS, devices=4)
+    faults.wait_for("step 12/", workdir, processes)
+    while not faults.complete(workdir):
+        time.sleep(0.05)
+    victim = random.randrange(2)
+    processes[victim].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    processes[victim].wait()
+    processes[1 - victim].wait(60)
+    said = faults.said(workdir, 1 - victim)
+    saved = faults.complete(workdir)
+    processes = faults.start_two(workdir, *STEPS, devices=4)
+    assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
+    log = (workdir / "log.txt").read_text()
+    assert f"from step {saved[-1]}" in log and saved[-1] >= 10
+    assert "devices: 8 x cpu on 2 host(s)" in log
+    return workdir, said, time.monotonic() - began
+
+
+def test_losing_a_process_ends_the_other_with_one_line(two):
+    (line,) = two[1]
+    assert line.startswith("error: ") and "has ended or " in line
+    assert line.endswith("the same command on all hosts continues from the last checkpoint")
+
+
+def test_two_processes_equal_one(two, tmp_path):
+    """The same loss, state and samples up to the rounding of sums in another order."""
+    workdir = tmp_path / "one"
+    faults.finish(workdir, *STEPS, devices=8)
+    expected, found = faults.curve(workdir), faults.curve(two[0])
+    assert list(found) == list(range(1, 31))
+    # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 30 steps leave room for 100 times that.
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+    a, b = (faults.state(w) for w in (workdir, two[0]))
+    assert a[0] == b[0] == 30
+    for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+    a, b = (np.load(w / "samples/step_30/samples.npz")["samples"] for w in (workdir, two[0]))
+    assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_what_two_processes_wrote_one_continues(two):
+    workdir = two[0]
+    result = faults.run(workdir, *STEPS[:1], "--config.training.num_steps=31")
+    assert result.returncode == 0 and "from step 30" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ((None, 2, 0), {}, "--coordinator, --num_processes and --process_id belong together"),
+        (("a:1", 2, None), {}, "belong together"),
+        (("a:1", 2, 2), {}, "--process_id=2 must be at least 0 and below --num_processes=2"),
+        (("localhost", 2, 0), {}, "--coordinator='localhost' must be HOST:PORT"),
+        (("a:99999", 2, 0), {}, "must be HOST:PORT"),
+        ((None, None, None), {"JAX_NUM_PROCESSES": "two"}, r"\$JAX_NUM_PROCESSES='two' must be"),
+    ],
+)
+def test_descriptions_that_do_not_fit_together(arguments, environment, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        launch.find(*arguments)
+
+
+def test_processes_are_found_in_the_environment(monkeypatch):
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launch.find(None, None, None) is None
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert launch.find(None, None, None) == launch.Launch(None, None, None)
+    assert launch.find(None, 1, None) is None
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "[::1]:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    assert launch.find(None, None, None) == launch.Launch("[::1]:1234", 2, 1)
+
+
+def test_waiting_for_others_has_a_limit(tmp_path):
+    """Process 1 alone finds no process 0."""
+    arguments = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--patience=2")
+    result = faults.run(tmp_path / "run", *arguments)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: waited 2 s for the other processes to connect (--patience)")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            b"one\nE1122 07:32:50.5 12291 coordination_service.cc:1549] [1] Use error polling to propagate "
+            b"the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped sending "
+            b"heartbeats):\n1\nThe tasks have crashed.\n",
+            "one\nerror: process 1 of this run has ended or stopped answering; ",
+        ),
+        (
+            b"F1122 07:33:13.2 12651 client.h:80] Terminating process because the JAX distributed service "
+            b"detected fatal errors. UNAVAILABLE: Failed to send RPC to coordination service.\n  @ 0x7f\n",
+            "error: process 0 of this run has ended or cannot be reached; ",
+        ),
+        (b"10 %\r20 %\rE1122 of another kind\nlast", "10 %\r20 %\rE1122 of another kind\nlast"),
+    ],
+)
+def test_the_relay_says_in_one_line_what_the_runtime_says_in_many(message, expected):
+    relay = subprocess.Popen(
+        [sys.executable, "-I", "-S", _relay.__file__],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    for part in (message[:30], message[30:]):  # a line may come in pieces
+        relay.stdin.write(part)
+        relay.stdin.flush()
+        time.sleep(0.05)
+    _, found = relay.communicate(timeout=30)
+    assert found.decode().startswith(expected)
+    if "error:" in expected:
+        assert found.decode().count("\n") == expected.count("\n") + 1
+    else:
+        assert found.decode() == expected

@@ -1,0 +1,48 @@
+"""A configuration for tests: the digits with a network of two convolutions, which compiles in a second.
+
+python main.py --config=tests/tiny.py --workdir=DIR
+"""
+
+import flax.linen as nn
+import jax
+
+from configs import digits
+from ncsn_jax import config as configuration
+
+
+class Tiny(nn.Module):
+    """The least that a network of the application needs: a level, sigmas, convolutions."""
+
+    features: int
+    sigmas: jax.Array
+
+    HALVINGS = 0
+
+    @nn.compact
+    def __call__(self, x, level):
+        table = self.param(
+            "embedding", nn.initializers.normal(1.0), (len(self.sigmas), self.features)
+        )
+        h = nn.Conv(self.features, (3, 3))(2 * x - 1) + table[level][:, None, None, :]
+        return nn.Conv(x.shape[-1], (3, 3))(nn.elu(h)) / self.sigmas[level][:, None, None, None]
+
+
+configuration.MODELS["tiny"] = Tiny
+configuration._NORMALIZATIONS["tiny"] = ("instance++",)
+
+
+def get_config():
+    config = digits.get_config()
+    config.model.name = "tiny"
+    config.model.features = 4
+    config.model.num_levels = 2
+    config.training.batch_size = 8
+    config.training.num_steps = 60
+    config.training.checkpoint_every = 10
+    config.training.log_every = 20
+    config.training.sample_every = 40
+    config.sampling.preview_samples = 8
+    config.sampling.steps_per_level = 2
+    config.sampling.num_samples = 12
+    config.sampling.batch_size = 8
+    return config
