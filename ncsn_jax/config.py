@@ -218,7 +218,7 @@ def make_loss(config: ml_collections.ConfigDict) -> training.LossFn:
 
 
 def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
-    """Returns `train_steps(state, images, seed, axis_name=None)` of this configuration."""
+    """Returns `train_steps(state, images, seed, first=0, axis_name=None)` of this configuration."""
     return functools.partial(
         training.train_steps,
         model=make_model(config),

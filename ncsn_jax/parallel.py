@@ -36,13 +36,47 @@ def spread(batch: np.ndarray) -> np.ndarray:
     return np.moveaxis(batch.reshape(steps, count, size // count, *batch.shape[2:]), 1, 0)
 
 
+class _WithFirst:
+    """`function(state, images, seed)` from one that is also given `first`, through all of jax's stages."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, state, images, seed):
+        return self._function(state, images, seed, first_examples(images))
+
+    def lower(self, state, images, seed) -> "_WithFirst":
+        return _WithFirst(self._function.lower(state, images, seed, first_examples(images)))
+
+    def compile(self) -> "_WithFirst":
+        return _WithFirst(self._function.compile())
+
+    def memory_analysis(self):
+        return self._function.memory_analysis()
+
+
+def first_examples(images: np.ndarray) -> np.ndarray:
+    """Returns the place in the global batch of each device's first example, int32 `[local devices]`.
+
+    Hosts take their shares of a batch in the order of their numbers, devices in that of `spread`.
+
+    Args:
+      images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
+    """
+    count, each = images.shape[0], images.shape[2]
+    return np.arange(count, dtype=np.int32) * each + jax.process_index() * count * each
+
+
 def map_train_steps(train_steps: Callable) -> Callable:
-    """Maps `train_steps(state, images, seed, axis_name=...)` over all devices, donating the state."""
+    """Maps `train_steps(state, images, seed, first, axis_name=...)` over all devices, donating the state.
 
-    def run(state, images, seed):
-        return train_steps(state, images, seed, axis_name=AXIS)
+    The result is `f(state, images, seed)`, and can also be lowered and compiled ahead of time.
+    """
 
-    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
+    def run(state, images, seed, first):
+        return train_steps(state, images, seed, first, axis_name=AXIS)
+
+    return _WithFirst(jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0), donate_argnums=(0,)))
 
 
 def map_chain_start(start: Callable) -> Callable:

@@ -150,6 +150,7 @@ def train_step(
     state: TrainState,
     images: jax.Array,
     seed: jax.Array,
+    first: jax.Array | int = 0,
     *,
     model: nn.Module,
     sigmas: jax.Array,
@@ -165,9 +166,9 @@ def train_step(
 
     Args:
       state: the state to advance.
-      images: uint8 `[B, H, W, C]`, this device's examples: with `axis_name`, those from
-        `axis_index * B` of the global batch.
+      images: uint8 `[B, H, W, C]`, this device's examples, neighbours in the global batch.
       seed: integer scalar, the seed of the whole run.
+      first: integer scalar >= 0, the place of the first of them in the global batch.
       model: a network conditioned on the level's index.
       sigmas: `[L]`, the ladder.
       optimizer: as made by `make_optimizer`.
@@ -182,7 +183,6 @@ def train_step(
       The next state and the step's metrics.
     """
     batch = images.shape[0]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(batch))
     image_keys, level_keys, noise_keys = jnp.moveaxis(
@@ -216,13 +216,17 @@ def train_step(
 
 
 def train_steps(
-    state: TrainState, images: jax.Array, seed: jax.Array, **options
+    state: TrainState,
+    images: jax.Array,
+    seed: jax.Array,
+    first: jax.Array | int = 0,
+    **options,
 ) -> tuple[TrainState, Metrics]:
     """Several optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
 
-    The options are those of `train_step`. For K = 1 there is no loop at all.
+    The other arguments are those of `train_step`. For K = 1 there is no loop at all.
     """
     if images.shape[0] == 1:
-        state, metrics = train_step(state, images[0], seed, **options)
+        state, metrics = train_step(state, images[0], seed, first, **options)
         return state, jax.tree.map(lambda a: a[None], metrics)
-    return jax.lax.scan(lambda s, x: train_step(s, x, seed, **options), state, images)
+    return jax.lax.scan(lambda s, x: train_step(s, x, seed, first, **options), state, images)

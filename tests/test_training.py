@@ -86,6 +86,23 @@ def test_eight_devices_equal_one(state, batches, one_device):
     assert len(traces) == 1
 
 
+def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
+    """The place of the first example makes the random numbers, wherever the half is computed."""
+    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
+    halves = [step(state, batches[0][i : i + 8], 7, np.int32(i))[1] for i in (0, 8)]
+    whole = one_device[1][0]
+    assert np.mean([h.loss for h in halves]) == pytest.approx(float(whole.loss), rel=1e-5)
+    np.testing.assert_array_equal(sum(h.level_count for h in halves), whole.level_count)
+    np.testing.assert_allclose(sum(h.level_loss for h in halves), whole.level_loss, rtol=1e-5)
+
+
+def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
+    batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
+    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(0, 16, 2))
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(32, 48, 2))
+
+
 def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
     states, metrics = one_device
     run = jax.jit(functools.partial(training.train_steps, **OPTIONS))
