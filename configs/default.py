@@ -52,6 +52,9 @@ def get_config() -> ConfigDict:
     training.anneal_power = 2.0
     # Over all devices.
     training.batch_size = 128
+    # In how many parts, 1 or more, each device computes its share of a batch, one after another. More take
+    # less memory; the steps are the same to rounding. batch_size is a multiple of devices x microbatches.
+    training.microbatches = 1
     training.num_steps = 200_000
     # Optimizer steps in one compiled call. More than 1 pays on TPU and GPU; on a CPU it is slower.
     training.steps_per_call = 1

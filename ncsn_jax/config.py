@@ -55,6 +55,7 @@ _ADDED = {
     "model.normalization": "instance++",
     "training.num_projections": 1,
     "training.anneal_power": 2.0,
+    "training.microbatches": 1,
 }
 
 _COUNTS = (
@@ -67,6 +68,7 @@ _COUNTS = (
     "training.log_every",
     "training.checkpoints_kept",
     "training.num_projections",
+    "training.microbatches",
     "sampling.steps_per_level",
     "sampling.num_samples",
     "sampling.batch_size",
@@ -162,9 +164,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         field = f"training.{name}"
         allowed = f"a multiple of config.training.steps_per_call={per_call}"
         require(field, flat[field] % per_call == 0, allowed)
-    count = jax.device_count()
-    field = "training.batch_size"
-    require(field, flat[field] % count == 0, f"a multiple of the {count} devices")
+    count, parts = jax.device_count(), flat["training.microbatches"]
+    require(
+        "training.batch_size",
+        flat["training.batch_size"] % (count * parts) == 0,
+        f"a multiple of the {count} devices"
+        + (f" times config.training.microbatches={parts}" if parts > 1 else ""),
+    )
     make_sigmas(config)
 
 
@@ -226,6 +232,7 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
         optimizer=make_optimizer(config),
         loss=make_loss(config),
         anneal_power=config.training.anneal_power,
+        microbatches=config.training.microbatches,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,

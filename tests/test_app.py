@@ -299,6 +299,11 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             {"training.num_projections": 5},
             "config.training.num_projections=5 must be 1 for config.training.loss='dsm'",
         ),
+        (
+            {"training.microbatches": 3},
+            "training.batch_size=8 must be a multiple of the 8 devices times config.training.micro",
+        ),
+        ({"training.microbatches": 0}, "config.training.microbatches=0 must be at least 1"),
         ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
         (
             {"training.anneal_power": float("nan")},

@@ -112,6 +112,51 @@ def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
     assert_same(measured, jax.tree.map(lambda *a: np.stack(a), *metrics))
 
 
+def compiled_quickly(function, *arguments):
+    """Compiles without LLVM's optimizations, which take longer than what is run here."""
+    lowered = jax.jit(function).lower(*arguments)
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("loss", ["ssm", "sm"])
+def test_microbatches_make_the_same_step(state, batches, loss):
+    options = OPTIONS | {"loss": training.LOSSES[loss]}
+    whole, parts = (
+        compiled_quickly(
+            functools.partial(training.train_step, microbatches=m, **options), state, batches[0], 7
+        )(state, batches[0], 7)
+        for m in (1, 4)
+    )
+    assert_same(parts, whole)
+    np.testing.assert_array_equal(parts[1].level_count, whole[1].level_count)
+
+
+def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
+    states, metrics = one_device
+    run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
+    replicated = parallel.replicate(jax.tree.map(np.asarray, state))
+    p_steps = parallel.map_train_steps(run)
+    found, measured = p_steps(replicated, parallel.spread(batches[:2]), np.uint32(7))
+    assert_same(parallel.to_host(found), states[2])
+    assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+
+
+def test_microbatches_take_the_memory_of_a_part(state):
+    def temporary(microbatches):
+        run = functools.partial(training.train_step, microbatches=microbatches, **OPTIONS)
+        images = np.zeros((512, 8, 8, 1), np.uint8)
+        return compiled_quickly(run, state, images, 7).memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < temporary(1) / 4
+
+
+def test_refuses_parts_of_examples(state, batches):
+    with pytest.raises(
+        ValueError, match="16 examples on a device are no multiple of 3 microbatches"
+    ):
+        training.train_step(state, batches[0], 7, microbatches=3, **OPTIONS)
+
+
 def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):
     states, metrics = one_device
     averaged = states[0].params
