@@ -154,7 +154,9 @@ def _train_loop(config, workdir, step, state, batches, store, writer, runner):
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
     window = Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
-    p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
+    p_steps = parallel.map_train_steps(
+        configuration.make_train_steps(config), keep_barriers=options.remat
+    )
     compiled, in_flight, calls = None, None, 0
 
     while step < last:
@@ -245,7 +247,7 @@ def _write_samples(config, workdir, step, params, runner) -> np.ndarray:
 def _settings(config, step: int) -> dict:
     """Returns what determines every sample of a checkpoint."""
     flat = configuration.flatten(config)
-    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
+    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init", "dtype")
     return {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields} | {
         "seed": config.seed,
         "step": step,

@@ -55,6 +55,11 @@ def get_config() -> ConfigDict:
     # In how many parts, 1 or more, each device computes its share of a batch, one after another. More take
     # less memory; the steps are the same to rounding. batch_size is a multiple of devices x microbatches.
     training.microbatches = 1
+    # Keep few activations for the backward pass and compute the others again: less memory, more time.
+    training.remat = False
+    # What the network computes in: 'float32', or 'bfloat16', which takes half the memory for activations and
+    # is quicker on TPUs and most GPUs. Parameters, noise, losses and the optimizer are float32.
+    training.dtype = "float32"
     training.num_steps = 200_000
     # Optimizer steps in one compiled call. More than 1 pays on TPU and GPU; on a CPU it is slower.
     training.steps_per_call = 1
@@ -85,6 +90,8 @@ def get_config() -> ConfigDict:
     sampling.steps_per_level = 100
     # End with the expected clean image.
     sampling.denoise = False
+    # What the network computes in, 'float32' or 'bfloat16'.
+    sampling.dtype = "float32"
     # Clip after every update to (low, high); () is off.
     sampling.clip = ()
     # Where the chains start. 'uniform': U[0, 1); 'normal': N(0, sigma_begin^2); 'centred_normal':

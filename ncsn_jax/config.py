@@ -12,7 +12,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -33,6 +35,9 @@ _NORMALIZATIONS = dict.fromkeys(MODELS, ("instance++",)) | {
     "ncsn": tuple(models.ncsn.NORMALIZATIONS),
     "ncsn_simplified": ("instance",),
 }
+
+# The types that a network can compute in.
+_DTYPES = ("float32", "bfloat16")
 
 # Exact score matching takes one derivative for each of so many elements of an image.
 _MAX_EXACT_ELEMENTS = 1024
@@ -56,6 +61,8 @@ _ADDED = {
     "training.num_projections": 1,
     "training.anneal_power": 2.0,
     "training.microbatches": 1,
+    "training.remat": False,
+    "training.dtype": "float32",
 }
 
 _COUNTS = (
@@ -118,6 +125,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
         ("training.loss", tuple(training.LOSSES)),
+        ("training.dtype", _DTYPES),
+        ("sampling.dtype", _DTYPES),
         ("sampling.method", ("annealed_langevin",)),
         ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
@@ -186,12 +195,16 @@ def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
         raise UserError(f"config.model: {error}") from None
 
 
-def make_model(config: ml_collections.ConfigDict):
-    """Returns the network."""
+def make_model(
+    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+) -> nn.Module:
+    """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
     network, features = MODELS[config.model.name], config.model.features
+    options = {"dtype": jnp.dtype(dtype), "remat": remat}
     if network is models.NCSN:
-        return network(features, config.model.num_levels, config.model.normalization)
-    return network(features, make_sigmas(config))
+        model = config.model
+        return network(features, model.num_levels, model.normalization, **options)
+    return network(features, make_sigmas(config), **options)
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -227,7 +240,7 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
     """Returns `train_steps(state, images, seed, first=0, axis_name=None)` of this configuration."""
     return functools.partial(
         training.train_steps,
-        model=make_model(config),
+        model=make_model(config, dtype=config.training.dtype, remat=config.training.remat),
         sigmas=make_sigmas(config),
         optimizer=make_optimizer(config),
         loss=make_loss(config),

@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(w
         jax.tree.map(np.testing.assert_array_equal, store.restore(60, state), state)
 
 
-def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
+def test_several_steps_per_call_in_little_memory_without_an_average_on_own_images(tmp_path):
     """The other branches of the loop, on a directory of images; a changed directory is refused."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -230,6 +230,10 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
         "--config.model.ema_decay=0.0",
         "--config.training.steps_per_call=5",
         "--config.training.num_steps=20",
+        "--config.training.microbatches=2",
+        "--config.training.remat=True",
+        "--config.training.dtype=bfloat16",
+        "--config.sampling.dtype=bfloat16",
     ]
     result = run(tmp_path / "run", *arguments, devices=2)
     assert result.returncode == 0, result.stderr
@@ -304,6 +308,8 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             "training.batch_size=8 must be a multiple of the 8 devices times config.training.micro",
         ),
         ({"training.microbatches": 0}, "config.training.microbatches=0 must be at least 1"),
+        ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
+        ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
         ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
         (
             {"training.anneal_power": float("nan")},
