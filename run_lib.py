@@ -153,7 +153,12 @@ def _train_loop(config, workdir, step, state, batches, store, writer, runner):
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
-    window = Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
+    window = Window(
+        configuration.make_sigmas(config),
+        configuration.image_shape(config),
+        step,
+        options.skip_nonfinite,
+    )
     p_steps = parallel.map_train_steps(
         configuration.make_train_steps(config), keep_barriers=options.remat
     )

@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
     training.checkpoints_kept = 2
     # Largest global norm of the gradient; 0 is off.
     training.grad_clip = 0.0
+    # How many steps in a row whose loss or gradient is not finite are left out before the run stops; 0 or
+    # more. With more than 0, a run that stopped at such a step can go on.
+    training.skip_nonfinite = 0
 
     config.optim = optim = ConfigDict()
     # Adam.

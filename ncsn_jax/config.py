@@ -51,6 +51,7 @@ _CHANGEABLE = (
     "training.log_every",
     "training.sample_every",
     "training.checkpoints_kept",
+    "training.skip_nonfinite",  # before the first such step there is nothing to skip
     "sampling.",
     "inpainting.",
 )
@@ -86,6 +87,7 @@ _COUNTS = (
 _POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
 _NOT_NEGATIVE = (
     "seed",
+    "training.skip_nonfinite",
     "training.sample_every",
     "training.grad_clip",
     "optim.weight_decay",
@@ -246,6 +248,7 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
         loss=make_loss(config),
         anneal_power=config.training.anneal_power,
         microbatches=config.training.microbatches,
+        skip_nonfinite=config.training.skip_nonfinite > 0,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,

@@ -213,6 +213,7 @@ def train_step(
     dequantize: bool,
     anneal_power: float = 2.0,
     microbatches: int = 1,
+    skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on one batch, or on this device's part of it.
@@ -232,6 +233,8 @@ def train_step(
         section 4.2, takes 2; NCSNv2's code calls it so). The metrics by level keep sigma^2.
       microbatches: >= 1, a divisor of B: in so many parts, one after another, are the examples
         computed. The step is the same to float32 rounding and takes the memory of one part.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
+        average and the optimizer's state as they were. It counts, and its metrics say what happened.
       axis_name: the mapped axis over which the batch is spread, or None.
 
     Returns:
@@ -267,7 +270,13 @@ def train_step(
     if ema_decay:
         ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
     next_state = TrainState(state.step + 1, params, ema_params, opt_state)
-    return next_state, Metrics(value, optax.tree.norm(grads), level_loss, level_count)
+    metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
+    if skip_nonfinite:
+        # The averages over all devices are looked at, so that all devices do alike.
+        sound = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        skipped = state._replace(step=next_state.step)
+        next_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), next_state, skipped)
+    return next_state, metrics
 
 
 def train_steps(

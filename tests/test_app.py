@@ -308,6 +308,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             "training.batch_size=8 must be a multiple of the 8 devices times config.training.micro",
         ),
         ({"training.microbatches": 0}, "config.training.microbatches=0 must be at least 1"),
+        ({"training.skip_nonfinite": -1}, "config.training.skip_nonfinite=-1 must be 0 or more"),
         ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
         ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
         ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),

@@ -145,6 +145,34 @@ def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_d
     assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
+def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one_device):
+    """One example of 128 has a loss of infinity in the second step; the others make the usual steps."""
+
+    def loss(key, score_fn, x, sigma):
+        bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
+        return losses.denoising_score_matching(key, score_fn, x, sigma) / (1 - bad)
+
+    options = OPTIONS | {"loss": loss, "dequantize": False, "random_flip": False}
+    run = functools.partial(training.train_steps, skip_nonfinite=True, **options)
+    p_steps = parallel.map_train_steps(run)
+    # Images of 8 bits are at most 1, others are not.
+    images = batches[:3].astype(np.float32)
+    images[1, 5] = 300.0
+    after = [parallel.replicate(jax.tree.map(np.asarray, state))]
+    for k in range(3):
+        given = jax.tree.map(jnp.copy, after[-1])
+        following, measured = p_steps(given, parallel.spread(images[k : k + 1]), np.uint32(7))
+        after.append(following)
+        assert np.isfinite(parallel.to_host(measured).loss[0]) == (k != 1)
+    for replica in jax.tree.leaves(after[2]):
+        np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
+    before, skipped, later = (parallel.to_host(s) for s in after[1:])
+    jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
+    assert later.step == 3
+    for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
+        assert np.isfinite(new).all() and not np.array_equal(old, new)
+
+
 def test_refuses_parts_of_examples(state, batches):
     with pytest.raises(
         ValueError, match="16 examples on a device are no multiple of 3 microbatches"
