@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import checkpoints
+from ncsn_jax import chains, checkpoints
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 
@@ -332,6 +332,54 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
 def test_values_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         configuration.check(load_config(**changes))
+
+
+def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
+    config = load_config(
+        **{
+            "training.microbatches": 2,
+            "training.batch_size": 16,
+            "training.remat": True,
+            "training.dtype": "bfloat16",
+            "training.skip_nonfinite": 3,
+        }
+    )
+    options = configuration.make_train_steps(config).keywords
+    assert options["microbatches"] == 2 and options["skip_nonfinite"] is True
+    assert options["model"].remat and options["model"].dtype == jax.numpy.bfloat16
+    assert not configuration.make_train_steps(load_config()).keywords["skip_nonfinite"]
+
+    def program(**changes):
+        changed = load_config(**changes)
+        model = configuration.make_model(changed)
+        shape = (1, *configuration.image_shape(changed))
+        params = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape), np.zeros(1, int))
+        score = lambda p, x, sigma: chains._options(changed, p)[0](x, sigma)
+        return str(jax.make_jaxpr(score)(params, np.zeros(shape, np.float32), np.ones(1)))
+
+    assert "bf16" in program(**{"sampling.dtype": "bfloat16"})
+    without = program(**{"training.dtype": "bfloat16", "training.remat": True})
+    assert "bf16" not in without and "checkpoint" not in without and "remat" not in without
+    assert run_lib._settings(config, 1)["sampling.dtype"] == "float32"
+
+
+def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
+    configuration.write_config(load_config(), str(tmp_path))
+    path = tmp_path / "config.json"
+    old = {
+        k: v
+        for k, v in json.loads(path.read_text()).items()
+        if k.removeprefix("training.") not in ("microbatches", "remat", "dtype", "skip_nonfinite")
+    }
+    path.write_text(json.dumps(old))
+    assert configuration.compare_workdir(load_config(), str(tmp_path))
+    assert configuration.compare_workdir(
+        load_config(**{"training.skip_nonfinite": 3}), str(tmp_path)
+    )
+    for field, value in (("microbatches", 2), ("remat", True), ("dtype", "bfloat16")):
+        changed = load_config(**{f"training.{field}": value})
+        with pytest.raises(UserError, match=f"training.{field} is .* there and {value!r} here"):
+            configuration.compare_workdir(changed, str(tmp_path))
 
 
 def config_files():
