@@ -57,8 +57,8 @@ def get_config() -> ConfigDict:
     training.microbatches = 1
     # Keep few activations for the backward pass and compute the others again: less memory, more time.
     training.remat = False
-    # What the network computes in: 'float32', or 'bfloat16', which takes half the memory for activations and
-    # is quicker on TPUs and most GPUs. Parameters, noise, losses and the optimizer are float32.
+    # What the network computes in: 'float32', or 'bfloat16', whose activations are half as large (not on
+    # CPUs, where it is slower). Parameters, noise, losses and the optimizer are float32.
     training.dtype = "float32"
     training.num_steps = 200_000
     # Optimizer steps in one compiled call. More than 1 pays on TPU and GPU; on a CPU it is slower.
