@@ -70,7 +70,7 @@ def first_examples(images: np.ndarray) -> np.ndarray:
 
 
 # XLA for CPUs removes the barriers before which nothing of a rematerialized block may be computed again,
-# and then schedules all of it early, where it saves no memory. This keeps them, as other platforms do.
+# and then schedules all of it early, where it saves no memory. This keeps them.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
