@@ -174,7 +174,12 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
     batches = data.Batches(
         dataset, config.seed, options.batch_size, jax.process_index(), hosts.count()
     )
-    window = Window(configuration.make_sigmas(config), configuration.image_shape(config), step)
+    window = Window(
+        configuration.make_sigmas(config),
+        configuration.image_shape(config),
+        step,
+        options.skip_nonfinite,
+    )
     train_steps = _compile(config, state, parallel.spread(batches(step, per_call)))
     in_flight, calls, stop = None, 0, 0
 
@@ -195,7 +200,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
             batch = parallel.spread(batches(step, per_call))
             window.input_seconds += time.perf_counter() - started
             wish = signals.requested() or 0
-            state, metrics, heard = train_steps(state, batch, seed, parallel.notes(wish))
+            state, metrics, heard = train_steps(state, batch, seed, wish)
             step, calls = step + per_call, calls + 1
 
             # One call stays in flight, so that the next batch is made while this one is computed.
@@ -242,16 +247,17 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
 
 
 def _compile(config, state, batch) -> Callable:
-    """Compiles the training step, and logs how long that took and what memory the step needs.
-
-    What is returned is the mapped function, which finds what has been compiled: several processes cannot
-    call the compiled program itself.
-    """
+    """Compiles the training step, and logs how long that took and what memory the step needs."""
     _log.info("compiling the training step")
     started = time.perf_counter()
-    steps = parallel.map_train_steps(configuration.make_train_steps(config))
-    compiled = steps.lower(state, batch, np.uint32(config.seed), parallel.notes(0)).compile()
-    _describe_memory(compiled, time.perf_counter() - started)
+    steps, memory = parallel.compile_train_steps(
+        configuration.make_train_steps(config),
+        state,
+        batch,
+        np.uint32(config.seed),
+        remat=config.training.remat,
+    )
+    _describe_memory(memory, time.perf_counter() - started)
     return steps
 
 
@@ -335,7 +341,7 @@ def _write_film(directory: str, taken: np.ndarray) -> None:
 def _settings(config, step: int) -> dict:
     """Returns what determines every sample of a checkpoint."""
     flat = configuration.flatten(config)
-    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init")
+    fields = ("method", "epsilon", "steps_per_level", "denoise", "clip", "init", "dtype")
     return {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields} | {
         "seed": config.seed,
         "step": step,
@@ -478,11 +484,17 @@ def _describe(config, state, *, with_table: bool) -> None:
     count = sum(a.size for a in jax.tree.leaves(state.params))
     _log.info("%d parameters, %.4g multiply-adds per image and evaluation", count, macs)
     _log.info("devices: %s", report.describe_devices())
+    options = config.training
+    if options.remat:
+        _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
+    if options.dtype != "float32" or options.microbatches > 1:
+        _log.info(
+            "training computes in %s, in %d part(s) a batch", options.dtype, options.microbatches
+        )
 
 
-def _describe_memory(compiled, seconds: float) -> None:
+def _describe_memory(memory, seconds: float) -> None:
     """Logs how long the step took to compile and how much memory it needs on each device."""
-    memory = compiled.memory_analysis()
     if memory is None:  # Some backends do not tell.
         _log.info("compiled in %s", report.human_time(seconds))
         return

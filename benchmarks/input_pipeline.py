@@ -26,13 +26,15 @@ def main(_) -> None:
     images = configuration.load_images(config)
     batches = data.Batches(images, config.seed, config.training.batch_size)
     state = parallel.replicate(configuration.make_init(config)(jax.random.key(0)))
-    p_steps = parallel.map_train_steps(configuration.make_train_steps(config))
+    p_steps, _ = parallel.compile_train_steps(
+        configuration.make_train_steps(config), state, parallel.spread(batches(0)), np.uint32(0)
+    )
     seconds = {"batch": [], "step": []}
     for step in range(12):
         start = time.perf_counter()
         batch = parallel.spread(batches(step))
         middle = time.perf_counter()
-        state, metrics = p_steps(state, batch, np.uint32(0))
+        state, metrics, _ = p_steps(state, batch, np.uint32(0))
         jax.block_until_ready(metrics)
         seconds["batch"].append(middle - start)
         seconds["step"].append(time.perf_counter() - middle)

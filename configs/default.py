@@ -52,6 +52,14 @@ def get_config() -> ConfigDict:
     training.anneal_power = 2.0
     # Over all devices.
     training.batch_size = 128
+    # In how many parts, 1 or more, each device computes its share of a batch, one after another. More take
+    # less memory; the steps are the same to rounding. batch_size is a multiple of devices x microbatches.
+    training.microbatches = 1
+    # Keep few activations for the backward pass and compute the others again: less memory, more time.
+    training.remat = False
+    # What the network computes in: 'float32', or 'bfloat16', whose activations are half as large (not on
+    # CPUs, where it is slower). Parameters, noise, losses and the optimizer are float32.
+    training.dtype = "float32"
     training.num_steps = 200_000
     # Optimizer steps in one compiled call. More than 1 pays on TPU and GPU; on a CPU it is slower.
     training.steps_per_call = 1
@@ -65,6 +73,9 @@ def get_config() -> ConfigDict:
     training.keep_every = 0
     # Largest global norm of the gradient; 0 is off.
     training.grad_clip = 0.0
+    # How many steps in a row whose loss or gradient is not finite are left out before the run stops; 0 or
+    # more. With more than 0, a run that stopped at such a step can go on.
+    training.skip_nonfinite = 0
 
     config.optim = optim = ConfigDict()
     # Adam.
@@ -84,6 +95,8 @@ def get_config() -> ConfigDict:
     sampling.steps_per_level = 100
     # End with the expected clean image.
     sampling.denoise = False
+    # What the network computes in, 'float32' or 'bfloat16'.
+    sampling.dtype = "float32"
     # Clip after every update to (low, high); () is off.
     sampling.clip = ()
     # Where the chains start. 'uniform': U[0, 1); 'normal': N(0, sigma_begin^2); 'centred_normal':

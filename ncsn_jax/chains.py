@@ -155,7 +155,7 @@ def _options(config, params):
     ladder = configuration.make_sigmas(config)
     options = config.sampling
     return (
-        models.score_fn(configuration.make_model(config), params, ladder),
+        models.score_fn(configuration.make_model(config, dtype=options.dtype), params, ladder),
         ladder,
         {
             "epsilon": options.epsilon,

@@ -12,7 +12,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -34,6 +36,9 @@ _NORMALIZATIONS = dict.fromkeys(MODELS, ("instance++",)) | {
     "ncsn_simplified": ("instance",),
 }
 
+# The types that a network can compute in.
+_DTYPES = ("float32", "bfloat16")
+
 # Exact score matching takes one derivative for each of so many elements of an image.
 _MAX_EXACT_ELEMENTS = 1024
 
@@ -47,6 +52,7 @@ _CHANGEABLE = (
     "training.sample_every",
     "training.checkpoints_kept",
     "training.keep_every",
+    "training.skip_nonfinite",  # before the first such step there is nothing to skip
     "sampling.",
     "inpainting.",
 )
@@ -57,6 +63,9 @@ _ADDED = {
     "training.num_projections": 1,
     "training.anneal_power": 2.0,
     "training.keep_every": 0,
+    "training.microbatches": 1,
+    "training.remat": False,
+    "training.dtype": "float32",
 }
 
 _COUNTS = (
@@ -69,6 +78,7 @@ _COUNTS = (
     "training.log_every",
     "training.checkpoints_kept",
     "training.num_projections",
+    "training.microbatches",
     "sampling.steps_per_level",
     "sampling.num_samples",
     "sampling.batch_size",
@@ -79,6 +89,7 @@ _COUNTS = (
 _POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
 _NOT_NEGATIVE = (
     "seed",
+    "training.skip_nonfinite",
     "training.sample_every",
     "training.keep_every",
     "training.grad_clip",
@@ -119,6 +130,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
         ("training.loss", tuple(training.LOSSES)),
+        ("training.dtype", _DTYPES),
+        ("sampling.dtype", _DTYPES),
         ("sampling.method", ("annealed_langevin",)),
         ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
@@ -168,9 +181,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         field = f"training.{name}"
         allowed = f"a multiple of config.training.steps_per_call={per_call}"
         require(field, flat[field] % per_call == 0, allowed)
-    count = jax.device_count()
-    field = "training.batch_size"
-    require(field, flat[field] % count == 0, f"a multiple of the {count} devices")
+    count, parts = jax.device_count(), flat["training.microbatches"]
+    require(
+        "training.batch_size",
+        flat["training.batch_size"] % (count * parts) == 0,
+        f"a multiple of the {count} devices"
+        + (f" times config.training.microbatches={parts}" if parts > 1 else ""),
+    )
     make_sigmas(config)
 
 
@@ -186,12 +203,16 @@ def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
         raise UserError(f"config.model: {error}") from None
 
 
-def make_model(config: ml_collections.ConfigDict):
-    """Returns the network."""
+def make_model(
+    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+) -> nn.Module:
+    """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
     network, features = MODELS[config.model.name], config.model.features
+    options = {"dtype": jnp.dtype(dtype), "remat": remat}
     if network is models.NCSN:
-        return network(features, config.model.num_levels, config.model.normalization)
-    return network(features, make_sigmas(config))
+        model = config.model
+        return network(features, model.num_levels, model.normalization, **options)
+    return network(features, make_sigmas(config), **options)
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -224,14 +245,16 @@ def make_loss(config: ml_collections.ConfigDict) -> training.LossFn:
 
 
 def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
-    """Returns `train_steps(state, images, seed, axis_name=None)` of this configuration."""
+    """Returns `train_steps(state, images, seed, first=0, axis_name=None)` of this configuration."""
     return functools.partial(
         training.train_steps,
-        model=make_model(config),
+        model=make_model(config, dtype=config.training.dtype, remat=config.training.remat),
         sigmas=make_sigmas(config),
         optimizer=make_optimizer(config),
         loss=make_loss(config),
         anneal_power=config.training.anneal_power,
+        microbatches=config.training.microbatches,
+        skip_nonfinite=config.training.skip_nonfinite > 0,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,

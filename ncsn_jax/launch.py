@@ -5,9 +5,9 @@ a process with companions is led through `_relay`, so that a lost one is reporte
 """
 
 import dataclasses
-import glob
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -16,8 +16,8 @@ from ncsn_jax.errors import UserError
 
 # Several tasks, as Slurm and Open MPI count them.
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# What a machine with TPUs has, which may be part of a pod: JAX's library for them, and their devices.
-_TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("/dev/accel*", "/dev/vfio/[0-9]*")
+# What a machine with TPUs has, which may be part of a pod: JAX's library for them, and devices.
+_TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,4 +98,4 @@ def _in_cluster() -> bool:
     if any(os.environ.get(name, "1") != "1" for name in _TASKS):
         return True
     has_library = importlib.util.find_spec(_TPU_LIBRARY) is not None
-    return has_library and any(glob.glob(pattern) for pattern in _TPU_DEVICES)
+    return has_library and any(any(pathlib.Path("/dev").glob(p)) for p in _TPU_DEVICES)

@@ -122,13 +122,22 @@ class Writer:
 
 @dataclasses.dataclass
 class Window:
-    """What happened since the last line of the log."""
+    """What happened since the last line of the log.
+
+    Args:
+      sigmas: `[L]`, the ladder.
+      image_shape: (H, W, C).
+      first_step: the step before the first.
+      skip_nonfinite: how many steps in a row may be not finite; they were skipped, and are only counted.
+    """
 
     sigmas: jax.Array
     image_shape: tuple[int, int, int]
     first_step: int
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
+        self.skipped_in_a_row = 0  # also across windows
         self.restart(self.first_step)
 
     def restart(self, step: int) -> None:
@@ -136,7 +145,7 @@ class Window:
         self.first_step = self.step = step
         self.started = time.perf_counter()
         self.input_seconds = 0.0
-        self.losses, self.grad_norms = [], []
+        self.losses, self.grad_norms, self.skipped = [], [], 0
         self.level_loss = np.zeros(len(self.sigmas))
         self.level_count = np.zeros(len(self.sigmas))
 
@@ -148,11 +157,17 @@ class Window:
         self.started += time.perf_counter() - began
 
     def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
-        """Waits for a call's metrics, ending at `step`, and takes them in; stops if not finite."""
+        """Waits for a call's metrics, ending at `step`, and takes them in.
+
+        Raises:
+          UserError: at a step that is not finite, if more of them than may be are in a row.
+        """
         metrics = parallel.to_host(metrics)
         sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-        if not sound.all():
-            bad = int(np.argmin(sound))
+        for bad, is_sound in enumerate(sound):
+            self.skipped_in_a_row = 0 if is_sound else self.skipped_in_a_row + 1
+            if self.skipped_in_a_row <= self.skip_nonfinite:
+                continue
             store.wait()
             good = store.steps()
             raise UserError(
@@ -161,20 +176,26 @@ class Window:
                 + (f"that of step {good[0]}" if good else "none")
             )
         self.step = step
-        self.losses.extend(metrics.loss)
-        self.grad_norms.extend(metrics.grad_norm)
-        self.level_loss += metrics.level_loss.sum(axis=0)
-        self.level_count += metrics.level_count.sum(axis=0)
+        self.skipped += int(np.sum(~sound))
+        self.losses.extend(metrics.loss[sound])
+        self.grad_norms.extend(metrics.grad_norm[sound])
+        self.level_loss += metrics.level_loss[sound].sum(axis=0)
+        self.level_count += metrics.level_count[sound].sum(axis=0)
 
     def scalars(self) -> dict[str, float]:
-        """Returns the means over the window, and the loss by level as a share of a zero score's."""
+        """Returns the means over the window, and the loss by level as a share of a zero score's.
+
+        Steps that were skipped are in `skipped` only, which is there if any may be.
+        """
         elapsed = time.perf_counter() - self.started
         scalars = {
-            "loss": np.mean(self.losses),
-            "grad_norm": np.mean(self.grad_norms),
+            "loss": np.mean(self.losses) if self.losses else np.nan,
+            "grad_norm": np.mean(self.grad_norms) if self.losses else np.nan,
             "steps_per_second": (self.step - self.first_step) / elapsed,
             "input_share": self.input_seconds / elapsed,
         }
+        if self.skip_nonfinite:
+            scalars["skipped"] = self.skipped
         groups = np.array_split(np.arange(len(self.sigmas)), min(len(self.sigmas), 10))
         for group in groups:
             if count := self.level_count[group].sum():

@@ -36,22 +36,60 @@ def spread(batch: np.ndarray) -> np.ndarray:
     return np.moveaxis(batch.reshape(steps, count, size // count, *batch.shape[2:]), 1, 0)
 
 
-def map_train_steps(train_steps: Callable) -> Callable:
-    """Maps `train_steps(state, images, seed, axis_name=...)` over all devices, donating the state.
+# XLA for CPUs removes the barriers before which nothing of a rematerialized block may be computed again,
+# and then schedules all of it early, where it saves no memory. This keeps them.
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-    What is returned takes a number from each process besides, `notes(number)`, and returns the largest
-    of all processes after state and metrics: so they agree on when to stop.
+
+def compile_train_steps(
+    train_steps: Callable, state: Any, images: np.ndarray, seed: np.ndarray, *, remat: bool = False
+) -> tuple[Callable, Any]:
+    """Compiles `train_steps(state, images, seed, first, axis_name=...)` for all devices of all processes.
+
+    Args:
+      train_steps: the pure function.
+      state: replicated; looked at only.
+      images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
+      seed: of the run.
+      remat: whether the network is rematerialized.
+
+    Returns:
+      `f(state, images, seed, number)`, which donates the state and returns the next one, the metrics and,
+      `int32[local devices]`, the largest of the numbers that the processes gave: so they agree on when to
+      stop; and what the compiler says of its memory, which some backends do not tell.
     """
 
-    def run(state, images, seed, number):
-        state, metrics = train_steps(state, images, seed, axis_name=AXIS)
+    def run(state, images, seed, first, number):
+        state, metrics = train_steps(state, images, seed, first, axis_name=AXIS)
         return state, metrics, jax.lax.pmax(number, AXIS)
 
-    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0), donate_argnums=(0,))
+    mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
+    first = first_examples(images)
+    options = KEEP_BARRIERS if remat and jax.default_backend() == "cpu" else None
+    compiled = mapped.lower(state, images, seed, first, _notes(0)).compile(options)
+    # Several processes cannot call the compiled program itself; the mapped function finds it.
+    function = compiled if jax.process_count() == 1 else mapped
+
+    def call(state, images, seed, number=0):
+        return function(state, images, seed, first, _notes(number))
+
+    return call, compiled.memory_analysis()
 
 
-def notes(number: int) -> np.ndarray:
-    """Returns a number for every local device, `int32[devices]`."""
+def first_examples(images: np.ndarray) -> np.ndarray:
+    """Returns the place in the global batch of each device's first example, int32 `[local devices]`.
+
+    Hosts take their shares of a batch in the order of their numbers, devices in that of `spread`.
+
+    Args:
+      images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
+    """
+    count, each = images.shape[0], images.shape[2]
+    return np.arange(count, dtype=np.int32) * each + jax.process_index() * count * each
+
+
+def _notes(number: int) -> np.ndarray:
+    """Returns a number for every local device."""
     return np.full(jax.local_device_count(), number, np.int32)
 
 

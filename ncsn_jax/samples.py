@@ -18,6 +18,9 @@ import numpy as np
 from ncsn_jax import images
 from ncsn_jax.errors import UserError
 
+# Settings that earlier versions did not write, with what those did.
+_ADDED = {"sampling.dtype": "float32"}
+
 
 class SampleStore:
     """The samples in one directory.
@@ -40,7 +43,7 @@ class SampleStore:
             os.makedirs(directory, exist_ok=True)
             if os.path.exists(path):
                 with open(path, encoding="utf-8") as file:
-                    found = json.load(file)
+                    found = _ADDED | json.load(file)
                 differing = sorted(k for k in settings if found.get(k) != settings[k])
                 if differing:
                     named = "; ".join(

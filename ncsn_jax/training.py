@@ -6,6 +6,7 @@ batch. Nothing here jits, replicates, logs or touches files; averages across dev
 `axis_name`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -146,10 +147,62 @@ def prepare_images(
     return x / 255.0
 
 
+def _measure(
+    params: Any,
+    images: jax.Array,
+    keys: jax.Array,
+    *,
+    model: nn.Module,
+    sigmas: jax.Array,
+    loss: LossFn,
+    random_flip: bool,
+    dequantize: bool,
+    anneal_power: float,
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
+    image_keys, level_keys, noise_keys = jnp.moveaxis(
+        jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+    )
+
+    x = prepare_images(image_keys, images, random_flip=random_flip, dequantize=dequantize)
+    sigma = losses.sample_levels(level_keys, sigmas, images.shape[0])
+
+    def mean_loss(params):
+        per_example = loss(noise_keys, models.score_fn(model, params, sigmas), x, sigma)
+        if anneal_power == 2:
+            return jnp.mean(per_example), per_example
+        return jnp.mean(sigma ** (anneal_power - 2) * per_example), per_example
+
+    (value, per_example), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    level = models.levels_of(sigma, sigmas)
+    level_loss = jnp.zeros_like(sigmas).at[level].add(per_example)
+    level_count = jnp.zeros_like(sigmas).at[level].add(1.0)
+    return grads, value, level_loss, level_count
+
+
+def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys, sigmas):
+    """Returns what `measure(params, images, keys)` would, from as many parts, one after another."""
+    examples = images.shape[0]
+    if examples % parts:
+        raise ValueError(f"{examples} examples on a device are no multiple of {parts} microbatches")
+    xs = [a.reshape(parts, examples // parts, *a.shape[1:]) for a in (images, keys)]
+
+    def add(total, x):
+        return jax.tree.map(jnp.add, total, measure(params, *x)), None
+
+    zeros = (params, jnp.zeros((), jnp.float32), sigmas, sigmas)
+    (grads, value, level_loss, level_count), _ = jax.lax.scan(
+        add, jax.tree.map(jnp.zeros_like, zeros), xs
+    )
+    grads, value = jax.tree.map(lambda a: a / parts, (grads, value))
+    return grads, value, level_loss, level_count
+
+
 def train_step(
     state: TrainState,
     images: jax.Array,
     seed: jax.Array,
+    first: jax.Array | int = 0,
     *,
     model: nn.Module,
     sigmas: jax.Array,
@@ -159,15 +212,17 @@ def train_step(
     random_flip: bool,
     dequantize: bool,
     anneal_power: float = 2.0,
+    microbatches: int = 1,
+    skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on one batch, or on this device's part of it.
 
     Args:
       state: the state to advance.
-      images: uint8 `[B, H, W, C]`, this device's examples: with `axis_name`, those from
-        `axis_index * B` of the global batch.
+      images: uint8 `[B, H, W, C]`, this device's examples, neighbours in the global batch.
       seed: integer scalar, the seed of the whole run.
+      first: integer scalar >= 0, the place of the first of them in the global batch.
       model: a network conditioned on the level's index.
       sigmas: `[L]`, the ladder.
       optimizer: as made by `make_optimizer`.
@@ -176,32 +231,35 @@ def train_step(
       random_flip, dequantize: see `prepare_images`.
       anneal_power: p of the weight lambda(sigma) = sigma^p with which levels enter the mean (NCSN,
         section 4.2, takes 2; NCSNv2's code calls it so). The metrics by level keep sigma^2.
+      microbatches: >= 1, a divisor of B: in so many parts, one after another, are the examples
+        computed. The step is the same to float32 rounding and takes the memory of one part.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
+        average and the optimizer's state as they were. It counts, and its metrics say what happened.
       axis_name: the mapped axis over which the batch is spread, or None.
 
     Returns:
       The next state and the step's metrics.
+
+    Raises:
+      ValueError: if B is not a multiple of `microbatches`.
     """
-    batch = images.shape[0]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
-    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(batch))
-    image_keys, level_keys, noise_keys = jnp.moveaxis(
-        jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+    places = first + jnp.arange(images.shape[0])
+    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
+    measure = functools.partial(
+        _measure,
+        model=model,
+        sigmas=sigmas,
+        loss=loss,
+        random_flip=random_flip,
+        dequantize=dequantize,
+        anneal_power=anneal_power,
     )
-
-    x = prepare_images(image_keys, images, random_flip=random_flip, dequantize=dequantize)
-    sigma = losses.sample_levels(level_keys, sigmas, batch)
-
-    def mean_loss(params):
-        per_example = loss(noise_keys, models.score_fn(model, params, sigmas), x, sigma)
-        if anneal_power == 2:
-            return jnp.mean(per_example), per_example
-        return jnp.mean(sigma ** (anneal_power - 2) * per_example), per_example
-
-    (value, per_example), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    level = models.levels_of(sigma, sigmas)
-    level_loss = jnp.zeros_like(sigmas).at[level].add(per_example)
-    level_count = jnp.zeros_like(sigmas).at[level].add(1.0)
+    if microbatches == 1:
+        measured = measure(state.params, images, keys)
+    else:
+        measured = _measure_in_parts(measure, microbatches, state.params, images, keys, sigmas)
+    grads, value, level_loss, level_count = measured
     if axis_name is not None:
         grads, value = jax.lax.pmean((grads, value), axis_name)
         level_loss, level_count = jax.lax.psum((level_loss, level_count), axis_name)
@@ -212,17 +270,27 @@ def train_step(
     if ema_decay:
         ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
     next_state = TrainState(state.step + 1, params, ema_params, opt_state)
-    return next_state, Metrics(value, optax.tree.norm(grads), level_loss, level_count)
+    metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
+    if skip_nonfinite:
+        # The averages over all devices are looked at, so that all devices do alike.
+        sound = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        skipped = state._replace(step=next_state.step)
+        next_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), next_state, skipped)
+    return next_state, metrics
 
 
 def train_steps(
-    state: TrainState, images: jax.Array, seed: jax.Array, **options
+    state: TrainState,
+    images: jax.Array,
+    seed: jax.Array,
+    first: jax.Array | int = 0,
+    **options,
 ) -> tuple[TrainState, Metrics]:
     """Several optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
 
-    The options are those of `train_step`. For K = 1 there is no loop at all.
+    The other arguments are those of `train_step`. For K = 1 there is no loop at all.
     """
     if images.shape[0] == 1:
-        state, metrics = train_step(state, images[0], seed, **options)
+        state, metrics = train_step(state, images[0], seed, first, **options)
         return state, jax.tree.map(lambda a: a[None], metrics)
-    return jax.lax.scan(lambda s, x: train_step(s, x, seed, **options), state, images)
+    return jax.lax.scan(lambda s, x: train_step(s, x, seed, first, **options), state, images)

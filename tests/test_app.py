@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import checkpoints
+from ncsn_jax import chains, checkpoints
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
@@ -218,6 +218,7 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
         "--config.model.ema_decay=0.0",
         "--config.training.steps_per_call=5",
         "--config.training.num_steps=20",
+        "--config.training.skip_nonfinite=3",
     ]
     result = run(tmp_path / "run", *arguments, devices=2)
     assert result.returncode == 0, result.stderr
@@ -287,6 +288,14 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
             {"training.num_projections": 5},
             "config.training.num_projections=5 must be 1 for config.training.loss='dsm'",
         ),
+        (
+            {"training.microbatches": 3},
+            "training.batch_size=8 must be a multiple of the 8 devices times config.training.micro",
+        ),
+        ({"training.microbatches": 0}, "config.training.microbatches=0 must be at least 1"),
+        ({"training.skip_nonfinite": -1}, "config.training.skip_nonfinite=-1 must be 0 or more"),
+        ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
+        ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
         ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
         (
             {"training.anneal_power": float("nan")},
@@ -308,6 +317,54 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
 def test_values_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         configuration.check(load_config(**changes))
+
+
+def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
+    config = load_config(
+        **{
+            "training.microbatches": 2,
+            "training.batch_size": 16,
+            "training.remat": True,
+            "training.dtype": "bfloat16",
+            "training.skip_nonfinite": 3,
+        }
+    )
+    options = configuration.make_train_steps(config).keywords
+    assert options["microbatches"] == 2 and options["skip_nonfinite"] is True
+    assert options["model"].remat and options["model"].dtype == jax.numpy.bfloat16
+    assert not configuration.make_train_steps(load_config()).keywords["skip_nonfinite"]
+
+    def program(**changes):
+        changed = load_config(**changes)
+        model = configuration.make_model(changed)
+        shape = (1, *configuration.image_shape(changed))
+        params = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape), np.zeros(1, int))
+        score = lambda p, x, sigma: chains._options(changed, p)[0](x, sigma)
+        return str(jax.make_jaxpr(score)(params, np.zeros(shape, np.float32), np.ones(1)))
+
+    assert "bf16" in program(**{"sampling.dtype": "bfloat16"})
+    without = program(**{"training.dtype": "bfloat16", "training.remat": True})
+    assert "bf16" not in without and "checkpoint" not in without and "remat" not in without
+    assert run_lib._settings(config, 1)["sampling.dtype"] == "float32"
+
+
+def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
+    configuration.write_config(load_config(), str(tmp_path))
+    path = tmp_path / "config.json"
+    old = {
+        k: v
+        for k, v in json.loads(path.read_text()).items()
+        if k.removeprefix("training.") not in ("microbatches", "remat", "dtype", "skip_nonfinite")
+    }
+    path.write_text(json.dumps(old))
+    assert configuration.compare_workdir(load_config(), str(tmp_path))
+    assert configuration.compare_workdir(
+        load_config(**{"training.skip_nonfinite": 3}), str(tmp_path)
+    )
+    for field, value in (("microbatches", 2), ("remat", True), ("dtype", "bfloat16")):
+        changed = load_config(**{f"training.{field}": value})
+        with pytest.raises(UserError, match=f"training.{field} is .* there and {value!r} here"):
+            configuration.compare_workdir(changed, str(tmp_path))
 
 
 def config_files():

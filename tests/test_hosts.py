@@ -112,8 +112,8 @@ def test_waiting_for_others_has_a_limit(tmp_path):
     [
         (
             b"one\nE1122 07:32:50.5 12291 coordination_service.cc:1549] [1] Use error polling to propagate "
-            b"the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped sending "
-            b"heartbeats):\n1\nThe tasks have crashed.\n",
+            b"the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped "
+            b"sending heartbeats):\n1\nThe tasks have crashed.\n",
             "one\nerror: process 1 of this run has ended or stopped answering; ",
         ),
         (

@@ -72,19 +72,37 @@ def test_eight_devices_equal_one(state, batches, one_device):
         return losses.denoising_score_matching(*arguments)
 
     options = OPTIONS | {"loss": loss}
-    p_steps = parallel.map_train_steps(functools.partial(training.train_steps, **options))
+    run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
     replicated = parallel.replicate(jax.tree.map(np.asarray, state))
+    arguments = parallel.spread(batches[:1]), np.uint32(7)
+    p_steps, _ = parallel.compile_train_steps(run, replicated, *arguments)
     for k in range(2):
-        batch, wishes = parallel.spread(batches[k : k + 1]), parallel.notes(0)
-        wishes[5] = 15  # one of them is to stop
-        replicated, measured, heard = p_steps(replicated, batch, np.uint32(7), wishes)
-        assert set(np.asarray(heard)) == {15}
+        batch = parallel.spread(batches[k : k + 1])
+        replicated, measured, heard = p_steps(replicated, batch, np.uint32(7), 15 * k)
+        assert set(np.asarray(heard)) == {15 * k}
         assert_same(parallel.to_host(replicated), states[k + 1])
         assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     for replica in jax.tree.leaves(replicated):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
     assert len(traces) == 1
+
+
+def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
+    """The place of the first example makes the random numbers, wherever the half is computed."""
+    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
+    halves = [step(state, batches[0][i : i + 8], 7, np.int32(i))[1] for i in (0, 8)]
+    whole = one_device[1][0]
+    assert np.mean([h.loss for h in halves]) == pytest.approx(float(whole.loss), rel=1e-5)
+    np.testing.assert_array_equal(sum(h.level_count for h in halves), whole.level_count)
+    np.testing.assert_allclose(sum(h.level_loss for h in halves), whole.level_loss, rtol=1e-5)
+
+
+def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
+    batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
+    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(0, 16, 2))
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(32, 48, 2))
 
 
 def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
@@ -94,6 +112,77 @@ def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
     assert int(final.step) == 5
     assert_same(final, states[-1])
     assert_same(measured, jax.tree.map(lambda *a: np.stack(a), *metrics))
+
+
+def compiled_quickly(function, *arguments):
+    """Compiles without LLVM's optimizations, which take longer than what is run here."""
+    lowered = jax.jit(function).lower(*arguments)
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("loss", ["ssm", "sm"])
+def test_microbatches_make_the_same_step_in_less_memory(state, loss):
+    options = OPTIONS | {"loss": training.LOSSES[loss]}
+    images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    whole, parts = (
+        compiled_quickly(
+            functools.partial(training.train_step, microbatches=m, **options), state, images, 7
+        )
+        for m in (1, 8)
+    )
+    memory = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+    assert memory[1] < memory[0] / 3
+    whole, parts = whole(state, images, 7), parts(state, images, 7)
+    assert_same(parts, whole)
+    np.testing.assert_array_equal(parts[1].level_count, whole[1].level_count)
+
+
+def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
+    states, metrics = one_device
+    run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
+    replicated = parallel.replicate(jax.tree.map(np.asarray, state))
+    arguments = replicated, parallel.spread(batches[:2]), np.uint32(7)
+    p_steps, memory = parallel.compile_train_steps(run, *arguments, remat=True)
+    assert memory.temp_size_in_bytes > 0
+    found, measured, _ = p_steps(*arguments)
+    assert_same(parallel.to_host(found), states[2])
+    assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one_device):
+    """One example of 128 has a loss of infinity in the second step; the others make the usual steps."""
+
+    def loss(key, score_fn, x, sigma):
+        bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
+        return losses.denoising_score_matching(key, score_fn, x, sigma) / (1 - bad)
+
+    options = OPTIONS | {"loss": loss, "dequantize": False, "random_flip": False}
+    run = functools.partial(training.train_steps, skip_nonfinite=True, **options)
+    # Images of 8 bits are at most 1, others are not.
+    images = batches[:3].astype(np.float32)
+    images[1, 5] = 300.0
+    after = [parallel.replicate(jax.tree.map(np.asarray, state))]
+    arguments = after[0], parallel.spread(images[:1]), np.uint32(7)
+    p_steps, _ = parallel.compile_train_steps(run, *arguments)
+    for k in range(3):
+        given = jax.tree.map(jnp.copy, after[-1])
+        following, measured, _ = p_steps(given, parallel.spread(images[k : k + 1]), np.uint32(7))
+        after.append(following)
+        assert np.isfinite(parallel.to_host(measured).loss[0]) == (k != 1)
+    for replica in jax.tree.leaves(after[2]):
+        np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
+    before, skipped, later = (parallel.to_host(s) for s in after[1:])
+    jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
+    assert later.step == 3
+    for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
+        assert np.isfinite(new).all() and not np.array_equal(old, new)
+
+
+def test_refuses_parts_of_examples(state, batches):
+    with pytest.raises(
+        ValueError, match="16 examples on a device are no multiple of 3 microbatches"
+    ):
+        training.train_step(state, batches[0], 7, microbatches=3, **OPTIONS)
 
 
 def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):

@@ -3,6 +3,9 @@
 python main.py --config=tests/tiny.py --workdir=DIR
 """
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -15,6 +18,8 @@ class Tiny(nn.Module):
 
     features: int
     sigmas: jax.Array
+    dtype: Any = None
+    remat: bool = False  # two convolutions have nothing to save
 
     HALVINGS = 0
 
@@ -23,8 +28,9 @@ class Tiny(nn.Module):
         table = self.param(
             "embedding", nn.initializers.normal(1.0), (len(self.sigmas), self.features)
         )
-        h = nn.Conv(self.features, (3, 3))(2 * x - 1) + table[level][:, None, None, :]
-        return nn.Conv(x.shape[-1], (3, 3))(nn.elu(h)) / self.sigmas[level][:, None, None, None]
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
+        h = conv(self.features)(2 * x - 1) + table[level][:, None, None, :]
+        return conv(x.shape[-1])(nn.elu(h)) / self.sigmas[level][:, None, None, None]
 
 
 configuration.MODELS["tiny"] = Tiny

@@ -18,6 +18,14 @@ NormFactory = Callable[..., nn.Module]
 ConvFactory = Callable[..., nn.Module]
 
 
+def rematerialized(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """Returns a block that keeps its inputs only, and computes the rest again in the backward pass.
+
+    With `remat=False` it is the block itself. Parameters have the same names, values are the same.
+    """
+    return nn.remat(block) if remat else block
+
+
 def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
     return x if norm is None else norm(name=name)(x, level)
 

@@ -2,7 +2,8 @@
 
 Each function or layer here reproduces one PyTorch operation exactly: its padding, its initial
 distribution, its treatment of borders. The rest of the models is built from these and never touches
-`lax`. All arrays are `[B, H, W, C]`.
+`lax`. All arrays are `[B, H, W, C]`. Everything computes in the type of its input, to which parameters
+are cast, and returns that type.
 """
 
 import math
@@ -55,14 +56,15 @@ class Conv(nn.Module):
         pad = self.dilation * (k // 2)
         y = jax.lax.conv_general_dilated(
             x,
-            kernel,
+            kernel.astype(x.dtype),
             window_strides=(1, 1),
             padding=((pad, pad), (pad, pad)),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.use_bias:
-            y = y + self.param("bias", bias_init, (self.features,))[None, None, None, :]
+            bias = self.param("bias", bias_init, (self.features,))
+            y = y + bias.astype(x.dtype)[None, None, None, :]
         return y
 
 
@@ -112,9 +114,9 @@ def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """
     highest = jax.lax.Precision.HIGHEST
     if x.shape[1] != shape[0]:
-        matrix = _interpolation_matrix(x.shape[1], shape[0])
+        matrix = _interpolation_matrix(x.shape[1], shape[0]).astype(x.dtype)
         x = jnp.einsum("oh,bhwc->bowc", matrix, x, precision=highest)
     if x.shape[2] != shape[1]:
-        matrix = _interpolation_matrix(x.shape[2], shape[1])
+        matrix = _interpolation_matrix(x.shape[2], shape[1]).astype(x.dtype)
         x = jnp.einsum("ow,bhwc->bhoc", matrix, x, precision=highest)
     return x

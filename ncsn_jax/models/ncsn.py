@@ -7,11 +7,13 @@ divided by sigma.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import RefineBlock, ResidualBlock
+from ncsn_jax.models.blocks import RefineBlock, ResidualBlock, rematerialized
 from ncsn_jax.models.layers import Conv
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, ConditionalInstanceNormPlus
 
@@ -32,6 +34,9 @@ class NCSN(nn.Module):
       num_levels: noise levels L that the network distinguishes. Published: 10.
       normalization: 'instance++', which also normalizes the channels' means (published), or
         'instance', the plain one that the authors' code holds beside it.
+      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
+      dtype: what is between the first convolution and the last normalization computes in this type, such
+        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
@@ -44,11 +49,14 @@ class NCSN(nn.Module):
     features: int = 128
     num_levels: int = 10
     normalization: str = "instance++"
+    remat: bool = False
+    dtype: Any = None
 
     HALVINGS = 1  # how often the sides are halved
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
             raise ValueError(f"NCSN needs an even height and width, got {height}x{width}")
@@ -58,23 +66,26 @@ class NCSN(nn.Module):
             )
         n = self.features
         norm = functools.partial(NORMALIZATIONS[self.normalization], self.num_levels)
+        residual = rematerialized(ResidualBlock, self.remat)
+        refine = rematerialized(RefineBlock, self.remat)
 
         def stage(name, h, features, **options):
-            h = ResidualBlock(features, norm, name=f"{name}_0", **options)(h, level)
+            h = residual(features, norm, name=f"{name}_0", **options)(h, level)
             dilation = options.get("dilation", 1)
-            return ResidualBlock(features, norm, dilation=dilation, name=f"{name}_1")(h, level)
+            return residual(features, norm, dilation=dilation, name=f"{name}_1")(h, level)
 
         h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
+        h = h.astype(self.dtype or x.dtype)
         h1 = stage("res1", h, n)
         h2 = stage("res2", h1, 2 * n, down=True)
         h3 = stage("res3", h2, 2 * n, down=True, dilation=2)
         h4 = stage("res4", h3, 2 * n, down=True, dilation=4)
 
         full, half = (height, width), (height // 2, width // 2)
-        r = RefineBlock(2 * n, half, norm, name="refine1")([h4], level)
-        r = RefineBlock(2 * n, half, norm, name="refine2")([h3, r], level)
-        r = RefineBlock(n, half, norm, name="refine3")([h2, r], level)
-        r = RefineBlock(n, full, norm, end=True, name="refine4")([h1, r], level)
+        r = refine(2 * n, half, norm, name="refine1")([h4], level)
+        r = refine(2 * n, half, norm, name="refine2")([h3, r], level)
+        r = refine(n, half, norm, name="refine3")([h2, r], level)
+        r = refine(n, full, norm, end=True, name="refine4")([h1, r], level)
 
-        r = nn.elu(norm(name="normalizer")(r, level))
+        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
         return Conv(channels, name="end_conv")(r)

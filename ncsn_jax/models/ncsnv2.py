@@ -5,11 +5,13 @@ Unconditional RefineNets: the noise level enters only through the output, which 
 blocks and before the last convolution only; the refinement blocks have none and pool by maximum.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import RefineBlock, ResidualBlock
+from ncsn_jax.models.blocks import RefineBlock, ResidualBlock, rematerialized
 from ncsn_jax.models.layers import Conv, max_pool5
 from ncsn_jax.models.normalization import InstanceNormPlus
 
@@ -26,6 +28,9 @@ class RefineNet(nn.Module):
     Args:
       features: channels n of the first stage. Published: 128.
       sigmas: `[L]`, the ladder.
+      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
+      dtype: what is between the first convolution and the last normalization computes in this type, such
+        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise; the network rescales by 2x - 1. H and W are
@@ -38,6 +43,8 @@ class RefineNet(nn.Module):
 
     features: int
     sigmas: jax.Array
+    remat: bool = False
+    dtype: Any = None
 
     STAGES = ()
     REFINEMENTS = ()
@@ -45,6 +52,7 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         _, height, width, channels = x.shape
         factor = 2**self.HALVINGS
         if height % factor or width % factor:
@@ -53,18 +61,21 @@ class RefineNet(nn.Module):
                 f"got {height}x{width}"
             )
         n, norm = self.features, InstanceNormPlus
+        residual = rematerialized(ResidualBlock, self.remat)
+        refine = rematerialized(RefineBlock, self.remat)
         h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
+        h = h.astype(self.dtype or x.dtype)
         outputs = {}
         for name, multiple, options in self.STAGES:
             dilation = options.get("dilation", 1)
-            h = ResidualBlock(multiple * n, norm, name=f"{name}_0", **options)(h, level)
-            h = ResidualBlock(multiple * n, norm, dilation=dilation, name=f"{name}_1")(h, level)
+            h = residual(multiple * n, norm, name=f"{name}_0", **options)(h, level)
+            h = residual(multiple * n, norm, dilation=dilation, name=f"{name}_1")(h, level)
             outputs[name] = h
 
         r = None
         for name, stage, multiple in self.REFINEMENTS:
             h = outputs[stage]
-            r = RefineBlock(
+            r = refine(
                 multiple * n,
                 h.shape[1:3],
                 None,
@@ -72,7 +83,7 @@ class RefineNet(nn.Module):
                 end=name == self.REFINEMENTS[-1][0],
                 name=name,
             )([h] if r is None else [h, r], level)
-        r = nn.elu(norm(name="normalizer")(r, level))
+        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
         r = Conv(channels, name="end_conv")(r)
         return r / jnp.asarray(self.sigmas)[level][:, None, None, None]
 

@@ -3,7 +3,8 @@
 Every layer maps `(x, level)` to an array like `x`, with `x: [B, H, W, C]` and `level: int[B]`, the
 index of each example's noise level. Layers that are not conditioned on the level ignore it, so that
 blocks can be written once for all of them. The statistics are taken per example over the spatial
-axes, in two passes, and never mix examples.
+axes, in two passes, and never mix examples; they and the affine map are in float32 at least, and the
+result is in the type of x.
 """
 
 import math
@@ -18,6 +19,7 @@ EPSILON = 1e-5
 
 def _spatial_moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns `(x - mean, mean, biased variance)` of each example and channel, over H and W."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     centred = x - mean
     return centred, mean, jnp.mean(jnp.square(centred), axis=(1, 2), keepdims=True)
@@ -34,7 +36,7 @@ def _normalize_plus(x: jax.Array, gamma: jax.Array, alpha: jax.Array, beta: jax.
     """Instance normalization++ of x with coefficients that broadcast against `[B, 1, 1, C]`."""
     centred, mean, variance = _spatial_moments(x)
     shift = gamma * alpha * _standardized_means(mean) + beta
-    return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift
+    return (centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + shift).astype(x.dtype)
 
 
 def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -90,7 +92,7 @@ class ConditionalInstanceNorm(nn.Module):
         table = self.param("embedding", self.embedding_init, (self.num_levels, 2 * x.shape[-1]))
         gamma, beta = jnp.split(jnp.asarray(table)[level][:, None, None, :], 2, axis=-1)
         centred, _, variance = _spatial_moments(x)
-        return centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + beta
+        return (centred * (gamma * jax.lax.rsqrt(variance + EPSILON)) + beta).astype(x.dtype)
 
 
 class ConditionalInstanceNormPlus(nn.Module):

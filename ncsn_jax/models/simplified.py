@@ -7,12 +7,13 @@ every convolution, a bias in each, four poolings, no leading activation) and are
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import NormFactory, ResidualBlock
+from ncsn_jax.models.blocks import NormFactory, ResidualBlock, rematerialized
 from ncsn_jax.models.layers import Conv, max_pool5
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, unit_scale_shift_init
 
@@ -101,6 +102,9 @@ class SimplifiedNCSN(nn.Module):
     Args:
       features: channels n of every layer. Published: 64.
       sigmas: `[L]`, the ladder. Published: 10 levels from 0.5 to 0.005 (there 1 to 0.01).
+      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
+      dtype: what is between the first convolution and the last normalization computes in this type, such
+        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise; any H and W.
@@ -112,25 +116,30 @@ class SimplifiedNCSN(nn.Module):
 
     features: int
     sigmas: jax.Array
+    remat: bool = False
+    dtype: Any = None
 
     HALVINGS = 0  # how often the sides are halved
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        sigmas = jnp.asarray(self.sigmas)
+        x, sigmas = jnp.asarray(x), jnp.asarray(self.sigmas)
         norm = functools.partial(
             ConditionalInstanceNorm, sigmas.shape[0], embedding_init=unit_scale_shift_init
         )
+        units = rematerialized(_Units, self.remat)
+        refine = rematerialized(_Refine, self.remat)
         h = XavierConv(self.features, name="begin_conv")(2.0 * x - 1.0)
+        h = h.astype(self.dtype or x.dtype)
         stages = []
         for i, dilation in enumerate(_DILATIONS, start=1):
-            h = _Units(norm, dilation, name=f"stage{i}")(h, level)
+            h = units(norm, dilation, name=f"stage{i}")(h, level)
             stages.append(h)
 
-        r = _Refine(norm, name="refine4")([stages[3]], level)
+        r = refine(norm, name="refine4")([stages[3]], level)
         for i in (3, 2, 1):
-            r = _Refine(norm, name=f"refine{i}")([stages[i - 1], r], level)
+            r = refine(norm, name=f"refine{i}")([stages[i - 1], r], level)
 
-        r = nn.elu(norm(name="normalizer")(r, level))
+        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
         r = XavierConv(x.shape[-1], name="end_conv")(r)
         return r / sigmas[level][:, None, None, None]
