@@ -3,6 +3,9 @@
 What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that is slow to import.
 """
 
+import itertools
+import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +17,7 @@ from ncsn_jax.errors import UserError, one_line
 
 def define_config() -> flags.FlagHolder:
     """Defines `--config=FILE`, and an override for every field of the configuration in it."""
+    _refuse_devices(sys.argv)
     try:
         return config_flags.DEFINE_config_file(
             "config",
@@ -24,6 +28,19 @@ def define_config() -> flags.FlagHolder:
     # It looks for the file's name on the command line already, through --flagfile too.
     except (flags.Error, ValueError) as error:
         fail(f"--flagfile cannot be read: {error}", 2)
+
+
+def _refuse_devices(argv: Sequence[str]) -> None:
+    """Ends the process if a file to be parsed is a device, such as /dev/zero, which has no end."""
+    for before, argument in itertools.pairwise(argv):
+        name, equals, path = argument.lstrip("-").partition("=")
+        if not equals:
+            name, path = before.lstrip("-"), argument
+        path = path.partition(":")[0]
+        if name in ("config", "flagfile") and os.path.exists(path):
+            mode = os.stat(path).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                fail(f"--{name}={path!r} is a device, no file", 2)
 
 
 def define_workdir() -> flags.FlagHolder:
@@ -105,4 +122,6 @@ def run(
         except KeyboardInterrupt:
             fail(interrupted, 130)
 
+    # Names of files need not be text.
+    sys.stdout.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=parse)

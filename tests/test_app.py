@@ -389,6 +389,8 @@ def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
         ("def get_config(a, b): pass", "--config: TypeError: get_config() missing 2"),
         ("def get_config(): pass", "--config is required"),
         (None, "--flagfile cannot be read: "),
+        ("--flagfile=/dev/zero", "--flagfile='/dev/zero' is a device, no file"),
+        ("--config=/dev/zero", "--config='/dev/zero' is a device, no file"),
     ],
 )
 def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
@@ -397,11 +399,30 @@ def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
     arguments = [f"--config={path}", f"--workdir={tmp_path}/run"]
     if content is None:
         arguments.append("--flagfile=nothing")
+    elif content.startswith("--"):
+        arguments.append(content)
     command_ = [sys.executable, "main.py", *arguments]
     result = subprocess.run(command_, cwd=ROOT, capture_output=True, text=True, timeout=60)
     (line,) = result.stderr.splitlines()
     assert result.returncode == 2 and line.startswith("error: ") and message in line
     assert "Traceback" not in line
+
+
+def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
+    script = """
+from ncsn_jax import cli
+config = cli.define_config()
+cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrupted="")
+"""
+    arguments = ["--config=configs/digits.py"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
 
 
 def test_user_errors_are_one_line_whatever_they_quote():

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from ncsn_jax.data import cache, image_folder
-from ncsn_jax.errors import UserError
+from ncsn_jax.errors import UserError, one_line
 
 _CHUNK = 1000
 
@@ -96,7 +96,7 @@ def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.
     key = ["image_folder", size, channels, crop_size, directory, _fingerprint(directory)]
     images, left_out = cache.images("image_folder", key, make)
     if left_out:
-        logging.getLogger(__name__).warning("%s: %s", directory, left_out)
+        logging.getLogger(__name__).warning("%s: %s", one_line(directory), left_out)
     return images
 
 
