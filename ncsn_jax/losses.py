@@ -167,6 +167,8 @@ def _check_score(x: jax.Array, score: jax.Array) -> None:
 
 
 def _check_sigma(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
     sigma = jnp.asarray(sigma)
     if sigma.shape != x.shape[:1]:
         raise ValueError(f"sigma must have shape {x.shape[:1]}, one per example, got {sigma.shape}")

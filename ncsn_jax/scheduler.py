@@ -25,7 +25,7 @@ import numpy as np
 from ncsn_jax._random import check_batch, check_key, expand
 from ncsn_jax.errors import show
 from ncsn_jax.sampling.langevin import annealed_steps, check_count, langevin_update
-from ncsn_jax.sigmas import geometric
+from ncsn_jax.sigmas import as_float, geometric
 
 # Of float32, about.
 _LARGEST = 3.4e38
@@ -189,8 +189,8 @@ class AnnealedLangevinDynamicsScheduler:
           ValueError: if the shapes do not agree, or there is no such level.
         """
         batch = check_batch("original_samples", original_samples)
-        timesteps = jnp.asarray(timesteps)
         self._check_timesteps("timesteps", timesteps, (batch,))
+        timesteps = jnp.asarray(timesteps)
         if np.shape(noise) != original_samples.shape:
             raise ValueError(
                 f"noise must have the shape of the samples, {original_samples.shape}, "
@@ -244,6 +244,7 @@ jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, 
 
 
 def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
+    sigma_min, sigma_max = as_float("sigma_min", sigma_min), as_float("sigma_max", sigma_max)
     if not (
         _LARGEST >= sigma_max > sigma_min > 0
         or (count == 1 and _LARGEST >= sigma_max == sigma_min > 0)
@@ -256,6 +257,7 @@ def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
 
 
 def _check_epsilon(epsilon: float) -> jax.Array:
+    epsilon = as_float("sampling_eps", epsilon)
     if not 0 < epsilon <= _LARGEST:
         raise ValueError(f"sampling_eps must be a finite number > 0, got {show(epsilon)}")
     return jnp.asarray(epsilon, jnp.float32)

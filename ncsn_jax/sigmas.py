@@ -55,6 +55,7 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
         raise ValueError(
             f"num_levels must be an integer >= 2, {_MAX_LEVELS} at most, got {show(num_levels)}"
         )
+    sigma_begin, sigma_end = as_float("sigma_begin", sigma_begin), as_float("sigma_end", sigma_end)
     if not (_MAX_SIGMA >= sigma_begin > sigma_end > 0):
         raise ValueError(
             f"{_MAX_SIGMA:g} >= sigma_begin > sigma_end > 0 must hold, "
@@ -66,6 +67,18 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
             f"{count} levels between {sigma_begin} and {sigma_end} are not distinct in float32"
         )
     return jnp.asarray(ladder)
+
+
+def as_float(name: str, value: float) -> float:
+    """Returns a number as a float, infinite if it is too large, and raises ValueError for anything else."""
+    try:
+        if np.ndim(value) == 0:
+            return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
 class Suggestion(NamedTuple):

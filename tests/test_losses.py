@@ -172,6 +172,10 @@ def test_arguments_that_are_none_are_named():
         (lambda: losses.sliced_score_matching(key, score, x, sigma, 0), "num_projections must be"),
         (lambda: losses.score_matching(score, jnp.ones((2, 0)), sigma), "x must have elements"),
         (
+            lambda: losses.score_matching(score, jnp.ones((2, 3), int), sigma),
+            "x must be floating point, got int32",
+        ),
+        (
             lambda: losses.score_matching(score, 1.0, sigma),
             "x must be an array \\[B, ...\\], got 1.0",
         ),
