@@ -25,6 +25,7 @@ import numpy as np
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
+from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
 # Folded into the key for the noise on what was observed; no chain has so many steps.
@@ -315,6 +316,8 @@ def initial_samples(
         raise ValueError(
             f"init must be 'uniform', {', '.join(map(repr, centres))}, got {show(init)}"
         )
+    if not _is_traced(scale):
+        scale = as_float("scale", scale)
     return centres[init] + scale * normal_like(key, like)
 
 

@@ -261,6 +261,9 @@ def test_refuses_what_is_no_array_and_no_shape():
     for shape in ((), "ab", (2, -1), None):
         with pytest.raises(ValueError, match=r"shape must be \(B, ...\), got "):
             initial_samples(jax.random.key(0), shape)
+    with pytest.raises(ValueError, match="scale must be a number, got 'x'"):
+        initial_samples(jax.random.key(0), (1, 2), "normal", scale="x")
+    assert np.isfinite(initial_samples(jax.random.key(0), (1, 2), "normal", scale=2**40)).all()
 
 
 @pytest.mark.parametrize("denoise", [False, True])
