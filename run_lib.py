@@ -357,6 +357,7 @@ def _directory(config, workdir: str, kind: str, step: int) -> str:
 def inpaint(config, workdir: str) -> None:
     """Completes images of which a part is hidden, several times each."""
     configuration.check(config)
+    hosts.on_first("to find the run", lambda: configuration.require_run(config, workdir))
     options, shape = config.inpainting, configuration.image_shape(config)
     if options.images:
         originals, left_out = inpainting.read_images(

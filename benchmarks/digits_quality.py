@@ -15,7 +15,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from ncsn_jax import data
+from ncsn_jax import data, images
+from ncsn_jax.errors import one_line
 
 THRESHOLD = 0.9
 
@@ -28,7 +29,15 @@ def nearest_distances(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def main(path: str) -> None:
     """Prints the figures for one file of samples."""
-    samples = np.load(path)["samples"].reshape(-1, 64) / 255.0
+    try:
+        (samples,) = images.read_npz(path, "samples")
+    # Damaged files raise all kinds of exceptions.
+    except Exception as error:
+        sys.exit(one_line(f"error: {path} cannot be read ({type(error).__name__})"))
+    if samples.dtype != np.uint8 or samples.shape[1:] != (8, 8, 1) or not len(samples):
+        found = f"{samples.dtype} of shape {samples.shape}"
+        sys.exit(one_line(f"error: {path} holds {found}, expected uint8 [N, 8, 8, 1]"))
+    samples = samples.reshape(-1, 64) / 255.0
     digits = load_digits()
     pixels = digits.images.reshape(-1, 64) / 16.0
     with warnings.catch_warnings():

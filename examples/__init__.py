@@ -7,6 +7,8 @@ import argparse
 import os
 import sys
 
+from ncsn_jax.errors import one_line
+
 
 def output_path(description: str, default: str) -> str:
     """Returns the path of the PNG file to write, from the command line; it must not be there yet."""
@@ -14,7 +16,7 @@ def output_path(description: str, default: str) -> str:
     parser.add_argument("path", nargs="?", default=default, help=f"PNG file to write ({default})")
     path = parser.parse_args().path
     if not path.endswith(".png") or not os.path.isdir(os.path.dirname(path) or "."):
-        sys.exit(f"error: {path} must end in .png and lie in a directory that is there")
-    if os.path.exists(path):
-        sys.exit(f"error: {path} is there already; choose another name")
+        sys.exit(one_line(f"error: {path!r} must end in .png and lie in a directory that is there"))
+    if os.path.lexists(path):
+        sys.exit(one_line(f"error: {path!r} is there already; choose another name"))
     return path

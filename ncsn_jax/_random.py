@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax.errors import show
+
 
 def check_key(key: jax.Array, batch_size: int) -> None:
     """Raises unless `key` is one typed key or `batch_size` of them."""
@@ -21,6 +23,13 @@ def check_key(key: jax.Array, batch_size: int) -> None:
         )
     if key.shape not in ((), (batch_size,)):
         raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
+
+
+def check_batch(name: str, x: jax.Array) -> int:
+    """Returns B of an array `[B, ...]`, and raises ValueError for anything else."""
+    if not getattr(x, "shape", ()):
+        raise ValueError(f"{name} must be an array [B, ...], got {show(x)}")
+    return x.shape[0]
 
 
 def fold_in(key: jax.Array, data) -> jax.Array:

@@ -3,6 +3,9 @@
 What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that is slow to import.
 """
 
+import itertools
+import os
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,15 +13,35 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ncsn_jax.errors import UserError, one_line
+
 
 def define_config() -> flags.FlagHolder:
     """Defines `--config=FILE`, and an override for every field of the configuration in it."""
-    return config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Configuration of the experiment, such as configs/digits.py.",
-        lock_config=True,
-    )
+    _refuse_devices(sys.argv)
+    try:
+        return config_flags.DEFINE_config_file(
+            "config",
+            None,
+            "Configuration of the experiment, such as configs/digits.py.",
+            lock_config=True,
+        )
+    # It looks for the file's name on the command line already, through --flagfile too.
+    except (flags.Error, ValueError) as error:
+        fail(f"--flagfile cannot be read: {error}", 2)
+
+
+def _refuse_devices(argv: Sequence[str]) -> None:
+    """Ends the process if a file to be parsed is a device, such as /dev/zero, which has no end."""
+    for before, argument in itertools.pairwise(argv):
+        name, equals, path = argument.lstrip("-").partition("=")
+        if not equals:
+            name, path = before.lstrip("-"), argument
+        path = path.partition(":")[0]
+        if name in ("config", "flagfile") and os.path.exists(path):
+            mode = os.stat(path).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                fail(f"--{name}={path!r} is a device, no file", 2)
 
 
 def define_workdir() -> flags.FlagHolder:
@@ -49,8 +72,13 @@ def _explain(error: Exception) -> str | None:
 
 def fail(message: str, code: int) -> None:
     """Prints one line and ends the process."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
+
+
+def _last_line(text: str) -> str:
+    """Returns the last line that says anything."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
 def run(
@@ -74,6 +102,7 @@ def run(
     """
 
     def parse(argv: list[str]) -> list[str]:
+        logging.set_verbosity(logging.ERROR)
         try:
             rest = flags.FLAGS(argv)
             if len(rest) > 1 + max_arguments:
@@ -84,20 +113,25 @@ def run(
             config.value.keys()  # a file that could not be loaded says so only when it is used
             return rest
         except flags.Error as error:
-            fail(str(error), 2)
+            text = str(error)
+            # What the user's file raised can come with its whole traceback.
+            fail(f"--config: {_last_line(text)}" if "Traceback (most" in text else text, 2)
         except (AttributeError, KeyError) as error:
-            text = str(error.args[0]).replace("\\n", " ").replace("\\'", "").strip("'\"")
+            text = (
+                str(error.args[0] if error.args else type(error).__name__)
+                .replace("\\n", " ")
+                .replace("\\'", "")
+                .strip("'\"")
+            )
             text = text.replace(" Did you mean", "; did you mean")
             fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
         # A configuration is the user's code, which may raise anything.
         except Exception as error:
-            text = (str(error).splitlines() or ["without a message"])[-1]
-            fail(f"--config: {type(error).__name__}: {text}", 2)
+            fail(f"--config: {type(error).__name__}: {_last_line(str(error))}", 2)
 
     def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)
+        logging.set_verbosity(logging.ERROR)  # the flags have set it
         from ncsn_jax import signals
-        from ncsn_jax.errors import UserError
 
         try:
             main(argv[1:])
@@ -124,4 +158,6 @@ def run(
         print("error:", " ".join(text.split()), file=sys.stderr)
         hosts.end(1)
 
+    # Names of files need not be text.
+    sys.stdout.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=parse)

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import checkpoints, data, hosts, images, models, sigmas, training
-from ncsn_jax.errors import UserError
+from ncsn_jax import checkpoints, data, hosts, images, jsonfiles, models, sigmas, training
+from ncsn_jax.errors import UserError, show
 
 MODELS = {
     "ncsn": models.NCSN,
@@ -98,6 +99,74 @@ _NOT_NEGATIVE = (
 )
 _FRACTIONS = ("model.ema_decay", "optim.beta1", "optim.beta2")
 
+# What every field holds.
+_INTEGERS = (
+    *_COUNTS,
+    "seed",
+    "data.channels",
+    "data.crop_size",
+    "model.num_levels",
+    "training.sample_every",
+    "training.keep_every",
+    "training.skip_nonfinite",
+    "optim.warmup_steps",
+)
+_NUMBERS = (
+    *_POSITIVE,
+    *_FRACTIONS,
+    "model.sigma_begin",
+    "model.sigma_end",
+    "training.anneal_power",
+    "training.grad_clip",
+    "optim.weight_decay",
+)
+_BOOLEANS = (
+    "data.random_flip",
+    "data.dequantize",
+    "sampling.denoise",
+    "sampling.gif",
+    "training.remat",
+    "inpainting.keep_observed",
+)
+_STRINGS = (
+    "data.dataset",
+    "data.data_dir",
+    "model.name",
+    "model.normalization",
+    "training.loss",
+    "training.dtype",
+    "sampling.method",
+    "sampling.init",
+    "sampling.name",
+    "sampling.dtype",
+    "inpainting.mask",
+    "inpainting.images",
+    "inpainting.scheme",
+)
+_TYPES = (
+    dict.fromkeys(_INTEGERS, ((int,), "a whole number"))
+    | dict.fromkeys(_NUMBERS, ((int, float), "a number"))
+    | dict.fromkeys(_BOOLEANS, ((bool,), "True or False"))
+    | dict.fromkeys(_STRINGS, ((str,), "a string"))
+    | {"sampling.clip": ((list,), "() or (low, high)")}
+)
+
+# The largest values: of any integer (steps are counted in int32), and those beyond which no machine gets.
+_MAX_INTEGER = 2**31 - 1
+_MOST = dict.fromkeys(_INTEGERS, _MAX_INTEGER) | {
+    "seed": 2**32 - 1,
+    "data.image_size": 4096,
+    "model.features": 1024,
+    "model.num_levels": 100_000,
+    "training.num_projections": 1000,
+    "inpainting.num_completions": 10_000,
+}
+# Images that are in memory at once, in numbers, and steps of a chain.
+_MAX_ELEMENTS, _MAX_CHAIN = 2**34, 10**7
+# The numbers above 0 that float32 holds, and the largest below 1.
+_SMALLEST, _LARGEST, _BELOW_ONE = 1.2e-38, 3.4e38, 1 - 2**-24
+_MAX_NAME = 100
+
 
 def flatten(config: ml_collections.ConfigDict) -> dict:
     """Returns the fields as one dictionary from dotted names to plain values."""
@@ -112,20 +181,37 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first field whose value cannot work."""
-    flat = flatten(config)
+    try:
+        flat = flatten(config)
+    # A configuration is the user's code: it may hold itself, or fields without a value.
+    except Exception as error:
+        raise UserError(f"--config: {type(error).__name__}: {error}") from None
 
     def require(field: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise UserError(f"config.{field}={flat[field]!r} must be {allowed}")
+            raise UserError(f"config.{field}={show(flat[field])} must be {allowed}")
 
+    for field in _TYPES:
+        if field not in flat:
+            raise UserError(f"config.{field} is missing (configs/default.py lists all fields)")
+    for field in flat:
+        if field not in _TYPES:
+            raise UserError(f"config.{field} is no field (configs/default.py lists all fields)")
+    for field, (types, name) in _TYPES.items():
+        value = flat[field]
+        sound = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        require(field, sound, name)
     for field in _COUNTS:
         require(field, flat[field] >= 1, "at least 1")
+    for field, most in _MOST.items():
+        require(field, flat[field] <= most, f"at most {most}")
     for field in _POSITIVE:
-        require(field, 0 < flat[field] < float("inf"), "a finite number above 0")
+        allowed = f"a finite number above 0, from {_SMALLEST:g} to {_LARGEST:g}"
+        require(field, _SMALLEST <= flat[field] <= _LARGEST, allowed)
     for field in _NOT_NEGATIVE:
-        require(field, 0 <= flat[field] < float("inf"), "0 or more")
+        require(field, 0 <= flat[field] <= _LARGEST, f"0 or more, at most {_LARGEST:g}")
     for field in _FRACTIONS:
-        require(field, 0 <= flat[field] < 1, "in [0, 1)")
+        require(field, 0 <= flat[field] <= _BELOW_ONE, "in [0, 1), also in float32")
     for field, choices in (
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
@@ -137,7 +223,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("sampling.init", ("uniform", "normal", "centred_normal")),
     ):
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))
-    require("seed", flat["seed"] < 2**32, "below 2**32")
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
     allowed = _NORMALIZATIONS[flat["model.name"]]
     require(
@@ -150,8 +235,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         flat["training.num_projections"] == 1 or flat["training.loss"] == "ssm",
         f"1 for config.training.loss={flat['training.loss']!r}; 'ssm' projects",
     )
-    power = flat["training.anneal_power"]
-    require("training.anneal_power", -float("inf") < power < float("inf"), "a finite number")
     size = flat["data.image_size"]
     require(
         "training.loss",
@@ -168,14 +251,21 @@ def check(config: ml_collections.ConfigDict) -> None:
     require("model.num_levels", flat["model.num_levels"] >= 2, "at least 2")
     require("model.features", flat["model.features"] >= 2, "at least 2")
     clip = flat["sampling.clip"]
-    require(
-        "sampling.clip", not clip or (len(clip) == 2 and clip[0] < clip[1]), "() or (low, high)"
+    sound = not clip or (
+        len(clip) == 2
+        and all(isinstance(c, int | float) and not isinstance(c, bool) for c in clip)
+        and -_LARGEST <= clip[0] < clip[1] <= _LARGEST
     )
+    require("sampling.clip", sound, "() or (low, high), finite")
     name = flat["sampling.name"]
+    require(
+        "sampling.name",
+        len(name) <= _MAX_NAME and not set(name) - _NAME,
+        f"made of letters, digits, '-', '_' and '.', {_MAX_NAME} at most",
+    )
     every = flat["training.checkpoint_every"]
     allowed = f"0 or a multiple of config.training.checkpoint_every={every}"
     require("training.keep_every", flat["training.keep_every"] % every == 0, allowed)
-    require("sampling.name", not set(name) - _NAME, "made of letters, digits, '-', '_' and '.'")
     per_call = flat["training.steps_per_call"]
     for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
         field = f"training.{name}"
@@ -188,7 +278,29 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"a multiple of the {count} devices"
         + (f" times config.training.microbatches={parts}" if parts > 1 else ""),
     )
+    elements = size**2 * flat["data.channels"]
+    for field, images_ in (
+        ("training.batch_size", flat["training.batch_size"] * per_call),
+        ("sampling.num_samples", flat["sampling.num_samples"]),
+        ("sampling.batch_size", flat["sampling.batch_size"]),
+        ("sampling.preview_samples", flat["sampling.preview_samples"]),
+    ):
+        allowed = f"smaller: {images_} images of {elements} numbers are too much for any memory"
+        require(field, images_ * elements <= _MAX_ELEMENTS, allowed)
+    levels = flat["model.num_levels"]
+    require(
+        "sampling.steps_per_level",
+        levels * flat["sampling.steps_per_level"] <= _MAX_CHAIN,
+        f"at most {_MAX_CHAIN // levels} with config.model.num_levels={levels}",
+    )
     make_sigmas(config)
+    power = flat["training.anneal_power"]
+    weights = [(power - 2) * math.log(flat[f"model.sigma_{end}"]) for end in ("begin", "end")]
+    require(
+        "training.anneal_power",
+        all(abs(weight) < math.log(_LARGEST) for weight in weights),
+        "a finite number for which the weights of all levels are float32",
+    )
 
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -280,7 +392,7 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Raises:
       UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
     """
-    found = _read_json(os.path.join(workdir, "config.json"))
+    found = jsonfiles.read(os.path.join(workdir, "config.json"))
     if found is None:
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise UserError(
@@ -291,7 +403,7 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     found = _ADDED | found
     flat = flatten(config)
     differing = [
-        f"{field} is {found.get(field, 'absent')!r} there and {flat.get(field, 'absent')!r} here"
+        f"{field} is {show(found.get(field, 'absent'))} there and {show(flat.get(field, 'absent'))} here"
         for field in sorted(found.keys() | flat.keys())
         if found.get(field) != flat.get(field) and not field.startswith(_CHANGEABLE)
     ]
@@ -325,20 +437,6 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
     return found
 
 
-def _read_json(path: str) -> dict | None:
-    """Returns the object in a JSON file, or None if there is no such file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read: it holds no object of fields")
-    return found
-
-
 def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) -> None:
     """Writes down which images a run is trained on, or refuses others than those it began with.
 
@@ -350,13 +448,13 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
     here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
 
     def claim() -> dict:
-        there = _read_json(path)
+        there = jsonfiles.read(path)
         if there is None:
             if not read_only:
                 images.write_atomically(path, json.dumps(here).encode())
         elif there != here:
             raise UserError(
-                f"--workdir={workdir!r} holds a run on other images: {there} there and {here} here"
+                f"--workdir={workdir!r} holds a run on other images: {show(there)} there and {here} here"
             )
         return here
 
@@ -386,9 +484,14 @@ def lock_workdir(workdir: str) -> Iterator[None]:
 def make_workdir(workdir: str) -> None:
     """Makes a work directory, or finds that it is there and can be written to."""
     try:
+        os.path.abspath(workdir).encode()
+    except UnicodeEncodeError:  # which would be known only when the first checkpoint is written
+        raise UserError(f"--workdir={workdir!r} must have a path in UTF-8") from None
+    try:
         os.makedirs(workdir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir!r} cannot be made: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir!r} cannot be written to")
 

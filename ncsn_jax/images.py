@@ -8,9 +8,22 @@ import io
 import json
 import math
 import os
+import re
 import sys
+import zipfile
 
 import numpy as np
+
+from ncsn_jax.errors import one_line
+
+# The name of a level's loss in the metrics.
+_LEVEL = r"loss_by_level/\d+_sigma_[-+.e\d]+"
+
+# What matplotlib still draws.
+_MAX_PLOTTED = 1e300
+
+# Of an array in a file that is read: so many bytes, or so many times what they take there.
+_ALWAYS_UNPACKED, _MAX_RATIO = 2**28, 100
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -124,6 +137,56 @@ def write_npz(path: str, **arrays: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def read_npz(path: str, *names: str) -> list[np.ndarray]:
+    """Reads arrays of a `.npz` file; pickled objects never.
+
+    Raises:
+      Exception: of any kind, if the file is none, is damaged, or unpacks to far more than its size.
+    """
+    if not os.path.isfile(path):  # Opening a pipe would wait.
+        raise ValueError(f"{path} is no file")
+    arrays = []
+    with zipfile.ZipFile(path) as archive:
+        for info in (archive.getinfo(f"{name}.npy") for name in names):
+            if info.file_size > max(_ALWAYS_UNPACKED, _MAX_RATIO * info.compress_size):
+                raise ValueError(f"{info.filename} unpacks to {info.file_size} bytes")
+            # A header may hold any numbers.
+            with archive.open(info) as file, np.errstate(all="ignore"):
+                arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+    return arrays
+
+
+def read_metrics(path: str) -> list[dict]:
+    """Returns the lines of a `metrics.jsonl`, without a last one that is still being written.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it holds no line yet, or one that is no object with a step and numbers.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait.
+        raise ValueError("it is no file")
+    with open(path, encoding="utf-8") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    if not lines:
+        raise ValueError("it holds no line yet")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            sound = isinstance(record, dict) and type(record.get("step")) is int
+            sound = sound and all(v is None or _is_number(v) for v in record.values())
+        except (ValueError, RecursionError):
+            sound = False
+        if not sound:
+            raise ValueError(f"line {number} is no JSON object of a step and numbers")
+        records.append(record)
+    return records
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < _MAX_PLOTTED
+
+
 def plot_losses(records: list[dict]) -> bytes:
     """Draws the loss, and the loss by noise level, against the step.
 
@@ -138,7 +201,7 @@ def plot_losses(records: list[dict]) -> bytes:
 
     by_step = {record["step"]: record for record in records}
     steps = sorted(by_step)
-    levels = sorted({k for r in records for k in r if k.startswith("loss_by_level/")})
+    levels = sorted({k for r in records for k in r if re.fullmatch(_LEVEL, k)})
 
     def curve(name: str) -> list[float]:
         values = (by_step[step].get(name) for step in steps)
@@ -165,15 +228,16 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: python -m ncsn_jax.images losses WORKDIR")
     path = os.path.join(arguments[1], "metrics.jsonl")
     try:
-        with open(path, encoding="utf-8") as file:
-            records = [json.loads(line) for line in file if line.endswith("\n")]
+        records = read_metrics(path)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {path} cannot be read: {error}")
-    if not records:
-        sys.exit(f"error: {path} holds no line yet")
+        reason = error.strerror if isinstance(error, OSError) else error
+        sys.exit(one_line(f"error: {path} cannot be read: {reason}"))
     target = os.path.join(arguments[1], "losses.png")
-    write_atomically(target, plot_losses(records))
-    print(f"wrote {target}")
+    try:
+        write_atomically(target, plot_losses(records))
+    except OSError as error:
+        sys.exit(one_line(f"error: {target} cannot be written: {error.strerror}"))
+    print(one_line(f"wrote {target}"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What inpainting starts from: the images, and the masks that say which pixels are observed."""
 
 import os
+import warnings
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) ->
 def _box(height: int, width: int, seed: int, index: int) -> np.ndarray:
     rng = np.random.default_rng([seed, index])
     observed = np.ones((height, width), bool)
-    high, wide = (int(rng.integers(-(-n // 3), 2 * n // 3 + 1)) for n in (height, width))
+    thirds = ((-(-n // 3), max(1, 2 * n // 3)) for n in (height, width))
+    high, wide = (int(rng.integers(low, most + 1)) for low, most in thirds)
     top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
     observed[top : top + high, left : left + wide] = False
     return observed
@@ -53,10 +55,12 @@ def _read_mask(path: str, height: int, width: int) -> np.ndarray:
     if not os.path.isfile(path):
         raise UserError(f"{field} is neither 'left' nor 'box' nor an image file")
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            size = image.size
-            if size == (width, height):
-                return np.asarray(image.convert("L")) >= 128
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow; what is too large has another size
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                size = image.size
+                if size == (width, height):
+                    return np.asarray(image.convert("L")) >= 128
     # Pillow raises whatever its decoders run into.
     except Exception as error:
         raise UserError(f"{field} is no PNG or JPEG image ({type(error).__name__})") from None
@@ -71,9 +75,6 @@ def read_images(directory: str, size: int, channels: int, crop_size: int) -> tup
     Raises:
       UserError: if there are none.
     """
-    try:
-        found, skipped = image_folder.read(directory, size, channels, crop_size)
-    except UserError as error:
-        text = str(error).replace("data.data_dir", "config.inpainting.images")
-        raise UserError(text) from None
+    field = "config.inpainting.images"
+    found, skipped = image_folder.read(directory, size, channels, crop_size, field)
     return found, skipped.describe()

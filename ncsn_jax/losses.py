@@ -10,7 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_key, expand, fold_in, normal_like
+from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
+from ncsn_jax.sampling.langevin import check_count
 from ncsn_jax.types import ScoreFn
 
 # So many directional derivatives are taken at once.
@@ -40,8 +41,8 @@ def denoising_score_matching(
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
-    check_key(key, x.shape[0])
-    _check_sigma(x, sigma)
+    check_key(key, check_batch("x", x))
+    sigma = _check_sigma(x, sigma)
     noise = normal_like(key, x)
     scale = expand(sigma, x)
     score = score_fn(x + scale * noise, sigma)
@@ -79,10 +80,9 @@ def sliced_score_matching(
     Raises:
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
     """
-    check_key(key, x.shape[0])
-    _check_sigma(x, sigma)
-    if num_projections < 1:
-        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
+    check_key(key, check_batch("x", x))
+    sigma = _check_sigma(x, sigma)
+    check_count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
     vectors = jnp.stack([normal_like(fold_in(key, 1 + i), x) for i in range(num_projections)])
@@ -110,9 +110,12 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
-    _check_sigma(x, sigma)
+    check_batch("x", x)
+    sigma = _check_sigma(x, sigma)
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
+    if not size:
+        raise ValueError(f"x must have elements, got shape {x.shape}")
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
     # Some directions at a time, and recomputed when differentiated: memory does not grow with D.
     at_once = next(k for k in range(min(size, _DIRECTIONS), 0, -1) if size % k == 0)
@@ -135,8 +138,15 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
 
     Returns:
       `[B]`, elements of `sigmas`.
+
+    Raises:
+      ValueError: if an argument has the wrong shape, or `batch_size` is below 1.
     """
+    check_count("batch_size", batch_size)
     check_key(key, batch_size)
+    sigmas = jnp.asarray(sigmas)
+    if sigmas.ndim != 1 or not sigmas.size:
+        raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
     if key.ndim == 0:
         level = jax.random.randint(key, (batch_size,), 0, sigmas.shape[0])
     else:
@@ -156,9 +166,13 @@ def _check_score(x: jax.Array, score: jax.Array) -> None:
         raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
 
 
-def _check_sigma(x: jax.Array, sigma: jax.Array) -> None:
+def _check_sigma(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    sigma = jnp.asarray(sigma)
     if sigma.shape != x.shape[:1]:
         raise ValueError(f"sigma must have shape {x.shape[:1]}, one per example, got {sigma.shape}")
+    return sigma
 
 
 def _sum_elements(x: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax import images
-from ncsn_jax.errors import UserError
+from ncsn_jax import images, jsonfiles
+from ncsn_jax.errors import UserError, show
 
 # Settings that earlier versions did not write, with what those did.
 _ADDED = {"sampling.dtype": "float32"}
@@ -41,23 +41,23 @@ class SampleStore:
         path = os.path.join(directory, "settings.json")
         try:
             os.makedirs(directory, exist_ok=True)
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as file:
-                    found = _ADDED | json.load(file)
-                differing = sorted(k for k in settings if found.get(k) != settings[k])
-                if differing:
-                    named = "; ".join(
-                        f"{k} is {found.get(k)!r} there and {settings[k]!r} here" for k in differing
-                    )
-                    raise UserError(
-                        f"{directory} holds samples made otherwise: {named}; "
-                        "repeat those settings to add to them, or name these with --config.sampling.name=NAME"
-                    )
-            else:
+            found = jsonfiles.read(path)
+            if found is None:
                 text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
                 images.write_atomically(path, text.encode())
+                found = settings
         except (OSError, ValueError) as error:
             raise UserError(f"{directory} cannot be used for samples: {error}") from None
+        found = _ADDED | found
+        differing = sorted(k for k in settings if found.get(k) != settings[k])
+        if differing:
+            named = "; ".join(
+                f"{k} is {show(found.get(k))} there and {settings[k]!r} here" for k in differing
+            )
+            raise UserError(
+                f"{directory} holds samples made otherwise: {named}; "
+                "repeat those settings to add to them, or name these with --config.sampling.name=NAME"
+            )
         self._have = dict(self._read())
 
     def missing(self, count: int) -> list[int]:
@@ -94,19 +94,26 @@ class SampleStore:
         complete = os.path.join(self._directory, "samples.npz")
         if os.path.exists(complete):
             try:
-                samples = np.load(complete)["samples"]
+                (samples,) = images.read_npz(complete, "samples")
+            # Damaged files raise all kinds of exceptions.
             except Exception as error:
                 raise UserError(
                     f"{complete} cannot be read ({type(error).__name__}): move it away"
                 ) from None
-            if samples.shape[1:] != self._shape:
-                raise UserError(f"{complete} holds images of shape {samples.shape[1:]}")
+            if samples.dtype != np.uint8 or samples.shape[1:] != self._shape:
+                raise UserError(
+                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected uint8 images of "
+                    f"shape {self._shape}: move it away"
+                )
             yield from enumerate(samples)
         names = sorted(os.listdir(self._parts)) if os.path.isdir(self._parts) else []
         for name in names:
             try:
-                part = np.load(os.path.join(self._parts, name))
-                pairs = list(zip(part["indices"].tolist(), part["samples"], strict=True))
-            except Exception:  # A torn file: its samples count as missing.
+                path = os.path.join(self._parts, name)
+                indices, samples = images.read_npz(path, "indices", "samples")
+                sound = indices.dtype.kind in "iu" and indices.shape == samples.shape[:1]
+                sound &= samples.dtype == np.uint8 and samples.shape[1:] == self._shape
+            except Exception:
                 continue
-            yield from pairs
+            if sound:  # Of a torn or foreign file the samples count as missing.
+                yield from zip(indices.tolist(), samples, strict=True)

@@ -20,10 +20,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ncsn_jax._random import check_key, expand
+from ncsn_jax._random import check_batch, check_key, expand
+from ncsn_jax.errors import show
 from ncsn_jax.sampling.langevin import annealed_steps, check_count, langevin_update
-from ncsn_jax.sigmas import geometric
+from ncsn_jax.sigmas import as_float, geometric
+
+# Of float32, about.
+_LARGEST = 3.4e38
 
 
 class AnnealedLangevinDynamicsOutput(NamedTuple):
@@ -159,13 +164,12 @@ class AnnealedLangevinDynamicsScheduler:
         Raises:
           ValueError: if the score is not shaped like the sample, or there is no such level.
         """
-        check_key(key, sample.shape[0])
-        levels = self.sigmas.shape[0]
-        if not isinstance(timestep, jax.core.Tracer) and not 0 <= int(timestep) < levels:
-            raise ValueError(f"timestep must be from 0 to {levels - 1}, got {timestep}")
-        if model_output.shape != sample.shape:
+        check_key(key, check_batch("sample", sample))
+        self._check_timesteps("timestep", timestep, ())
+        if np.shape(model_output) != sample.shape:
             raise ValueError(
-                f"model_output must have the shape of sample, {sample.shape}, got {model_output.shape}"
+                f"model_output must have the shape of sample, {sample.shape}, "
+                f"got {np.shape(model_output)}"
             )
         drift, noise = annealed_steps(self.sigmas, self._epsilon, sample.dtype)
         x, _ = langevin_update(key, sample, model_output, drift[timestep], noise[timestep])
@@ -180,8 +184,31 @@ class AnnealedLangevinDynamicsScheduler:
           original_samples: `[B, ...]`.
           noise: like the samples, standard normal.
           timesteps: int `[B]` in [0, L).
+
+        Raises:
+          ValueError: if the shapes do not agree, or there is no such level.
         """
+        batch = check_batch("original_samples", original_samples)
+        self._check_timesteps("timesteps", timesteps, (batch,))
+        timesteps = jnp.asarray(timesteps)
+        if np.shape(noise) != original_samples.shape:
+            raise ValueError(
+                f"noise must have the shape of the samples, {original_samples.shape}, "
+                f"got {np.shape(noise)}"
+            )
         return original_samples + expand(self.sigmas[timesteps], original_samples) * noise
+
+    def _check_timesteps(self, name: str, timesteps, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless these are levels; values that are traced are not looked at."""
+        levels = self.sigmas.shape[0]
+        traced = isinstance(timesteps, jax.core.Tracer)
+        values = timesteps if traced else np.asarray(timesteps)
+        sound = values.shape == shape and jnp.issubdtype(values.dtype, jnp.integer)
+        if not (sound and (traced or np.all((values >= 0) & (values < levels)))):
+            wanted = f"integers of shape {shape}" if shape else "an integer"
+            raise ValueError(
+                f"{name} must be {wanted} from 0 to {levels - 1}, got {show(timesteps)}"
+            )
 
     def _replace(self, **changes) -> "AnnealedLangevinDynamicsScheduler":
         other = object.__new__(type(self))
@@ -217,16 +244,20 @@ jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, 
 
 
 def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
+    sigma_min, sigma_max = as_float("sigma_min", sigma_min), as_float("sigma_max", sigma_max)
     if not (
-        float("inf") > sigma_max > sigma_min > 0 or (count == 1 and sigma_max == sigma_min > 0)
+        _LARGEST >= sigma_max > sigma_min > 0
+        or (count == 1 and _LARGEST >= sigma_max == sigma_min > 0)
     ):
         raise ValueError(
-            f"finite sigma_max > sigma_min > 0 must hold, got sigma_max={sigma_max}, sigma_min={sigma_min}"
+            f"finite sigma_max > sigma_min > 0 must hold, got sigma_max={show(sigma_max)}, "
+            f"sigma_min={show(sigma_min)}"
         )
     return geometric(sigma_max, sigma_min, count) if count > 1 else jnp.asarray([sigma_max * 1.0])
 
 
 def _check_epsilon(epsilon: float) -> jax.Array:
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"sampling_eps must be a finite number > 0, got {epsilon}")
+    epsilon = as_float("sampling_eps", epsilon)
+    if not 0 < epsilon <= _LARGEST:
+        raise ValueError(f"sampling_eps must be a finite number > 0, got {show(epsilon)}")
     return jnp.asarray(epsilon, jnp.float32)

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +72,8 @@ def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> G
       An object, itself a pytree, with `score(x, sigma)`, `log_prob(x, sigma)` and `sample(key, n)`.
 
     Raises:
-      ValueError: if the shapes do not agree.
+      ValueError: if the shapes do not agree, or a value is not finite or out of range. Values that are
+        traced are not looked at.
 
     Example:
       >>> import jax
@@ -82,9 +84,14 @@ def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> G
     """
     means, stds, weights = (jnp.asarray(a, jnp.float32) for a in (means, stds, weights))
     components = means.shape[:1]
-    if means.ndim != 2 or stds.shape != components or weights.shape != components:
+    if means.ndim != 2 or not means.size or stds.shape != components or weights.shape != components:
         raise ValueError(
             "means must be [K, D], stds and weights [K], "
             f"got {means.shape}, {stds.shape} and {weights.shape}"
         )
+    if not any(isinstance(a, jax.core.Tracer) for a in (means, stds, weights)):
+        values = [np.asarray(a) for a in (means, stds, weights)]
+        finite = all(np.isfinite(a).all() for a in values)
+        if not (finite and (values[1] >= 0).all() and (values[2] > 0).all()):
+            raise ValueError("means must be finite, stds >= 0 and weights > 0, all of them")
     return GaussianMixture(means, stds, weights / jnp.sum(weights))

@@ -14,8 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncsn_jax.errors import show
+
 # How many points are compared with how many at once.
 _BLOCK = 1024
+
+# More levels than any network has, and the largest float32, about.
+_MAX_LEVELS, _MAX_SIGMA = 1_000_000, 3.4e38
+_MAX_STEPS = 10**9
 
 
 def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Array:
@@ -44,13 +50,16 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
     try:
         count = operator.index(num_levels)
     except TypeError:
-        raise ValueError(f"num_levels must be an integer >= 2, got {num_levels!r}") from None
-    if count < 2:
-        raise ValueError(f"num_levels must be an integer >= 2, got {num_levels}")
-    if not (math.isfinite(sigma_begin) and sigma_begin > sigma_end > 0):
+        raise ValueError(f"num_levels must be an integer >= 2, got {show(num_levels)}") from None
+    if not 2 <= count <= _MAX_LEVELS:
         raise ValueError(
-            "sigma_begin > sigma_end > 0 must hold, "
-            f"got sigma_begin={sigma_begin} and sigma_end={sigma_end}"
+            f"num_levels must be an integer >= 2, {_MAX_LEVELS} at most, got {show(num_levels)}"
+        )
+    sigma_begin, sigma_end = as_float("sigma_begin", sigma_begin), as_float("sigma_end", sigma_end)
+    if not (_MAX_SIGMA >= sigma_begin > sigma_end > 0):
+        raise ValueError(
+            f"{_MAX_SIGMA:g} >= sigma_begin > sigma_end > 0 must hold, "
+            f"got sigma_begin={show(sigma_begin)} and sigma_end={show(sigma_end)}"
         )
     ladder = np.geomspace(sigma_begin, sigma_end, count).astype(np.float32)
     if not (np.all(np.diff(ladder) < 0) and ladder[-1] > 0):
@@ -58,6 +67,18 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
             f"{count} levels between {sigma_begin} and {sigma_end} are not distinct in float32"
         )
     return jnp.asarray(ladder)
+
+
+def as_float(name: str, value: float) -> float:
+    """Returns a number as a float, infinite if it is too large, and raises ValueError for anything else."""
+    try:
+        if np.ndim(value) == 0:
+            return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
 class Suggestion(NamedTuple):
@@ -115,7 +136,7 @@ def suggest(
     if not distance > sigma_end > 0:
         raise ValueError(
             f"sigma_end must be above 0 and below the largest distance in the data, {distance:g}, "
-            f"got {sigma_end}"
+            f"got {show(sigma_end)}"
         )
     wanted = level_ratio(math.prod(data.shape[1:]), overlap)
     count = max(2, 1 + round(math.log(distance / sigma_end) / math.log(wanted)))
@@ -215,9 +236,9 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
       ValueError: if an argument is out of range.
     """
     if not 5 <= dimension < math.inf:
-        raise ValueError(f"dimension must be finite and at least 5, got {dimension}")
+        raise ValueError(f"dimension must be finite and at least 5, got {show(dimension)}")
     if not 0 < overlap < 0.99:
-        raise ValueError(f"overlap must be in (0, 0.99), got {overlap}")
+        raise ValueError(f"overlap must be in (0, 0.99), got {show(overlap)}")
 
     def excess(gamma: float) -> float:
         middle = math.sqrt(2 * dimension) * (gamma - 1)
@@ -255,11 +276,14 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
     Raises:
       ValueError: if an argument is out of range.
     """
-    finite = all(map(math.isfinite, (sigma_end, ratio, steps_per_level)))
-    if not (finite and sigma_end > 0 and ratio > 1 and steps_per_level >= 1):
+    if not (
+        0 < sigma_end <= _MAX_SIGMA
+        and 1 < ratio <= _MAX_SIGMA
+        and 1 <= steps_per_level <= _MAX_STEPS
+    ):
         raise ValueError(
             "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold and be finite, "
-            f"got {sigma_end}, {ratio} and {steps_per_level}"
+            f"got {show(sigma_end)}, {show(ratio)} and {show(steps_per_level)}"
         )
     gamma2, steps = ratio**2, 2 * steps_per_level
 

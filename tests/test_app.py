@@ -311,6 +311,23 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
         ),
         ({"inpainting.scheme": "v3"}, "config.inpainting.scheme='v3' must be 'paper' or 'ncsn' or"),
         ({"inpainting.num_images": 0}, "config.inpainting.num_images=0 must be at least 1"),
+        ({"data.image_size": 2**20}, "config.data.image_size=1048576 must be at most 4096"),
+        ({"model.features": 10**9}, "config.model.features=1000000000 must be at most 1024"),
+        (
+            {"training.num_steps": 10**5000},
+            "config.training.num_steps=<int> must be at most 2147483647",
+        ),
+        ({"sampling.num_samples": 10**9}, "config.sampling.num_samples=1000000000 must be smaller"),
+        (
+            {"sampling.steps_per_level": 10**8},
+            "config.sampling.steps_per_level=100000000 must be at most 5000000 with",
+        ),
+        ({"sampling.epsilon": 1e-60}, "config.sampling.epsilon=1e-60 must be a finite number"),
+        ({"optim.beta1": 1 - 1e-12}, "config.optim.beta1=0.999.* must be in .* also in float32"),
+        ({"training.anneal_power": 100.0}, "config.training.anneal_power=100.0 must be a finite"),
+        ({"sampling.clip": ("a", "b")}, "config.sampling.clip=.* must be"),
+        ({"sampling.name": "x" * 200}, "config.sampling.name='xxx.* 100 at most"),
+        ({"model.sigma_begin": 1e300}, "config.model: .* got sigma_begin=1e[+]300"),
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
 )
@@ -365,6 +382,97 @@ def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
         changed = load_config(**{f"training.{field}": value})
         with pytest.raises(UserError, match=f"training.{field} is .* there and {value!r} here"):
             configuration.compare_workdir(changed, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.data.__delattr__("image_size"), "config.data.image_size is missing"),
+        (lambda c: c.__setattr__("data", 5), "config.data.image_size is missing"),
+        (lambda c: c.optim.__setattr__("beta3", 1), "config.optim.beta3 is no field"),
+        (lambda c: c.__setattr__("seed", "0"), "config.seed='0' must be a whole number"),
+        (lambda c: c.__setattr__("seed", True), "config.seed=True must be a whole number"),
+        (lambda c: c.model.__setattr__("sigma_end", None), "sigma_end=None must be a number"),
+        (lambda c: c.data.__setattr__("data_dir", 5), "config.data.data_dir=5 must be a string"),
+        (lambda c: c.sampling.__setattr__("gif", "no"), "gif='no' must be True or False"),
+        (lambda c: c.__setattr__("itself", c), "--config: RecursionError: "),
+    ],
+)
+def test_what_a_configuration_file_may_have_made_of_the_fields_is_refused(change, message):
+    config = load_config()
+    with config.unlocked(), config.ignore_type():
+        change(config)
+    with pytest.raises(UserError, match=message) as caught:
+        configuration.check(config)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "it holds no object of fields"), ("[" * 100_000, "recursion"), (None, "it is no file")],
+)
+def test_a_changed_config_json_is_one_line(text, message, tmp_path):
+    if text is None:
+        os.mkfifo(tmp_path / "config.json")
+    else:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json cannot be read: .*{message}"):
+        configuration.compare_workdir(load_config(), str(tmp_path))
+
+
+def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
+    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null byte")):
+        with pytest.raises(UserError, match=message):
+            configuration.make_workdir(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("raise KeyError", "KeyError"),
+        ("raise ValueError('')", "--config: ValueError"),
+        ("def get_config(a, b): pass", "--config: TypeError: get_config() missing 2"),
+        ("def get_config(): pass", "--config is required"),
+        (None, "--flagfile cannot be read: "),
+        ("--flagfile=/dev/zero", "--flagfile='/dev/zero' is a device, no file"),
+        ("--config=/dev/zero", "--config='/dev/zero' is a device, no file"),
+    ],
+)
+def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(content or "")
+    arguments = [f"--config={path}", f"--workdir={tmp_path}/run"]
+    if content is None:
+        arguments.append("--flagfile=nothing")
+    elif content.startswith("--"):
+        arguments.append(content)
+    command_ = [sys.executable, "main.py", *arguments]
+    result = subprocess.run(command_, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: ") and message in line
+    assert "Traceback" not in line
+
+
+def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
+    script = """
+from ncsn_jax import cli
+config = cli.define_config()
+cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrupted="")
+"""
+    arguments = ["--config=configs/digits.py"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
+
+
+def test_user_errors_are_one_line_whatever_they_quote():
+    assert str(UserError("a\nb \ud800\x1b[1m é図")) == r"a\nb \ud800\x1b[1m é図"
+    assert len(str(UserError("x" * 10**6))) < 4000
 
 
 def config_files():

@@ -435,3 +435,46 @@ def test_mistakes_on_the_command_line(arguments, message, tmp_path):
     )
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("change", "channels", "message"),
+    [
+        (lambda s: s.update({5: np.ones(3)}), None, "names must be strings, got 5"),
+        (lambda s: None, 2.5, "channels must be from 1 to 1000, got 2.5"),
+        (lambda s: None, -1, "channels must be from 1 to 1000, got -1"),
+    ],
+)
+def test_names_and_channels_that_are_none_are_refused(golden, change, channels, message):
+    g = golden("ncsn_v1_32")
+    state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(state, models.NCSN(8, 10), channels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda torch, c: c.__setitem__(1, torch.ones(3)),
+        lambda torch, c: c[1].update(param_groups=[torch.ones(3)]),
+        lambda torch, c: c[1]["state"].update({0: torch.ones(3)}),
+        lambda torch, c: c[1]["param_groups"][0].update(lr=10**400),
+    ],
+)
+def test_an_optimizer_of_other_things_is_one_line(change, tmp_path):
+    torch = pytest.importorskip("torch")
+    content = torch.load(V2, weights_only=True)
+    change(torch, content)
+    path = str(tmp_path / "file.pth")
+    torch.save(content, path)
+    with pytest.raises(UserError, match="holds an optimizer that is not Adam"):
+        files.read_adam(path, files.read(path))
+
+
+def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = str(tmp_path / "file.pth")
+    torch.save([{"a": torch.ones(1)}, None, 0, 0, torch.ones(3)], path)
+    with pytest.raises(UserError, match="holds Tensor as its moving average"):
+        files.read(path)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ncsn_jax import data
-from ncsn_jax.data import cache, sources
+from ncsn_jax.data import cache, image_folder, sources
 from ncsn_jax.errors import UserError
 
 
@@ -171,3 +171,58 @@ def test_downloaded_archives_are_read_without_tensorflow(tmp_path):
     found = list(sources._mnist_examples(5, *paths))
     np.testing.assert_array_equal(np.stack([np.asarray(e["image"]) for _, e in found]), grey)
     assert [e["label"] for _, e in found] == labels.tolist()
+
+
+def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
+    for i in range(30):
+        (tmp_path / f"d{i}").mkdir()
+        for name in "ab":
+            (tmp_path / f"d{i}" / name).symlink_to(f"../d{i + 1}")
+    (tmp_path / "up").symlink_to(".")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "d29" / "x.png")
+    assert image_folder.find(str(tmp_path)) == (["d29/x.png"], ["d29/a", "d29/b"])
+
+
+def test_pipes_and_names_with_line_breaks_are_left_out_and_named_on_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "pictures"
+    root.mkdir()
+    os.mkfifo(root / "pipe.png")
+    (root / "two\nlines.png").write_text("")
+    (root / "\udcff.txt").write_text("")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "x.png")
+    x, skipped = image_folder.read(str(root), 8, 1, 0)
+    assert x.shape == (1, 8, 8, 1)
+    text = skipped.describe()
+    assert text.isprintable() and "pipe.png: is no file" in text
+    assert r"two\nlines.png" in text and r"(\udcff.txt)" in text
+    assert data.load("image_folder", str(root), 8, 1).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["/", "..", "../x", "", "a/../b", "a b", "\x00", "/etc"])
+def test_names_of_datasets_are_no_paths(name, tmp_path):
+    with pytest.raises(UserError, match="is unknown: use 'digits'"):
+        data.load(name, str(tmp_path), 8, 1)
+
+
+def test_a_damaged_dataset_is_one_line(tmp_path):
+    version = tmp_path / "digits" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("[")
+    with pytest.raises(UserError, match="data.dataset='digits' under .* cannot be read") as caught:
+        data.load("digits", str(tmp_path), 8, 1)
+    assert str(caught.value).isprintable()
+    os.remove(version / "dataset_info.json")
+    (version / "dataset_info.json").mkdir()
+    os.mkfifo(version / "features.json")
+    (version / "x.dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match=r"features.json is no file"):
+        data.load("digits", str(tmp_path), 8, 1)
+
+
+def test_an_empty_file_in_the_cache_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
+    cache.images("x", 1, lambda: (numbered(4), ""))
+    (entry,) = tmp_path.glob("*.npy")
+    entry.write_bytes(b"")
+    assert len(cache.images("x", 1, lambda: (numbered(4), ""))[0]) == 4

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,3 +58,24 @@ def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
 def test_a_directory_without_images_names_its_field(tmp_path):
     with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
         inpainting.read_images(str(tmp_path), 8, 1, -1)
+
+
+def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
+    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    body = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + bytes(4) + b"IDAT" + bytes(4))
+    with pytest.raises(UserError, match="is 12000x12000 pixels, but the images have 8x8"):
+        inpainting.make_masks(str(path), (8, 8, 1), 1, seed=0)
+
+
+def test_the_smallest_box():
+    assert not inpainting.make_masks("box", (1, 1, 1), 2, seed=0).any()
+
+
+def test_only_the_field_of_a_message_is_replaced(tmp_path):
+    folder = tmp_path / "data.data_dir"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"config.inpainting.images='.*/data.data_dir' holds no"):
+        inpainting.read_images(str(folder), 8, 1, -1)

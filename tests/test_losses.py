@@ -160,3 +160,29 @@ def test_refuses_wrong_shapes_and_keys():
         loss(jax.random.split(key, 3), lambda x, s: x, x, jnp.ones(4))
     with pytest.raises(TypeError, match=r"key must be made by jax.random.key"):
         loss(np.zeros(2, np.uint32), lambda x, s: x, x, jnp.ones(4))
+
+
+def test_arguments_that_are_none_are_named():
+    key, x, sigma = jax.random.key(0), jnp.ones((2, 3)), jnp.ones(2)
+    score = lambda x, sigma: -x
+    for call, message in (
+        (lambda: losses.sample_levels(key, jnp.ones(()), 2), "sigmas must have shape \\[L\\]"),
+        (lambda: losses.sample_levels(key, jnp.ones(0), 2), "sigmas must have shape \\[L\\]"),
+        (lambda: losses.sample_levels(key, jnp.ones(2), -1), "batch_size must be an integer >= 1"),
+        (lambda: losses.sliced_score_matching(key, score, x, sigma, 0), "num_projections must be"),
+        (lambda: losses.score_matching(score, jnp.ones((2, 0)), sigma), "x must have elements"),
+        (
+            lambda: losses.score_matching(score, jnp.ones((2, 3), int), sigma),
+            "x must be floating point, got int32",
+        ),
+        (
+            lambda: losses.score_matching(score, 1.0, sigma),
+            "x must be an array \\[B, ...\\], got 1.0",
+        ),
+        (
+            lambda: losses.denoising_score_matching(key, score, x, 1.0),
+            r"sigma must have shape \(2,\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

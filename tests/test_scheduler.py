@@ -120,8 +120,28 @@ def test_is_an_immutable_pytree():
             lambda: Scheduler(*CTOR0).step(
                 jax.random.key(0), jnp.ones((4, 1)), 10, jnp.ones((4, 1))
             ),
-            "timestep must be from 0 to 9, got 10",
+            "timestep must be an integer from 0 to 9, got 10",
         ),
+        (
+            lambda: Scheduler(*CTOR0).step(jax.random.key(0), jnp.ones(()), 0, jnp.ones(())),
+            r"sample must be an array \[B, ...\]",
+        ),
+        (
+            lambda: Scheduler(*CTOR0).add_noise(jnp.ones((2, 1)), jnp.ones((2, 1)), jnp.ones(2)),
+            r"timesteps must be integers of shape \(2,\) from 0 to 9, got Array",
+        ),
+        (
+            lambda: Scheduler(*CTOR0).add_noise(jnp.ones((2, 1)), jnp.ones(2), jnp.ones(2, int)),
+            r"noise must have the shape of the samples, \(2, 1\), got \(2,\)",
+        ),
+        (
+            lambda: Scheduler(*CTOR0).add_noise(jnp.ones((1, 1)), jnp.ones((1, 1)), [10**18]),
+            r"timesteps must be integers of shape \(1,\) from 0 to 9, got \[1000",
+        ),
+        (lambda: Scheduler(5, 3, "x", 1.0, 1e-5), "sigma_min must be a number, got 'x'"),
+        (lambda: Scheduler(5, 3, 0.1, 10**400, 1e-5), "finite sigma_max > sigma_min > 0"),
+        (lambda: Scheduler(5, 3, 0.1, 1.0, 1e39), r"sampling_eps must be a finite number > 0"),
+        (lambda: Scheduler(*CTOR0).set_timesteps(10**18), "num_inference_steps must be .* at most"),
         (
             lambda: Scheduler(*CTOR0).step(
                 jax.random.split(jax.random.key(0), 3), jnp.ones((4, 1)), 0, jnp.ones((4, 1))

@@ -43,3 +43,18 @@ def test_is_a_pytree_and_works_under_jit():
 def test_refuses_shapes_that_disagree():
     with pytest.raises(ValueError, match=r"got \(2, 2\), \(1,\) and \(2,\)"):
         gaussian_mixture([[0.0, 0.0], [1.0, 1.0]], [1.0], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([[float("nan")]], [1.0], [1.0]),
+        ([[0.0]], [-1.0], [1.0]),
+        ([[0.0]], [1.0], [0.0]),
+    ],
+)
+def test_values_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="means must be finite, stds >= 0 and weights > 0"):
+        gaussian_mixture(*arguments)
+    jax.jit(lambda: gaussian_mixture([[0.0]], [1.0], [1.0]).weights)()
+    jax.jit(lambda a: gaussian_mixture(*a).weights)([jnp.asarray(a) for a in arguments])

@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from ncsn_jax import models
+from ncsn_jax.errors import show
 
 # Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
 _HALVING = {
@@ -29,6 +30,9 @@ _LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
 
 # The ladder, which NCSNv2 keeps in its files as a buffer. It is no parameter here.
 _LADDER = "sigmas"
+
+# No images have more.
+_MAX_CHANNELS = 1000
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels: int | None = None):
@@ -55,6 +59,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
             f"state_dict must map names to arrays, got {type(state_dict).__name__} "
             "(the authors' files are lists that begin with one)"
         )
+    if unnamed := [name for name in state_dict if not isinstance(name, str)]:
+        raise ValueError(f"names must be strings, got {show(unnamed[0])}")
     found = {name.removeprefix("module."): _as_array(a) for name, a in state_dict.items()}
     if len(found) < len(state_dict):
         raise ValueError("some names are there twice, with 'module.' and without")
@@ -63,6 +69,9 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     if channels is None:
         first = found.get("begin_conv.weight", np.empty(0))
         channels = first.shape[1] if first.ndim == 4 and first.shape[1] else 3
+
+    if not (isinstance(channels, int) and 1 <= channels <= _MAX_CHANNELS):
+        raise ValueError(f"channels must be from 1 to {_MAX_CHANNELS}, got {show(channels)}")
 
     params = {}
     for path, expected in parameter_shapes(model, channels).items():

@@ -78,8 +78,14 @@ def read(path: str) -> TorchCheckpoint:
         model=_state_dict(path, "state dict", parts[0]),
         optimizer=parts[1] if len(parts) > 1 else None,
         step=_count(path, "step", parts[3]) if len(parts) > 3 else None,
-        ema=_state_dict(path, "moving average", parts[4]) if len(parts) > 4 and parts[4] else None,
+        ema=_state_dict(path, "moving average", parts[4]) if _has_average(parts) else None,
     )
+
+
+def _has_average(parts: list) -> bool:
+    if len(parts) < 5 or parts[4] is None:
+        return False
+    return not isinstance(parts[4], Mapping) or len(parts[4]) > 0
 
 
 def read_adam(path: str, found: TorchCheckpoint) -> Adam:
@@ -94,8 +100,12 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
     names = [name for name in found.model if name not in _BUFFERS]
     first, second, count = {}, {}, 0
     try:
+        if not isinstance(found.optimizer, Mapping):
+            raise TypeError(f"it is {type(found.optimizer).__name__}")
         (group,) = found.optimizer["param_groups"]
-        numbers, states = list(group["params"]), found.optimizer["state"]
+        if not isinstance(group, Mapping):
+            raise TypeError(f"its group is {type(group).__name__}")
+        numbers, states = list(group["params"]), dict(found.optimizer["state"])
         beta1, beta2 = group["betas"]
         hyperparameters = {
             "learning_rate": float(group["lr"]),
@@ -115,9 +125,18 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
             if state is None:
                 first[name] = second[name] = np.zeros_like(found.model[name])
                 continue
+            if not isinstance(state, Mapping):
+                raise TypeError(f"the state of {name} is {type(state).__name__}")
             count = max(count, _count(path, f"Adam's step of {name}", float(state["step"])))
             first[name], second[name] = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise UserError(
             f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
         ) from None

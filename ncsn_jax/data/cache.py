@@ -42,13 +42,14 @@ def images(
     """
     digest = hashlib.sha256(json.dumps([_VERSION, key], sort_keys=True).encode()).hexdigest()[:16]
     base = os.path.join(directory(), f"{name.replace('/', '_')}-{digest}")
-    with contextlib.suppress(OSError, ValueError), open(f"{base}.txt", encoding="utf-8") as file:
+    # A damaged entry raises all kinds of exceptions, and is made again.
+    with contextlib.suppress(Exception), open(f"{base}.txt", encoding="utf-8") as file:
         return np.load(f"{base}.npy", mmap_mode="r"), file.read()
     array, note = make()
     try:
         os.makedirs(directory(), exist_ok=True)
         _replace(f"{base}.npy", lambda file: np.save(file, array))
-        _replace(f"{base}.txt", lambda file: file.write(note.encode()))
+        _replace(f"{base}.txt", lambda file: file.write(note.encode(errors="backslashreplace")))
         return np.load(f"{base}.npy", mmap_mode="r"), note
     except OSError:
         return array, note

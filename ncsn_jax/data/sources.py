@@ -10,6 +10,7 @@ import fcntl
 import gzip
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from ncsn_jax.data import cache, image_folder
-from ncsn_jax.errors import UserError
+from ncsn_jax.errors import UserError, one_line
 
 _CHUNK = 1000
 
 # Seconds after which a process that waits for another to prepare a dataset gives up.
 _LONGEST_PREPARATION = 6 * 3600.0
+# What tensorflow-datasets takes for a name, such as ns:set/config:1.0.0; never a path out of data_dir.
+_NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
 
 
 def load(
@@ -59,16 +62,27 @@ def load(
                 "with config.inpainting.images"
             )
         return _load_folder(data_dir, image_size, channels, crop_size)
+    if not _NAME.fullmatch(dataset):
+        raise _unknown(dataset)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
     directory = os.path.join(data_dir, dataset)
     if not _is_prepared(directory):
         with _alone(dataset, data_dir):
             _prepare(dataset, data_dir)
+    for folder, names in image_folder.walk(directory):
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait.
+                raise UserError(f"data.dataset={dataset!r} cannot be read: {path} is no file")
 
     def make() -> tuple[np.ndarray, str]:
-        source = _builder(dataset, data_dir).as_data_source(split=split)
-        return _decode(dataset, source, image_size, channels, crop_size), ""
+        try:
+            source = _builder(dataset, data_dir).as_data_source(split=split)
+            return _decode(dataset, source, image_size, channels, crop_size), ""
+        except UserError:
+            raise
+        except Exception as error:
+            raise _damaged(dataset, data_dir, error) from None
 
     key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
     return cache.images(dataset, key, make)[0]
@@ -88,7 +102,7 @@ def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.
     key = ["image_folder", size, channels, crop_size, directory, _fingerprint(directory)]
     images, left_out = cache.images("image_folder", key, make)
     if left_out:
-        logging.getLogger(__name__).warning("%s: %s", directory, left_out)
+        logging.getLogger(__name__).warning("%s: %s", one_line(directory), left_out)
     return images
 
 
@@ -103,10 +117,8 @@ def _fingerprint(directory: str) -> list:
     Hidden files, and what tensorflow-datasets has begun and not finished, are left out.
     """
     found = []
-    for root, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "incomplete.")))
-        for name in sorted(files):
-            path = os.path.join(root, name)
+    for folder, names in image_folder.walk(directory, (".", "incomplete.")):
+        for path in (os.path.join(folder, name) for name in names):
             with contextlib.suppress(OSError):  # such as a dangling link
                 status = os.stat(path)
                 relative = os.path.relpath(path, directory)
@@ -117,21 +129,36 @@ def _fingerprint(directory: str) -> list:
 def _builder(dataset: str, data_dir: str):
     import tensorflow_datasets as tfds
 
-    if dataset == "digits":
-        from ncsn_jax.data.digits import Digits
-
-        return Digits(data_dir=data_dir, file_format="array_record")
     try:
+        if dataset == "digits":
+            from ncsn_jax.data.digits import Digits
+
+            return Digits(data_dir=data_dir, file_format="array_record")
         return tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
-        raise UserError(
-            f"data.dataset={dataset!r} is unknown: use 'digits', 'image_folder', or a name that "
-            f"tensorflow-datasets knows, such as 'mnist' or 'cifar10'"
-        ) from None
+        raise _unknown(dataset) from None
     except ValueError:
         raise UserError(
             f"data.data_dir={data_dir!r} holds {dataset} in another format; prepare it as array_record"
         ) from None
+    # Damaged files raise all kinds of exceptions, here and when they are read.
+    except Exception as error:
+        raise _damaged(dataset, data_dir, error) from None
+
+
+def _unknown(dataset: str) -> UserError:
+    return UserError(
+        f"data.dataset={dataset!r} is unknown: use 'digits', 'image_folder', or a name that "
+        "tensorflow-datasets knows, such as 'mnist' or 'cifar10'"
+    )
+
+
+def _damaged(dataset: str, data_dir: str, error: Exception) -> UserError:
+    reason = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"data.dataset={dataset!r} under data.data_dir={data_dir!r} cannot be read "
+        f"({type(error).__name__}: {reason[:200]}); move it away and prepare it again"
+    )
 
 
 @contextlib.contextmanager

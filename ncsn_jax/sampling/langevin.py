@@ -23,11 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._random import check_key, fold_in, normal_like, uniform_like
+from ncsn_jax._random import check_batch, check_key, fold_in, normal_like, uniform_like
+from ncsn_jax.errors import show
+from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
 # Folded into the key for the noise on what was observed; no chain has so many steps.
 _FOR_OBSERVED = 2**32 - 1
+
+
+# The tables of so many steps take gigabytes.
+_MAX_STEPS = 10**8
 
 
 class LangevinInfo(NamedTuple):
@@ -88,6 +94,7 @@ def langevin(
     Raises:
       ValueError: if an argument is out of range.
     """
+    check_batch("x", x)
     _check_positive("step_size", step_size)
     check_count("num_steps", num_steps)
     steps = _Step(
@@ -230,7 +237,8 @@ def inpaint(
         other values.
     """
     if scheme not in _SCHEMES:
-        raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {scheme!r}")
+        raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {show(scheme)}")
+    check_key(key, check_batch("x", x))
     observed, mask = (
         _broadcast(name, jnp.asarray(a), x) for name, a in (("observed", observed), ("mask", mask))
     )
@@ -290,18 +298,26 @@ def initial_samples(
     Raises:
       ValueError: if `init` is not one of the above, or `data` does not go with it.
     """
+    sound = isinstance(shape, tuple | list) and len(shape) > 0
+    if not (sound and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
+        raise ValueError(f"shape must be (B, ...), got {show(shape)}")
+    shape = tuple(shape)
     check_key(key, shape[0])
-    if (data is not None) != (init == "data") or (data is not None and data.shape != shape):
+    if (data is not None) != (init == "data") or (data is not None and np.shape(data) != shape):
         raise ValueError(
             f"data of shape {tuple(shape)} is needed for init='data' and for nothing else, got "
-            f"init={init!r} and {None if data is None else data.shape}"
+            f"init={show(init)} and {None if data is None else np.shape(data)}"
         )
     like = jnp.zeros(shape, jnp.float32)
     if init == "uniform":
         return uniform_like(key, like)
     centres = {"normal": 0.0, "centred_normal": 0.5, "data": data}
     if init not in centres:
-        raise ValueError(f"init must be 'uniform', {', '.join(map(repr, centres))}, got {init!r}")
+        raise ValueError(
+            f"init must be 'uniform', {', '.join(map(repr, centres))}, got {show(init)}"
+        )
+    if not _is_traced(scale):
+        scale = as_float("scale", scale)
     return centres[init] + scale * normal_like(key, like)
 
 
@@ -374,12 +390,18 @@ def _make_record(
 
 def _anneal(x, sigmas, epsilon, steps_per_level, denoise) -> tuple[jax.Array, _Step]:
     """Checks the arguments of an annealed chain and returns its ladder and table of steps."""
+    check_batch("x", x)
     _check_positive("epsilon", epsilon)
     check_count("steps_per_level", steps_per_level)
     sigmas = jnp.asarray(sigmas)
     _check_ladder(sigmas)
     drift, noise = annealed_steps(sigmas, epsilon, x.dtype)
     levels = sigmas.shape[0]
+    if levels * steps_per_level > _MAX_STEPS:
+        raise ValueError(
+            f"steps_per_level must be at most {_MAX_STEPS // levels} for {levels} levels, "
+            f"got {steps_per_level}"
+        )
     steps = _Step(
         index=jnp.arange(levels * steps_per_level),
         level=jnp.repeat(jnp.arange(levels), steps_per_level),
@@ -398,7 +420,7 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
 
     `start(x, step)` and `finish(x, step)` change x before the score and after the update.
     """
-    batch = x.shape[0]
+    batch = check_batch("x", x)
     check_key(key, batch)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
@@ -458,14 +480,14 @@ def _is_traced(value) -> bool:
 
 def _check_positive(name: str, value) -> None:
     if not _is_traced(value) and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be one number > 0, got {value}")
+        raise ValueError(f"{name} must be one number > 0, got {show(value)}")
 
 
 def check_count(name: str, value) -> None:
-    """Raises ValueError unless a value is an integer >= 1."""
+    """Raises ValueError unless a value is an integer >= 1 for which tables have room."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not (whole and value >= 1):
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    if not (whole and 1 <= value <= _MAX_STEPS):
+        raise ValueError(f"{name} must be an integer >= 1, {_MAX_STEPS} at most, got {show(value)}")
 
 
 def _check_clip(clip):
@@ -477,7 +499,7 @@ def _check_clip(clip):
     except (TypeError, ValueError):
         sound = False
     if not sound:
-        raise ValueError(f"clip must be None or (low, high) with low < high, got {clip!r}")
+        raise ValueError(f"clip must be None or (low, high) with low < high, got {show(clip)}")
     return clip
 
 
@@ -493,7 +515,7 @@ def _check_part(part, total: int) -> tuple:
         sound = False
     if not sound:
         raise ValueError(
-            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {part!r}"
+            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(part)}"
         )
     return start, stop
 

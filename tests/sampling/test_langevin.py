@@ -223,12 +223,18 @@ def test_initial_samples_have_their_distributions():
         ({"sigmas": [[1.0, 0.1]]}, r"sigmas must have shape \[L\]"),
         ({"epsilon": 0.0}, "epsilon must be one number > 0, got 0.0"),
         ({"epsilon": float("nan")}, "epsilon must be one number > 0, got nan"),
-        ({"steps_per_level": 0}, "steps_per_level must be an integer >= 1, got 0"),
-        ({"steps_per_level": 1.5}, "steps_per_level must be an integer >= 1, got 1.5"),
+        ({"steps_per_level": 0}, "steps_per_level must be an integer >= 1, .* got 0"),
+        ({"steps_per_level": 1.5}, "steps_per_level must be an integer >= 1, .* got 1.5"),
         ({"clip": (1.0, 0.0)}, r"clip must be None or \(low, high\)"),
         ({"clip": (0.0, None)}, r"clip must be None or \(low, high\)"),
         ({"clip": 0.5}, r"clip must be None or \(low, high\)"),
-        ({"steps_per_level": True}, "steps_per_level must be an integer >= 1, got True"),
+        ({"steps_per_level": True}, "steps_per_level must be an integer >= 1, .* got True"),
+        ({"steps_per_level": 10**8}, "steps_per_level must be at most 50000000 for 2 levels"),
+        (
+            {"steps_per_level": 10**400},
+            "steps_per_level must be an integer >= 1, 100000000 at most",
+        ),
+        ({"clip": np.ones((2, 2))}, r"clip must be None .*, got array\(\[\[1., 1.\],\\n"),
     ],
 )
 def test_refuses_wrong_arguments(change, message):
@@ -247,6 +253,17 @@ def test_refuses_a_score_of_another_shape_and_an_unknown_start():
         )
     with pytest.raises(ValueError, match="init must be 'uniform', .*, got 'gauss'"):
         initial_samples(jax.random.key(0), (1, 2), "gauss")
+
+
+def test_refuses_what_is_no_array_and_no_shape():
+    with pytest.raises(ValueError, match=r"x must be an array \[B, ...\], got 1.0"):
+        langevin(jax.random.key(0), lambda x: x, 1.0, step_size=1.0, num_steps=1)
+    for shape in ((), "ab", (2, -1), None):
+        with pytest.raises(ValueError, match=r"shape must be \(B, ...\), got "):
+            initial_samples(jax.random.key(0), shape)
+    with pytest.raises(ValueError, match="scale must be a number, got 'x'"):
+        initial_samples(jax.random.key(0), (1, 2), "normal", scale="x")
+    assert np.isfinite(initial_samples(jax.random.key(0), (1, 2), "normal", scale=2**40)).all()
 
 
 @pytest.mark.parametrize("denoise", [False, True])
