@@ -31,11 +31,12 @@ from ncsn_jax import (
     report,
     sigmas,
     signals,
+    storage,
     training,
 )
 from ncsn_jax import config as configuration
 from ncsn_jax.data import cache
-from ncsn_jax.errors import UserError
+from ncsn_jax.errors import UserError, one_line
 from ncsn_jax.metrics import Window, Writer
 from ncsn_jax.samples import SampleStore
 
@@ -68,6 +69,10 @@ def train(config, workdir: str) -> None:
         def open_workdir() -> None:
             configuration.compare_workdir(config, workdir)
             configuration.make_workdir(workdir)
+            samples = os.path.join(workdir, "samples")
+            names = [os.path.join(samples, name) for name in storage.list_names(samples)]
+            for directory in (workdir, *names):
+                storage.remove_leftovers(directory)
             stack.enter_context(configuration.lock_workdir(workdir))
 
         hosts.on_first("to open the work directory", open_workdir)
@@ -332,7 +337,7 @@ def _write_film(directory: str, taken: np.ndarray) -> None:
     """Writes `annealing.gif` and `filmstrip.png` of frames `[F, N, H, W, C]`."""
     columns = int(np.ceil(np.sqrt(taken.shape[1])))
     gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
-    images.write_atomically(os.path.join(directory, "annealing.gif"), gif)
+    storage.write(os.path.join(directory, "annealing.gif"), gif)
     strip = images.filmstrip(taken, rows=8, columns=12)
     images.write_png(os.path.join(directory, "filmstrip.png"), strip)
     _log.info("wrote annealing.gif and filmstrip.png there")
@@ -383,7 +388,7 @@ def inpaint(config, workdir: str) -> None:
     }
     _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
     if left_out:
-        _log.warning("%s: %s", options.images, left_out)
+        _log.warning("%s: %s", one_line(options.images), left_out)
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         image = np.asarray(indices) // each
@@ -467,8 +472,8 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     grid = images.grid(samples)
     png = images.encode_png(grid, min_side=200)
     directory = os.path.join(workdir, "samples", f"step_{step}")
-    os.makedirs(directory, exist_ok=True)
-    images.write_atomically(os.path.join(directory, "preview.png"), png)
+    storage.make_directory(directory)
+    storage.write(os.path.join(directory, "preview.png"), png)
     writer.write_images(step, {"samples": png}, grid.shape)
 
 
@@ -508,6 +513,24 @@ def _describe_memory(memory, seconds: float) -> None:
     )
 
 
+class _LogFile(logging.Handler):
+    """The log in a file. On a full disk it ends; what has to be written says so itself."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._file = storage.Growing(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write((self.format(record) + "\n").encode(errors="backslashreplace"))
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().close()
+
+
 def _start(workdir: str) -> None:
     """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on.
 
@@ -520,11 +543,9 @@ def _start(workdir: str) -> None:
     _log.handlers = [logging.NullHandler()]
     if hosts.is_first():
         try:
-            file = logging.FileHandler(os.path.join(workdir, "log.txt"), encoding="utf-8")
+            file = _LogFile(os.path.join(workdir, "log.txt"))
         except OSError as error:
             raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
-        # On a full disk the log ends; what has to be written says so itself.
-        file.handleError = lambda record: None
         output = logging.StreamHandler(sys.stdout)
         output.setLevel(logging.INFO)  # the table of parameters is for the file
         _log.handlers = [output, file]

@@ -28,14 +28,14 @@ def make_figures(config, workdir: str) -> str:
     import numpy as np
     from matplotlib import pyplot
 
-    from ncsn_jax import chains, images, inpainting, losses, models, parallel, sampling
+    from ncsn_jax import chains, images, inpainting, losses, models, parallel, sampling, storage
     from ncsn_jax import config as configuration
 
     configuration.check(config)
     step, state = configuration.load_newest(config, workdir)
     params = state.ema_params or state.params
     directory = os.path.join(workdir, "figures", f"step_{step}")
-    os.makedirs(directory, exist_ok=True)
+    storage.make_directory(directory)
     shape = configuration.image_shape(config)
 
     def write(name, picture):

@@ -9,6 +9,7 @@ Of several processes, which all hold the same state, process 0 alone reads and w
 it read. So no file system is waited for by two, and only process 0 has to see the work directory.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -20,10 +21,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ncsn_jax import hosts
+from ncsn_jax import hosts, storage
 from ncsn_jax.errors import UserError
 
 FORMAT = 1
+
+# What orbax writes into a directory last.
+_COMPLETE = "commit_success.txt"
+_ABOUT_DAMAGED = b"Checkpoints that could not be read, set aside. They may be deleted.\n"
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +47,14 @@ def quiet_orbax() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _refuse_pipes(directory: str) -> None:
+    """Raises UserError for what is neither a file nor a directory, and whose opening could wait."""
+    for folder, _, names in os.walk(directory):
+        for path in (os.path.join(folder, name) for name in names):
+            if not os.path.isfile(path):
+                raise UserError(f"{path} is no file; remove it, and the checkpoint that it is in")
 
 
 def _describe(tree: Any) -> dict[str, list]:
@@ -79,15 +93,16 @@ class Checkpoints:
     def __init__(
         self, workdir: str, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
     ):
-        self._workdir = os.path.abspath(workdir)
+        self._workdir = storage.absolute(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
         self._manager = None
         if not hosts.is_first():
             return
+        _refuse_pipes(self._directory)
         options = {"read_only": True}
         if not read_only:
-            os.makedirs(self._directory, exist_ok=True)
+            storage.make_directory(self._directory)
             options = {
                 "max_to_keep": keep,
                 "keep_period": keep_every or None,
@@ -150,11 +165,14 @@ class Checkpoints:
 
     def _not_saved(self, error: Exception) -> UserError:
         """Returns what is to be told of a save that failed."""
-        complete = [
-            int(name)
-            for name in os.listdir(self._directory)
-            if name.isdecimal() and not os.path.islink(os.path.join(self._directory, name))
-        ]
+        complete = []
+        with contextlib.suppress(Exception):
+            complete = [int(n) for n in storage.list_names(self._directory) if n.isdecimal()]
+            if storage.is_remote(
+                self._directory
+            ):  # where they lie under their names from the first
+                marks = {n: os.path.join(self._directory, str(n), _COMPLETE) for n in complete}
+                complete = [n for n in complete if storage.exists(marks[n])]
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             reason = "no space left on the device"
@@ -242,11 +260,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         folder = os.path.join(self._workdir, "damaged")
-        os.makedirs(folder, exist_ok=True)
+        storage.make_directory(folder)
+        # In object storage a directory is what has something in it.
+        storage.write(os.path.join(folder, "README.txt"), _ABOUT_DAMAGED)
         target, number = os.path.join(folder, str(step)), 1
-        while os.path.exists(target):
+        while storage.exists(target):
             number += 1
             target = os.path.join(folder, f"{step}_{number}")
-        os.rename(os.path.join(self._directory, str(step)), target)
+        storage.rename(os.path.join(self._directory, str(step)), target)
         self._manager.reload()
         _log.warning("checkpoint %d was moved to %s", step, target)

@@ -4,6 +4,7 @@ What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that i
 """
 
 import itertools
+import logging as std_logging
 import os
 import stat
 import sys
@@ -134,7 +135,10 @@ def run(
         from ncsn_jax import signals
 
         try:
-            main(argv[1:])
+            try:
+                main(argv[1:])
+            finally:
+                std_logging.shutdown()  # a log in object storage is written by then
         except signals.Stopped as stopped:
             print(f"{stopped}: {interrupted}", file=sys.stderr)
             sys.exit(stopped.status)

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import checkpoints, data, hosts, images, jsonfiles, models, sigmas, training
+from ncsn_jax import checkpoints, data, hosts, jsonfiles, models, sigmas, storage, training
 from ncsn_jax.errors import UserError, show
 
 MODELS = {
@@ -392,9 +392,10 @@ def compare_workdir(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Raises:
       UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
     """
+    storage.check(workdir, "--workdir")
     found = jsonfiles.read(os.path.join(workdir, "config.json"))
     if found is None:
-        if os.path.isdir(os.path.join(workdir, "checkpoints")):
+        if storage.is_directory(os.path.join(workdir, "checkpoints")):
             raise UserError(
                 f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or remove "
                 "them if they are of no use"
@@ -451,7 +452,7 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
         there = jsonfiles.read(path)
         if there is None:
             if not read_only:
-                images.write_atomically(path, json.dumps(here).encode())
+                storage.write(path, json.dumps(here).encode())
         elif there != here:
             raise UserError(
                 f"--workdir={workdir!r} holds a run on other images: {show(there)} there and {here} here"
@@ -467,7 +468,13 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: str) -> Iterator[None]:
-    """Keeps a second training process out of a work directory; the lock ends with its process."""
+    """Keeps a second training process out of a work directory; the lock ends with its process.
+
+    In object storage there are no locks.
+    """
+    if storage.is_remote(workdir):
+        yield
+        return
     try:
         descriptor = os.open(os.path.join(workdir, "lock"), os.O_RDWR | os.O_CREAT)
     except OSError as error:
@@ -483,6 +490,8 @@ def lock_workdir(workdir: str) -> Iterator[None]:
 
 def make_workdir(workdir: str) -> None:
     """Makes a work directory, or finds that it is there and can be written to."""
+    if storage.is_remote(workdir):
+        return
     try:
         os.path.abspath(workdir).encode()
     except UnicodeEncodeError:  # which would be known only when the first checkpoint is written
@@ -499,4 +508,4 @@ def make_workdir(workdir: str) -> None:
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes the work directory's `config.json`."""
     text = json.dumps(flatten(config), indent=2, sort_keys=True) + "\n"
-    images.write_atomically(os.path.join(workdir, "config.json"), text.encode())
+    storage.write(os.path.join(workdir, "config.json"), text.encode())

@@ -3,7 +3,6 @@
 `python -m ncsn_jax.images losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -14,6 +13,7 @@ import zipfile
 
 import numpy as np
 
+from ncsn_jax import storage
 from ncsn_jax.errors import one_line
 
 # The name of a level's loss in the metrics.
@@ -112,29 +112,16 @@ def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return grid(chosen.reshape(-1, *frames.shape[2:]), columns)
 
 
-def write_atomically(path: str, payload: bytes) -> None:
-    """Writes a file under a temporary name and renames it: it is complete or not there."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise OSError(error.errno, error.strerror, path) from None
-
-
 def write_png(path: str, image: np.ndarray, *, min_side: int = 400) -> None:
     """Writes a picture as `encode_png` makes it, complete or not at all."""
-    write_atomically(path, encode_png(image, min_side=min_side))
+    storage.write(path, encode_png(image, min_side=min_side))
 
 
 def write_npz(path: str, **arrays: np.ndarray) -> None:
     """Writes arrays to a compressed `.npz` file, complete or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    storage.write(path, buffer.getvalue())
 
 
 def read_npz(path: str, *names: str) -> list[np.ndarray]:
@@ -143,10 +130,10 @@ def read_npz(path: str, *names: str) -> list[np.ndarray]:
     Raises:
       Exception: of any kind, if the file is none, is damaged, or unpacks to far more than its size.
     """
-    if not os.path.isfile(path):  # Opening a pipe would wait.
+    if not storage.is_file(path):  # Opening a pipe would wait.
         raise ValueError(f"{path} is no file")
     arrays = []
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(storage.read(path))) as archive:
         for info in (archive.getinfo(f"{name}.npy") for name in names):
             if info.file_size > max(_ALWAYS_UNPACKED, _MAX_RATIO * info.compress_size):
                 raise ValueError(f"{info.filename} unpacks to {info.file_size} bytes")
@@ -163,10 +150,10 @@ def read_metrics(path: str) -> list[dict]:
       OSError: if the file cannot be read.
       ValueError: if it holds no line yet, or one that is no object with a step and numbers.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait.
+    if storage.exists(path) and not storage.is_file(path):  # Opening a pipe would wait.
         raise ValueError("it is no file")
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
+    text = storage.read(path).decode()
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
         raise ValueError("it holds no line yet")
     records = []
@@ -234,7 +221,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(one_line(f"error: {path} cannot be read: {reason}"))
     target = os.path.join(arguments[1], "losses.png")
     try:
-        write_atomically(target, plot_losses(records))
+        storage.write(target, plot_losses(records))
     except OSError as error:
         sys.exit(one_line(f"error: {target} cannot be written: {error.strerror}"))
     print(one_line(f"wrote {target}"))

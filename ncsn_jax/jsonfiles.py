@@ -1,8 +1,8 @@
 """JSON files of a work directory, which anybody may have changed: an object of fields, or one clear line."""
 
 import json
-import os
 
+from ncsn_jax import storage
 from ncsn_jax.errors import UserError
 
 
@@ -14,10 +14,9 @@ def read(path: str) -> dict | None:
     """
     try:
         # Opening a pipe would wait, and a device has no end.
-        if os.path.exists(path) and not os.path.isfile(path):
+        if storage.exists(path) and not storage.is_file(path):
             raise UserError(f"{path} cannot be read: it is no file")
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        found = json.loads(storage.read(path).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -15,8 +15,11 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from ncsn_jax import checkpoints, hosts, parallel, report, training
+from ncsn_jax import checkpoints, hosts, parallel, report, storage, training
 from ncsn_jax.errors import UserError
+
+# Bytes after which a file of events in object storage is followed by another.
+_MAX_EVENTS = 2**20
 
 
 class Writer:
@@ -29,19 +32,22 @@ class Writer:
     """
 
     def __init__(self, workdir: str):
+        self._workdir, self._files, self._events = workdir, 0, None
+        if hosts.is_first():
+            self._lines = storage.Growing(os.path.join(workdir, "metrics.jsonl"))
+            self._open_events()
+
+    def _open_events(self) -> None:
+        """Begins a file of events; TensorBoard reads all of a directory in the order of their names."""
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._events = None
-        if not hosts.is_first():
-            return
-        self._workdir = workdir
-        name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}"
-        self._events = RecordWriter(open(os.path.join(workdir, name), "ab"))
-        self._lines = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")
+        name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{self._files}"
+        self._files += 1
+        self._file = storage.Growing(os.path.join(self._workdir, name))
+        self._events = RecordWriter(self._file)
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-        with self._named():
-            self._events.write(version.SerializeToString())
+        self._events.write(version.SerializeToString())
 
     def __enter__(self) -> "Writer":
         return self
@@ -65,8 +71,7 @@ class Writer:
         self._write(step, values)
         # JSON has no NaN and no infinity.
         line = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
-        with self._named():
-            self._lines.write(json.dumps({"step": step, **line}) + "\n")
+        self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
 
     def write_images(self, step: int, images: Mapping[str, bytes], shape: tuple[int, ...]) -> None:
         """Writes named pictures, given as PNG files, of height, width and channels `shape`."""
@@ -88,17 +93,8 @@ class Writer:
         """Hands everything written so far to the operating system."""
         if self._events is None:
             return
-        with self._named():
-            self._events.flush()
-            self._lines.flush()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Gives errors of writing the name of the directory, which Python leaves out."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._workdir) from None
+        self._events.flush()
+        self._lines.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -116,8 +112,11 @@ class Writer:
 
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        with self._named():
-            self._events.write(event.SerializeToString())
+        self._events.write(event.SerializeToString())
+        # In object storage every flush writes all of the file.
+        if storage.is_remote(self._workdir) and self._file.tell() > _MAX_EVENTS:
+            self._events.close()
+            self._open_events()
 
 
 @dataclasses.dataclass

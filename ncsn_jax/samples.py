@@ -10,12 +10,11 @@ import io
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax import images, jsonfiles
+from ncsn_jax import images, jsonfiles, storage
 from ncsn_jax.errors import UserError, show
 
 # Settings that earlier versions did not write, with what those did.
@@ -40,11 +39,12 @@ class SampleStore:
         self._shape = image_shape
         path = os.path.join(directory, "settings.json")
         try:
-            os.makedirs(directory, exist_ok=True)
+            storage.make_directory(directory)
+            storage.remove_leftovers(directory)
             found = jsonfiles.read(path)
             if found is None:
                 text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-                images.write_atomically(path, text.encode())
+                storage.write(path, text.encode())
                 found = settings
         except (OSError, ValueError) as error:
             raise UserError(f"{directory} cannot be used for samples: {error}") from None
@@ -66,11 +66,11 @@ class SampleStore:
 
     def add(self, indices: list[int], samples: np.ndarray) -> None:
         """Keeps samples, uint8 `[n, H, W, C]`, under their indices."""
-        os.makedirs(self._parts, exist_ok=True)
+        storage.make_directory(self._parts)
         buffer = io.BytesIO()
         np.savez(buffer, indices=np.asarray(indices), samples=samples)
         name = f"{indices[0]:08d}-{len(indices):08d}.npz"
-        images.write_atomically(os.path.join(self._parts, name), buffer.getvalue())
+        storage.write(os.path.join(self._parts, name), buffer.getvalue())
         self._have.update(zip(indices, samples, strict=True))
 
     def finish(self) -> np.ndarray:
@@ -83,16 +83,16 @@ class SampleStore:
         samples = np.stack([self._have[i] for i in range(count)])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, samples=samples)
-        images.write_atomically(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
+        storage.write(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
         images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
         if count == len(self._have):
-            shutil.rmtree(self._parts, ignore_errors=True)
+            storage.remove_directory(self._parts)
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields what earlier runs left; a part that cannot be read is made again."""
         complete = os.path.join(self._directory, "samples.npz")
-        if os.path.exists(complete):
+        if storage.exists(complete):
             try:
                 (samples,) = images.read_npz(complete, "samples")
             # Damaged files raise all kinds of exceptions.
@@ -106,8 +106,7 @@ class SampleStore:
                     f"shape {self._shape}: move it away"
                 )
             yield from enumerate(samples)
-        names = sorted(os.listdir(self._parts)) if os.path.isdir(self._parts) else []
-        for name in names:
+        for name in storage.list_names(self._parts):
             try:
                 path = os.path.join(self._parts, name)
                 indices, samples = images.read_npz(path, "indices", "samples")

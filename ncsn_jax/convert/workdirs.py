@@ -5,13 +5,12 @@ training continues where the authors' script stopped.
 """
 
 import os
-import shutil
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ncsn_jax import checkpoints, convert, images, models, training
+from ncsn_jax import checkpoints, convert, images, models, storage, training
 from ncsn_jax import config as configuration
 from ncsn_jax.convert import files
 from ncsn_jax.errors import UserError
@@ -38,7 +37,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
     configuration.make_workdir(workdir)
     with configuration.lock_workdir(workdir):
         saved = os.path.join(workdir, "checkpoints")
-        if configuration.compare_workdir(config, workdir) or os.path.lexists(saved):
+        if configuration.compare_workdir(config, workdir) or storage.exists(saved):
             raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
         checkpoints.quiet_orbax()
         try:
@@ -47,7 +46,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
             # Last, since a work directory with a configuration and no checkpoint would be trained anew.
             configuration.write_config(config, workdir)
         except BaseException:
-            shutil.rmtree(saved, ignore_errors=True)
+            storage.remove_directory(saved)
             raise
     lines = [f"{path}: step {step}, {_size(state.params)} parameters, now in {workdir}"]
     return "\n".join(lines + notes)
@@ -72,7 +71,7 @@ def export(config, workdir: str, path: str) -> str:
     configuration.check(config)
     if not path.endswith(".npz"):
         raise UserError(f"--export={path!r} must end in .npz")
-    if os.path.exists(path):
+    if storage.exists(path):
         raise UserError(f"--export={path!r} is there already; choose another name")
     step, state = configuration.load_newest(config, workdir)
     model = configuration.make_model(config)

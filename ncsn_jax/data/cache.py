@@ -10,10 +10,15 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from etils import epath
+
+from ncsn_jax import storage
+from ncsn_jax.errors import UserError
 
 # Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.
 _VERSION = 1
@@ -48,20 +53,61 @@ def images(
     array, note = make()
     try:
         os.makedirs(directory(), exist_ok=True)
-        _replace(f"{base}.npy", lambda file: np.save(file, array))
-        _replace(f"{base}.txt", lambda file: file.write(note.encode(errors="backslashreplace")))
+        storage.remove_leftovers(directory())
+        with storage.replacing(f"{base}.npy") as file:
+            np.save(file, array)
+        with storage.replacing(f"{base}.txt") as file:
+            file.write(note.encode(errors="backslashreplace"))
         return np.load(f"{base}.npy", mmap_mode="r"), note
     except OSError:
         return array, note
 
 
-def _replace(path: str, write: Callable) -> None:
-    """Writes a file under a temporary name and renames it; nothing is left behind on failure."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
+def local_copy(url: str, below: str = "") -> str:
+    """Returns a directory of the cache with the files of a URL, of which the missing are fetched.
+
+    Args:
+      url: a directory in object storage.
+      below: a part of it that suffices.
+
+    Raises:
+      UserError: if there are none, or they cannot be read.
+    """
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    target = os.path.join(directory(), f"copy-{digest}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError:
-        os.remove(temporary)
-        raise
+        found = dict(_walk(epath.Path(url) / below, below))
+        missing = [
+            name
+            for name, length in found.items()
+            if not os.path.isfile(path := os.path.join(target, name))
+            or os.path.getsize(path) != length
+        ]
+        if missing:
+            print(f"copying {len(missing)} files from {url}", file=sys.stderr)
+        for name in missing:
+            path = os.path.join(target, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with storage.replacing(path) as file, (epath.Path(url) / name).open("rb") as source:
+                shutil.copyfileobj(source, file)
+        for folder, _, names in os.walk(os.path.join(target, below)):
+            for path in (os.path.join(folder, name) for name in names):
+                if os.path.relpath(path, target) not in found:
+                    os.remove(path)
+    # The clients of object storage raise exceptions of their own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"data.data_dir={url!r} cannot be copied to {target}: {reason}") from None
+    if not found:
+        raise UserError(f"data.data_dir={os.path.join(url, below)!r} holds no file")
+    return target
+
+
+def _walk(url: epath.Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yields relative name and size of all files below a URL."""
+    for entry in url.iterdir():
+        name = os.path.join(prefix, entry.name)
+        if entry.is_dir():
+            yield from _walk(entry, name)
+        else:
+            yield name, entry.stat().length

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ncsn_jax import storage
 from ncsn_jax.data import cache, image_folder
 from ncsn_jax.errors import UserError, one_line
 
@@ -41,7 +42,8 @@ def load(
 
     Args:
       dataset: "digits", "image_folder", or a name that tensorflow-datasets knows.
-      data_dir: the directory of prepared datasets; "" for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      data_dir: the directory of prepared datasets, which may be in object storage; "" for
+        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         For "image_folder" the directory tree of PNG and JPEG files itself.
       image_size: side of the images in pixels.
       channels: 1 or 3.
@@ -65,6 +67,9 @@ def load(
     if not _NAME.fullmatch(dataset):
         raise _unknown(dataset)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if storage.is_remote(data_dir):
+        storage.check(data_dir, "data.data_dir")
+        data_dir = cache.local_copy(data_dir, dataset)
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
     directory = os.path.join(data_dir, dataset)
     if not _is_prepared(directory):
@@ -93,6 +98,9 @@ def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.
         raise UserError(
             "data.data_dir must name the directory of images when data.dataset='image_folder'"
         )
+    if storage.is_remote(data_dir):
+        storage.check(data_dir, "data.data_dir")
+        data_dir = cache.local_copy(data_dir)
     directory = os.path.abspath(os.path.expanduser(data_dir))
 
     def make() -> tuple[np.ndarray, str]:

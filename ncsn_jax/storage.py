@@ -1,0 +1,215 @@
+"""Files of a work directory, on a disk or in object storage such as gs://BUCKET/PATH, by the same calls.
+
+Paths are strings, and `etils.epath` reads and writes both kinds (gs:// needs the package gcsfs). Hidden here
+is what differs: an object appears as a whole when it is written, where a file on a disk is written under
+another name and renamed, so that a process killed meanwhile leaves it complete or absent; an object cannot
+grow, so that a log is kept and written anew; and object storage has neither directories nor locks.
+"""
+
+import contextlib
+import io
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from ncsn_jax.errors import UserError
+
+# Object storage takes about one write a second of the same object, and each writes all of it.
+_SECONDS_BETWEEN_WRITES = 10.0
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is in object storage."""
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """Returns the path from the root, or the URL as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def check(path: str, name: str) -> None:
+    """Raises UserError, which calls it `name`, if a path is in object storage that cannot be used here."""
+    if not is_remote(path):
+        return
+    try:
+        _forget_listings()
+        epath.Path(path).exists()
+    # Missing packages, credentials and permissions raise all kinds of exceptions.
+    except Exception as error:
+        raise UserError(f"{name}={path!r} cannot be used: {_reason(error)}") from None
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything."""
+    return epath.Path(path).exists()
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file; neither a directory nor a pipe, whose opening would wait."""
+    return os.path.isfile(path) if not is_remote(path) else exists(path) and not is_directory(path)
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is a directory."""
+    return epath.Path(path).is_dir()
+
+
+def list_names(path: str) -> list[str]:
+    """Returns the sorted names in a directory, none if there is no such directory."""
+    if not is_directory(path):
+        return []
+    return sorted(entry.name for entry in epath.Path(path).iterdir())
+
+
+def make_directory(path: str) -> None:
+    """Makes a directory with all above it, where there are directories."""
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove_directory(path: str) -> None:
+    """Removes a directory with all in it, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        epath.Path(path).rmtree()
+
+
+def rename(path: str, target: str) -> None:
+    """Renames a directory; in object storage something must lie beside the target already."""
+    epath.Path(path).rename(target)
+
+
+def read(path: str) -> bytes:
+    """Returns the content of a file."""
+    return epath.Path(path).read_bytes()
+
+
+def write(path: str, payload: bytes) -> None:
+    """Writes a file: it is complete or not there.
+
+    Raises:
+      OSError: if it cannot be written, with its name.
+    """
+    if not is_remote(path):
+        with replacing(path) as file:
+            file.write(payload)
+        return
+    try:
+        epath.Path(path).write_bytes(payload)
+    # The clients of object storage raise exceptions of their own.
+    except Exception as error:
+        raise OSError(None, _reason(error), path) from None
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[io.BufferedWriter]:
+    """Opens a file on a disk for writing, which takes its name when it is complete.
+
+    Raises:
+      OSError: if it cannot be written, with its name; nothing is left behind.
+    """
+    temporary = f"{path}.{platform.node()}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
+
+
+def remove_leftovers(directory: str) -> None:
+    """Removes what killed processes of this machine left in a directory of `replacing`."""
+    if is_remote(directory):
+        return
+    pattern = re.compile(rf".*\.{re.escape(platform.node())}\.(\d+)\.tmp")
+    for name in list_names(directory):
+        if (found := pattern.fullmatch(name)) and not _is_running(int(found[1])):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(directory, name))
+
+
+class Growing:
+    """A binary file that is added to, also across processes: what `open(path, "ab")` is on a disk.
+
+    In object storage the whole is kept in memory and written by `flush`, at most every ten seconds, and
+    by `close`.
+
+    Args:
+      path: where it is.
+
+    Raises:
+      OSError: from any method, if the file cannot be written, with its name.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._written = 0.0
+        if is_remote(path):
+            self._file = io.BytesIO()
+            if exists(path):
+                self._file.write(read(path))
+        else:
+            self._file = open(path, "ab")  # noqa: SIM115
+
+    def write(self, data: bytes) -> int:
+        """Adds to the file."""
+        with self._named():
+            return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hands what was added to the operating system, or to object storage if it is time."""
+        if not is_remote(self._path):
+            with self._named():
+                self._file.flush()
+        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self._upload()
+
+    def close(self) -> None:
+        """Writes what has not been written."""
+        with self._named():
+            if is_remote(self._path) and not self._file.closed:
+                self._upload()
+            self._file.close()
+
+    def tell(self) -> int:
+        """Returns the size of the file."""
+        return self._file.tell()
+
+    def _upload(self) -> None:
+        write(self._path, self._file.getvalue())
+        self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # Python leaves the name out.
+            raise OSError(error.errno, error.strerror, self._path) from None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _forget_listings() -> None:
+    """Keeps gcsfs from remembering listings for ever, which other processes may change."""
+    import fsspec
+
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

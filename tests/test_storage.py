@@ -1,0 +1,128 @@
+"""Work directories and data in object storage, on a stand-in for it, and files of killed processes."""
+
+import io
+import os
+import platform
+import re
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax import storage
+from ncsn_jax.errors import UserError
+from tests import faults
+from tests.fake_gcs import FakeGcs
+
+
+def run(gcs, tmp_path, *arguments):
+    """Runs the application against a stand-in."""
+    return subprocess.run(
+        faults.command("gs://bucket/run", *arguments),
+        cwd=faults.ROOT,
+        env=faults.environment() | gcs.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_work_directory_and_images_in_object_storage(tmp_path):
+    """Killed on the way, continued, damaged, and the same numbers as on a disk."""
+    pytest.importorskip("gcsfs")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    with FakeGcs() as gcs:
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(pictures / f"{i}.png")
+            gcs.put("bucket", f"data/{i}.png", {}, (pictures / f"{i}.png").read_bytes())
+        folder = "--config.data.dataset=image_folder"
+        there = (folder, "--config.data.data_dir=gs://bucket/data")
+        process = subprocess.Popen(
+            faults.command("gs://bucket/run", *there),
+            cwd=faults.ROOT,
+            env=faults.environment() | gcs.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with process:
+            for line in process.stdout:
+                if line.startswith("step 40/"):
+                    break
+            process.send_signal(signal.SIGKILL)
+        result = run(gcs, tmp_path, *there)
+        assert result.returncode == 0, result.stderr
+        begun = int(re.search(r"from step (\d+)", result.stdout)[1])
+        assert begun >= 20, (
+            "the saves up to step 20 were complete, as that of step 30 has waited for them"
+        )
+        local = tmp_path / "run"
+        faults.finish(local, folder, f"--config.data.data_dir={pictures}")
+        found = gcs.objects["bucket", "run/samples/step_60/samples.npz"].data
+        expected = np.load(local / "samples/step_60/samples.npz")["samples"]
+        np.testing.assert_array_equal(np.load(io.BytesIO(found))["samples"], expected)
+        lines = gcs.objects["bucket", "run/metrics.jsonl"].data.splitlines()
+        assert b'"step": 60' in lines[-1]
+        log = gcs.objects["bucket", "run/log.txt"].data.decode()
+        assert "step 60/60" in log
+
+        (name,) = (
+            n for n in gcs.names("bucket") if n.startswith("run/checkpoints/60/state/manifest")
+        )
+        gcs.put("bucket", name, {}, gcs.objects["bucket", name].data[:10])
+        result = run(gcs, tmp_path, *there)
+        assert result.returncode == 0, result.stderr
+        assert "checkpoint 60 was moved to gs://bucket/run/damaged/60" in result.stdout
+        assert "from step 50" in result.stdout
+        assert gcs.objects["bucket", "run/samples/step_60/samples.npz"].data == found
+        names = gcs.names("bucket", "run/checkpoints/")
+        assert {n.split("/")[2] for n in names} == {"50", "60"}
+
+
+def test_object_storage_that_cannot_be_used_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--workdir='nowhere://bucket/run' cannot be used: "):
+        storage.check("nowhere://bucket/run", "--workdir")
+    storage.check(str(tmp_path), "--workdir")
+
+
+def test_a_file_is_complete_or_not_there(tmp_path):
+    path = str(tmp_path / "file")
+    storage.write(path, b"old")
+    with pytest.raises(ZeroDivisionError), storage.replacing(path) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert storage.read(path) == b"old" and storage.list_names(str(tmp_path)) == ["file"]
+    with pytest.raises(OSError, match="nothing/file") as caught:
+        storage.write(str(tmp_path / "nothing" / "file"), b"")
+    assert caught.value.filename == str(tmp_path / "nothing" / "file")
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    node = platform.node()
+    names = {
+        f"a.png.{node}.{ended.pid}.tmp": False,
+        f"a.png.{node}.{os.getpid()}.tmp": True,
+        f"a.png.elsewhere.{ended.pid}.tmp": True,
+        "a.tmp": True,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    storage.remove_leftovers(str(tmp_path))
+    assert {name: (tmp_path / name).exists() for name in names} == names
+    storage.remove_leftovers(str(tmp_path / "nothing"))
+
+
+def test_a_growing_file_goes_on_across_processes(tmp_path):
+    for text in (b"one\n", b"two\n"):
+        file = storage.Growing(str(tmp_path / "log"))
+        file.write(text)
+        file.flush()
+        assert storage.read(str(tmp_path / "log")).endswith(text)
+        file.close()
+    assert storage.read(str(tmp_path / "log")) == b"one\ntwo\n"
