@@ -53,6 +53,7 @@ def start(launched: launch.Launch, patience: float) -> None:
                 launched.process_id,
                 initialization_timeout=int(patience) + 60,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=int(patience),
             )
     except ValueError as error:
         # On a machine with a TPU that is no part of a pod there is nothing to be found.

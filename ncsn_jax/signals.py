@@ -76,8 +76,12 @@ def _watch(pipe: int) -> None:
             again = _requested is not None and number == signal.SIGINT
             if _deferred and not again:
                 _requested = _requested or number
-                name = _NAMES[number]
-                print(f"{name}: saving after this step", file=sys.stderr, flush=True)
+                _say(f"{_NAMES[number]}: saving after this step")
                 continue
-        print(f"{_NAMES[number]}: {_goodbye}", file=sys.stderr, flush=True)
+        _say(f"{_NAMES[number]}: {_goodbye}")
         os._exit(STATUS[number])
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # whoever listened may be gone
+        print(line, file=sys.stderr, flush=True)
