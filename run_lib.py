@@ -91,6 +91,8 @@ def train(config, workdir: str) -> None:
             runner = chains.Chains(config)
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
+                if _lacks_preview(config, workdir, step):
+                    preview(step, state.ema_params or state.params)
                 state = _train_loop(config, dataset, step, state, store, writer, preview)
                 step = options.num_steps
         _write_samples(config, workdir, step, state.ema_params or state.params, runner)
@@ -452,6 +454,19 @@ def nearest(config, workdir: str) -> None:
     )
 
 
+def _lacks_preview(config, workdir: str, step: int) -> bool:
+    """Whether a run that was killed had saved a step and not yet written its preview."""
+    every = config.training.sample_every
+    path = _preview_path(workdir, step)
+    return bool(step and every and step % every == 0) and hosts.on_first(
+        "to look for the preview", lambda: not storage.exists(path)
+    )
+
+
+def _preview_path(workdir: str, step: int) -> str:
+    return os.path.join(workdir, "samples", f"step_{step}", "preview.png")
+
+
 def _write_preview(config, workdir, writer, runner, step, params) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
@@ -471,9 +486,9 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
         return
     grid = images.grid(samples)
     png = images.encode_png(grid, min_side=200)
-    directory = os.path.join(workdir, "samples", f"step_{step}")
-    storage.make_directory(directory)
-    storage.write(os.path.join(directory, "preview.png"), png)
+    path = _preview_path(workdir, step)
+    storage.make_directory(os.path.dirname(path))
+    storage.write(path, png)
     writer.write_images(step, {"samples": png}, grid.shape)
 
 

@@ -40,6 +40,7 @@ def quiet_orbax() -> None:
     want to deliver to a loop that is gone ends in `sys.unraisablehook`, which is told to ignore it.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda r: "was never retrieved" not in r.getMessage())
     before = sys.unraisablehook
 
     def hook(unraisable) -> None:
