@@ -38,9 +38,8 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    from ncsn_jax import launch, signals
+    from ncsn_jax import _supervisor, launch, signals
 
-    signals.install(_INTERRUPTED)
     if _MODE.value == "suggest":
         import run_lib
 
@@ -48,13 +47,15 @@ def main(_) -> None:
         return
     launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if launched is not None:
-        launch.lead_errors()
+        _supervisor.supervise()
+    signals.install(_INTERRUPTED)
     import run_lib
     from ncsn_jax import hosts
 
     if launched is not None:
         hosts.start(launched, _PATIENCE.value)
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
+    hosts.finish()
 
 
 def _required():

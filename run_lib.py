@@ -60,9 +60,11 @@ def train(config, workdir: str) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples.
 
     Raises:
-      signals.Stopped: if SIGTERM or Ctrl-C ended the training; the state is saved.
+      signals.Stopped: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
+        `signals.install` was called, as by `main.py`.
     """
     configuration.check(config)
+    _agree(config, "train")
     options = config.training
     with contextlib.ExitStack() as stack:
 
@@ -109,8 +111,18 @@ def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
 def sample(config, workdir: str) -> None:
     """Samples from the newest checkpoint of a work directory."""
     configuration.check(config)
+    _agree(config, "sample")
     step, params = _load(config, workdir)
     _write_samples(config, workdir, step, params, chains.Chains(config))
+
+
+def _agree(config, mode: str) -> None:
+    """Raises UserError unless all processes were started to do the same."""
+    fields = configuration.flatten(config)
+    local = ("data.data_dir", "inpainting.images", "inpainting.mask")
+    hosts.agree(
+        "its configuration", {"mode": mode} | {f: fields[f] for f in fields if f not in local}
+    )
 
 
 def _load(config, workdir: str) -> tuple[int, dict]:
@@ -195,7 +207,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
         nonlocal in_flight, stop
         if in_flight is not None:
             at, metrics, heard = in_flight
-            with hosts.limit("in a training step"):
+            with hosts.limit("in a training step", factor=per_call):
                 window.add(at, metrics, store)
                 stop = int(np.max(parallel.to_host(heard)))
             in_flight = None
@@ -234,22 +246,25 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
             if due["log"]:
                 scalars = window.scalars()
                 writer.write_scalars(step, scalars)
-                writer.flush()
                 _log.info("%s", window.line(step, last, scalars))
                 window.restart(step)
-            if due["save"]:
+            if due["log"] or due["save"]:
+                writer.flush(now=due["save"])
+            if due["save"] or due["sample"]:
                 store.save(step, parallel.to_host(state))
             if due["sample"] and step < last and not stop:
-                with window.paused():
+                # What is saved is not lost, and previews may take long.
+                store.wait()
+                with window.paused(), signals.at_once():
                     preview(step, state.ema_params or state.params)
         settle()
         if stop and step not in store.steps():
             store.save(step, parallel.to_host(state))
         store.wait()
         stop = int(hosts.gather(np.int32(stop or signals.requested() or 0)).max())
-    if stop:
-        _log.info("stopped after step %d, which is saved", step)
-        raise signals.Stopped(stop)
+        if stop:
+            _log.info("stopped after step %d, which is saved", step)
+            raise signals.Stopped(stop, alone=False)
     return state
 
 
@@ -364,6 +379,7 @@ def _directory(config, workdir: str, kind: str, step: int) -> str:
 def inpaint(config, workdir: str) -> None:
     """Completes images of which a part is hidden, several times each."""
     configuration.check(config)
+    _agree(config, "inpaint")
     hosts.on_first("to find the run", lambda: configuration.require_run(config, workdir))
     options, shape = config.inpainting, configuration.image_shape(config)
     if options.images:
@@ -388,6 +404,9 @@ def inpaint(config, workdir: str) -> None:
         "inpainting.num_completions": each,
         "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
     }
+    hosts.agree("what it inpaints", settings)
+    if hosts.is_first():
+        storage.remove_leftovers(directory)
     _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
     if left_out:
         _log.warning("%s: %s", one_line(options.images), left_out)
@@ -424,6 +443,7 @@ def inpaint(config, workdir: str) -> None:
 def nearest(config, workdir: str) -> None:
     """Shows samples of the newest checkpoint beside the nearest training images."""
     configuration.check(config)
+    _agree(config, "nearest")
     step, params = _load(config, workdir)
     dataset = configuration.load_images(config)
     configuration.claim_images(dataset, workdir, read_only=True)
@@ -470,15 +490,8 @@ def _preview_path(workdir: str, step: int) -> str:
 def _write_preview(config, workdir, writer, runner, step, params) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
-
-    def look(_) -> None:
-        if signals.requested() and hosts.count() == 1:
-            raise signals.Stopped(signals.requested())
-
     try:
-        samples, _ = runner.run(params, list(range(size)), size, advanced=look)
-    except signals.Stopped:  # The training loop saves first.
-        return
+        samples, _ = runner.run(params, list(range(size)), size)
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return

@@ -10,6 +10,7 @@ it read. So no file system is waited for by two, and only process 0 has to see t
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ _ABOUT_DAMAGED = b"Checkpoints that could not be read, set aside. They may be de
 _log = logging.getLogger(__name__)
 
 
+@functools.cache
 def quiet_orbax() -> None:
     """Keeps orbax's messages out of the log: dozens a save, and of a failure hundreds of lines.
 

@@ -52,6 +52,10 @@ def define_workdir() -> flags.FlagHolder:
     )
 
 
+# What the runtime says where the fault lies with another process.
+_OF_OTHERS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "oordination")
+
+
 def _explain(error: Exception) -> str | None:
     """Returns what a failure of the runtime means, or None for any other exception."""
     import jax
@@ -61,14 +65,14 @@ def _explain(error: Exception) -> str | None:
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     reason = str(error).splitlines()[0]
-    if hosts.count() > 1:
-        return f"another process of this run has ended or cannot be reached ({reason[:200]}); {hosts.AGAIN}"
     if "RESOURCE_EXHAUSTED" in reason:
         return (
             f"the memory of a device does not suffice ({reason[:200]}); less is needed with a larger "
             "config.training.microbatches, with config.training.remat=True, or with a smaller batch"
         )
-    return f"the computation failed: {reason[:300]}; the same command continues"
+    if hosts.count() > 1 and any(word in reason for word in _OF_OTHERS):
+        return f"another process of this run has ended or cannot be reached ({reason[:200]}); {hosts.AGAIN}"
+    return None
 
 
 def fail(message: str, code: int) -> None:
@@ -140,7 +144,11 @@ def run(
             finally:
                 std_logging.shutdown()  # a log in object storage is written by then
         except signals.Stopped as stopped:
-            print(f"{stopped}: {interrupted}", file=sys.stderr)
+            signals.say(f"{stopped}: {interrupted}")
+            if stopped.alone:
+                from ncsn_jax import hosts
+
+                hosts.end(stopped.status)
             sys.exit(stopped.status)
         except UserError as error:
             text = str(error)
@@ -163,5 +171,6 @@ def run(
         hosts.end(1)
 
     # Names of files need not be text.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=parse)

@@ -31,8 +31,8 @@ MODELS = {
     "ncsn_simplified": models.SimplifiedNCSN,
 }
 
-# The normalizations that each network exists with.
-_NORMALIZATIONS = dict.fromkeys(MODELS, ("instance++",)) | {
+# The normalizations that a network exists with, where they are not just instance normalization++.
+_NORMALIZATIONS = {
     "ncsn": tuple(models.ncsn.NORMALIZATIONS),
     "ncsn_simplified": ("instance",),
 }
@@ -224,7 +224,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))
     require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
-    allowed = _NORMALIZATIONS[flat["model.name"]]
+    allowed = _NORMALIZATIONS.get(flat["model.name"], ("instance++",))
     require(
         "model.normalization",
         flat["model.normalization"] in allowed,
@@ -480,10 +480,13 @@ def lock_workdir(workdir: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--workdir={workdir!r} cannot be written to: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in --workdir={workdir!r}") from None
+        except OSError:  # a file system without locks
+            pass
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is training in --workdir={workdir!r}") from None
     finally:
         os.close(descriptor)
 

@@ -13,7 +13,8 @@ class UserError(Exception):
     """Something the user can mend: the message names the field or file, what was found, what is allowed.
 
     It is one printable line whatever it quotes; see `one_line`. `main.py` prints it after "error: " and
-    exits with 1; nothing else is treated so, and every other exception keeps its traceback.
+    exits with 1. `cli` treats failures of the operating system and of the devices' memory alike; every other
+    exception keeps its traceback.
     """
 
     def __init__(self, message: str):

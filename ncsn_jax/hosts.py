@@ -1,18 +1,19 @@
 """Several processes as one run: how they find one another, agree, and never wait for ever.
 
-The engine is JAX's own runtime, `jax.distributed`, started here wherever a run has more than one process:
-on TPU pods and under Slurm or Open MPI by itself, elsewhere by flags or environment variables. Hidden here
-are how the processes are found; that process 0 alone reads and writes the work directory, and the others
-get what it read, to the bit, or the mistake that it found; that a process which loses another one says so
-in one line; and that every wait has a limit. With one process every function here is the identity.
+The engine is JAX's own runtime, `jax.distributed`, which `start` starts with what `launch` found. Hidden here
+are how values go from one process to the others, and that every wait has a limit. Process 0 alone reads and
+writes the work directory; the others get what it read, to the bit, or the mistake that it found. With one
+process every function here is the identity, and nothing waits.
 """
 
 import contextlib
 import json
+import logging
+import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,15 +21,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ncsn_jax import launch
-from ncsn_jax.errors import UserError
+from ncsn_jax.errors import UserError, show
+from ncsn_jax.signals import say
 
 # Without a sign of life for so long, a process counts as dead.
 _HEARTBEAT_SECONDS = 30
 
 AGAIN = "the same command on all hosts continues from the last checkpoint"
 
-# How long a process waits for the others; None with one process. Set once, by `start`.
-_patience: float | None = None
+# How long a process waits for the others, in seconds.
+_patience = 600.0
 
 
 def start(launched: launch.Launch, patience: float) -> None:
@@ -46,15 +48,16 @@ def start(launched: launch.Launch, patience: float) -> None:
     # SIGTERM is for `signals`, with one process and with several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with limit("to connect"):
+        with _limit("to connect", patience):
             jax.distributed.initialize(
                 launched.coordinator,
                 launched.num_processes,
                 launched.process_id,
                 initialization_timeout=int(patience) + 60,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=int(patience),
+                shutdown_timeout_seconds=int(patience) + 60,
             )
+            jax.process_count()  # meets the others again, to know all devices
     except ValueError as error:
         # On a machine with a TPU that is no part of a pod there is nothing to be found.
         if launched.coordinator is not None or "coordinator_address" not in str(error):
@@ -66,8 +69,11 @@ def start(launched: launch.Launch, patience: float) -> None:
             f"the processes of this run cannot be joined ({_first_line(error)}); --num_processes=1 runs "
             "on this host alone"
         ) from None
-    if jax.process_count() == 1:
-        _patience = None
+
+
+def finish() -> None:
+    """Waits until all processes are done, as one that ends early would be missed by the others."""
+    on_first("to finish", lambda: None)
 
 
 def count() -> int:
@@ -80,23 +86,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-@contextlib.contextmanager
-def limit(what: str, factor: float = 1.0) -> Iterator[None]:
+def limit(what: str, factor: float = 1.0) -> contextlib.AbstractContextManager:
     """Ends the process if what is inside, a wait for the others, outlasts `factor` times the patience.
 
     It cannot be an exception: the thread that waits is inside the runtime.
     """
-    if _patience is None:
-        yield
-        return
-    seconds = factor * _patience
+    return contextlib.nullcontext() if count() == 1 else _limit(what, factor * _patience)
 
+
+@contextlib.contextmanager
+def _limit(what: str, seconds: float) -> Iterator[None]:
     def give_up() -> None:
-        print(
-            f"error: waited {seconds:.0f} s for the other processes {what} (--patience); {AGAIN}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"error: waited {seconds:.0f} s for the other processes {what} (--patience); {AGAIN}")
         os._exit(1)
 
     timer = threading.Timer(seconds, give_up)
@@ -106,6 +107,23 @@ def limit(what: str, factor: float = 1.0) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def agree(what: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError unless all processes have the same values, which JSON can express.
+
+    Args:
+      what: the values belong to, for the message.
+      values: by name.
+    """
+    mine = json.loads(json.dumps(dict(values)))
+    first = on_first(f"to compare {what}", lambda: mine)
+    differing = [n for n in sorted(mine.keys() | first.keys()) if mine.get(n) != first.get(n)]
+    if differing:
+        named = "; ".join(
+            f"{n} is {show(first.get(n))} there and {show(mine.get(n))} here" for n in differing
+        )
+        raise UserError(f"process {jax.process_index()} differs from process 0 in {what}: {named}")
 
 
 def on_first(what: str, function: Callable[[], Any]) -> Any:
@@ -140,17 +158,21 @@ def broadcast(tree: Any, like: Any) -> Any:
     if count() == 1:
         return tree
 
-    def share(shape, array) -> np.ndarray:
-        # As bytes, since the sum behind a broadcast would turn -0.0 into 0.0.
-        size = int(np.prod(shape.shape)) * np.dtype(shape.dtype).itemsize
-        mine = np.zeros(size, np.uint8)
-        if is_first():
-            mine = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        found = np.asarray(multihost_utils.broadcast_one_to_all(mine))
-        return found.view(shape.dtype).reshape(shape.shape)
-
+    leaves, structure = jax.tree.flatten(like)
+    sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
+    # As bytes, since the sum behind a broadcast would turn -0.0 into 0.0; and in one piece.
+    mine = np.zeros(sum(sizes), np.uint8)
+    if is_first():
+        parts = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+        mine = np.frombuffer(b"".join(parts), np.uint8)
     with limit("to share the state"):
-        return jax.tree.map(share, like, tree if is_first() else like)
+        found = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    pieces = np.split(found, np.cumsum(sizes)[:-1])
+    arrays = [
+        np.array(piece).view(leaf.dtype).reshape(leaf.shape)
+        for piece, leaf in zip(pieces, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def gather(array: np.ndarray) -> np.ndarray:
@@ -162,12 +184,21 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def end(status: int) -> None:
-    """Ends a process that failed at once where others wait for it, so that they notice."""
-    if _patience is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    """Ends a process that failed: at once where others wait for it, so that they notice."""
+    if not _alone():
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _alone() -> bool:
+    try:
+        return not jax.distributed.is_initialized() or jax.process_count() == 1
+    except RuntimeError:  # of devices that cannot be found
+        return False
 
 
 def _share(text: str) -> str:

@@ -1,17 +1,13 @@
 """Which processes a run has, before anything of JAX is imported: from flags, or from the environment.
 
-Hidden here are the names of the environment variables, what they must look like, and how standard error of
-a process with companions is led through `_relay`, so that a lost one is reported in one line.
+Hidden here are the names of the environment variables, what they must look like, and how a TPU is noticed.
 """
 
 import dataclasses
 import importlib.util
 import os
 import pathlib
-import subprocess
-import sys
 
-from ncsn_jax import _relay
 from ncsn_jax.errors import UserError
 
 # Several tasks, as Slurm and Open MPI count them.
@@ -71,17 +67,6 @@ def find(
     elif not _in_cluster():
         return None
     return Launch(coordinator, num_processes, process_id)
-
-
-def lead_errors() -> None:
-    """Leads standard error of this process through one that outlives it, by a line. See `_relay`."""
-    reading, writing = os.pipe()
-    command = [sys.executable, "-I", "-S", _relay.__file__]
-    subprocess.Popen(command, stdin=reading, start_new_session=True)
-    os.close(reading)
-    sys.stderr.flush()
-    os.dup2(writing, 2)
-    os.close(writing)
 
 
 def _number(value: int | None, name: str) -> int | None:

@@ -89,12 +89,12 @@ class Writer:
         ]
         self._write(step, values)
 
-    def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
+    def flush(self, *, now: bool = False) -> None:
+        """Hands everything written so far on; to object storage only now and then, unless `now`."""
         if self._events is None:
             return
         self._events.flush()
-        self._lines.flush()
+        self._lines.flush(now=now)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -169,11 +169,14 @@ class Window:
                 continue
             store.wait()
             good = store.steps()
-            raise UserError(
+            message = (
                 f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
-                f"at step {step - len(sound) + bad + 1}; stopped, the last good checkpoint is "
-                + (f"that of step {good[0]}" if good else "none")
+                f"at step {step - len(sound) + bad + 1}; stopped"
             )
+            if hosts.is_first():
+                kept = f"that of step {good[0]}" if good else "none"
+                message += f", the last good checkpoint is {kept}"
+            raise UserError(message)
         self.step = step
         self.skipped += int(np.sum(~sound))
         self.losses.extend(metrics.loss[sound])

@@ -65,10 +65,13 @@ def compile_train_steps(
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
     first = first_examples(images)
-    options = KEEP_BARRIERS if remat and jax.default_backend() == "cpu" else None
-    compiled = mapped.lower(state, images, seed, first, _notes(0)).compile(options)
-    # Several processes cannot call the compiled program itself; the mapped function finds it.
-    function = compiled if jax.process_count() == 1 else mapped
+    # Several processes cannot call the compiled program itself; the mapped function finds it, if it was
+    # compiled without options.
+    several = jax.process_count() > 1
+    keep_barriers = remat and jax.default_backend() == "cpu" and not several
+    lowered = mapped.lower(state, images, seed, first, _notes(0))
+    compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
+    function = mapped if several else compiled
 
     def call(state, images, seed, number=0):
         return function(state, images, seed, first, _notes(number))

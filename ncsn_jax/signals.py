@@ -8,9 +8,9 @@ step. A second Ctrl-C ends it in any case. Hidden here are the pipe, the thread 
 """
 
 import contextlib
+import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -25,11 +25,17 @@ _goodbye = "interrupted"
 
 
 class Stopped(Exception):
-    """A run that has saved its state because of a signal and is to end; `status` says how."""
+    """A run that has saved its state because of a signal and is to end.
 
-    def __init__(self, number: int):
+    Attributes:
+      status: what the process is to end with.
+      alone: whether the other processes of the run do not know of it.
+    """
+
+    def __init__(self, number: int, *, alone: bool):
         super().__init__(f"stopped by {_NAMES[number]}")
         self.status = STATUS[number]
+        self.alone = alone
 
 
 def install(goodbye: str) -> None:
@@ -50,20 +56,48 @@ def install(goodbye: str) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside it a signal only sets `requested`; a second Ctrl-C still ends the process."""
-    global _deferred
+    """Inside it a signal only sets `requested`; a second Ctrl-C still ends the process.
+
+    Raises:
+      Stopped: at its end, if a signal came that nobody has acted upon.
+    """
+    global _deferred, _requested
     with _lock:
-        _deferred = True
+        _deferred, _requested = True, None
     try:
         yield
     finally:
         with _lock:
             _deferred = False
+    if _requested is not None:
+        raise Stopped(_requested, alone=True)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Inside it, within `deferred`, a signal ends the process at once after all, one that came before too."""
+    global _deferred
+    with _lock:
+        _deferred = False
+        waiting = _requested
+    if waiting is not None:
+        _leave(waiting)
+    try:
+        yield
+    finally:
+        with _lock:
+            _deferred = True
 
 
 def requested() -> int | None:
     """Returns the signal that came inside `deferred`, or None."""
     return _requested
+
+
+def say(line: str) -> None:
+    """Writes a line to standard error, from any thread, even where nobody reads it any more."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _watch(pipe: int) -> None:
@@ -73,15 +107,20 @@ def _watch(pipe: int) -> None:
         if number not in STATUS:
             continue
         with _lock:
-            again = _requested is not None and number == signal.SIGINT
-            if _deferred and not again:
+            again = number == _requested == signal.SIGINT
+            waits = _deferred and not again
+            if waits:
                 _requested = _requested or number
-                _say(f"{_NAMES[number]}: saving after this step")
-                continue
-        _say(f"{_NAMES[number]}: {_goodbye}")
-        os._exit(STATUS[number])
+        if waits:
+            say(f"{_NAMES[number]}: saving after this step")
+        else:
+            _leave(number)
 
 
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever listened may be gone
-        print(line, file=sys.stderr, flush=True)
+def _leave(number: int) -> None:
+    """Ends the process; a log in object storage gets a moment to be written."""
+    say(f"{_NAMES[number]}: {_goodbye}")
+    last = threading.Thread(target=logging.shutdown, daemon=True)
+    last.start()
+    last.join(3.0)
+    os._exit(STATUS[number])

@@ -7,6 +7,7 @@ grow, so that a log is kept and written anew; and object storage has neither dir
 """
 
 import contextlib
+import functools
 import io
 import os
 import platform
@@ -34,19 +35,16 @@ def absolute(path: str) -> str:
 
 def check(path: str, name: str) -> None:
     """Raises UserError, which calls it `name`, if a path is in object storage that cannot be used here."""
-    if not is_remote(path):
-        return
     try:
-        _forget_listings()
-        epath.Path(path).exists()
-    # Missing packages, credentials and permissions raise all kinds of exceptions.
-    except Exception as error:
-        raise UserError(f"{name}={path!r} cannot be used: {_reason(error)}") from None
+        exists(path)
+    except OSError as error:
+        raise UserError(f"{name}={path!r} cannot be used: {error.strerror}") from None
 
 
 def exists(path: str) -> bool:
     """Whether there is anything."""
-    return epath.Path(path).exists()
+    with _named(path):
+        return epath.Path(path).exists()
 
 
 def is_file(path: str) -> bool:
@@ -56,35 +54,40 @@ def is_file(path: str) -> bool:
 
 def is_directory(path: str) -> bool:
     """Whether there is a directory."""
-    return epath.Path(path).is_dir()
+    with _named(path):
+        return epath.Path(path).is_dir()
 
 
 def list_names(path: str) -> list[str]:
     """Returns the sorted names in a directory, none if there is no such directory."""
     if not is_directory(path):
         return []
-    return sorted(entry.name for entry in epath.Path(path).iterdir())
+    with _named(path):
+        return sorted(entry.name for entry in epath.Path(path).iterdir())
 
 
 def make_directory(path: str) -> None:
     """Makes a directory with all above it, where there are directories."""
-    epath.Path(path).mkdir(parents=True, exist_ok=True)
+    with _named(path):
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def remove_directory(path: str) -> None:
     """Removes a directory with all in it, as far as that is possible."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _named(path):
         epath.Path(path).rmtree()
 
 
 def rename(path: str, target: str) -> None:
     """Renames a directory; in object storage something must lie beside the target already."""
-    epath.Path(path).rename(target)
+    with _named(path):
+        epath.Path(path).rename(target)
 
 
 def read(path: str) -> bytes:
     """Returns the content of a file."""
-    return epath.Path(path).read_bytes()
+    with _named(path):
+        return epath.Path(path).read_bytes()
 
 
 def write(path: str, payload: bytes) -> None:
@@ -97,11 +100,8 @@ def write(path: str, payload: bytes) -> None:
         with replacing(path) as file:
             file.write(payload)
         return
-    try:
+    with _named(path):
         epath.Path(path).write_bytes(payload)
-    # The clients of object storage raise exceptions of their own.
-    except Exception as error:
-        raise OSError(None, _reason(error), path) from None
 
 
 @contextlib.contextmanager
@@ -138,8 +138,8 @@ def remove_leftovers(directory: str) -> None:
 class Growing:
     """A binary file that is added to, also across processes: what `open(path, "ab")` is on a disk.
 
-    In object storage the whole is kept in memory and written by `flush`, at most every ten seconds, and
-    by `close`.
+    In object storage the whole is kept in memory and written by `flush`, at most every ten seconds unless
+    it is to be now, and by `close`. Only these two fail then, if it cannot be written.
 
     Args:
       path: where it is.
@@ -163,13 +163,16 @@ class Growing:
         with self._named():
             return self._file.write(data)
 
-    def flush(self) -> None:
-        """Hands what was added to the operating system, or to object storage if it is time."""
+    def flush(self, *, now: bool = False) -> None:
+        """Hands what was added to the operating system; to object storage if it is time, or `now`."""
         if not is_remote(self._path):
             with self._named():
                 self._file.flush()
-        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+        elif now:
             self._upload()
+        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            with contextlib.suppress(OSError):  # the next one may succeed
+                self._upload()
 
     def close(self) -> None:
         """Writes what has not been written."""
@@ -183,8 +186,8 @@ class Growing:
         return self._file.tell()
 
     def _upload(self) -> None:
-        write(self._path, self._file.getvalue())
         self._written = time.monotonic()
+        write(self._path, self._file.getvalue())
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -192,6 +195,21 @@ class Growing:
             yield
         except OSError as error:  # Python leaves the name out.
             raise OSError(error.errno, error.strerror, self._path) from None
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Makes an OSError with a name of whatever the clients of object storage raise."""
+    if not is_remote(path):
+        yield
+        return
+    _forget_listings()
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise OSError(None, " ".join(str(error).split())[:200] or repr(error), path) from None
 
 
 def _is_running(process: int) -> bool:
@@ -204,12 +222,9 @@ def _is_running(process: int) -> bool:
     return True
 
 
+@functools.cache
 def _forget_listings() -> None:
     """Keeps gcsfs from remembering listings for ever, which other processes may change."""
     import fsspec
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

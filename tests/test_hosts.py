@@ -1,17 +1,20 @@
 """Two processes with four simulated devices each against one with eight, and when one is lost."""
 
-import random
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from ncsn_jax import _relay, launch
+from ncsn_jax import _supervisor, launch, signals
+from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
-from tests import faults
+from tests import faults, tiny
 
 STEPS = ("--config.training.log_every=1", "--config.training.num_steps=30")
 
@@ -19,24 +22,23 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=30")
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """A run by two processes, of which one was killed on the way: (work directory, what was said)."""
+    configuration.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
     processes = faults.start_two(workdir, *STEPS, devices=4)
     faults.wait_for("step 12/", workdir, processes)
     while not faults.complete(workdir):
         time.sleep(0.05)
-    victim = random.randrange(2)
-    processes[victim].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    processes[victim].wait()
-    processes[1 - victim].wait(60)
-    said = faults.said(workdir, 1 - victim)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].wait()
+    assert processes[0].wait(60) == 1
+    said = faults.said(workdir, 0)
     saved = faults.complete(workdir)
     processes = faults.start_two(workdir, *STEPS, devices=4)
     assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
     log = (workdir / "log.txt").read_text()
     assert f"from step {saved[-1]}" in log and saved[-1] >= 10
     assert "devices: 8 x cpu on 2 host(s)" in log
-    return workdir, said, time.monotonic() - began
+    return workdir, said
 
 
 def test_losing_a_process_ends_the_other_with_one_line(two):
@@ -61,8 +63,8 @@ def test_two_processes_equal_one(two, tmp_path):
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_what_two_processes_wrote_one_continues(two):
-    workdir = two[0]
+def test_what_two_processes_wrote_one_continues(two, tmp_path):
+    workdir = shutil.copytree(two[0], tmp_path / "copy")
     result = faults.run(workdir, *STEPS[:1], "--config.training.num_steps=31")
     assert result.returncode == 0 and "from step 30" in result.stdout
 
@@ -114,29 +116,100 @@ def test_waiting_for_others_has_a_limit(tmp_path):
             b"one\nE1122 07:32:50.5 12291 coordination_service.cc:1549] [1] Use error polling to propagate "
             b"the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped "
             b"sending heartbeats):\n1\nThe tasks have crashed.\n",
-            "one\nerror: process 1 of this run has ended or stopped answering; ",
+            ("one\n", "error: process 1 of this run has ended or stopped answering"),
         ),
         (
             b"F1122 07:33:13.2 12651 client.h:80] Terminating process because the JAX distributed service "
             b"detected fatal errors. UNAVAILABLE: Failed to send RPC to coordination service.\n  @ 0x7f\n",
-            "error: process 0 of this run has ended or cannot be reached; ",
+            ("", "error: process 0 of this run has ended or cannot be reached"),
         ),
-        (b"10 %\r20 %\rE1122 of another kind\nlast", "10 %\r20 %\rE1122 of another kind\nlast"),
+        (
+            b"10 %\r20 %\r[Gloo] Rank 1 is connected\nE1122 of another kind\nlast",
+            ("10 %\r20 %\rE1122 of another kind\nlast", ""),
+        ),
     ],
 )
-def test_the_relay_says_in_one_line_what_the_runtime_says_in_many(message, expected):
-    relay = subprocess.Popen(
-        [sys.executable, "-I", "-S", _relay.__file__],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def test_the_supervisor_says_in_one_line_what_the_runtime_says_in_many(message, expected):
+    reading, writing = os.pipe()
+    out, into = os.pipe()
+
+    def speak() -> None:
+        for part in (message[:30], message[30:]):  # a line may come in pieces
+            os.write(writing, part)
+            time.sleep(0.05)
+        os.close(writing)
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    last = _supervisor.relay(reading, into)
+    speaker.join()
+    os.close(into)
+    with os.fdopen(out, "rb") as file:
+        passed = file.read().decode()
+    os.close(reading)
+    line = _supervisor.explain(last) if last else ""
+    assert (passed, line.partition(";")[0]) == expected
+
+
+def test_different_configurations_are_refused(tmp_path):
+    """Not only by the process that reads the work directory."""
+    workdir = tmp_path / "run"
+    where = (f"--coordinator=127.0.0.1:{faults.free_port()}", "--num_processes=2")
+    processes = [
+        faults.start(workdir, f"--config.seed={i}", *where, f"--process_id={i}") for i in range(2)
+    ]
+    assert processes[1].wait(60) == 1
+    (line,) = faults.said(workdir, 1)
+    message = (
+        "error: process 1 differs from process 0 in its configuration: seed is 0 there and 1 here"
     )
-    for part in (message[:30], message[30:]):  # a line may come in pieces
-        relay.stdin.write(part)
-        relay.stdin.flush()
-        time.sleep(0.05)
-    _, found = relay.communicate(timeout=30)
-    assert found.decode().startswith(expected)
-    if "error:" in expected:
-        assert found.decode().count("\n") == expected.count("\n") + 1
-    else:
-        assert found.decode() == expected
+    assert line == message
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_where_nobody_reads_standard_error(number):
+    script = f"""
+import os, signal, time
+from ncsn_jax import signals
+signals.install("")
+reading, writing = os.pipe()
+os.dup2(writing, 2)
+os.close(writing)
+os.close(reading)
+with signals.deferred():
+    os.kill(os.getpid(), {int(number)})
+    while not signals.requested():
+        time.sleep(0.01)
+    os.write(1, b"deferred")
+    try:
+        with signals.at_once():
+            pass
+    finally:
+        os.write(1, b"never")
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=faults.ROOT, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout) == (signals.STATUS[number], b"deferred")
+
+
+def test_a_signal_that_nobody_acted_upon_stops_at_the_end_and_is_forgotten():
+    script = """
+import os, signal, time
+from ncsn_jax import signals
+signals.install("")
+try:
+    with signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not signals.requested():
+            time.sleep(0.01)
+except signals.Stopped as stopped:
+    print(stopped.status, stopped.alone)
+with signals.deferred():
+    print(signals.requested())
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "75 True\nNone\n", result.stderr

@@ -34,7 +34,6 @@ class Tiny(nn.Module):
 
 
 configuration.MODELS["tiny"] = Tiny
-configuration._NORMALIZATIONS["tiny"] = ("instance++",)
 
 
 def get_config():

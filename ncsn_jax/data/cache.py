@@ -73,15 +73,18 @@ def local_copy(url: str, below: str = "") -> str:
     Raises:
       UserError: if there are none, or they cannot be read.
     """
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{url} {below}".encode()).hexdigest()[:16]
     target = os.path.join(directory(), f"copy-{digest}")
+    manifest = os.path.join(target, ".copied.json")
+    had = {}
+    with contextlib.suppress(OSError, ValueError), open(manifest, encoding="utf-8") as file:
+        had = json.load(file)
     try:
         found = dict(_walk(epath.Path(url) / below, below))
         missing = [
             name
-            for name, length in found.items()
-            if not os.path.isfile(path := os.path.join(target, name))
-            or os.path.getsize(path) != length
+            for name, version in found.items()
+            if had.get(name) != version or not os.path.isfile(os.path.join(target, name))
         ]
         if missing:
             print(f"copying {len(missing)} files from {url}", file=sys.stderr)
@@ -90,10 +93,11 @@ def local_copy(url: str, below: str = "") -> str:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with storage.replacing(path) as file, (epath.Path(url) / name).open("rb") as source:
                 shutil.copyfileobj(source, file)
-        for folder, _, names in os.walk(os.path.join(target, below)):
-            for path in (os.path.join(folder, name) for name in names):
-                if os.path.relpath(path, target) not in found:
-                    os.remove(path)
+        for name in had.keys() - found.keys():
+            with contextlib.suppress(OSError):  # another process may have done it
+                os.remove(os.path.join(target, name))
+        if missing or had.keys() - found.keys():
+            storage.write(manifest, json.dumps(found).encode())
     # The clients of object storage raise exceptions of their own.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -103,11 +107,12 @@ def local_copy(url: str, below: str = "") -> str:
     return target
 
 
-def _walk(url: epath.Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Yields relative name and size of all files below a URL."""
+def _walk(url: epath.Path, prefix: str) -> Iterator[tuple[str, list[int]]]:
+    """Yields relative name, and size and time of change, of all files below a URL."""
     for entry in url.iterdir():
         name = os.path.join(prefix, entry.name)
         if entry.is_dir():
             yield from _walk(entry, name)
         else:
-            yield name, entry.stat().length
+            status = entry.stat()
+            yield name, [status.length, int(status.mtime)]
