@@ -55,7 +55,7 @@ def main(_) -> None:
     if launched is not None:
         hosts.start(launched, _PATIENCE.value)
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
-    hosts.finish()
+    hosts.meet("to finish")  # One that ended early would be missed by the others.
 
 
 def _required():

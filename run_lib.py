@@ -280,6 +280,7 @@ def _compile(config, state, batch) -> Callable:
         remat=config.training.remat,
     )
     _describe_memory(memory, time.perf_counter() - started)
+    hosts.meet("to compile the training step")
     return steps
 
 

@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     training.sample_every = 5000
     # How many of the newest checkpoints stay.
     training.checkpoints_kept = 2
-    # Those of steps that are multiples of it stay for good; 0: of none.
+    # Those of steps that are multiples of it stay for good; a multiple of checkpoint_every; 0: of none.
     training.keep_every = 0
     # Largest global norm of the gradient; 0 is off.
     training.grad_clip = 0.0

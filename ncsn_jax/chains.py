@@ -46,7 +46,9 @@ class Chains:
         keys = functools.partial(_keys, purpose)
         self._start = parallel.map_chain_start(functools.partial(_start, config, keys))
         advance = _sample if purpose == FOR_SAMPLES else _inpaint
-        self._advance = parallel.map_chains(functools.partial(advance, config, keys))
+        self._advance = parallel.map_chains(
+            functools.partial(advance, config, keys), lambda: hosts.meet("to compile the sampler")
+        )
 
     def run(
         self,

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ncsn_jax import hosts, storage
-from ncsn_jax.errors import UserError
+from ncsn_jax.errors import UserError, one_line
 
 FORMAT = 1
 
@@ -246,7 +246,7 @@ class Checkpoints:
                 _log.warning(
                     "checkpoint %d is damaged (%s), trying the one before",
                     step,
-                    type(error).__name__,
+                    f"{type(error).__name__}: {one_line(str(error))[:100]}",
                 )
                 damaged.append(step)
                 continue
@@ -257,7 +257,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"no checkpoint in {self._directory} can be read: {steps} are all damaged; "
-                "move the directory away to start again"
+                "move that directory away to start again"
             )
         return None
 

@@ -53,6 +53,8 @@ _CHANGEABLE = (
     "training.sample_every",
     "training.checkpoints_kept",
     "training.keep_every",
+    "training.microbatches",  # as the number of devices, it changes nothing but rounding
+    "training.remat",
     "training.skip_nonfinite",  # before the first such step there is nothing to skip
     "sampling.",
     "inpainting.",

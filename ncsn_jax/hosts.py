@@ -48,7 +48,8 @@ def start(launched: launch.Launch, patience: float) -> None:
     # SIGTERM is for `signals`, with one process and with several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _limit("to connect", patience):
+        where = f" at {launched.coordinator}" if launched.coordinator else ""
+        with _limit(f"to connect{where}", patience):
             jax.distributed.initialize(
                 launched.coordinator,
                 launched.num_processes,
@@ -71,9 +72,9 @@ def start(launched: launch.Launch, patience: float) -> None:
         ) from None
 
 
-def finish() -> None:
-    """Waits until all processes are done, as one that ends early would be missed by the others."""
-    on_first("to finish", lambda: None)
+def meet(what: str) -> None:
+    """Waits until all processes have come so far."""
+    on_first(what, lambda: None)
 
 
 def count() -> int:

@@ -15,6 +15,11 @@ _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # What a machine with TPUs has, which may be part of a pod: JAX's library for them, and devices.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
+_TOGETHER = (
+    "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
+    "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
@@ -55,7 +60,7 @@ def find(
         return None
     given = [x is not None for x in (num_processes, process_id)]
     if any(given) and not (all(given) and coordinator):
-        raise UserError("--coordinator, --num_processes and --process_id belong together")
+        raise UserError(_TOGETHER)
     if all(given) and not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}"
@@ -63,7 +68,11 @@ def find(
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise UserError(f"--coordinator={coordinator!r} must be HOST:PORT")
+            raise UserError(
+                f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
+            )
+        if not any(given) and not _in_cluster():
+            raise UserError(_TOGETHER)
     elif not _in_cluster():
         return None
     return Launch(coordinator, num_processes, process_id)

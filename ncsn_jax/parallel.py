@@ -101,12 +101,15 @@ def map_chain_start(start: Callable) -> Callable:
     return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
 
 
-def map_chains(advance: Callable) -> Callable:
+def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound`, donating x.
 
     `params` are replicated; `indices`, `x` and what follows the step numbers are `[devices, b, ...]`.
-    What is returned says whether the chains of all devices of all processes are sound.
+    What is returned says whether the chains of all devices of all processes are sound. Of several
+    processes each compiles first and calls `ready`, which waits for the others: their connections, which
+    are made when the program begins, do not wait as long as a compilation may take.
     """
+    is_compiled = False
 
     def run(params, seed, bounds, indices, x, rest):
         x, sound = advance(params, seed, indices, x, *bounds, *rest)
@@ -115,6 +118,12 @@ def map_chains(advance: Callable) -> Callable:
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
 
     def call(params, seed, indices, x, start, stop, *rest):
-        return mapped(params, seed, (start, stop), indices, x, rest)
+        nonlocal is_compiled
+        arguments = params, seed, (start, stop), indices, x, rest
+        if jax.process_count() > 1 and not is_compiled:
+            mapped.lower(*arguments).compile()
+            ready()
+            is_compiled = True
+        return mapped(*arguments)
 
     return call

@@ -9,6 +9,7 @@ grow, so that a log is kept and written anew; and object storage has neither dir
 import contextlib
 import functools
 import io
+import logging
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from ncsn_jax.errors import UserError
+from ncsn_jax.signals import say
 
 # Object storage takes about one write a second of the same object, and each writes all of it.
 _SECONDS_BETWEEN_WRITES = 10.0
@@ -34,7 +36,12 @@ def absolute(path: str) -> str:
 
 
 def check(path: str, name: str) -> None:
-    """Raises UserError, which calls it `name`, if a path is in object storage that cannot be used here."""
+    """Raises UserError, which calls it `name`, if a path looks like a URL and cannot be used here."""
+    if not re.match(r"\w+:/", path):
+        return
+    if not re.match(r"\w+://[^/]", path):
+        raise UserError(f"{name}={path!r} must be a path, or a URL such as gs://BUCKET/PATH")
+    say(f"looking at {path}")
     try:
         exists(path)
     except OSError as error:
@@ -203,11 +210,13 @@ def _named(path: str) -> Iterator[None]:
     if not is_remote(path):
         yield
         return
-    _forget_listings()
+    _prepare()
     try:
         yield
     except FileNotFoundError:
         raise
+    except KeyError:
+        raise OSError(None, "there is no such kind of storage", path) from None
     except Exception as error:
         raise OSError(None, " ".join(str(error).split())[:200] or repr(error), path) from None
 
@@ -223,8 +232,9 @@ def _is_running(process: int) -> bool:
 
 
 @functools.cache
-def _forget_listings() -> None:
-    """Keeps gcsfs from remembering listings for ever, which other processes may change."""
+def _prepare() -> None:
+    """Keeps gcsfs from remembering listings, which other processes may change, and from logging errors."""
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -35,6 +35,7 @@ def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
     """Well within the half minute that a machine leaves which is taken away."""
     workdir = tmp_path / "run"
     extra = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
+    extra += ("--config.training.sample_every=0",)  # a preview would end at once
     process = faults.start(workdir, *extra)
     log = pathlib.Path(f"{workdir}.out")
     while "step 40/" not in log.read_text():

@@ -22,7 +22,9 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=30")
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """A run by two processes, of which one was killed on the way: (work directory, what was said)."""
-    configuration.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
+    configuration.load_images(
+        tiny.get_config()
+    )  # Preparing them the first time says how that goes.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
     processes = faults.start_two(workdir, *STEPS, devices=4)
     faults.wait_for("step 12/", workdir, processes)
@@ -74,6 +76,7 @@ def test_what_two_processes_wrote_one_continues(two, tmp_path):
     [
         ((None, 2, 0), {}, "--coordinator, --num_processes and --process_id belong together"),
         (("a:1", 2, None), {}, "belong together"),
+        (("a:1", None, None), {}, "belong together"),
         (("a:1", 2, 2), {}, "--process_id=2 must be at least 0 and below --num_processes=2"),
         (("localhost", 2, 0), {}, "--coordinator='localhost' must be HOST:PORT"),
         (("a:99999", 2, 0), {}, "must be HOST:PORT"),
@@ -106,7 +109,9 @@ def test_waiting_for_others_has_a_limit(tmp_path):
     result = faults.run(tmp_path / "run", *arguments)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: waited 2 s for the other processes to connect (--patience)")
+    assert line.startswith(
+        "error: waited 2 s for the other processes to connect at 127.0.0.1:1 (--pat"
+    )
 
 
 @pytest.mark.parametrize(
