@@ -2,8 +2,8 @@
 
 When another process of the run is gone, JAX's runtime ends this one by an abort, from a thread and with a
 dump of its stack; no code of the process itself can run then. So the command that was started runs itself
-once more, as a child, and only watches: it passes standard error through, signals on and the exit status
-back, and turns the runtime's last words into one line. It imports nothing but the standard library.
+once more, as a child, and only watches: it passes output through, signals on and the exit status back, and
+turns the runtime's last words into one line. It imports nothing but the standard library.
 """
 
 import os
@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 # Tells the child that it is one: the process that watches it.
 _VARIABLE = "NCSN_JAX_SUPERVISOR"
@@ -64,17 +65,22 @@ def supervise() -> None:
     if parent is not None:
         _end_with(int(parent))
         return
-    reading, writing = os.pipe()
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         env=os.environ | {_VARIABLE: str(os.getpid())},
-        stderr=writing,
+        stdout=out_end,
+        stderr=err_end,
         start_new_session=True,  # or a terminal's Ctrl-C would come twice
     )
-    os.close(writing)
+    os.close(out_end)
+    os.close(err_end)
+    copier = threading.Thread(target=relay, args=(out, 1))
+    copier.start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: child.send_signal(number))
-    last = relay(reading, 2)
+    last = relay(err, 2)
+    copier.join()
     status = child.wait()
     if last:
         _write(2, explain(last).encode() + b"\n")

@@ -28,7 +28,7 @@ def define_config() -> flags.FlagHolder:
             lock_config=True,
         )
     # It looks for the file's name on the command line already, through --flagfile too.
-    except (flags.Error, ValueError) as error:
+    except (flags.Error, OSError, ValueError) as error:
         fail(f"--flagfile cannot be read: {error}", 2)
 
 

@@ -67,7 +67,7 @@ def find(
         )
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
             raise UserError(
                 f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
             )
