@@ -203,7 +203,8 @@ def plot_losses(records: list[dict]) -> bytes:
     for name, colour in zip(levels, colours, strict=False):
         right.plot(steps, curve(name), color=colour, label=name.rpartition("sigma_")[2])
     right.set(xlabel="step", ylabel="loss / loss of a zero score", ylim=(0, 1.1), title="By level")
-    right.legend(title="sigma", fontsize="small", ncols=2)
+    if levels:
+        right.legend(title="sigma", fontsize="small", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -16,11 +16,14 @@ import collections
 import contextlib
 import faulthandler
 import importlib
+import io
 import json
 import os
 import pathlib
 import random
+import re
 import resource
+import runpy
 import select
 import shutil
 import signal
@@ -29,11 +32,13 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 import warnings
 import zlib
+from collections.abc import Callable
 
 from tests import hostile
-from tests.hostile import ROOT, Failure, judge_message
+from tests.hostile import ROOT, Failure, judge
 
 # Seconds for a case, and for the process to report that it took longer.
 _LIMIT, _GRACE = 20, 25
@@ -63,6 +68,79 @@ class Case:
     def path(self, *names: str) -> str:
         """Returns a path in the room."""
         return os.path.join(self.room, *names)
+
+    def program(self, path: str, argv: list[str], stubs: dict[str, dict]) -> Callable:
+        """Returns a call of a program with stubs for slow modules, which are dicts of functions."""
+
+        def run():
+            for name, functions in stubs.items():
+                sys.modules[name] = types.ModuleType(name)
+                vars(sys.modules[name]).update(functions)
+            sys.argv = [path, *argv]
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+
+        return lambda: _judge_process(*_fork(run))
+
+
+def _fork(run: Callable[[], None]) -> tuple[int, str, str]:
+    """Runs a function in a process of its own: (status, standard output, standard error)."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            os.close(reading)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(writing, 2)
+            os.dup2(os.open("../tmp/output", os.O_RDWR | os.O_CREAT | os.O_TRUNC), 1)
+            sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"), "utf-8", write_through=True)
+            sys.stderr = io.TextIOWrapper(
+                os.fdopen(2, "wb"), "utf-8", "backslashreplace", write_through=True
+            )
+            try:
+                run()
+                status = 0
+            except SystemExit as error:
+                status = error.code
+                if not isinstance(status, int):
+                    print(status, file=sys.stderr) if status is not None else None
+                    status = int(status is not None)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                status = 99
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status & 255)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as file:
+            errors = file.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    output = pathlib.Path("../tmp/output").read_bytes()
+    return status, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace")
+
+
+def _judge_process(status: int, output: str, errors: str) -> None:
+    """Raises unless a process ended well, or with one line and a status of 1 or 2."""
+    from ncsn_jax.errors import UserError
+
+    if "Traceback" in errors or status not in (0, 1, 2):
+        raise Failure(f"status {status}: {errors[-300:]!r}")
+    # Of absl, about a flagfile that names itself.
+    errors = re.sub(r"^Warning: Hit circular.*\n", "", errors, flags=re.M)
+    lines = errors.splitlines()
+    if not errors and (status == 0 or output):  # such as --help
+        return
+    if len(lines) != 1 or status == 0:
+        raise Failure(f"status {status} with {len(lines)} lines: {errors[:300]!r}")
+    raise UserError(lines[0])
 
 
 class Surroundings:
@@ -137,7 +215,7 @@ def run_case(entry, case: Case, surroundings: Surroundings) -> str:
         text = str(error)
         if isinstance(error, OSError):
             text = one_line(f"{error.filename}: {error.strerror or error}")
-        judge_message(text, path)
+        judge(text, path)
         outcome = "refused"
     if warned:
         raise Failure(f"warned: {warned[0].category.__name__}: {warned[0].message}")

@@ -1,9 +1,12 @@
 import functools
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+import examples
+from benchmarks import digits_quality
 from examples import figure3, mlp, other_libraries
 from ncsn_jax import losses, scores
 
@@ -41,3 +44,27 @@ def test_figure_3_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(figure3, "COUNT", 50)
     figure3.main(str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["there.png", "no/x.png", "x", "", "two\nlines", "\udcff.jpg"])
+def test_paths_that_cannot_be_written_are_refused_with_one_line(name, tmp_path, monkeypatch):
+    (tmp_path / "there.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["figure", name])
+    with pytest.raises(SystemExit) as refused:
+        examples.output_path("Draws.", "figure.png")
+    assert refused.value.code.isprintable() and refused.value.code.startswith(f"error: {name!r}")
+
+
+@pytest.mark.parametrize(
+    "content", [{"samples": np.zeros((3, 5), np.uint8)}, {"x": np.zeros(3)}, b"PK\3\4", None]
+)
+def test_files_without_samples_are_refused_with_one_line(content, tmp_path):
+    path = tmp_path / "samples.npz"
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as refused:
+        digits_quality.main(str(path))
+    assert refused.value.code.isprintable() and str(path) in refused.value.code

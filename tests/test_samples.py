@@ -170,3 +170,9 @@ def test_lines_of_metrics_that_are_none_are_named(line, sound, tmp_path):
             SystemExit, match=r"metrics.jsonl cannot be read: line 2 is no JSON object"
         ):
             images.main(["losses", str(tmp_path)])
+
+
+def test_losses_without_levels_are_drawn():
+    """Without a warning, which would be an error here."""
+    pytest.importorskip("matplotlib")
+    assert images.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")

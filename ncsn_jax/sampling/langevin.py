@@ -496,7 +496,7 @@ def _check_clip(clip):
     try:
         low, high = (float(bound) for bound in clip)
         sound = low < high
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound:
         raise ValueError(f"clip must be None or (low, high) with low < high, got {show(clip)}")

@@ -228,6 +228,7 @@ def test_initial_samples_have_their_distributions():
         ({"clip": (1.0, 0.0)}, r"clip must be None or \(low, high\)"),
         ({"clip": (0.0, None)}, r"clip must be None or \(low, high\)"),
         ({"clip": 0.5}, r"clip must be None or \(low, high\)"),
+        ({"clip": (0, 10**5000)}, r"clip must be None or \(low, high\)"),
         ({"steps_per_level": True}, "steps_per_level must be an integer >= 1, .* got True"),
         ({"steps_per_level": 10**8}, "steps_per_level must be at most 50000000 for 2 levels"),
         (

@@ -1,0 +1,82 @@
+"""Functions of the library, with arguments of the wrong shape or type, or that are not finite.
+
+What they are called with is found by the names of their parameters.
+"""
+
+import inspect
+
+import numpy as np
+
+from tests.hostile import HUGE, NUMBERS, STRINGS, Failure, entry
+
+
+def _array(rng):
+    """Returns an array in place of another."""
+    shapes = [(), (0,), (1,), (2,), (3,), (2, 2), (0, 2), (2, 0), (2, 2, 1), (1, 1, 1, 1)]
+    # Not float64, of which jax itself warns.
+    array = np.ones(rng.choice(shapes), rng.choice(["f4", "f4", "f4", "f2", "i4", "u1", "?"]))
+    if array.dtype.kind == "f" and rng.random() < 0.3:
+        array = array * np.float32(rng.choice([0, -1, np.nan, np.inf, -np.inf, 1e-38, 1e38]))
+    return array
+
+
+@entry(9, "ncsn_jax.scheduler", "ncsn_jax.losses", "ncsn_jax.scores", kind="library")
+def make_library(case):
+    """One of the functions, with one or two arguments replaced; with none it has to be accepted."""
+    import jax
+    import jax.numpy as jnp
+
+    from ncsn_jax import losses, sampling, scheduler, scores, sigmas
+
+    rng = case.rng
+    scheme = scheduler.AnnealedLangevinDynamicsScheduler(3, 2, 0.1, 1.0, 1e-3)
+    info = rng.random() < 0.5  # which is not for a part of the steps
+    # fmt: off
+    functions = [
+        sigmas.geometric, sigmas.suggest, sigmas.largest_distance, sigmas.level_ratio, sigmas.step_size,
+        sampling.langevin, sampling.annealed_langevin, sampling.inpaint, sampling.initial_samples,
+        losses.sample_levels, losses.denoising_score_matching, losses.sliced_score_matching,
+        losses.score_matching, scores.gaussian_mixture, scheduler.AnnealedLangevinDynamicsScheduler,
+        scheme.set_timesteps, scheme.set_sigmas, scheme.step, scheme.add_noise,
+    ]
+    x = jnp.array([[0.5, 0.1], [0.9, 0.3]])
+    good = {
+        "key": jax.random.key(0), "x": x, "score_fn": lambda x, *_: -x, "sigma": jnp.ones(2),
+        "sigmas": jnp.array([1.0, 0.5, 0.1]), "observed": x, "mask": jnp.zeros((2, 2)),
+        "sigma_begin": 1.0, "sigma_end": 0.1, "num_levels": 3, "steps_per_level": 2, "overlap": 0.5,
+        "dimension": 64, "ratio": 1.5, "step_size": 0.1, "num_steps": 2, "epsilon": 0.1, "denoise": True,
+        "clip": (0.0, 1.0), "keep_observed": False, "scheme": "paper", "steps": None if info else (0, 3),
+        "shape": (2, 6), "init": "data", "scale": 1.0, "batch_size": 2, "num_projections": 1,
+        "means": jnp.ones((2, 2)), "stds": jnp.ones(2), "weights": jnp.ones(2) / 2, "num_train_timesteps": 3,
+        "num_annealed_steps": 2, "sigma_min": 0.1, "sigma_max": 1.0, "sampling_eps": 1e-3,
+        "num_inference_steps": 3, "model_output": x, "timestep": 1, "sample": x, "original_samples": x,
+        "noise": x, "timesteps": jnp.array([0, 1]), "data": np.eye(2, 6, dtype=np.float32),
+        "return_info": info, "num_frames": None,
+    }
+    # fmt: on
+    function = rng.choice(functions)
+    arguments = {name: good[name] for name in inspect.signature(function).parameters}
+    changed = rng.choice([0, 1, 1, 1, 1, 1, 2, 2])
+    for name in rng.sample(sorted(arguments), min(changed, len(arguments))):
+        if name == "score_fn":
+            choices = [lambda a, *_: a[:1], lambda *_: jnp.zeros(()), lambda a, *_: a * jnp.nan]
+        elif name == "key":
+            choices = [_array(rng), *(jax.random.split(good["key"], n) for n in (1, 2, 3))]
+        elif isinstance(good[name], jax.Array | np.ndarray):
+            choices = [_array(rng), good[name] * rng.choice([0, -1, jnp.nan, jnp.inf]), None]
+        else:
+            number = rng.choice(NUMBERS + HUGE)
+            choices = [number, number, number, (0, number), (number, 1.0), _array(rng), None]
+            if isinstance(good[name], str):
+                choices = [*choices[-3:], rng.choice(STRINGS)]
+        arguments[name] = rng.choice(choices)
+
+    def call():
+        try:
+            jax.block_until_ready(function(**arguments))
+        except ValueError as error:
+            if not changed:
+                raise Failure(f"refused what is sound: {error}") from error
+            raise
+
+    return call, None
