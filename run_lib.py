@@ -550,11 +550,12 @@ class _LogFile(logging.Handler):
         self._file = storage.Growing(path)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
             self._file.write((self.format(record) + "\n").encode(errors="backslashreplace"))
             self._file.flush()
 
     def close(self) -> None:
+        _log.removeHandler(self)
         with contextlib.suppress(OSError):
             self._file.close()
         super().close()
@@ -565,7 +566,7 @@ def _start(workdir: str) -> None:
 
     Of several processes only the first has a log.
     """
-    for handler in _log.handlers:
+    for handler in list(_log.handlers):
         handler.close()
     _log.setLevel(logging.DEBUG)
     _log.propagate = False

@@ -129,7 +129,7 @@ def finish(workdir, *extra: str, devices: int = 1) -> None:
 def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -> None:
     """`kill -9`, `count` times, at moments from the start of the process to well into its training."""
     # Saves all the time, so that most kills fall into one.
-    extra = (f"--config.training.num_steps={40 * max(count, 5)}", "--config.training.log_every=10")
+    extra = (f"--config.training.num_steps={40 * max(count, 3)}", "--config.training.log_every=10")
     reference, workdir = folder / "reference", folder / "killed"
     finish(reference, *extra)
     had, started = 0, time.time()

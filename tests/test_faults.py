@@ -16,7 +16,7 @@ def scenario(name, count, folder):
 
 
 def test_killed_at_random_moments(tmp_path):
-    scenario("kills", 3, tmp_path)
+    scenario("kills", 2, tmp_path)
 
 
 # From TensorStore's threads, whose results nobody waits for once one of them has failed.
@@ -27,7 +27,7 @@ def test_every_file_of_a_checkpoint_damaged(tmp_path):
 
 @pytest.mark.skipif(not faults.can_fill(), reason="no disk of its own may be mounted here")
 def test_a_full_disk(tmp_path):
-    scenario("fills", 2, tmp_path)
+    scenario("fills", 1, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

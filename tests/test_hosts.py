@@ -67,8 +67,13 @@ def test_two_processes_equal_one(two, tmp_path):
 
 def test_what_two_processes_wrote_one_continues(two, tmp_path):
     workdir = shutil.copytree(two[0], tmp_path / "copy")
-    result = faults.run(workdir, *STEPS[:1], "--config.training.num_steps=31")
+    more = (STEPS[0], "--config.training.num_steps=50")
+    result = faults.run(workdir, *more)
     assert result.returncode == 0 and "from step 30" in result.stdout
+    faults.finish(tmp_path / "one", *more)
+    expected, found = faults.curve(tmp_path / "one"), faults.curve(workdir)
+    assert list(found) == list(expected) == list(range(1, 51))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,17 @@ FLAGS = listed(
     "--mode train|—mode=train|--noconfig|--nomode|--noconfig.data.random_flip|--noconfig.seed|--no"
 )
 _nothing = lambda *_: None
-HOSTS = {"start": _nothing, "end": sys.exit}  # which imports jax
+HOSTS = {"start": _nothing, "meet": _nothing, "end": sys.exit}  # which imports jax
+SUPERVISOR = {"supervise": _nothing}  # which would start this very command once more
 RUN_LIB = dict.fromkeys(["train", "sample", "inpaint", "nearest", "suggest"], _nothing)
 WORKDIRS = dict.fromkeys(["import_checkpoint", "export"], _nothing)
 CONVERT = {"ncsn_jax.convert": {}, "ncsn_jax.convert.workdirs": WORKDIRS}
 STUBS = {
-    "main.py": {"run_lib": RUN_LIB, "ncsn_jax.hosts": HOSTS},
+    "main.py": {
+        "run_lib": RUN_LIB,
+        "ncsn_jax.hosts": HOSTS,
+        "ncsn_jax._supervisor": SUPERVISOR,
+    },
     "ncsn_jax/convert/__main__.py": {**CONVERT, "ncsn_jax.hosts": HOSTS},
 }
 
