@@ -85,7 +85,9 @@ def sliced_score_matching(
     check_count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
-    vectors = jnp.stack([normal_like(fold_in(key, 1 + i), x) for i in range(num_projections)])
+    vectors = jnp.stack(
+        [normal_like(fold_in(key, 1 + i), perturbed) for i in range(num_projections)]
+    )
     traces = jax.vmap(lambda v: _sum_elements(v * directional(v)))(vectors)
     return jnp.square(sigma) * (0.5 * _sum_elements(jnp.square(score)) + jnp.mean(traces, axis=0))
 

@@ -186,3 +186,10 @@ def test_arguments_that_are_none_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_sliced_score_matching_takes_images_of_half_precision():
+    """The noise of float32 sigmas makes float32 of them."""
+    x = jnp.ones((2, 3), jnp.float16)
+    loss = losses.sliced_score_matching(jax.random.key(0), lambda x, s: -x, x, jnp.ones(2))
+    assert loss.shape == (2,) and loss.dtype == jnp.float32
