@@ -38,7 +38,7 @@ class SDE:
         raise NotImplementedError
 
     def rate(self, t: jax.Array) -> jax.Array:
-        """The factor of x in the drift, `[B]`; f(x, t) is rate(t) x."""
+        """The factor `[B]` by which the drift multiplies x."""
         raise NotImplementedError
 
     def diffusion(self, t: jax.Array) -> jax.Array:
