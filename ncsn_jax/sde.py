@@ -161,7 +161,7 @@ class VP(SDE):
             )
 
     def beta(self, t: jax.Array) -> jax.Array:
-        """beta(t) `[B]`."""
+        """The rate of the noise at t, `[B]`."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integral(self, t: jax.Array) -> jax.Array:
