@@ -9,13 +9,16 @@ from ncsn_jax.sampling.langevin import (
     langevin,
     langevin_update,
 )
+from ncsn_jax.sampling.reverse_sde import SamplerInfo, predictor_corrector
 
 __all__ = [
     "LangevinInfo",
+    "SamplerInfo",
     "annealed_langevin",
     "annealed_steps",
     "initial_samples",
     "inpaint",
     "langevin",
     "langevin_update",
+    "predictor_corrector",
 ]

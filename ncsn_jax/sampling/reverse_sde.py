@@ -1,0 +1,207 @@
+"""Predictor-corrector samplers of the reverse-time SDE (Song et al., 2021, section 4.2 and appendix G).
+
+At each of a table of times a corrector runs a few Langevin steps at the noise of that time, and a predictor
+steps to the next time. A predictor or corrector is a function from a state, the score's time and noise to
+(next state, its mean); the tables `PREDICTORS` and `CORRECTORS` name them. Hidden here are the order, which
+is the authors' (the corrector first), the keys, and that the score occurs once per predictor and corrector
+in the compiled program.
+
+Differs from the authors' code: step sizes of the Langevin corrector are per sample, unless
+`average_step_size` asks for the mean over the batch, which makes a sample depend on its batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
+from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
+
+Update = tuple[jax.Array, jax.Array]
+
+
+class SamplerInfo(NamedTuple):
+    """What a sampler of an SDE spent.
+
+    Attributes:
+      evaluations: the number of network evaluations of each sample, int32 `[B]`.
+    """
+
+    evaluations: jax.Array
+
+
+def euler_maruyama(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
+    """The Euler-Maruyama step of the reverse-time SDE (equation 6), of size 1 / num_steps."""
+    g = sde.diffusion(t)
+    drift = sde.drift(x, t) - expand(g**2, x) * score_fn(x, t)
+    mean = x - drift / num_steps
+    return mean + expand(g / math.sqrt(num_steps), x) * noise, mean
+
+
+def reverse_diffusion(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
+    """The forward chain's own step, reversed (equation 46)."""
+    f, g = sde.discretize(x, t, num_steps)
+    mean = x - f + expand(g**2, x) * score_fn(x, t)
+    return mean + expand(g, x) * noise, mean
+
+
+def probability_flow(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
+    """The step of the probability flow (equation 47): half the score, and no noise."""
+    del noise
+    f, g = sde.discretize(x, t, num_steps)
+    mean = x - f + 0.5 * expand(g**2, x) * score_fn(x, t)
+    return mean, mean
+
+
+def ancestral(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
+    """The posterior of the forward chain (equation 4 for VP, appendix F for VE)."""
+    g = sde.discretize(x, t, num_steps)[1]
+    score = score_fn(x, t)
+    if isinstance(sde, VE):
+        variance = sde.std(jnp.floor(t * (num_steps - 1)) / max(num_steps - 1, 1)) ** 2
+        before = variance - g**2
+        mean = x + expand(g**2, x) * score
+        return mean + expand(jnp.sqrt(before / variance) * g, x) * noise, mean
+    mean = (x + expand(g**2, x) * score) / expand(jnp.sqrt(1 - g**2), x)
+    return mean + expand(g, x) * noise, mean
+
+
+PREDICTORS: dict[str, Callable] = {
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral": ancestral,
+    "probability_flow": probability_flow,
+}
+CORRECTORS = ("langevin", "annealed_langevin")
+
+
+def langevin_step(
+    sde: SDE,
+    score: jax.Array,
+    x: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    *,
+    kind: str,
+    snr: float,
+    num_steps: int,
+    average_step_size: bool = False,
+) -> Update:
+    """One corrector step x + step s + sqrt(2 step) z (algorithms 4 and 5), with s the score at (x, t).
+
+    'langevin' chooses step = 2 alpha (snr ||z|| / ||s||)^2, 'annealed_langevin' step = 2 alpha (snr std_t)^2,
+    where alpha is 1 - beta_i for VP and 1 for VE.
+    """
+    alpha = 1.0
+    if isinstance(sde, VP):
+        alpha = 1.0 - sde.discretize(x, t, num_steps)[1] ** 2
+    if kind == "langevin":
+        norms = [jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=1) for a in (noise, score)]
+        if average_step_size:
+            norms = [jnp.broadcast_to(jnp.mean(n), n.shape) for n in norms]
+        step = 2 * alpha * (snr * norms[0] / norms[1]) ** 2
+    else:
+        step = 2 * alpha * (snr * sde.std(t)) ** 2
+    mean = x + expand(step, x) * score
+    return mean + expand(jnp.sqrt(2 * step), x) * noise, mean
+
+
+def predictor_corrector(
+    key: jax.Array,
+    sde: SDE,
+    score_fn: TimeScoreFn,
+    x: jax.Array,
+    *,
+    predictor: str = "reverse_diffusion",
+    corrector: str = "none",
+    num_steps: int = 1000,
+    snr: float | None = None,
+    corrector_steps: int = 1,
+    end: float = 1e-5,
+    denoise: bool = True,
+    average_step_size: bool = False,
+) -> tuple[jax.Array, SamplerInfo]:
+    """Samples by a predictor and a corrector (algorithm 1 of the paper, as its code runs it).
+
+    Args:
+      key: one key, or one per example `[B]`.
+      sde: the SDE.
+      score_fn: `score_fn(x, t)`.
+      x: `[B, ...]` from the prior, at t = 1.
+      predictor: a name in `PREDICTORS`, or 'none'.
+      corrector: 'langevin', 'annealed_langevin' or 'none'.
+      num_steps: N >= 1, of times from 1 to `end`, both included.
+      snr: signal-to-noise ratio r of the corrector, > 0; the published runs have 0.075 to 0.17.
+      corrector_steps: corrector steps at each time, >= 1.
+      end: the last time, in (0, 1): 1e-5 for VE, 1e-3 for VP and sub-VP in the published runs.
+      denoise: whether to return the last step's mean, without its noise.
+      average_step_size: whether all samples of a batch share the Langevin corrector's step size.
+
+    Returns:
+      `[B, ...]`, and the number of evaluations.
+
+    Raises:
+      ValueError: if an argument is out of range, or no such step exists for the SDE.
+    """
+    batch = check_batch("x", x)
+    check_key(key, batch)
+    check_choice(sde, predictor, corrector, snr)
+    for name, value in (("num_steps", num_steps), ("corrector_steps", corrector_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 < end < 1:
+        raise ValueError(f"end must be in (0, 1), got {end}")
+    times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
+    inner = corrector_steps if corrector != "none" else 0
+
+    def correct(index, j, carry, t):
+        x, _ = carry
+        noise = normal_like(fold_in(fold_in(key, index), j), x)
+        return langevin_step(
+            sde,
+            score_fn(x, t),
+            x,
+            t,
+            noise,
+            kind=corrector,
+            snr=snr,
+            num_steps=num_steps,
+            average_step_size=average_step_size,
+        )
+
+    def step(carry, entry):
+        index, time = entry
+        t = jnp.broadcast_to(time, (batch,))
+        if inner:
+            carry = jax.lax.fori_loop(0, inner, lambda j, c: correct(index, j, c, t), carry)
+        if predictor != "none":
+            noise = normal_like(fold_in(fold_in(key, index), inner), x)
+            carry = PREDICTORS[predictor](sde, score_fn, carry[0], t, num_steps, noise)
+        return carry, None
+
+    (last, mean), _ = jax.lax.scan(step, (x, x), (jnp.arange(num_steps), times))
+    evaluations = num_steps * (inner + (predictor != "none"))
+    return mean if denoise else last, SamplerInfo(jnp.full(batch, evaluations, jnp.int32))
+
+
+def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) -> None:
+    """Raises ValueError for a predictor and a corrector that cannot be run together on an SDE."""
+    if predictor not in (*PREDICTORS, "none"):
+        raise ValueError(f"predictor must be one of {[*PREDICTORS, 'none']}, got {predictor!r}")
+    if corrector not in (*CORRECTORS, "none"):
+        raise ValueError(f"corrector must be one of {[*CORRECTORS, 'none']}, got {corrector!r}")
+    if predictor == corrector == "none":
+        raise ValueError("predictor and corrector cannot both be 'none'")
+    if isinstance(sde, SubVP) and predictor == "ancestral":
+        raise ValueError(
+            "predictor 'ancestral' does not exist for sub-VP, which is no chain's limit"
+        )
+    if isinstance(sde, SubVP) and corrector != "none":
+        raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
+    if corrector != "none" and not (snr is not None and 0 < snr < math.inf):
+        raise ValueError(
+            f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, got {snr}"
+        )

@@ -1,0 +1,257 @@
+"""Stochastic differential equations that turn data into noise, and score functions of their time.
+
+The continuous-time half of the library (Song et al., 2021, "Score-based generative modeling through
+stochastic differential equations"). An SDE dx = f(x, t) dt + g(t) dw, with t from 0 (data) to 1 (noise),
+is one of `VE`, `VP` and `SubVP`: frozen dataclasses of pure methods, which hide their formulas and nothing
+else. Of x_0 it makes x_t ~ N(alpha_t x_0, std_t^2 I). A score function is `score_fn(x, t)` here;
+`from_sigma_score` makes one of the library's `score_fn(x, sigma)`, for any SDE, as x_t / alpha_t is x_0 with
+noise of standard deviation std_t / alpha_t, and `to_sigma_score` goes the other way.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import expand
+from ncsn_jax.types import ScoreFn
+
+TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""`score_fn(x, t) -> score`: x `[B, ...]`, t `[B]` in (0, 1], and the score of x_t shaped like x."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SDE:
+    """What the three have in common; a subclass gives `alpha`, `std`, `rate` and `diffusion`.
+
+    Every method takes x `[B, ...]` and t `[B]` in [0, 1].
+    """
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """alpha_t `[B]`, the factor of x_0 in the mean of x_t."""
+        raise NotImplementedError
+
+    def std(self, t: jax.Array) -> jax.Array:
+        """std_t `[B]`, the standard deviation of x_t given x_0."""
+        raise NotImplementedError
+
+    def rate(self, t: jax.Array) -> jax.Array:
+        """The factor `[B]` by which the drift multiplies x."""
+        raise NotImplementedError
+
+    def diffusion(self, t: jax.Array) -> jax.Array:
+        """g(t) `[B]`."""
+        raise NotImplementedError
+
+    def prior_std(self) -> float:
+        """The standard deviation of the prior, N(0, prior_std^2 I)."""
+        return 1.0
+
+    def drift(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """f(x, t), shaped like x."""
+        return expand(self.rate(t), x) * x
+
+    def marginal(self, x0: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean, shaped like x0, and standard deviation `[B]` of x_t given x_0."""
+        return expand(self.alpha(t), x0) * x0, self.std(t)
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """std_t / alpha_t `[B]`: the noise in x_t / alpha_t, in units of the data."""
+        return self.std(t) / self.alpha(t)
+
+    def time(self, sigma: jax.Array) -> jax.Array:
+        """The time `[B]` at which `sigma(t)` is sigma; the inverse of `sigma`."""
+        raise NotImplementedError
+
+    def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draws x_1 from the prior."""
+        return self.prior_std() * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+
+    def prior_log_prob(self, x: jax.Array) -> jax.Array:
+        """Log density of the prior in nats, `[B]`."""
+        variance = self.prior_std() ** 2
+        square = jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=1)
+        size = math.prod(x.shape[1:])
+        return -0.5 * (square / variance + size * math.log(2 * math.pi * variance))
+
+    def discretize(self, x: jax.Array, t: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+        """One forward step of a chain of `num_steps`: x + f + G z. Returns f, like x, and G `[B]`.
+
+        By default the Euler-Maruyama step of size 1 / num_steps. `VE` and `VP` take the chains that they
+        are the limits of, SMLD and DDPM (appendix E).
+        """
+        return self.drift(x, t) / num_steps, self.diffusion(t) / math.sqrt(num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class VE(SDE):
+    """Variance exploding (equations 9 and 30): x_t = x_0 + sigma(t) z.
+
+        sigma(t) = sigma_min (sigma_max / sigma_min)^t,    g(t) = sigma(t) sqrt(2 log(sigma_max / sigma_min))
+
+    Args:
+      sigma_min: > 0, the noise at t = 0. It is taken as it is, without the sigma_min^2 that the integral
+        of g^2 from 0 lacks, as the paper and the authors' code do.
+      sigma_max: > sigma_min.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                "0 < sigma_min < sigma_max must hold, got "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def std(self, t):
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def rate(self, t):
+        return jnp.zeros_like(t)
+
+    def diffusion(self, t):
+        return self.std(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+
+    def prior_std(self):
+        return self.sigma_max
+
+    def time(self, sigma):
+        return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+    def discretize(self, x, t, num_steps):
+        """SMLD: from sigma_{i-1} to sigma_i of a geometric ladder, from 0 to the first of them.
+
+        The level is the one at or below t (N - 1), as in the authors' code.
+        """
+        ratio = self.sigma_max / self.sigma_min
+        level = jnp.floor(t * (num_steps - 1))
+        sigma, before = (
+            self.sigma_min * ratio ** (i / max(num_steps - 1, 1)) for i in (level, level - 1)
+        )
+        before = jnp.where(level == 0, 0.0, before)
+        return jnp.zeros_like(x), jnp.sqrt(sigma**2 - before**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class VP(SDE):
+    """Variance preserving (equations 11 and 32): dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw.
+
+        beta(t) = beta_min + t (beta_max - beta_min),    alpha_t = exp(-B(t) / 2),    B(t) = int_0^t beta
+
+    Args:
+      beta_min: > 0.
+      beta_max: >= beta_min.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self):
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                "0 < beta_min <= beta_max must hold, got "
+                f"beta_min={self.beta_min}, beta_max={self.beta_max}"
+            )
+
+    def beta(self, t: jax.Array) -> jax.Array:
+        """The rate of the noise at t, `[B]`."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: jax.Array) -> jax.Array:
+        """B(t) `[B]`, the integral of beta from 0 to t."""
+        return t * self.beta_min + 0.5 * t**2 * (self.beta_max - self.beta_min)
+
+    def alpha(self, t):
+        return jnp.exp(-0.5 * self.integral(t))
+
+    def std(self, t):
+        # 1 - exp(-B) without cancellation where t is small.
+        return jnp.sqrt(-jnp.expm1(-self.integral(t)))
+
+    def rate(self, t):
+        return -0.5 * self.beta(t)
+
+    def diffusion(self, t):
+        return jnp.sqrt(self.beta(t))
+
+    def time(self, sigma):
+        return self._time_of_integral(jnp.log1p(sigma**2))
+
+    def _time_of_integral(self, integral: jax.Array) -> jax.Array:
+        """Solves B(t) = integral for t >= 0, in the form that does not cancel."""
+        difference = self.beta_max - self.beta_min
+        return (
+            2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * difference * integral))
+        )
+
+    def discretize(self, x, t, num_steps):
+        """DDPM: x sqrt(1 - beta_i) + sqrt(beta_i) z, with beta_i from beta_min / N to beta_max / N."""
+        level = jnp.floor(t * (num_steps - 1))
+        share = level / max(num_steps - 1, 1)
+        beta = (self.beta_min + share * (self.beta_max - self.beta_min)) / num_steps
+        return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-variance preserving (equations 28 and 29): VP's drift, with less noise.
+
+        g(t)^2 = beta(t) (1 - exp(-2 B(t))),    std_t = 1 - exp(-B(t))
+
+    There is no chain that it is the limit of: `discretize` is the Euler-Maruyama step.
+    """
+
+    def std(self, t):
+        return -jnp.expm1(-self.integral(t))
+
+    def diffusion(self, t):
+        return jnp.sqrt(self.beta(t) * -jnp.expm1(-2 * self.integral(t)))
+
+    def time(self, sigma):
+        # sigma = (1 - e^-B) / e^(-B / 2) = 2 sinh(B / 2)
+        return self._time_of_integral(2 * jnp.arcsinh(sigma / 2))
+
+    def discretize(self, x, t, num_steps):
+        return SDE.discretize(self, x, t, num_steps)
+
+
+def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:
+    """Returns `score_fn(x, t)` of an SDE from a score function of sigma.
+
+    x_t = alpha_t (x_0 + sigma z), with sigma = std_t / alpha_t, has the density p_sigma(x_t / alpha_t) up to
+    a factor, and so the score s(x_t / alpha_t, sigma) / alpha_t.
+
+    Args:
+      sde: the SDE.
+      score_fn: `score_fn(x, sigma)`, the score of x_0 + sigma z.
+    """
+
+    def score(x: jax.Array, t: jax.Array) -> jax.Array:
+        alpha = expand(sde.alpha(t), x)
+        return score_fn(x / alpha, sde.sigma(t)) / alpha
+
+    return score
+
+
+def to_sigma_score(sde: SDE, score_fn: TimeScoreFn) -> ScoreFn:
+    """Returns `score_fn(x, sigma)` from a score function of an SDE's time; undoes `from_sigma_score`.
+
+    Args:
+      sde: the SDE.
+      score_fn: `score_fn(x, t)`, the score of x_t. It is asked for times in (0, 1], that is, for sigmas up
+        to `sde.sigma(1)`.
+    """
+
+    def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        t = sde.time(sigma)
+        alpha = expand(sde.alpha(t), x)
+        return score_fn(alpha * x, t) * alpha
+
+    return score

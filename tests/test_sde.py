@@ -1,0 +1,108 @@
+"""The three SDEs against the authors' figures, their own differential equations, and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax import scores, sde
+
+SDES = {
+    "ve": sde.VE(0.01, 50.0),
+    "vp": sde.VP(0.1, 20.0),
+    "subvp": sde.SubVP(0.1, 20.0),
+}
+
+
+@pytest.fixture(params=list(SDES))
+def named(request):
+    return request.param, SDES[request.param]
+
+
+def test_equals_the_authors_figures(named, golden):
+    """Every function at the figures' times; their chain has 100 steps."""
+    name, process = named
+    figures = golden("sde")
+    x, t = (jnp.asarray(figures[f"in/{n}"]).reshape(s) for n, s in (("x", (3, 2, 4, 4)), ("t", 3)))
+    mean, std = process.marginal(x, t)
+    f, g = process.discretize(x, t, 100)
+    found = {
+        "marginal_mean": mean,
+        "marginal_std": std,
+        "drift": process.drift(x, t),
+        "diffusion": process.diffusion(t),
+        "disc_f": f,
+        "disc_G": g,
+        "prior_logp": process.prior_log_prob(x),
+    }
+    # The authors' 1 - exp(-B) and its like lose three digits at t = 0.03.
+    rtol = {"marginal_std": 1e-5, "disc_G": 1e-4}
+    for field, value in found.items():
+        expected = figures[f"out/{name}/{field}"]
+        # Of x sqrt(1 - beta) - x as well, whose terms are of the size of x.
+        atol = 1.2e-7 * np.abs(x).max() if field == "disc_f" else 0.0
+        np.testing.assert_allclose(
+            value, expected, rtol=rtol.get(field, 2e-6), atol=atol, err_msg=field
+        )
+
+
+def test_marginals_solve_the_differential_equations(named):
+    """alpha' = rate alpha; (std^2)' = 2 rate std^2 + g^2, by derivatives that jax takes."""
+    process = named[1]
+    t = jnp.linspace(0.01, 1.0, 50)
+    slope = lambda function: jax.vmap(jax.grad(function))(t)
+    rate, g = process.rate(t), process.diffusion(t)
+    np.testing.assert_allclose(slope(process.alpha), rate * process.alpha(t), rtol=2e-5, atol=1e-6)
+    variance = process.std(t) ** 2
+    expected = 2 * rate * variance + g**2
+    np.testing.assert_allclose(
+        slope(lambda s: process.std(s) ** 2), expected, rtol=2e-4, atol=1e-5 * float(g.max()) ** 2
+    )
+
+
+def test_time_and_sigma_are_inverse(named):
+    process = named[1]
+    t = jnp.linspace(0.001, 1.0, 100)
+    # sigma changes by a factor of e to the power of dt times its logarithmic slope.
+    np.testing.assert_allclose(process.time(process.sigma(t)), t, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_sigma_and_of_time(named):
+    """A mixture under the SDE is a mixture; there and back is the identity."""
+    process = named[1]
+    means, stds, weights = np.array([[-1.0, 0.5], [2.0, 1.0]]), np.array([0.3, 0.5]), [0.4, 0.6]
+    mixture = scores.gaussian_mixture(means, stds, weights)
+    x = jax.random.normal(jax.random.key(0), (200, 2)) * 2
+    t = jnp.linspace(0.05, 1.0, 200)
+    found = sde.from_sigma_score(process, mixture.score)(x, t)
+    for i in range(0, 200, 20):
+        alpha, std = float(process.alpha(t)[i]), float(process.std(t)[i])
+        there = scores.gaussian_mixture(alpha * means, alpha * stds, weights)
+        expected = there.score(x[i : i + 1], jnp.array([std]))
+        np.testing.assert_allclose(found[i], expected[0], rtol=1e-4, atol=1e-5)
+    back = sde.to_sigma_score(process, sde.from_sigma_score(process, mixture.score))
+    sigma = process.sigma(t)
+    np.testing.assert_allclose(back(x, sigma), mixture.score(x, sigma), rtol=1e-3, atol=1e-5)
+
+
+def test_prior(named):
+    process = named[1]
+    x = process.prior_sample(jax.random.key(0), (4, 100, 100))
+    error = 4 * process.prior_std() / np.sqrt(2 * x.size)
+    assert abs(float(jnp.std(x)) - process.prior_std()) < error
+    direct = jax.scipy.stats.norm.logpdf(x, scale=process.prior_std()).sum(axis=(1, 2))
+    np.testing.assert_allclose(process.prior_log_prob(x), direct, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sde.VE(1.0, 1.0), "0 < sigma_min < sigma_max must hold, got sigma_min=1.0"),
+        (lambda: sde.VE(0.0, 1.0), "0 < sigma_min"),
+        (lambda: sde.VP(0.0, 1.0), "0 < beta_min <= beta_max must hold, got beta_min=0.0"),
+        (lambda: sde.SubVP(2.0, 1.0), "beta_max=1.0"),
+    ],
+)
+def test_refuses_what_is_no_sde(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
