@@ -1398,6 +1398,8 @@ def make_torch_file(case):
 @_entry(0.9, "ncsn_jax.convert", kind="library")
 def make_state_dict(case):
     """State dicts of another network, or of none."""
+    from flax import traverse_util
+
     from ncsn_jax import convert, models
 
     rng = case.rng
@@ -1409,10 +1411,8 @@ def make_state_dict(case):
     if rng.random() < 0.6:
         good = models.NCSN(2, 3)
         shapes = convert.parameter_shapes(good, 3)
-        state = {
-            convert._torch_name(path[1:], good): np.zeros(convert._torch_shape(s.shape), np.float32)
-            for path, s in shapes.items()
-        }
+        zeros = {path: np.zeros(shape.shape, np.float32) for path, shape in shapes.items()}
+        state = convert.to_torch(traverse_util.unflatten_dict(zeros), good)
         model = rng.choice([good, model])
     for _ in range(rng.choice([0, 1, 1, 3])):
         name = rng.choice(
