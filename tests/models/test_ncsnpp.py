@@ -131,15 +131,15 @@ def test_layer_is_the_originals(golden, name, module, layer):
         array = state.pop(key)
         params[path] = array.transpose(np.argsort(convert._torch_axes(key, array.ndim)))
     assert not state
-    found = module.apply(traverse_util.unflatten_dict(params), *inputs)
+    found = run(module.apply, traverse_util.unflatten_dict(params), *inputs)
     assert_close(found, nhwc(g[f"out/{name}"]))
 
 
 def test_frequencies_have_no_gradient():
-    module = embeddings.FourierEmbedding(5, 16.0)
-    params = module.init(jax.random.key(0), jnp.asarray(LABEL))
-    loss = lambda params, sigma: module.apply(params, sigma)[:, 0].sum()
-    gradient, by_sigma = jax.grad(loss, (0, 1))(params, jnp.asarray(LABEL))
+    module = embeddings.FourierEmbedding(2, 16.0)
+    params = {"params": {"frequencies": jnp.asarray([0.3, 2.0])}}
+    loss = lambda params, sigma: module.apply(params, sigma).sum()
+    gradient, by_sigma = run(jax.grad(loss, (0, 1)), params, LABEL)
     assert not np.any(gradient["params"]["frequencies"]) and np.all(by_sigma != 0)
 
 
@@ -157,10 +157,10 @@ def test_dropout_keeps_the_mean_and_leaves_out_its_share():
 def test_reproduces_the_original_layer_by_layer(golden, name):
     g, model = golden(name), NETWORKS[name]
     params = convert.from_torch(part(g, "state/"), model)
-    apply = jax.jit(
-        lambda p, x, t: model.apply(p, x, t, capture_intermediates=True, mutable=["intermediates"])
+    apply = lambda p, x, t: model.apply(
+        p, x, t, capture_intermediates=True, mutable=["intermediates"]
     )
-    score, captured = apply(params, nhwc(g["in/x"]), g["in/t"])
+    score, captured = run(apply, params, nhwc(g["in/x"]), g["in/t"])
     bound = 5e-5 if model.embedding_type == "fourier" else 1e-5
     assert_close(score, nhwc(g["out/score"]), bound)
     names, compared = ncsnpp.layer_names(model), part(g, "out/all_modules.")
@@ -185,9 +185,11 @@ def test_conversion_is_bit_identical_both_ways(golden, name):
     assert without.keys() == state.keys() - {"sigmas"}
     with pytest.raises(ValueError, match=r"sigmas\[0\] is 50, expected 100"):
         convert.from_torch(state, model.clone(sigmas=2 * state["sigmas"]))
-    with pytest.raises(ValueError, match=r"all_modules\..*, expected \["):
+    with pytest.raises(ValueError, match=r"all_modules\..*(expected|expects shape) \["):
         convert.from_torch(state, model.clone(num_res_blocks=2))
-    with pytest.raises(ValueError, match="all_modules.0.* is missing; NCSNpp expects shape"):
+    with pytest.raises(
+        ValueError, match=r"all_modules\.\d+\.bias is missing; NCSNpp expects shape"
+    ):
         convert.from_torch({}, model)
     with pytest.raises(ValueError, match="NCSNpp expects"):
         convert.to_torch(params, model.clone(features=4))
@@ -232,18 +234,18 @@ def test_layers_are_numbered_as_in_the_published_network():
     assert {number: names[number] for number in numbers} == numbers
 
 
-def test_starts_with_the_originals_distribution_and_next_to_no_output():
-    model = models.NCSNpp(16, (1, 2), 1, (4,), 8)
+def test_starts_with_the_originals_distribution():
+    model = models.NCSNpp(16, (1,), 1, (), 8)
     params = run(model.init, jax.random.key(0), X, LABEL)
     flat = traverse_util.flatten_dict(params["params"], sep="/")
     bounds = {
         "begin_conv/kernel": math.sqrt(6 / (9 * (3 + 16))),
         "dense_0/kernel": math.sqrt(6 / (32 + 64)),
-        "down1_0/conv1/kernel": math.sqrt(6 / (9 * (16 + 32))),
-        "down1_0/conv2/kernel": math.sqrt(6e-10 / (9 * (32 + 32))),
-        "down0_pyramid/conv/kernel": math.sqrt(6 / (9 * (3 + 16))),
-        "middle_attention/key/kernel": math.sqrt(0.6 / (32 + 32)),
-        "middle_attention/output/kernel": math.sqrt(6e-10 / (32 + 32)),
+        "up0_0/conv1/kernel": math.sqrt(6 / (9 * (32 + 16))),
+        "up0_0/conv2/kernel": math.sqrt(6e-10 / (9 * (16 + 16))),
+        "up0_0/shortcut/kernel": math.sqrt(6 / (32 + 16)),
+        "middle_attention/key/kernel": math.sqrt(0.6 / (16 + 16)),
+        "middle_attention/output/kernel": math.sqrt(6e-10 / (16 + 16)),
         "end_conv/kernel": math.sqrt(6e-10 / (9 * (16 + 3))),
     }
     for name, bound in bounds.items():
@@ -255,16 +257,9 @@ def test_starts_with_the_originals_distribution_and_next_to_no_output():
     assert all(np.all(a == 1) for name, a in flat.items() if name.endswith("gamma"))
     frequencies = np.asarray(flat["fourier/frequencies"])
     assert abs(frequencies.std() / 16 - 1) < 4 / math.sqrt(2 * frequencies.size)
-    output = run(model.apply, params, X, LABEL) * LABEL[:, None, None, None]
-    assert 0 < np.abs(output).max() < 1e-3
 
 
-def test_output_is_divided_by_sigma():
-    params = parameters(ONE_LEVEL)
-    scaled = run(ONE_LEVEL.apply, params, X, LABEL)
-    plain = run(ONE_LEVEL.clone(scale_by_sigma=False).apply, params, X, LABEL)
-    np.testing.assert_allclose(scaled * LABEL[:, None, None, None], plain, rtol=1e-5, atol=1e-6)
-    # The label of the discrete process is the index of its level.
+def test_output_of_the_discrete_process_is_divided_by_its_level():
     discrete = ONE_LEVEL.clone(embedding_type="positional", sigmas=LADDER)
     params = parameters(discrete)
     level = np.array([2, 0])
@@ -282,13 +277,10 @@ def test_dropout_is_random_and_in_training_only():
         def trained(key):
             return model.apply(params, X, LABEL, deterministic=False, rngs={"dropout": key})
 
-        plain = (m.apply(params, X, LABEL) for m in (model, model.clone(dropout=0.0)))
-        return *plain, trained(first), trained(first), trained(second)
+        return model.apply(params, X, LABEL), trained(first), trained(second)
 
     keys = jax.random.split(jax.random.key(0))
-    plain, without, first, again, second = map(np.asarray, run(outputs, params, *keys))
-    np.testing.assert_array_equal(plain, without)
-    np.testing.assert_array_equal(first, again)
+    plain, first, second = map(np.asarray, run(outputs, params, *keys))
     assert not np.allclose(first, second) and not np.allclose(first, plain)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
         jax.eval_shape(lambda: model.apply(params, X, LABEL, deterministic=False))
@@ -311,7 +303,8 @@ def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
     assert jax.eval_shape(model.init, jax.random.key(0), X, LABEL) == shapes
     found, remats, result = equations(model.apply, shapes, X, LABEL)
     names = [layer for layer in ncsnpp.layer_names(model) if layer[0] in "dum"]
-    other = ("dense", "pyramid", "normalizer", "image")
+    other = ["dense", "pyramid", "normalizer", "image"]
+    other += ["halving", "doubling"] if name == "ddpm" else []
     assert remats == sum(not any(part in layer for part in other) for layer in names)
     assert (result.shape, result.dtype) == (X.shape, jnp.float32)
     types = [
@@ -329,8 +322,8 @@ def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
 
 
 def test_a_network_in_bfloat16_is_near_that_in_float32():
-    """Some 25 layers with four roundings each amount to ten independent ones; four times that."""
-    model = TINY["ncsnpp"]
+    """Some 15 layers with four roundings each amount to eight independent ones; four times that."""
+    model = ONE_LEVEL
     params = parameters(model)
 
     def both(params):
@@ -341,7 +334,7 @@ def test_a_network_in_bfloat16_is_near_that_in_float32():
     assert exact.dtype == rounded.dtype == jnp.float32
     axes = (1, 2, 3)
     error = np.sqrt(np.square(rounded - exact).mean(axes) / np.square(exact).mean(axes))
-    assert np.all(error > 0) and np.all(error < 40 * ROUNDING)
+    assert np.all(error > 0) and np.all(error < 32 * ROUNDING)
 
 
 @pytest.mark.parametrize(
