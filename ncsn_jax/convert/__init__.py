@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from ncsn_jax import models
+from ncsn_jax.convert import ncsnpp
 from ncsn_jax.errors import show
 
 # Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
@@ -28,8 +29,10 @@ _HALVING = {
 
 _LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
 
-# The ladder, which NCSNv2 keeps in its files as a buffer. It is no parameter here.
+# The ladder, which NCSNv2 and NCSN++ keep in their files as a buffer. It is no parameter here.
 _LADDER = "sigmas"
+
+_WITH_LADDER = (models.RefineNet, models.NCSNpp)
 
 # No images have more.
 _MAX_CHANNELS = 1000
@@ -40,8 +43,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
 
     Args:
       state_dict: name to array or tensor in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
-        `DataParallel` adds, is ignored. NCSNv2's buffer 'sigmas' is compared with the model's ladder
-        where it is there.
+        `DataParallel` adds, is ignored. NCSNv2's and NCSN++'s buffer 'sigmas' is compared with the model's
+        ladder where both are there.
       model: the network the parameters belong to.
       channels: of the images; by default those that the state dict has.
 
@@ -64,10 +67,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     found = {name.removeprefix("module."): _as_array(a) for name, a in state_dict.items()}
     if len(found) < len(state_dict):
         raise ValueError("some names are there twice, with 'module.' and without")
-    if isinstance(model, models.RefineNet) and _LADDER in found:
-        _check_ladder(found.pop(_LADDER), np.asarray(model.sigmas))
+    if isinstance(model, _WITH_LADDER) and _LADDER in found:
+        ladder = found.pop(_LADDER)
+        if model.sigmas is not None:
+            _check_ladder(ladder, np.asarray(model.sigmas))
     if channels is None:
-        first = found.get("begin_conv.weight", np.empty(0))
+        first = found.get(_torch_name(("begin_conv", "kernel"), model), np.empty(0))
         channels = first.shape[1] if first.ndim == 4 and first.shape[1] else 3
 
     if not (isinstance(channels, int) and 1 <= channels <= _MAX_CHANNELS):
@@ -76,7 +81,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     params = {}
     for path, expected in parameter_shapes(model, channels).items():
         name = _torch_name(path[1:], model)
-        shape = _torch_shape(expected.shape)
+        axes = _torch_axes(name, len(expected.shape))
+        shape = tuple(expected.shape[axis] for axis in axes)
         if name not in found:
             raise ValueError(
                 f"{name} is missing; {type(model).__name__} expects shape {list(shape)}"
@@ -85,8 +91,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
         if array.shape != shape:
             raise ValueError(f"{name} has shape {list(array.shape)}, expected {list(shape)}")
         _check_values(name, array)
-        if array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
+        array = array.transpose(np.argsort(axes))
         params[path] = jnp.asarray(array, expected.dtype)
     if found:
         name, array = next(iter(sorted(found.items())))
@@ -106,15 +111,15 @@ def to_torch(params, model: nn.Module) -> dict[str, np.ndarray]:
 
     Returns:
       Name to array in PyTorch's layout, without 'module.', bit for bit the parameters. For the
-      networks of NCSNv2 the ladder is among them, as 'sigmas'.
+      networks of NCSNv2 the ladder is among them, as 'sigmas', and for NCSN++ if the model has one.
 
     Raises:
       ValueError: if the parameters are not the model's; the message names the first that differs.
     """
     _check_network(model)
     found = traverse_util.flatten_dict(params)
-    end = found.get(("params", "end_conv", "bias"), np.empty(3))
-    shapes = parameter_shapes(model, np.size(end))
+    first = np.shape(found.get(("params", "begin_conv", "kernel"), ()))
+    shapes = parameter_shapes(model, first[2] if len(first) == 4 and first[2] else 3)
     state = {}
     for path in sorted(found.keys() | shapes.keys()):
         there, expected = (
@@ -124,11 +129,9 @@ def to_torch(params, model: nn.Module) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{'/'.join(path)} is {there}, {type(model).__name__} expects {expected}"
             )
-        array = np.array(found[path])
-        state[_torch_name(path[1:], model)] = (
-            np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
-        )
-    if isinstance(model, models.RefineNet):
+        array, name = np.array(found[path]), _torch_name(path[1:], model)
+        state[name] = np.ascontiguousarray(array.transpose(_torch_axes(name, array.ndim)))
+    if isinstance(model, _WITH_LADDER) and model.sigmas is not None:
         state[_LADDER] = np.array(model.sigmas, np.float32)
     return state
 
@@ -137,7 +140,8 @@ def parameter_shapes(
     model: nn.Module, channels: int
 ) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Returns path to shape and type of every parameter, without computing any."""
-    image = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
+    side = max(16, 2**model.HALVINGS)
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
     return traverse_util.flatten_dict(shapes)
@@ -148,7 +152,7 @@ def _as_array(value) -> np.ndarray:
 
 
 def _check_network(model: nn.Module) -> None:
-    if type(model) not in (*_HALVING, models.SimplifiedNCSN):
+    if type(model) not in (*_HALVING, models.SimplifiedNCSN, models.NCSNpp):
         raise ValueError(f"model must be a network of ncsn_jax.models, got {type(model).__name__}")
 
 
@@ -175,12 +179,19 @@ def _check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
         )
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+def _torch_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """Returns which axes of a Flax parameter are those of its PyTorch counterpart."""
+    if ndim == 4:
+        return (3, 2, 0, 1)
+    if ndim == 2 and name.endswith(".weight") and not name.endswith(".embed.weight"):
+        return (1, 0)
+    return tuple(range(ndim))
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     """Returns the PyTorch name of the model's Flax parameter at `path` (without the collection)."""
+    if isinstance(model, models.NCSNpp):
+        return ncsnpp.torch_name(path, model)
     *modules, leaf = path
     if isinstance(model, models.SimplifiedNCSN):
         names = [_simplified_module(module) for module in modules]

@@ -2,7 +2,8 @@
 
 The networks are Flax linen modules that are conditioned on the *index* of the noise level:
 `model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The
-rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet.
+rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet. `NCSNpp` is
+conditioned on sigma or a time instead, and is no network for `score_fn`.
 """
 
 import flax.linen as nn
@@ -10,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax.models.ncsn import NCSN
+from ncsn_jax.models.ncsnpp import NCSNpp
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
 from ncsn_jax.models.simplified import SimplifiedNCSN
 from ncsn_jax.types import ScoreFn
 
 __all__ = [
     "NCSN",
+    "NCSNpp",
     "NCSNv2",
     "NCSNv2Deeper",
     "NCSNv2Deepest",

@@ -24,8 +24,13 @@ def _uniform_init(bound: float):
     return init
 
 
+def _xavier_init(fan_in: int, fan_out: int, scale: float):
+    """Xavier's uniform distribution with `scale` times its variance; a scale of 0 stands for 1e-10."""
+    return _uniform_init(math.sqrt(6.0 * (scale or 1e-10) / (fan_in + fan_out)))
+
+
 class Conv(nn.Module):
-    """A "same" convolution with zero padding and stride 1, initialised as PyTorch does.
+    """A convolution with zero padding, "same" unless told otherwise, initialised as PyTorch does.
 
     Kernel and bias are drawn from U(-b, b), b = 1 / sqrt(kernel_size^2 * C_in).
 
@@ -36,6 +41,9 @@ class Conv(nn.Module):
       use_bias: whether to add a bias per output channel.
       xavier: start from Xavier's uniform distribution, b = sqrt(6 / (kernel_size^2 (C_in + C_out))),
         and from a bias of zero instead.
+      scale: of the variance of Xavier's distribution; 0 stands for 1e-10, almost no output at the start.
+      stride: of the output's pixels.
+      padding: zeros (before, after) each of the two axes; by default so many that stride 1 keeps the size.
     """
 
     features: int
@@ -43,22 +51,25 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     xavier: bool = False
+    scale: float = 1.0
+    stride: int = 1
+    padding: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         k, channels = self.kernel_size, x.shape[-1]
         if self.xavier:
-            init = _uniform_init(math.sqrt(6.0 / (k * k * (channels + self.features))))
+            init = _xavier_init(k * k * channels, k * k * self.features, self.scale)
             bias_init = nn.initializers.zeros_init()
         else:
             init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
         kernel = self.param("kernel", init, (k, k, channels, self.features))
-        pad = self.dilation * (k // 2)
+        pad = self.padding or (self.dilation * (k // 2),) * 2
         y = jax.lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
-            window_strides=(1, 1),
-            padding=((pad, pad), (pad, pad)),
+            window_strides=(self.stride, self.stride),
+            padding=(pad, pad),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -66,6 +77,28 @@ class Conv(nn.Module):
             bias = self.param("bias", bias_init, (self.features,))
             y = y + bias.astype(x.dtype)[None, None, None, :]
         return y
+
+
+class Dense(nn.Module):
+    """An affine map of the last axis, `[..., C]` to `[..., features]`; on images a 1x1 convolution.
+
+    Args:
+      features: output channels.
+      scale: of the variance of Xavier's uniform distribution, from which the kernel `[C, features]` is
+        drawn; 0 stands for 1e-10. The bias starts from zero.
+    """
+
+    features: int
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        init = _xavier_init(channels, self.features, self.scale)
+        kernel = self.param("kernel", init, (channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        bias = jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - 1)))
+        return x @ kernel.astype(x.dtype) + bias
 
 
 def mean_pool(x: jax.Array) -> jax.Array:

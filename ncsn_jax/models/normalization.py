@@ -137,3 +137,35 @@ class InstanceNormPlus(nn.Module):
         beta = self.param("beta", nn.initializers.zeros_init(), shape)
         gamma, alpha, beta = (a[None, None, None, :] for a in (gamma, alpha, beta))
         return _normalize_plus(x, gamma, alpha, beta)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization (Wu & He, 2018): the moments are those of H, W and a group of channels.
+
+    There are min(C // 4, 32) groups of neighbouring channels; scale gamma and shift beta `[C]` start
+    from one and zero. The level is not looked at.
+
+    Args of the call:
+      x: `[B, H, W, C]`, C >= 4.
+    """
+
+    EPSILON = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array | None = None) -> jax.Array:
+        del level
+        *outer, channels = x.shape
+        groups = min(channels // 4, 32)
+        if groups == 0 or channels % groups:
+            raise ValueError(
+                f"GroupNorm needs at least 4 channels in groups of one size, got {channels} channels "
+                f"for {groups} groups"
+            )
+        gamma = self.param("gamma", nn.initializers.ones_init(), (channels,))
+        beta = self.param("beta", nn.initializers.zeros_init(), (channels,))
+        h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        h = h.reshape(*outer, groups, channels // groups)
+        h = h - jnp.mean(h, axis=(1, 2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(h), axis=(1, 2, 4), keepdims=True)
+        h = (h * jax.lax.rsqrt(variance + self.EPSILON)).reshape(x.shape)
+        return (h * gamma[None, None, None, :] + beta[None, None, None, :]).astype(x.dtype)

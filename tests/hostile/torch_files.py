@@ -90,14 +90,15 @@ def make_torch_file(case):
 @entry(0.9, "ncsn_jax.convert", kind="library")
 def make_state_dict(case):
     """State dicts of another network, or of none."""
+    from flax import traverse_util
+
     from ncsn_jax import convert, models
 
     rng = case.rng
     good = models.NCSN(2, 3)
-    state = {
-        convert._torch_name(path[1:], good): np.zeros(convert._torch_shape(leaf.shape), np.float32)
-        for path, leaf in convert.parameter_shapes(good, 3).items()
-    }
+    shapes = convert.parameter_shapes(good, 3)
+    zeros = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
+    state = convert.to_torch(traverse_util.unflatten_dict(zeros), good)
     if rng.random() < 0.2:
         state = dict(rng.sample(list(state.items()), 3))
     simple = models.SimplifiedNCSN(2, np.ones(3, np.float32))

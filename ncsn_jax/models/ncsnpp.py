@@ -1,0 +1,240 @@
+"""The network of the SDE framework, NCSN++, and with other settings DDPM++ (Song et al., 2021, appendix H).
+
+A U-Net of residual blocks that are conditioned on an embedding of sigma or of the time. Which parts it is
+made of is chosen by name, as in the authors' configurations, and only what they published is available.
+Hides the order in which feature maps are kept and met again, and what becomes of the two pyramids: the
+image shrunk beside the way down and the image grown beside the way up.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax.models.blocks import rematerialized
+from ncsn_jax.models.embeddings import FourierEmbedding, positional_embedding
+from ncsn_jax.models.layers import Conv, Dense
+from ncsn_jax.models.normalization import GroupNorm
+from ncsn_jax.models.resampling import SmoothedDownConv, downsample, upsample
+from ncsn_jax.models.unet import Attention, ResnetBlock, merged
+
+# (resblock_type, fir, progressive, progressive_input)
+ARCHITECTURES = (
+    ("biggan", True, "none", "residual"),  # NCSN++ for CIFAR-10 and CelebA
+    ("biggan", True, "output_skip", "input_skip"),  # NCSN++ from 256x256 pixels on
+    ("biggan", False, "none", "none"),  # DDPM++
+    ("ddpm", False, "none", "none"),  # DDPM++ with the blocks and the resampling of DDPM
+)
+
+# What a setting can be.
+CHOICES = {
+    "embedding_type": ("fourier", "positional"),
+    "conditional": (True,),
+    "resamp_with_conv": (True,),
+    "progressive_combine": ("sum",),
+}
+
+
+class NCSNpp(nn.Module):
+    """NCSN++ and DDPM++.
+
+    `model.init(key, x, label)` returns the parameters and `model.apply(params, x, label)` the output F: for
+    the variance-exploding SDE, with `scale_by_sigma`, the score; for the others minus the score times the
+    standard deviation of the noise.
+
+    The defaults are those of the continuous variance-exploding run on CIFAR-10, 62,758,915 parameters; the
+    others say what the published configurations have instead. "Skip" are those of 256x256 pixels and more.
+
+    Args:
+      features: channels n of the first level. 1024x1024 pixels: 16.
+      ch_mult: channels of every level as multiples of n; each level has half the side of that before.
+        256x256 pixels: (1, 1, 2, 2, 2, 2, 2); 1024x1024: (1, 2, 4, 8, 16, 32, 32, 32).
+      num_res_blocks: residual blocks of a level on the way down; there is one more on the way up. "Deep": 8;
+        256x256 pixels: 2; 1024x1024: 1.
+      attn_resolutions: sides of the feature maps with attention. All published: (16,).
+      image_size: the side of the images, which says what level a side is. Others of x do as well, but
+        the attention stays at its levels.
+      dropout: probability of leaving out values of the residual blocks, in training. Skip: 0.
+      embedding_type: 'fourier', of sigma, or 'positional', of a time (all but the continuous
+        variance-exploding runs).
+      fourier_scale: standard deviation of the random frequencies at the start.
+      resblock_type: 'biggan', or 'ddpm' for the block, and the convolutions that resample, of DDPM.
+      fir: whether resampling smooths, by `fir_kernel`. DDPM++: False.
+      fir_kernel: the four taps of the separable filter.
+      skip_rescale: whether sums of two branches are divided by the root of two.
+      progressive: 'none', or 'output_skip': every level of the way up adds to a growing image.
+      progressive_input: 'residual' or 'input_skip': a shrinking image is added to every level of the way
+        down, through a convolution and in place of the features, or beside them. DDPM++: 'none'.
+      progressive_combine: how 'input_skip' adds: 'sum'.
+      resamp_with_conv: whether 'ddpm' resamples with a convolution: True.
+      conditional: whether there is an embedding: True.
+      init_scale: of the variance of the initial kernels that end each branch, and the network.
+      scale_by_sigma: whether the output is divided by sigma. DDPM++ and all but variance-exploding: False.
+      sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional': the label is its index there.
+      centered: whether x is in [-1, 1] already. DDPM++ and all but variance-exploding: True.
+      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
+      dtype: what is between the first convolution and the last normalization computes in this type, such
+        as bfloat16, and so the pyramid of 'output_skip' does not; None is the type of x. Parameters keep
+        theirs, and the score has the type of x.
+
+    Args of the call:
+      x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of 2 to
+        the number of levels less one.
+      label: `[B]`; sigma > 0 for 'fourier'; the time for 'positional', which is the index of the level or
+        999 times the time of the continuous process.
+      deterministic: whether there is no dropout; otherwise the rng 'dropout' is needed.
+
+    Returns:
+      `[B, H, W, C]`.
+    """
+
+    features: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    image_size: int = 32
+    dropout: float = 0.1
+    embedding_type: str = "fourier"
+    fourier_scale: float = 16.0
+    resblock_type: str = "biggan"
+    fir: bool = True
+    fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+    skip_rescale: bool = True
+    progressive: str = "none"
+    progressive_input: str = "residual"
+    progressive_combine: str = "sum"
+    resamp_with_conv: bool = True
+    conditional: bool = True
+    init_scale: float = 0.0
+    scale_by_sigma: bool = True
+    sigmas: jax.Array | None = None
+    centered: bool = False
+    remat: bool = False
+    dtype: Any = None
+
+    @property
+    def HALVINGS(self) -> int:
+        """How often the sides are halved."""
+        return len(self.ch_mult) - 1
+
+    def attends(self, level: int) -> bool:
+        """Whether a level has attention."""
+        return self.image_size // 2**level in self.attn_resolutions
+
+    @nn.compact
+    def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
+        x = jnp.asarray(x)
+        self._check(x.shape)
+        n, last = self.features, self.HALVINGS
+        channels, taps = x.shape[-1], self.fir_kernel if self.fir else None
+        biggan, dtype = self.resblock_type == "biggan", self.dtype or x.dtype
+        scales = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale}
+        dropout = 0.0 if deterministic else self.dropout
+        block_class = rematerialized(ResnetBlock, self.remat)
+        attention_class = rematerialized(Attention, self.remat)
+
+        def block(name, h, width, resampling=None):
+            options = {"resampling": resampling, "taps": taps, "dropout": dropout}
+            return block_class(width, biggan, **options, **scales, name=name)(h, embedding)
+
+        def attention(name, h):
+            return attention_class(**scales, name=name)(h)
+
+        def output(name, normalizer, h):
+            h = nn.silu(GroupNorm(name=normalizer)(h.astype(x.dtype)))
+            return Conv(channels, xavier=True, scale=self.init_scale, name=name)(h)
+
+        label = jnp.asarray(label)
+        embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        shrinking = x if self.centered else 2.0 * x - 1.0
+        h = Conv(n, xavier=True, name="begin_conv")(shrinking).astype(dtype)
+        shrinking = shrinking.astype(dtype)
+
+        kept = [h]
+        for level, multiple in enumerate(self.ch_mult):
+            for i in range(self.num_res_blocks):
+                h = block(f"down{level}_{i}", h, multiple * n)
+                if self.attends(level):
+                    h = attention(f"down{level}_{i}_attention", h)
+                kept.append(h)
+            if level == last:
+                break
+            name, width = f"down{level}_halving", h.shape[-1]
+            if biggan:
+                h = block(name, h, width, "down")
+            else:
+                h = Conv(width, xavier=True, stride=2, padding=(0, 1), name=name)(h)
+            name = f"down{level}_pyramid"
+            if self.progressive_input == "residual":
+                shrinking = SmoothedDownConv(width, taps, name=name)(shrinking)
+                h = shrinking = merged(shrinking, h, self.skip_rescale)
+            elif self.progressive_input == "input_skip":
+                shrinking = downsample(shrinking, taps)
+                h = h + Conv(width, kernel_size=1, xavier=True, name=name)(shrinking)
+            kept.append(h)
+
+        h = block("middle_0", h, h.shape[-1])
+        h = attention("middle_attention", h)
+        h = block("middle_1", h, h.shape[-1])
+
+        growing = None
+        for level in range(last, -1, -1):
+            width = self.ch_mult[level] * n
+            for i in range(self.num_res_blocks + 1):
+                h = block(f"up{level}_{i}", jnp.concatenate([h, kept.pop()], axis=-1), width)
+            if self.attends(level):
+                h = attention(f"up{level}_attention", h)
+            if self.progressive == "output_skip":
+                image = output(f"up{level}_image", f"up{level}_normalizer", h)
+                growing = image if growing is None else upsample(growing, taps) + image
+            if level == 0:
+                break
+            name = f"up{level}_doubling"
+            if biggan:
+                h = block(name, h, width, "up")
+            else:
+                h = Conv(width, xavier=True, name=name)(upsample(h, None))
+
+        h = output("end_conv", "normalizer", h) if growing is None else growing
+        if not self.scale_by_sigma:
+            return h
+        fourier = self.embedding_type == "fourier"
+        sigma = label if fourier else jnp.asarray(self.sigmas)[label.astype(jnp.int32)]
+        return h / sigma[:, None, None, None].astype(x.dtype)
+
+    def _embedding(self, label: jax.Array) -> jax.Array:
+        """Returns the embedding `[B, 4 n]` of the labels, for the blocks to activate."""
+        n = self.features
+        if self.embedding_type == "fourier":
+            embedding = FourierEmbedding(n, self.fourier_scale, name="fourier")(label)
+        else:
+            embedding = positional_embedding(label, n)
+        embedding = Dense(4 * n, name="dense_0")(embedding)
+        return Dense(4 * n, name="dense_1")(nn.silu(embedding))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        """Refuses settings that there is no original for, and images that cannot be halved."""
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}"
+                )
+        architecture = (self.resblock_type, self.fir, self.progressive, self.progressive_input)
+        if architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"(resblock_type, fir, progressive, progressive_input) must be one of "
+                f"{list(ARCHITECTURES)}, got {architecture}"
+            )
+        if len(self.fir_kernel) != 4:
+            raise ValueError(f"fir_kernel must have four taps, got {self.fir_kernel}")
+        if self.scale_by_sigma and self.embedding_type == "positional" and self.sigmas is None:
+            raise ValueError("scale_by_sigma with embedding_type='positional' needs sigmas")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        factor = 2**self.HALVINGS
+        if shape[1] % factor or shape[2] % factor:
+            raise ValueError(
+                f"NCSNpp needs a height and width that are multiples of {factor}, "
+                f"got {shape[1]}x{shape[2]}"
+            )

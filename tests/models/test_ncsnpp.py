@@ -1,0 +1,370 @@
+"""NCSN++ and DDPM++: layers and whole networks against the original implementation's figures."""
+
+import math
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ncsn_jax import convert, models
+from ncsn_jax.convert import ncsnpp
+from ncsn_jax.models import embeddings, layers, resampling, unet
+from tests.models.comparison import assert_close, nhwc
+from tests.models.test_memory import ROUNDING, equations
+
+TAPS = (1, 3, 3, 1)
+LOPSIDED = (1, 2, 4, 1)  # shows that the filter is flipped
+VP = {"embedding_type": "positional", "scale_by_sigma": False, "centered": True}
+DDPMPP = {**VP, "fir": False, "progressive_input": "none"}
+DISCRETE = np.geomspace(50, 0.01, 1000).astype(np.float32)
+SKIP = {"progressive": "output_skip", "progressive_input": "input_skip"}
+NETWORKS = {
+    "ncsnpp_32": models.NCSNpp(16, (1, 2), 1),
+    "ncsnpp_ddpmpp_32": models.NCSNpp(8, (1, 2), 1, **DDPMPP),
+    "ncsnpp_skip_32": models.NCSNpp(8, (1, 2, 2), 1, **SKIP),
+    # The pyramid's second step, and the index of a level for a label.
+    "ncsnpp_discrete_16": models.NCSNpp(
+        4, (1, 1, 2), 1, (8,), 16, embedding_type="positional", sigmas=DISCRETE
+    ),
+    # Of the original with the arguments of its upsampling mended, which otherwise raises.
+    "ncsnpp_ddpm_16": models.NCSNpp(
+        4, (1, 2, 1), 1, (8,), 16, **DDPMPP | {"centered": False}, resblock_type="ddpm"
+    ),
+}
+
+
+def tiny(**options):
+    return models.NCSNpp(4, (1, 2), 1, (4,), 8, **options)
+
+
+TINY = {
+    "ncsnpp": tiny(),
+    "ddpmpp": tiny(**DDPMPP),
+    "skip": tiny(**SKIP),
+    "ddpm": tiny(**DDPMPP, resblock_type="ddpm"),
+}
+ONE_LEVEL = models.NCSNpp(4, (1,), 1, (), 8)
+LADDER = np.geomspace(50, 0.01, 3, dtype=np.float32)
+X = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
+LABEL = np.array([0.5, 3.0], np.float32)
+
+
+def part(golden, kind):
+    return {key.removeprefix(kind): a for key, a in golden.items() if key.startswith(kind)}
+
+
+def parameters(model):
+    """Parameters that are nowhere zero."""
+    rng = np.random.default_rng(1)
+    drawn = {
+        path: (rng.normal(scale=0.3, size=a.shape) + (path[-1] == "gamma")).astype(np.float32)
+        for path, a in convert.parameter_shapes(model, X.shape[-1]).items()
+    }
+    return traverse_util.unflatten_dict(drawn)
+
+
+def run(function, *arguments):
+    """Calls a function that is compiled without optimizations, which takes longer than the call."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function).lower(*arguments).compile(options)(*arguments)
+
+
+# Layers.
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "taps"),
+    [
+        ("fir_up", resampling.upsample, TAPS),
+        ("fir_up_asym", resampling.upsample, LOPSIDED),
+        ("naive_up", resampling.upsample, None),
+        ("fir_down", resampling.downsample, TAPS),
+        ("fir_down_asym", resampling.downsample, LOPSIDED),
+        ("naive_down", resampling.downsample, None),
+    ],
+)
+def test_resampling_is_the_originals(golden, name, function, taps):
+    g = golden("layers_pp")
+    assert_close(function(jnp.asarray(nhwc(g[f"in/{name}/0"])), taps), nhwc(g[f"out/{name}"]))
+
+
+@pytest.mark.parametrize("width", [15, 16])
+def test_positional_embedding_is_the_originals(golden, width):
+    g = golden("layers_pp")
+    time = jnp.asarray(g[f"in/posemb_{width}/0"])
+    assert_close(embeddings.positional_embedding(time, width), g[f"out/posemb_{width}"])
+
+
+def test_fourier_embedding_is_the_originals(golden):
+    g = golden("layers_pp")
+    frequencies = g["state/fourier/W"]
+    module = embeddings.FourierEmbedding(len(frequencies), 16.0)
+    # There the logarithm is taken outside.
+    found = module.apply({"params": {"frequencies": frequencies}}, jnp.exp(g["in/fourier/0"]))
+    assert_close(found, g["out/fourier"], 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "layer"),
+    [
+        ("biggan_same", unet.ResnetBlock(8, skip_rescale=True), "middle_0"),
+        ("biggan_widen", unet.ResnetBlock(12, skip_rescale=True), "middle_0"),
+        ("biggan_up_fir", unet.ResnetBlock(8, True, "up", TAPS, True), "middle_0"),
+        ("biggan_down_fir", unet.ResnetBlock(8, True, "down", TAPS, True), "middle_0"),
+        ("biggan_up_naive", unet.ResnetBlock(8, True, "up", None, True), "middle_0"),
+        ("biggan_down_naive", unet.ResnetBlock(8, True, "down", None, True), "middle_0"),
+        ("ddpm_block_widen", unet.ResnetBlock(12, False), "middle_0"),
+        ("attn", unet.Attention(skip_rescale=True), "middle_attention"),
+        ("NIN", layers.Dense(6), None),
+        ("Conv2d_down", resampling.SmoothedDownConv(5, TAPS), None),
+        ("Downsample_conv", layers.Conv(8, stride=2, padding=(0, 1)), "down0_halving"),
+    ],
+)
+def test_layer_is_the_originals(golden, name, module, layer):
+    g = golden("layers_pp")
+    inputs = [nhwc(a) if a.ndim == 4 else a for a in part(g, f"in/{name}/").values()]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    network = models.NCSNpp(resblock_type="ddpm" if name == "ddpm_block_widen" else "biggan")
+    state, params = part(g, f"state/{name}/"), {}
+    for path in traverse_util.flatten_dict(shapes):
+        if layer:
+            # Without the number of the layer.
+            key = ncsnpp.torch_name((layer, *path[1:]), network).split(".", 2)[2]
+        else:
+            key = {"NIN": {"kernel": "W", "bias": "b"}}.get(name, convert._LEAVES).get(
+                path[-1], path[-1]
+            )
+        array = state.pop(key)
+        params[path] = array.transpose(np.argsort(convert._torch_axes(key, array.ndim)))
+    assert not state
+    found = run(module.apply, traverse_util.unflatten_dict(params), *inputs)
+    assert_close(found, nhwc(g[f"out/{name}"]))
+
+
+def test_frequencies_have_no_gradient():
+    module = embeddings.FourierEmbedding(2, 16.0)
+    params = {"params": {"frequencies": jnp.asarray([0.3, 2.0])}}
+    loss = lambda params, sigma: module.apply(params, sigma).sum()
+    gradient, by_sigma = run(jax.grad(loss, (0, 1)), params, LABEL)
+    assert not np.any(gradient["params"]["frequencies"]) and np.all(by_sigma != 0)
+
+
+def test_dropout_keeps_the_mean_and_leaves_out_its_share():
+    rate, size = 0.3, 40_000
+    found = np.asarray(unet._dropped_out(jax.random.key(0), jnp.ones((4, size // 4)), rate))
+    assert set(np.unique(found)) == {0.0, np.float32(1 / (1 - rate))}
+    assert abs(np.mean(found == 0) - rate) < 4 * math.sqrt(rate * (1 - rate) / size)
+
+
+# Networks.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reproduces_the_original_layer_by_layer(golden, name):
+    g, model = golden(name), NETWORKS[name]
+    params = convert.from_torch(part(g, "state/"), model)
+    apply = lambda p, x, t: model.apply(
+        p, x, t, capture_intermediates=True, mutable=["intermediates"]
+    )
+    score, captured = run(apply, params, nhwc(g["in/x"]), g["in/t"])
+    bound = 5e-5 if model.embedding_type == "fourier" else 1e-5
+    assert_close(score, nhwc(g["out/score"]), bound)
+    names, compared = ncsnpp.layer_names(model), part(g, "out/all_modules.")
+    assert len(compared) >= 2
+    for number, expected in compared.items():
+        found = captured["intermediates"][names[int(number)]]["__call__"][0]
+        assert_close(found, nhwc(expected) if expected.ndim == 4 else expected, bound)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_conversion_is_bit_identical_both_ways(golden, name):
+    g = golden(name)
+    state = part(g, "state/")
+    model = NETWORKS[name].clone(sigmas=state["sigmas"])
+    params = convert.from_torch({f"module.{key}": a for key, a in state.items()}, model)
+    back = convert.to_torch(params, model)
+    assert back.keys() == state.keys()
+    for key, array in state.items():
+        assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
+        np.testing.assert_array_equal(back[key], array)
+    without = convert.to_torch(params, model.clone(sigmas=None, scale_by_sigma=False))
+    assert without.keys() == state.keys() - {"sigmas"}
+
+
+def test_conversion_names_what_does_not_fit(golden):
+    model, state = NETWORKS["ncsnpp_ddpm_16"], part(golden("ncsnpp_ddpm_16"), "state/")
+    params = convert.from_torch(state, model)
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is 50, expected 100"):
+        convert.from_torch(state, model.clone(sigmas=2 * state["sigmas"]))
+    with pytest.raises(ValueError, match=r"all_modules\..*(expected|expects shape) \["):
+        convert.from_torch(state, model.clone(num_res_blocks=2))
+    with pytest.raises(
+        ValueError, match=r"all_modules\.\d+\.bias is missing; NCSNpp expects shape"
+    ):
+        convert.from_torch({}, model)
+    with pytest.raises(ValueError, match="NCSNpp expects"):
+        convert.to_torch(params, model.clone(features=8))
+
+
+LARGE = {"features": 128, "num_res_blocks": 2, "ch_mult": (1, 1, 2, 2, 2, 2, 2), "image_size": 256}
+HUGE = {
+    "features": 16,
+    "num_res_blocks": 1,
+    "ch_mult": (1, 2, 4, 8, 16, 32, 32, 32),
+    "image_size": 1024,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 62_758_915),  # ve/cifar10_ncsnpp_continuous
+        ({"num_res_blocks": 8}, 107_587_075),
+        ({"embedding_type": "positional", "sigmas": LADDER}, 62_693_251),  # ve/cifar10_ncsnpp
+        ({"embedding_type": "positional", "sigmas": LADDER, "image_size": 64}, 62_693_251),
+        (VP, 62_693_251),  # vp and subvp, cifar10_ncsnpp
+        ({**VP, "num_res_blocks": 8}, 107_521_411),
+        (DDPMPP, 61_804_419),
+        ({**DDPMPP, "num_res_blocks": 8}, 106_632_579),
+        ({**SKIP, **LARGE}, 65_574_549),
+        ({**SKIP, **HUGE}, 105_785_896),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(settings, count):
+    model = models.NCSNpp(**settings)
+    shapes = convert.parameter_shapes(model, 3)
+    assert sum(a.size for a in shapes.values()) == count
+    assert {path[1] for path in shapes} == set(ncsnpp.layer_names(model))
+
+
+def test_layers_are_numbered_as_in_the_published_network():
+    names = ncsnpp.layer_names(models.NCSNpp())
+    assert len(names) == 59
+    numbers = {0: "fourier", 9: "down0_pyramid", 17: "down1_3_attention", 24: "down2_halving"}
+    numbers |= {31: "middle_attention", 38: "up3_doubling", 50: "up1_attention", 56: "up0_4"}
+    assert {number: names[number] for number in numbers} == numbers
+
+
+def test_starts_with_the_originals_distribution():
+    model = models.NCSNpp(16, (1,), 1, (), 8)
+    params = run(model.init, jax.random.key(0), X, LABEL)
+    flat = traverse_util.flatten_dict(params["params"], sep="/")
+    bounds = {
+        "begin_conv/kernel": math.sqrt(6 / (9 * (3 + 16))),
+        "dense_0/kernel": math.sqrt(6 / (32 + 64)),
+        "up0_0/conv1/kernel": math.sqrt(6 / (9 * (32 + 16))),
+        "up0_0/conv2/kernel": math.sqrt(6e-10 / (9 * (16 + 16))),
+        "up0_0/shortcut/kernel": math.sqrt(6 / (32 + 16)),
+        "middle_attention/key/kernel": math.sqrt(0.6 / (16 + 16)),
+        "middle_attention/output/kernel": math.sqrt(6e-10 / (16 + 16)),
+        "end_conv/kernel": math.sqrt(6e-10 / (9 * (16 + 3))),
+    }
+    for name, bound in bounds.items():
+        values = np.asarray(flat[name])
+        assert np.abs(values).max() <= bound * (1 + 1e-6)
+        # The variance of n uniform values has a relative standard error of sqrt(4 / (5 n)).
+        assert abs(values.var() / (bound**2 / 3) - 1) < 4 * math.sqrt(0.8 / values.size), name
+    assert all(not a.any() for name, a in flat.items() if name.endswith(("bias", "beta")))
+    assert all(np.all(a == 1) for name, a in flat.items() if name.endswith("gamma"))
+    frequencies = np.asarray(flat["fourier/frequencies"])
+    assert abs(frequencies.std() / 16 - 1) < 4 / math.sqrt(2 * frequencies.size)
+
+
+def test_dropout_is_random_and_in_training_only():
+    model = ONE_LEVEL.clone(dropout=0.5)
+    params = parameters(model)
+
+    def outputs(params, first, second):
+        def trained(key):
+            return model.apply(params, X, LABEL, deterministic=False, rngs={"dropout": key})
+
+        return model.apply(params, X, LABEL), trained(first), trained(second)
+
+    keys = jax.random.split(jax.random.key(0))
+    plain, first, second = map(np.asarray, run(outputs, params, *keys))
+    assert not np.allclose(first, second) and not np.allclose(first, plain)
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        jax.eval_shape(lambda: model.apply(params, X, LABEL, deterministic=False))
+
+
+def test_attention_stays_at_its_levels_whatever_the_size():
+    model = TINY["ddpmpp"]
+    layers_of = convert.parameter_shapes(model, 3).keys()
+    attentions = {path[1] for path in layers_of if path[1].endswith("attention")}
+    assert attentions == {"down1_0_attention", "middle_attention", "up1_attention"}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X, LABEL)
+    assert jax.eval_shape(model.apply, shapes, X[:, :4, :6], LABEL).shape == (2, 4, 6, 3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
+    """With the parameters of the network as it is without."""
+    model = TINY[name].clone(remat=True, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(TINY[name].init, jax.random.key(0), X, LABEL)
+    assert jax.eval_shape(model.init, jax.random.key(0), X, LABEL) == shapes
+    found, remats, result = equations(model.apply, shapes, X, LABEL)
+    names = [layer for layer in ncsnpp.layer_names(model) if layer[0] in "dum"]
+    other = ["dense", "pyramid", "normalizer", "image"]
+    other += ["halving", "doubling"] if name == "ddpm" else []
+    assert remats == sum(not any(part in layer for part in other) for layer in names)
+    assert (result.shape, result.dtype) == (X.shape, jnp.float32)
+    types = [
+        {str(v.aval.dtype) for v in e.invars}
+        for e in found
+        if e.primitive.name == "conv_general_dilated"
+    ]
+    ends = [i for i, found in enumerate(types) if found == {"float32"}]
+    # Every level of the growing image is an end.
+    assert len(ends) == (3 if name == "skip" else 2) and ends[0] == 0
+    assert all(found == {"bfloat16"} for i, found in enumerate(types) if i not in ends)
+    of_statistics = ("reduce_sum", "rsqrt", "exp")
+    statistics = {str(e.outvars[0].aval.dtype) for e in found if e.primitive.name in of_statistics}
+    assert statistics == {"float32"}
+
+
+def test_a_network_in_bfloat16_is_near_that_in_float32():
+    """Some 15 layers with four roundings each amount to eight independent ones; four times that."""
+    model = ONE_LEVEL
+    params = parameters(model)
+
+    def both(params):
+        types = (jnp.float32, jnp.bfloat16)
+        return [model.clone(dtype=dtype).apply(params, X, LABEL) for dtype in types]
+
+    exact, rounded = run(both, params)
+    assert exact.dtype == rounded.dtype == jnp.float32
+    axes = (1, 2, 3)
+    error = np.sqrt(np.square(rounded - exact).mean(axes) / np.square(exact).mean(axes))
+    assert np.all(error > 0) and np.all(error < 32 * ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fir": False}, r"must be one of .* got \('biggan', False, 'none', 'residual'\)"),
+        ({"progressive": "residual"}, r"got \('biggan', True, 'residual', 'residual'\)"),
+        ({"progressive": "output_skip"}, r"got \('biggan', True, 'output_skip', 'residual'\)"),
+        ({"resblock_type": "ddpm"}, r"got \('ddpm', True, 'none', 'residual'\)"),
+        ({"resblock_type": "resnet"}, r"got \('resnet', "),
+        (
+            {"progressive_combine": "cat"},
+            r"progressive_combine must be one of \['sum'\], got 'cat'",
+        ),
+        ({"conditional": False}, r"conditional must be one of \[True\], got False"),
+        ({"resamp_with_conv": False}, r"resamp_with_conv must be one of \[True\], got False"),
+        ({"embedding_type": "none"}, "embedding_type must be one of .*'positional'.*, got 'none'"),
+        ({"embedding_type": "positional"}, "scale_by_sigma .* needs sigmas"),
+        ({"fir_kernel": (1, 2, 1)}, r"fir_kernel must have four taps, got \(1, 2, 1\)"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),
+        ({"features": 3}, "GroupNorm needs at least 4 channels .* got 3 channels for 0 groups"),
+        ({"ch_mult": (1, 2, 2, 2, 2)}, "multiples of 16, got 8x8"),
+    ],
+)
+def test_settings_without_an_original_are_refused(settings, message):
+    model = models.NCSNpp(**{"features": 4, **settings})
+    with pytest.raises(ValueError, match=message) as error:
+        jax.eval_shape(model.init, jax.random.key(0), X, LABEL)
+    assert "\n" not in str(error.value)
