@@ -16,7 +16,7 @@ from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
-STEPS = ("--config.training.log_every=1", "--config.training.num_steps=30")
+STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +54,25 @@ def test_two_processes_equal_one(two, tmp_path):
     workdir = tmp_path / "one"
     faults.finish(workdir, *STEPS, devices=8)
     expected, found = faults.curve(workdir), faults.curve(two[0])
-    assert list(found) == list(range(1, 31))
-    # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 30 steps leave room for 100 times that.
+    assert list(found) == list(range(1, 21))
+    # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 20 steps leave room for 100 times that.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
     a, b = (faults.state(w) for w in (workdir, two[0]))
-    assert a[0] == b[0] == 30
+    assert a[0] == b[0] == 20
     for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
-    a, b = (np.load(w / "samples/step_30/samples.npz")["samples"] for w in (workdir, two[0]))
+    a, b = (np.load(w / "samples/step_20/samples.npz")["samples"] for w in (workdir, two[0]))
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
 def test_what_two_processes_wrote_one_continues(two, tmp_path):
     workdir = shutil.copytree(two[0], tmp_path / "copy")
-    more = (STEPS[0], "--config.training.num_steps=50")
+    more = (STEPS[0], "--config.training.num_steps=40")
     result = faults.run(workdir, *more)
-    assert result.returncode == 0 and "from step 30" in result.stdout
+    assert result.returncode == 0 and "from step 20" in result.stdout
     faults.finish(tmp_path / "one", *more)
     expected, found = faults.curve(tmp_path / "one"), faults.curve(workdir)
-    assert list(found) == list(expected) == list(range(1, 51))
+    assert list(found) == list(expected) == list(range(1, 41))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
