@@ -8,6 +8,7 @@ else. Of x_0 it makes x_t ~ N(alpha_t x_0, std_t^2 I). A score function is `scor
 noise of standard deviation std_t / alpha_t, and `to_sigma_score` goes the other way.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -23,27 +24,27 @@ TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class SDE:
-    """What the three have in common; a subclass gives `alpha`, `std`, `rate` and `diffusion`.
+class SDE(abc.ABC):
+    """What the three have in common; a subclass gives `alpha`, `std`, `rate`, `diffusion` and `time`.
 
     Every method takes x `[B, ...]` and t `[B]` in [0, 1].
     """
 
+    @abc.abstractmethod
     def alpha(self, t: jax.Array) -> jax.Array:
         """alpha_t `[B]`, the factor of x_0 in the mean of x_t."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def std(self, t: jax.Array) -> jax.Array:
         """std_t `[B]`, the standard deviation of x_t given x_0."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rate(self, t: jax.Array) -> jax.Array:
         """The factor `[B]` by which the drift multiplies x."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def diffusion(self, t: jax.Array) -> jax.Array:
         """g(t) `[B]`."""
-        raise NotImplementedError
 
     def prior_std(self) -> float:
         """The standard deviation of the prior, N(0, prior_std^2 I)."""
@@ -61,9 +62,9 @@ class SDE:
         """std_t / alpha_t `[B]`: the noise in x_t / alpha_t, in units of the data."""
         return self.std(t) / self.alpha(t)
 
+    @abc.abstractmethod
     def time(self, sigma: jax.Array) -> jax.Array:
         """The time `[B]` at which `sigma(t)` is sigma; the inverse of `sigma`."""
-        raise NotImplementedError
 
     def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Draws x_1 from the prior."""

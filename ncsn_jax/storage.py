@@ -163,7 +163,7 @@ class Growing:
             if exists(path):
                 self._file.write(read(path))
         else:
-            self._file = open(path, "ab")  # noqa: SIM115
+            self._file = open(path, "ab")
 
     def write(self, data: bytes) -> int:
         """Adds to the file."""
