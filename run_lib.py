@@ -33,6 +33,7 @@ from ncsn_jax import (
     signals,
     storage,
     training,
+    workdirs,
 )
 from ncsn_jax import config as configuration
 from ncsn_jax.data import cache
@@ -69,19 +70,19 @@ def train(config, workdir: str) -> None:
     with contextlib.ExitStack() as stack:
 
         def open_workdir() -> None:
-            configuration.compare_workdir(config, workdir)
-            configuration.make_workdir(workdir)
+            workdirs.compare(config, workdir)
+            workdirs.make(workdir)
             samples = os.path.join(workdir, "samples")
             names = [os.path.join(samples, name) for name in storage.list_names(samples)]
             for directory in (workdir, *names):
                 storage.remove_leftovers(directory)
-            stack.enter_context(configuration.lock_workdir(workdir))
+            stack.enter_context(workdirs.lock(workdir))
 
         hosts.on_first("to open the work directory", open_workdir)
         _start(workdir)
         dataset = configuration.load_images(config)
-        configuration.claim_images(dataset, workdir)
-        hosts.on_first("to begin", lambda: configuration.write_config(config, workdir))
+        workdirs.claim_images(dataset, workdir)
+        hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state = _restore_or_init(config, store)
@@ -127,9 +128,9 @@ def _agree(config, mode: str) -> None:
 
 def _load(config, workdir: str) -> tuple[int, dict]:
     """Returns step and replicated parameters of a work directory's newest checkpoint."""
-    hosts.on_first("to find the run", lambda: configuration.require_run(config, workdir))
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     _start(workdir)
-    step, state = configuration.load_newest(config, workdir)
+    step, state = workdirs.load_newest(config, workdir)
     return step, parallel.replicate(state.ema_params or state.params)
 
 
@@ -381,7 +382,7 @@ def inpaint(config, workdir: str) -> None:
     """Completes images of which a part is hidden, several times each."""
     configuration.check(config)
     _agree(config, "inpaint")
-    hosts.on_first("to find the run", lambda: configuration.require_run(config, workdir))
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options, shape = config.inpainting, configuration.image_shape(config)
     if options.images:
         originals, left_out = inpainting.read_images(
@@ -447,7 +448,7 @@ def nearest(config, workdir: str) -> None:
     _agree(config, "nearest")
     step, params = _load(config, workdir)
     dataset = configuration.load_images(config)
-    configuration.claim_images(dataset, workdir, read_only=True)
+    workdirs.claim_images(dataset, workdir, read_only=True)
     samples = _write_samples(config, workdir, step, params, chains.Chains(config))
     if samples is None:
         return

@@ -28,11 +28,21 @@ def make_figures(config, workdir: str) -> str:
     import numpy as np
     from matplotlib import pyplot
 
-    from ncsn_jax import chains, images, inpainting, losses, models, parallel, sampling, storage
+    from ncsn_jax import (
+        chains,
+        images,
+        inpainting,
+        losses,
+        models,
+        parallel,
+        sampling,
+        storage,
+        workdirs,
+    )
     from ncsn_jax import config as configuration
 
     configuration.check(config)
-    step, state = configuration.load_newest(config, workdir)
+    step, state = workdirs.load_newest(config, workdir)
     params = state.ema_params or state.params
     directory = os.path.join(workdir, "figures", f"step_{step}")
     storage.make_directory(directory)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import chains, checkpoints
+from ncsn_jax import chains, checkpoints, workdirs
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
@@ -229,7 +229,7 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
 
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path):
-    lock = configuration.lock_workdir
+    lock = workdirs.lock
     refused = pytest.raises(UserError, match="another process is training")
     with lock(str(tmp_path)), refused, lock(str(tmp_path)):
         pass
@@ -366,7 +366,7 @@ def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
 
 
 def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
-    configuration.write_config(load_config(), str(tmp_path))
+    workdirs.write_config(load_config(), str(tmp_path))
     path = tmp_path / "config.json"
     old = {
         k: v
@@ -374,16 +374,14 @@ def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
         if k.removeprefix("training.") not in ("microbatches", "remat", "dtype", "skip_nonfinite")
     }
     path.write_text(json.dumps(old))
-    assert configuration.compare_workdir(load_config(), str(tmp_path))
-    assert configuration.compare_workdir(
-        load_config(**{"training.skip_nonfinite": 3}), str(tmp_path)
-    )
+    assert workdirs.compare(load_config(), str(tmp_path))
+    assert workdirs.compare(load_config(**{"training.skip_nonfinite": 3}), str(tmp_path))
     for field, value in (("microbatches", 2), ("remat", True)):
         changed = load_config(**{f"training.{field}": value})
-        assert configuration.compare_workdir(changed, str(tmp_path))
+        assert workdirs.compare(changed, str(tmp_path))
     changed = load_config(**{"training.dtype": "bfloat16"})
     with pytest.raises(UserError, match="training.dtype is 'float32' there and 'bfloat16' here"):
-        configuration.compare_workdir(changed, str(tmp_path))
+        workdirs.compare(changed, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -419,13 +417,13 @@ def test_a_changed_config_json_is_one_line(text, message, tmp_path):
     else:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"config.json cannot be read: .*{message}"):
-        configuration.compare_workdir(load_config(), str(tmp_path))
+        workdirs.compare(load_config(), str(tmp_path))
 
 
 def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
     for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null byte")):
         with pytest.raises(UserError, match=message):
-            configuration.make_workdir(str(tmp_path / name))
+            workdirs.make(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

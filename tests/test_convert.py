@@ -19,6 +19,7 @@ from flax import traverse_util
 from configs import mnist, ncsnv2_cifar10, simplified_celeba
 from ncsn_jax import config as configuration
 from ncsn_jax import convert, models, training
+from ncsn_jax import workdirs as work_directories
 from ncsn_jax.convert import files, workdirs
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
@@ -189,7 +190,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     config, workdir = make(), str(tmp_path / "run")
     message = workdirs.import_checkpoint(config, str(path), workdir)
     assert str(path) in message and "note" not in message
-    step, state = configuration.load_newest(config, workdir)
+    step, state = work_directories.load_newest(config, workdir)
     found = files.read(str(path))
     model = configuration.make_model(config)
     version = "v1" if path == V1 else "v2"
@@ -349,7 +350,7 @@ def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
     workdir = str(tmp_path / "run")
     message = workdirs.import_checkpoint(v1_config(), str(path), workdir)
     assert "holds no optimizer" in message
-    step, state = configuration.load_newest(v1_config(), workdir)
+    step, state = work_directories.load_newest(v1_config(), workdir)
     assert step == 0 and not any(
         a.any() for a in jax.tree.leaves(optax.tree.get(state.opt_state, "mu"))
     )
@@ -406,7 +407,7 @@ def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(configuration, "write_config", fail)
+        patch.setattr(work_directories, "write_config", fail)
         workdirs.import_checkpoint(config, str(V1), workdir)
     workdirs.import_checkpoint(config, str(V1), workdir)
     (tmp_path / "other").mkdir()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncsn_jax import checkpoints, convert, images, models, storage, training
+from ncsn_jax import checkpoints, convert, images, models, storage, training, workdirs
 from ncsn_jax import config as configuration
 from ncsn_jax.convert import files
 from ncsn_jax.errors import UserError
@@ -34,17 +34,17 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
     configuration.check(config)
     state, notes = _make_state(config, path, files.read(path))
     step = int(state.step)
-    configuration.make_workdir(workdir)
-    with configuration.lock_workdir(workdir):
+    workdirs.make(workdir)
+    with workdirs.lock(workdir):
         saved = os.path.join(workdir, "checkpoints")
-        if configuration.compare_workdir(config, workdir) or storage.exists(saved):
+        if workdirs.compare(config, workdir) or storage.exists(saved):
             raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
         checkpoints.quiet_orbax()
         try:
             with checkpoints.Checkpoints(workdir) as store:
                 store.save(step, jax.device_get(state))
             # Last, since a work directory with a configuration and no checkpoint would be trained anew.
-            configuration.write_config(config, workdir)
+            workdirs.write_config(config, workdir)
         except BaseException:
             storage.remove_directory(saved)
             raise
@@ -73,7 +73,7 @@ def export(config, workdir: str, path: str) -> str:
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
         raise UserError(f"--export={path!r} is there already; choose another name")
-    step, state = configuration.load_newest(config, workdir)
+    step, state = workdirs.load_newest(config, workdir)
     model = configuration.make_model(config)
     state_dict = convert.to_torch(state.params, model)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."

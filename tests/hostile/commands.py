@@ -135,6 +135,7 @@ def make_config(case):
 
     from configs import default, digits, ncsnv2_cifar10
     from ncsn_jax import config as configuration
+    from ncsn_jax import workdirs
 
     rng = case.rng
     config = rng.choice([default, digits, digits, ncsnv2_cifar10]).get_config()
@@ -164,9 +165,9 @@ def make_config(case):
         configuration.make_optimizer(config)
         configuration.make_loss(config)
         assert model is not None and len(configuration.image_shape(config)) == 3
-        configuration.make_workdir(case.work)
-        configuration.write_config(config, case.work)
-        if not configuration.compare_workdir(config, case.work):
+        workdirs.make(case.work)
+        workdirs.write_config(config, case.work)
+        if not workdirs.compare(config, case.work):
             raise Failure("its own config.json is not found")
 
     return call, None

@@ -43,6 +43,7 @@ def make_workdir(case):
     """`config.json` and `images.json`, what else has its place there, and the directory itself."""
     from configs import digits
     from ncsn_jax import config as configuration
+    from ncsn_jax import workdirs
 
     rng, config = case.rng, digits.get_config()
     images = np.zeros((3, 2, 2, 1), np.uint8)
@@ -63,12 +64,12 @@ def make_workdir(case):
     read_only = rng.random() < 0.5
 
     def call():
-        configuration.compare_workdir(config, workdir)
-        configuration.make_workdir(workdir)
-        with configuration.lock_workdir(workdir):
-            configuration.claim_images(images, workdir, read_only=read_only)
-            configuration.write_config(config, workdir)
-        configuration.require_run(config, workdir)
+        workdirs.compare(config, workdir)
+        workdirs.make(workdir)
+        with workdirs.lock(workdir):
+            workdirs.claim_images(images, workdir, read_only=read_only)
+            workdirs.write_config(config, workdir)
+        workdirs.require_run(config, workdir)
 
     return call, workdir if name in contents else None
 

@@ -1,0 +1,177 @@
+"""Work directories: which run one holds, and that nothing of it is taken for another's.
+
+A directory is claimed by the `config.json` and the `images.json` that the first invocation writes there;
+whatever differs later from what the parameters depend on is refused, with the fields named. Hidden here are
+what may differ, what runs of older versions lack, and how a second trainer is kept out.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+import numpy as np
+
+from ncsn_jax import checkpoints, hosts, jsonfiles, storage, training
+from ncsn_jax.config import flatten, make_init
+from ncsn_jax.errors import UserError, show
+
+# What may differ between two invocations on one work directory: it does not change the parameters
+# that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
+_CHANGEABLE = (
+    "data.data_dir",
+    "training.num_steps",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoints_kept",
+    "training.keep_every",
+    "training.microbatches",  # as the number of devices, it changes nothing but rounding
+    "training.remat",
+    "training.skip_nonfinite",  # before the first such step there is nothing to skip
+    "sampling.",
+    "inpainting.",
+)
+
+# Fields that runs of version 0.1 did not have yet, with what those did.
+_ADDED = {
+    "model.normalization": "instance++",
+    "training.num_projections": 1,
+    "training.anneal_power": 2.0,
+    "training.keep_every": 0,
+    "training.microbatches": 1,
+    "training.remat": False,
+    "training.dtype": "float32",
+}
+
+
+def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
+    """Returns whether a work directory holds a run, which must be one of this configuration.
+
+    Raises:
+      UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
+    """
+    storage.check(workdir, "--workdir")
+    found = jsonfiles.read(os.path.join(workdir, "config.json"))
+    if found is None:
+        if storage.is_directory(os.path.join(workdir, "checkpoints")):
+            raise UserError(
+                f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or remove "
+                "them if they are of no use"
+            )
+        return False
+    found = _ADDED | found
+    flat = flatten(config)
+    differing = [
+        f"{field} is {show(found.get(field, 'absent'))} there and {show(flat.get(field, 'absent'))} here"
+        for field in sorted(found.keys() | flat.keys())
+        if found.get(field) != flat.get(field) and not field.startswith(_CHANGEABLE)
+    ]
+    if differing:
+        raise UserError(
+            f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)} "
+            "(repeat the overrides that it was begun with, or choose another --workdir)"
+        )
+    return True
+
+
+def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Raises UserError unless a work directory holds a run of this configuration."""
+    if not compare(config, workdir):
+        raise UserError(f"--workdir={workdir!r} holds no run: train first")
+
+
+def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, training.TrainState]:
+    """Returns (step, state) of the newest checkpoint of a work directory, and changes nothing there.
+
+    Raises:
+      UserError: if there is none that fits the configuration.
+    """
+    hosts.on_first("to find the run", lambda: require_run(config, workdir))
+    checkpoints.quiet_orbax()
+    like = jax.eval_shape(make_init(config), jax.random.key(0))
+    with checkpoints.Checkpoints(workdir, read_only=True) as store:
+        found = store.restore_latest(like)
+    if found is None:
+        raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
+    return found
+
+
+def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) -> None:
+    """Writes down which images a run is trained on, or refuses others than those it began with.
+
+    Raises:
+      UserError: if their number, shape or content differs, or is not the same in all processes.
+    """
+    path = os.path.join(workdir, "images.json")
+    sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
+    here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
+
+    def claim() -> dict:
+        there = jsonfiles.read(path)
+        if there is None:
+            if not read_only:
+                storage.write(path, json.dumps(here).encode())
+        elif there != here:
+            raise UserError(
+                f"--workdir={workdir!r} holds a run on other images: {show(there)} there and {here} here"
+            )
+        return here
+
+    first = hosts.on_first("to load the images", claim)
+    if first != here:
+        raise UserError(
+            f"process {jax.process_index()} has other images than process 0: {here} and {first}"
+        )
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+    """Keeps a second training process out of a work directory; the lock ends with its process.
+
+    In object storage there are no locks.
+    """
+    if storage.is_remote(workdir):
+        yield
+        return
+    try:
+        descriptor = os.open(os.path.join(workdir, "lock"), os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir!r} cannot be written to: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in --workdir={workdir!r}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make(workdir: str) -> None:
+    """Makes a work directory, or finds that it is there and can be written to."""
+    if storage.is_remote(workdir):
+        return
+    try:
+        os.path.abspath(workdir).encode()
+    except UnicodeEncodeError:  # which would be known only when the first checkpoint is written
+        raise UserError(f"--workdir={workdir!r} must have a path in UTF-8") from None
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir!r} cannot be written to")
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Writes the work directory's `config.json`."""
+    text = json.dumps(flatten(config), indent=2, sort_keys=True) + "\n"
+    storage.write(os.path.join(workdir, "config.json"), text.encode())
