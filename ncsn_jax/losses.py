@@ -2,7 +2,8 @@
 
 Every loss is `[B]`, one value per example, so that callers can weight it, mask it and log it by noise
 level; none takes the mean. `x: [B, ...]` is clean data and `sigma: [B]` the noise standard deviation
-of each example. A score function is `score_fn(x, sigma) -> score`, with the score shaped like x.
+of each example. A score function is `score_fn(x, sigma) -> score`, with the score shaped like x; for
+the SDEs of `ncsn_jax.sde` it is `score_fn(x, t)`, with a time t `[B]` in place of sigma.
 """
 
 import math
@@ -10,8 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
+from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like, uniform_like
+from ncsn_jax.errors import show
 from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sde import SDE, TimeScoreFn
+from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
 # So many directional derivatives are taken at once.
@@ -42,12 +46,68 @@ def denoising_score_matching(
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
     check_key(key, check_batch("x", x))
-    sigma = _check_sigma(x, sigma)
+    sigma = _check_each("sigma", x, sigma)
     noise = normal_like(key, x)
     scale = expand(sigma, x)
     score = score_fn(x + scale * noise, sigma)
     _check_score(x, score)
     return 0.5 * _sum_elements(jnp.square(scale * score + noise))
+
+
+def denoising_diffusion(
+    key: jax.Array,
+    sde: SDE,
+    score_fn: TimeScoreFn,
+    x: jax.Array,
+    t: jax.Array,
+    *,
+    num_levels: int | None = None,
+    likelihood_weighting: bool = False,
+) -> jax.Array:
+    """Denoising score matching under an SDE (Song et al., 2021, equation 7), lambda(t) = std_t^2.
+
+        loss = 1/2 || std_t s(x_t, t) + z ||^2,    x_t = alpha_t x + std_t z,    z ~ N(0, I)
+
+    With `likelihood_weighting`, lambda(t) = g(t)^2 (Song et al., "Maximum likelihood training of
+    score-based diffusion models", 2021): 1/2 g(t)^2 || s(x_t, t) + z / std_t ||^2. With `num_levels`,
+    alpha and std are those of the discrete chain: the objectives of SMLD and of DDPM.
+
+    The authors' code takes the mean of || . ||^2 over the D elements of an example instead, without the
+    1/2, where its `reduce_mean` is set: the loss here times 2 / D.
+
+    Args:
+      key: one key, or one per example `[B]`.
+      sde: the SDE.
+      score_fn: `score_fn(x, t) -> score`.
+      x: `[B, ...]`, clean data.
+      t: `[B]`, in (0, 1]; for a chain level / (N - 1), see `sample_times`.
+      num_levels: N, for the chain's level round(t (N - 1)) of `sde.chain(N)`; None for continuous time.
+      likelihood_weighting: whether lambda(t) = g(t)^2; not for a chain.
+
+    Returns:
+      `[B]`: summed over the elements of each example.
+
+    Raises:
+      ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain,
+        as sub-VP, or `likelihood_weighting` is asked for a chain.
+    """
+    check_key(key, check_batch("x", x))
+    t = _check_each("t", x, t)
+    if num_levels is None:
+        alpha, std = sde.alpha(t), sde.std(t)
+    elif likelihood_weighting:
+        raise ValueError(
+            f"likelihood_weighting must be False with num_levels, got {likelihood_weighting}"
+        )
+    else:
+        level = jnp.round(t * (num_levels - 1)).astype(int)
+        alpha, std = (table[level] for table in sde.chain(num_levels))
+    noise = normal_like(key, x)
+    scale = expand(std, x)
+    score = score_fn(expand(alpha, x) * x + scale * noise, t)
+    _check_score(x, score)
+    loss = 0.5 * _sum_elements(jnp.square(scale * score + noise))
+    return loss * jnp.square(sde.diffusion(t) / std) if likelihood_weighting else loss
 
 
 def sliced_score_matching(
@@ -81,7 +141,7 @@ def sliced_score_matching(
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
     """
     check_key(key, check_batch("x", x))
-    sigma = _check_sigma(x, sigma)
+    sigma = _check_each("sigma", x, sigma)
     check_count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
@@ -113,7 +173,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
     check_batch("x", x)
-    sigma = _check_sigma(x, sigma)
+    sigma = _check_each("sigma", x, sigma)
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
     if not size:
@@ -149,11 +209,45 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
     sigmas = jnp.asarray(sigmas)
     if sigmas.ndim != 1 or not sigmas.size:
         raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
+    return sigmas[_draw_levels(key, sigmas.shape[0], batch_size)]
+
+
+def sample_times(
+    key: jax.Array, batch_size: int, *, end: float = 1e-5, num_levels: int | None = None
+) -> jax.Array:
+    """Draws the time of each example for `denoising_diffusion`, uniformly.
+
+    Args:
+      key: one key, or one per example `[batch_size]`.
+      batch_size: the number of examples B.
+      end: the smallest time, in (0, 1): 1e-5 in the published runs, of every SDE. It has no influence
+        with `num_levels`.
+      num_levels: N >= 2, for the times i / (N - 1) of a chain's levels i = 0, ..., N - 1; None for
+        continuous time.
+
+    Returns:
+      float32 `[B]` in (end, 1], or in [0, 1] for a chain.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check_count("batch_size", batch_size)
+    check_key(key, batch_size)
+    if num_levels is not None:
+        check_count("num_levels", num_levels)
+        if num_levels < 2:
+            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
+        return _draw_levels(key, num_levels, batch_size) / jnp.float32(num_levels - 1)
+    if not (isinstance(end, jax.core.Tracer) or 0 < as_float("end", end) < 1):
+        raise ValueError(f"end must be in (0, 1), got {show(end)}")
+    return 1 - (1 - end) * uniform_like(key, jnp.zeros(batch_size, jnp.float32))
+
+
+def _draw_levels(key: jax.Array, count: int, batch_size: int) -> jax.Array:
+    """Draws integers `[B]` below `count`; `key` is one key or `[B]`."""
     if key.ndim == 0:
-        level = jax.random.randint(key, (batch_size,), 0, sigmas.shape[0])
-    else:
-        level = jax.vmap(lambda k: jax.random.randint(k, (), 0, sigmas.shape[0]))(key)
-    return sigmas[level]
+        return jax.random.randint(key, (batch_size,), 0, count)
+    return jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(key)
 
 
 def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
@@ -168,13 +262,16 @@ def _check_score(x: jax.Array, score: jax.Array) -> None:
         raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
 
 
-def _check_sigma(x: jax.Array, sigma: jax.Array) -> jax.Array:
+def _check_each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
+    """Checks that x is floating point and returns a value as the array `[B]` that it must be."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
-    sigma = jnp.asarray(sigma)
-    if sigma.shape != x.shape[:1]:
-        raise ValueError(f"sigma must have shape {x.shape[:1]}, one per example, got {sigma.shape}")
-    return sigma
+    value = jnp.asarray(value)
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape {x.shape[:1]}, one per example, got {value.shape}"
+        )
+    return value
 
 
 def _sum_elements(x: jax.Array) -> jax.Array:

@@ -15,9 +15,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ncsn_jax._random import expand
+from ncsn_jax.errors import show
 from ncsn_jax.types import ScoreFn
+
+# More levels than any chain has.
+_MAX_LEVELS = 1_000_000
 
 TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`score_fn(x, t) -> score`: x `[B, ...]`, t `[B]` in (0, 1], and the score of x_t shaped like x."""
@@ -85,6 +90,25 @@ class SDE(abc.ABC):
         """
         return self.drift(x, t) / num_steps, self.diffusion(t) / math.sqrt(num_steps)
 
+    def chain(self, num_levels: int) -> tuple[jax.Array, jax.Array]:
+        """The alphas and the stds of the discrete chain that the SDE is the limit of (appendix E).
+
+        Level i of N belongs to t = i / (N - 1): the noise increases. They are what networks that were
+        trained on the chain saw; `alpha` and `std` differ from them by terms of the order of 1 / N.
+
+        Args:
+          num_levels: N >= 1; for VP above beta_max, so that every beta_i = beta(t) / N is below 1.
+
+        Returns:
+          alphas and stds, float32 `[N]` each.
+
+        Raises:
+          ValueError: if `num_levels` is out of range, or the SDE is no chain's limit, as sub-VP.
+        """
+        raise ValueError(
+            f"num_levels: {type(self).__name__} is no chain's limit, got {show(num_levels)}"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class VE(SDE):
@@ -138,6 +162,12 @@ class VE(SDE):
         )
         before = jnp.where(level == 0, 0.0, before)
         return jnp.zeros_like(x), jnp.sqrt(sigma**2 - before**2)
+
+    def chain(self, num_levels):
+        _check_levels(num_levels, 1)
+        ratio = self.sigma_max / self.sigma_min
+        stds = self.sigma_min * ratio ** np.linspace(0, 1, num_levels)
+        return jnp.ones(num_levels, jnp.float32), jnp.asarray(stds, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +229,13 @@ class VP(SDE):
         beta = (self.beta_min + share * (self.beta_max - self.beta_min)) / num_steps
         return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
 
+    def chain(self, num_levels):
+        _check_levels(num_levels, math.floor(self.beta_max) + 1)
+        betas = np.linspace(self.beta_min, self.beta_max, num_levels) / num_levels
+        logarithm = np.cumsum(np.log1p(-betas))  # of the product of 1 - beta_i
+        alphas, stds = np.exp(logarithm / 2), np.sqrt(-np.expm1(logarithm))
+        return jnp.asarray(alphas, jnp.float32), jnp.asarray(stds, jnp.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(VP):
@@ -206,7 +243,8 @@ class SubVP(VP):
 
         g(t)^2 = beta(t) (1 - exp(-2 B(t))),    std_t = 1 - exp(-B(t))
 
-    There is no chain that it is the limit of: `discretize` is the Euler-Maruyama step.
+    There is no chain that it is the limit of: `discretize` is the Euler-Maruyama step, and `chain` raises
+    ValueError.
     """
 
     def std(self, t):
@@ -221,6 +259,17 @@ class SubVP(VP):
 
     def discretize(self, x, t, num_steps):
         return SDE.discretize(self, x, t, num_steps)
+
+    def chain(self, num_levels):
+        return SDE.chain(self, num_levels)
+
+
+def _check_levels(num_levels: int, least: int) -> None:
+    whole = isinstance(num_levels, (int, np.integer)) and not isinstance(num_levels, bool)
+    if not (whole and least <= num_levels <= _MAX_LEVELS):
+        raise ValueError(
+            f"num_levels must be an integer >= {least}, {_MAX_LEVELS} at most, got {show(num_levels)}"
+        )
 
 
 def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:

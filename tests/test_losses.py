@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax import losses, scores, sigmas
+from ncsn_jax import losses, scores, sde, sigmas
 from ncsn_jax._random import normal_like
 
 
@@ -193,3 +193,129 @@ def test_sliced_score_matching_takes_images_of_half_precision():
     x = jnp.ones((2, 3), jnp.float16)
     loss = losses.sliced_score_matching(jax.random.key(0), lambda x, s: -x, x, jnp.ones(2))
     assert loss.shape == (2,) and loss.dtype == jnp.float32
+
+
+SDES = {
+    "ve": sde.VE(0.01, 50.0),
+    "vp": sde.VP(0.1, 20.0),
+    "subvp": sde.SubVP(0.1, 20.0),
+}
+
+
+def network(x, label):
+    """The network that the authors' figures of the SDEs were made with."""
+    label = label.reshape(-1, 1, 1, 1)
+    return -0.7 * x + 0.2 * jnp.sin(3 * x) + 0.01 * label * jnp.cos(x)
+
+
+@pytest.mark.parametrize("weighting", [False, True])
+@pytest.mark.parametrize("name", list(SDES))
+def test_losses_of_the_sdes_are_the_authors(name, weighting, golden, monkeypatch):
+    """With their noise. Their `reduce_mean` is the loss here times 2 / D."""
+    g, process = golden("sde"), SDES[name]
+    x, noise, u = (jnp.asarray(g[f"in/{n}"]) for n in ("x", "noise", "u"))
+    monkeypatch.setattr(losses, "normal_like", lambda key, x: noise)
+
+    def score(x, t):
+        std = process.std(t)
+        if name == "ve":
+            return network(x, std)
+        return -network(x, 999 * t) / std.reshape(-1, 1, 1, 1)
+
+    loss = losses.denoising_diffusion(
+        jax.random.key(0),
+        process,
+        score,
+        x,
+        u * (1 - 1e-5) + 1e-5,
+        likelihood_weighting=weighting,
+    )
+    assert loss.shape == (3,)
+    elements = x[0].size
+    for mean, factor in ((0, 1), (1, 2 / elements)):
+        expected = g[f"out/{name}/loss_sde_mean{mean}_lw{int(weighting)}"]
+        assert float(loss.mean()) * factor == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "label"), [("ve", "smld"), ("vp", "ddpm")])
+def test_losses_of_the_chains_are_the_authors(name, label, golden, monkeypatch):
+    """SMLD counts levels from the largest sigma, DDPM from the smallest."""
+    g, process = golden("sde"), SDES[name]
+    x, noise = (jnp.asarray(g[f"in/{n}"]) for n in ("x", "noise"))
+    monkeypatch.setattr(losses, "normal_like", lambda key, x: noise)
+    level = g["in/labels"] if name == "vp" else 99 - g["in/labels"]
+
+    def score(x, t):
+        if name == "ve":
+            return network(x, jnp.round((1 - t) * 99))
+        std = process.chain(100)[1][jnp.round(99 * t).astype(int)]
+        return -network(x, jnp.round(99 * t)) / std.reshape(-1, 1, 1, 1)
+
+    loss = losses.denoising_diffusion(
+        jax.random.key(0), process, score, x, jnp.asarray(level) / 99, num_levels=100
+    )
+    elements = x[0].size
+    for mean, factor in ((0, 1), (1, 2 / elements)):
+        expected = g[f"out/{name}/loss_{label}_mean{mean}"]
+        assert float(loss.mean()) * factor == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_levels", [None, 100])
+@pytest.mark.parametrize("name", ["ve", "vp"])
+def test_minimum_under_an_sde_is_the_closed_form_score(name, num_levels):
+    """For data N(0, I) x_t has variance v = alpha^2 + std^2: the loss is D alpha^2 / (2 v) at -x / v."""
+    process, n = SDES[name], 20_000
+    x, t = jax.random.normal(jax.random.key(0), (n, 3)), jnp.full(n, 20 / 99)
+    if num_levels is None:
+        alpha, std = float(process.alpha(t)[0]), float(process.std(t)[0])
+    else:
+        alpha, std = (float(table[20]) for table in process.chain(num_levels))
+    variance = alpha**2 + std**2
+    score = lambda x, t: -x / variance
+    key = jax.random.key(1)
+    loss = losses.denoising_diffusion(key, process, score, x, t, num_levels=num_levels)
+    loss = np.asarray(loss)
+    expected = 3 * alpha**2 / (2 * variance)
+    assert abs(loss.mean() - expected) < 4 * loss.std() / np.sqrt(n)
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_times_are_uniform(per_example):
+    n = 10_000
+    key = jax.random.key(3)
+    key = jax.random.split(key, n) if per_example else key
+    t = np.asarray(losses.sample_times(key, n, end=0.2))
+    assert t.dtype == np.float32 and t.shape == (n,) and t.min() > 0.2 and t.max() <= 1
+    # Above 27.9 with probability 0.001, with 9 degrees of freedom.
+    uniform = lambda counts: np.sum((counts - n / 10) ** 2 / (n / 10)) < 27.9
+    assert uniform(np.histogram(t, bins=10, range=(0.2, 1.0))[0])
+    levels = np.asarray(losses.sample_times(key, n, num_levels=10)) * 9
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-6)
+    assert uniform(np.bincount(np.round(levels).astype(int), minlength=10))
+    if per_example:
+        part = losses.sample_times(key[5:8], 3, end=0.2)
+        np.testing.assert_array_equal(part, t[5:8])
+
+
+def test_losses_of_sdes_refuse_what_is_wrong():
+    key, x, t = jax.random.key(0), jnp.ones((2, 3)), jnp.ones(2)
+    score = lambda x, t: -x
+    loss = lambda name, t=t, score=score, **options: losses.denoising_diffusion(
+        key, SDES[name], score, x, t, **options
+    )
+    for call, message in (
+        (lambda: loss("subvp", num_levels=10), "num_levels: SubVP is no chain's limit, got 10"),
+        (
+            lambda: loss("ve", num_levels=10, likelihood_weighting=True),
+            "likelihood_weighting must be False with num_levels, got True",
+        ),
+        (lambda: loss("vp", num_levels=20), "num_levels must be an integer >= 21, .* got 20"),
+        (lambda: loss("ve", num_levels=0), "num_levels must be an integer >= 1, .* got 0"),
+        (lambda: loss("ve", t=jnp.ones(3)), r"t must have shape \(2,\), .* got \(3,\)"),
+        (lambda: loss("ve", score=lambda x, t: t), "score_fn must return the shape of x"),
+        (lambda: losses.sample_times(key, 2, end=1.0), r"end must be in \(0, 1\), got 1.0"),
+        (lambda: losses.sample_times(key, 0), "batch_size must be an integer >= 1"),
+        (lambda: losses.sample_times(key, 2, num_levels=1), "num_levels must be at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -94,9 +94,38 @@ def test_prior(named):
     np.testing.assert_allclose(process.prior_log_prob(x), direct, rtol=1e-5)
 
 
+def test_chains_are_the_authors(golden):
+    """Theirs are computed in float32: products of 100 numbers, and 1 minus them."""
+    figures = golden("sde")
+    alphas, stds = SDES["ve"].chain(100)
+    np.testing.assert_array_equal(alphas, np.ones(100, np.float32))
+    # The rounding of an exponent of 8.5 in size.
+    np.testing.assert_allclose(stds, figures["out/ve/discrete_sigmas"], rtol=2e-6)
+    alphas, stds = SDES["vp"].chain(100)
+    squares = np.concatenate([[1.0], np.asarray(alphas, np.float64) ** 2])
+    betas = 1 - squares[1:] / squares[:-1]
+    np.testing.assert_allclose(betas, figures["out/vp/discrete_betas"], atol=5e-7)
+    # The smallest is the root of 0.001, which 1 minus a float32 gives to within 1e-7.
+    np.testing.assert_allclose(stds, figures["out/vp/sqrt_1m_alphas_cumprod"], atol=2e-6)
+    np.testing.assert_allclose(alphas**2 + stds**2, 1, rtol=3e-7)
+
+
+def test_chain_of_vp_tends_to_it():
+    """With an error of the order of 1 / N: twice the levels, half of it."""
+    process = SDES["vp"]
+    error = [
+        np.abs(process.chain(n)[0] - process.alpha(np.linspace(0, 1, n, dtype=np.float32))).max()
+        for n in (1000, 2000)
+    ]
+    assert error[0] / error[1] == pytest.approx(2, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: SDES["subvp"].chain(100), "num_levels: SubVP is no chain's limit, got 100"),
+        (lambda: SDES["vp"].chain(20), "num_levels must be an integer >= 21, .* got 20"),
+        (lambda: SDES["ve"].chain(2.0), "num_levels must be an integer >= 1, .* got 2.0"),
         (lambda: sde.VE(1.0, 1.0), "0 < sigma_min < sigma_max must hold, got sigma_min=1.0"),
         (lambda: sde.VE(0.0, 1.0), "0 < sigma_min"),
         (lambda: sde.VP(0.0, 1.0), "0 < beta_min <= beta_max must hold, got beta_min=0.0"),
