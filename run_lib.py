@@ -195,7 +195,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
         dataset, config.seed, options.batch_size, jax.process_index(), hosts.count()
     )
     window = Window(
-        configuration.make_sigmas(config),
+        configuration.make_objective(config).sigmas,
         configuration.image_shape(config),
         step,
         options.skip_nonfinite,

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import data, models, sigmas, training
+from ncsn_jax import data, models, objectives, sigmas, training
 from ncsn_jax.errors import UserError, show
 
 MODELS = {
@@ -184,7 +184,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, choices in (
         ("data.channels", (1, 3)),
         ("model.name", tuple(MODELS)),
-        ("training.loss", tuple(training.LOSSES)),
+        ("training.loss", tuple(objectives.LOSSES)),
         ("training.dtype", _DTYPES),
         ("sampling.dtype", _DTYPES),
         ("sampling.method", ("annealed_langevin",)),
@@ -317,23 +317,27 @@ def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], traini
     )
 
 
-def make_loss(config: ml_collections.ConfigDict) -> training.LossFn:
-    """Returns the loss `loss(key, score_fn, x, sigma) -> [B]`, with the weight sigma^2."""
-    loss = training.LOSSES[config.training.loss]
+def make_objective(
+    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+) -> objectives.Objective:
+    """Returns what training minimises, with a network made for it."""
+    loss = objectives.LOSSES[config.training.loss]
     if config.training.loss == "ssm":
-        return functools.partial(loss, num_projections=config.training.num_projections)
-    return loss
+        loss = functools.partial(loss, num_projections=config.training.num_projections)
+    return objectives.ladder(
+        make_model(config, dtype=dtype, remat=remat),
+        make_sigmas(config),
+        loss,
+        anneal_power=config.training.anneal_power,
+    )
 
 
 def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
     """Returns `train_steps(state, images, seed, first=0, axis_name=None)` of this configuration."""
     return functools.partial(
         training.train_steps,
-        model=make_model(config, dtype=config.training.dtype, remat=config.training.remat),
-        sigmas=make_sigmas(config),
+        objective=make_objective(config, dtype=config.training.dtype, remat=config.training.remat),
         optimizer=make_optimizer(config),
-        loss=make_loss(config),
-        anneal_power=config.training.anneal_power,
         microbatches=config.training.microbatches,
         skip_nonfinite=config.training.skip_nonfinite > 0,
         ema_decay=config.model.ema_decay,

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
 
 from ncsn_jax import checkpoints, hosts, parallel, report, storage, training
@@ -124,13 +123,13 @@ class Window:
     """What happened since the last line of the log.
 
     Args:
-      sigmas: `[L]`, the ladder.
+      sigmas: of the objective's bins.
       image_shape: (H, W, C).
       first_step: the step before the first.
       skip_nonfinite: how many steps in a row may be not finite; they were skipped, and are only counted.
     """
 
-    sigmas: jax.Array
+    sigmas: np.ndarray
     image_shape: tuple[int, int, int]
     first_step: int
     skip_nonfinite: int = 0

@@ -1,12 +1,13 @@
 """The training state and the pure functions that advance it by one or several optimizer steps.
 
 Everything random in a step is a function of (seed, step, index of the example in the global batch):
-level, noise, flip and dequantization of an example are the same whether one device or eight share the
+noise, flip, dequantization and dropout of an example are the same whether one device or eight share the
 batch. Nothing here jits, replicates, logs or touches files; averages across devices need an explicit
 `axis_name`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,26 +16,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncsn_jax import losses, models
-from ncsn_jax._random import expand, normal_like, uniform_like
-from ncsn_jax.types import ScoreFn
+from ncsn_jax._random import expand, fold_in, uniform_like
+from ncsn_jax.objectives import Objective
 
 # The run's seed is also used for other purposes; this one is folded into its key.
 _FOR_STEPS = 1
-
-LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
-
-
-def _score_matching(key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Exact score matching of the perturbed data x + sigma z, for clean x."""
-    return losses.score_matching(score_fn, x + expand(sigma, x) * normal_like(key, x), sigma)
-
-
-LOSSES: dict[str, LossFn] = {
-    "dsm": losses.denoising_score_matching,
-    "ssm": losses.sliced_score_matching,
-    "sm": _score_matching,
-}
+# Of an example's key, for what the network draws.
+_FOR_NETWORK = 3
 
 
 class TrainState(NamedTuple):
@@ -59,7 +47,8 @@ class Metrics(NamedTuple):
     Attributes:
       loss: the mean loss over the global batch.
       grad_norm: the global norm of the averaged gradient, before clipping.
-      level_loss: `[L]`, the sum of the losses of the examples that were at each level.
+      level_loss: `[L]`, the sum of the losses of the examples in each of the objective's bins: for a
+        ladder, its levels.
       level_count: `[L]`, their number.
     """
 
@@ -123,7 +112,12 @@ def init_state(
 
 
 def prepare_images(
-    keys: jax.Array, images: jax.Array, *, random_flip: bool, dequantize: bool
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    random_flip: bool,
+    dequantize: bool,
+    centered: bool = False,
 ) -> jax.Array:
     """Turns 8-bit images into the network's training input.
 
@@ -133,18 +127,18 @@ def prepare_images(
       random_flip: mirror each image left to right with probability 1/2.
       dequantize: spread each 8-bit value v uniformly over [v/256, (v+1)/256), as the authors do:
         (v / 255) * 255/256 + u/256. Otherwise v / 255.
+      centered: whether to return images in [-1, 1].
 
     Returns:
-      float32 `[B, H, W, C]` in [0, 1].
+      float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
     """
     keys = jax.vmap(lambda k: jax.random.split(k))(keys)
     if random_flip:
         flip = jax.vmap(jax.random.bernoulli)(keys[:, 0])
         images = jnp.where(expand(flip, images), images[:, :, ::-1, :], images)
     x = images.astype(jnp.float32)
-    if dequantize:
-        return (x + uniform_like(keys[:, 1], x)) / 256.0
-    return x / 255.0
+    x = (x + uniform_like(keys[:, 1], x)) / 256.0 if dequantize else x / 255.0
+    return 2.0 * x - 1.0 if centered else x
 
 
 def _measure(
@@ -152,35 +146,36 @@ def _measure(
     images: jax.Array,
     keys: jax.Array,
     *,
-    model: nn.Module,
-    sigmas: jax.Array,
-    loss: LossFn,
-    random_flip: bool,
-    dequantize: bool,
-    anneal_power: float,
+    objective: Objective,
+    reduce_mean: bool,
+    **options: bool,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
-    image_keys, level_keys, noise_keys = jnp.moveaxis(
+    image_keys, draw_keys, noise_keys = jnp.moveaxis(
         jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
     )
 
-    x = prepare_images(image_keys, images, random_flip=random_flip, dequantize=dequantize)
-    sigma = losses.sample_levels(level_keys, sigmas, images.shape[0])
+    x = prepare_images(image_keys, images, **options)
+    noise = objective.draw(draw_keys)
 
     def mean_loss(params):
-        per_example = loss(noise_keys, models.score_fn(model, params, sigmas), x, sigma)
-        if anneal_power == 2:
-            return jnp.mean(per_example), per_example
-        return jnp.mean(sigma ** (anneal_power - 2) * per_example), per_example
+        score_fn = objective.score_fn(params, fold_in(keys, _FOR_NETWORK))
+        per_example = objective.loss(noise_keys, score_fn, x, noise)
+        weighted = per_example
+        if objective.weight is not None:
+            weighted = objective.weight(noise) * per_example
+        mean = jnp.mean(weighted)
+        if reduce_mean:
+            mean = 2.0 * mean / math.prod(x.shape[1:])
+        return mean, per_example
 
     (value, per_example), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    level = models.levels_of(sigma, sigmas)
-    level_loss = jnp.zeros_like(sigmas).at[level].add(per_example)
-    level_count = jnp.zeros_like(sigmas).at[level].add(1.0)
-    return grads, value, level_loss, level_count
+    level = objective.bin(noise)
+    zeros = jnp.zeros(len(objective.sigmas))
+    return grads, value, zeros.at[level].add(per_example), zeros.at[level].add(1.0)
 
 
-def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys, sigmas):
+def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
     """Returns what `measure(params, images, keys)` would, from as many parts, one after another."""
     examples = images.shape[0]
     if examples % parts:
@@ -190,10 +185,9 @@ def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys, 
     def add(total, x):
         return jax.tree.map(jnp.add, total, measure(params, *x)), None
 
-    zeros = (params, jnp.zeros((), jnp.float32), sigmas, sigmas)
-    (grads, value, level_loss, level_count), _ = jax.lax.scan(
-        add, jax.tree.map(jnp.zeros_like, zeros), xs
-    )
+    shapes = jax.eval_shape(measure, params, *jax.tree.map(lambda a: a[0], xs))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    (grads, value, level_loss, level_count), _ = jax.lax.scan(add, zeros, xs)
     grads, value = jax.tree.map(lambda a: a / parts, (grads, value))
     return grads, value, level_loss, level_count
 
@@ -204,14 +198,13 @@ def train_step(
     seed: jax.Array,
     first: jax.Array | int = 0,
     *,
-    model: nn.Module,
-    sigmas: jax.Array,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    loss: LossFn,
     ema_decay: float,
     random_flip: bool,
     dequantize: bool,
-    anneal_power: float = 2.0,
+    centered: bool = False,
+    reduce_mean: bool = False,
     microbatches: int = 1,
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
@@ -223,14 +216,12 @@ def train_step(
       images: uint8 `[B, H, W, C]`, this device's examples, neighbours in the global batch.
       seed: integer scalar, the seed of the whole run.
       first: integer scalar >= 0, the place of the first of them in the global batch.
-      model: a network conditioned on the level's index.
-      sigmas: `[L]`, the ladder.
+      objective: what is minimised, with the network.
       optimizer: as made by `make_optimizer`.
-      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`, with the weight sigma^2.
       ema_decay: in [0, 1), the weight of the old average; 0 is off.
-      random_flip, dequantize: see `prepare_images`.
-      anneal_power: p of the weight lambda(sigma) = sigma^p with which levels enter the mean (NCSN,
-        section 4.2, takes 2; NCSNv2's code calls it so). The metrics by level keep sigma^2.
+      random_flip, dequantize, centered: see `prepare_images`.
+      reduce_mean: the loss is the mean square over the elements of an example instead of half the sum of
+        squares; it is 2 / D times as large. The metrics by level keep the sum.
       microbatches: >= 1, a divisor of B: in so many parts, one after another, are the examples
         computed. The step is the same to float32 rounding and takes the memory of one part.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
@@ -248,17 +239,16 @@ def train_step(
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
     measure = functools.partial(
         _measure,
-        model=model,
-        sigmas=sigmas,
-        loss=loss,
+        objective=objective,
+        reduce_mean=reduce_mean,
         random_flip=random_flip,
         dequantize=dequantize,
-        anneal_power=anneal_power,
+        centered=centered,
     )
     if microbatches == 1:
         measured = measure(state.params, images, keys)
     else:
-        measured = _measure_in_parts(measure, microbatches, state.params, images, keys, sigmas)
+        measured = _measure_in_parts(measure, microbatches, state.params, images, keys)
     grads, value, level_loss, level_count = measured
     if axis_name is not None:
         grads, value = jax.lax.pmean((grads, value), axis_name)

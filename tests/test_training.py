@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax import losses, parallel, sigmas, training
+from ncsn_jax import losses, objectives, parallel, sigmas, training
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
 
@@ -26,10 +26,8 @@ class Tiny(nn.Module):
 
 OPTIMIZER = training.make_optimizer(1e-2, grad_clip=1.0, warmup_steps=3)
 OPTIONS = dict(
-    model=Tiny(),
-    sigmas=LADDER,
+    objective=objectives.ladder(Tiny(), LADDER),
     optimizer=OPTIMIZER,
-    loss=losses.denoising_score_matching,
     ema_decay=0.9,
     random_flip=True,
     dequantize=True,
@@ -71,7 +69,7 @@ def test_eight_devices_equal_one(state, batches, one_device):
         traces.append(None)
         return losses.denoising_score_matching(*arguments)
 
-    options = OPTIONS | {"loss": loss}
+    options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
     run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
     replicated = parallel.replicate(jax.tree.map(np.asarray, state))
@@ -122,7 +120,7 @@ def compiled_quickly(function, *arguments):
 
 @pytest.mark.parametrize("loss", ["sm"])
 def test_microbatches_make_the_same_step_in_less_memory(state, loss):
-    options = OPTIONS | {"loss": training.LOSSES[loss]}
+    options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, objectives.LOSSES[loss])}
     images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     whole, parts = (
         compiled_quickly(
@@ -156,7 +154,8 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
         bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
         return losses.denoising_score_matching(key, score_fn, x, sigma) / (1 - bad)
 
-    options = OPTIONS | {"loss": loss, "dequantize": False, "random_flip": False}
+    objective = objectives.ladder(Tiny(), LADDER, loss)
+    options = OPTIONS | {"objective": objective, "dequantize": False, "random_flip": False}
     run = functools.partial(training.train_steps, skip_nonfinite=True, **options)
     # Images of 8 bits are at most 1, others are not.
     images = batches[:3].astype(np.float32)
@@ -256,7 +255,7 @@ def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metri
     ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])
 
     def run(power):
-        options = OPTIONS | {"sigmas": ladder, "anneal_power": power}
+        options = OPTIONS | {"objective": objectives.ladder(Tiny(), ladder, anneal_power=power)}
         step = jax.jit(functools.partial(training.train_step, **options))
         return step(state, batches[0], 7)[1]
 
@@ -280,7 +279,8 @@ def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
             f = self.param("f", nn.initializers.constant(0.5), ())
             return f * x / jnp.square(LADDER[level])[:, None, None, None]
 
-    options = OPTIONS | {"model": Scale(), "loss": training.LOSSES[name], "dequantize": False}
+    objective = objectives.ladder(Scale(), LADDER, objectives.LOSSES[name])
+    options = OPTIONS | {"objective": objective, "dequantize": False}
     step = jax.jit(functools.partial(training.train_step, **options))
     state = training.init_state(jax.random.key(0), Scale(), OPTIMIZER, (4, 4, 1), ema=True)
     count, d, f = 4096, 16, 0.5

@@ -1,20 +1,25 @@
-"""Score networks, and the adapter that turns one into a score function of sigma.
+"""Score networks, and the adapters that turn one into a score function.
 
 The networks are Flax linen modules that are conditioned on the *index* of the noise level:
 `model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The
 rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet. `NCSNpp` is
-conditioned on sigma or a time instead, and is no network for `score_fn`.
+conditioned on a label made of an SDE's time instead, which `time_score_fn` does.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax._random import expand
 from ncsn_jax.models.ncsn import NCSN
 from ncsn_jax.models.ncsnpp import NCSNpp
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
 from ncsn_jax.models.simplified import SimplifiedNCSN
+from ncsn_jax.sde import SDE, VE, TimeScoreFn
 from ncsn_jax.types import ScoreFn
+
+# Networks of the variance-preserving SDEs see the time multiplied by it, as if of DDPM's 1,000 steps.
+_LABELS = 999.0
 
 __all__ = [
     "NCSN",
@@ -26,6 +31,7 @@ __all__ = [
     "SimplifiedNCSN",
     "levels_of",
     "score_fn",
+    "time_score_fn",
 ]
 
 
@@ -57,5 +63,60 @@ def score_fn(model: nn.Module, params, sigmas: jax.Array) -> ScoreFn:
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
         return model.apply(params, x, levels_of(sigma, sigmas))
+
+    return score
+
+
+def time_score_fn(
+    model: nn.Module,
+    params,
+    sde: SDE,
+    *,
+    num_levels: int | None = None,
+    dropout_keys: jax.Array | None = None,
+) -> TimeScoreFn:
+    """Returns `score_fn(x, t)` for a network with the labels of Song et al. (2021), such as `NCSNpp`.
+
+    | | label | score |
+    |---|---|---|
+    | VE, continuous | sigma(t) | F |
+    | VE, N levels | (1 - t) (N - 1), rounded: level 0 has the largest sigma | F |
+    | VP and sub-VP, continuous | 999 t | -F / std_t |
+    | VP, N levels | t (N - 1), rounded | -F / std of the chain at that level |
+
+    Args:
+      model: a module with `apply(params, x, label)`, which for VE divides its output by sigma itself.
+      params: its parameters.
+      sde: the SDE that it was trained for.
+      num_levels: N, if it was trained on the chain's levels only.
+      dropout_keys: one key per example `[B]` for dropout, which is off without; example i then does not
+        depend on its batch.
+
+    Raises:
+      ValueError: if the SDE is no chain's limit and `num_levels` is given.
+    """
+    chain_stds = None if num_levels is None else sde.chain(num_levels)[1]
+
+    def output(x, label):
+        if dropout_keys is None:
+            return model.apply(params, x, label)
+
+        def one(x, label, key):
+            rngs = {"dropout": key}
+            return model.apply(params, x[None], label[None], deterministic=False, rngs=rngs)[0]
+
+        return jax.vmap(one)(x, label, dropout_keys)
+
+    def score(x: jax.Array, t: jax.Array) -> jax.Array:
+        if isinstance(sde, VE):
+            if num_levels is None:
+                return output(x, sde.std(t))
+            return output(x, jnp.round((1.0 - t) * (num_levels - 1)))
+        if num_levels is None:
+            label, std = _LABELS * t, sde.std(t)
+        else:
+            label = jnp.round(t * (num_levels - 1))
+            std = chain_stds[label.astype(jnp.int32)]
+        return -output(x, label) / expand(std, x)
 
     return score

@@ -163,7 +163,7 @@ def make_config(case):
             raise Failure(f"a ladder of {ladder}")
         model = configuration.make_model(config)
         configuration.make_optimizer(config)
-        configuration.make_loss(config)
+        configuration.make_objective(config)
         assert model is not None and len(configuration.image_shape(config)) == 3
         workdirs.make(case.work)
         workdirs.write_config(config, case.work)
