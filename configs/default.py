@@ -27,23 +27,59 @@ def get_config() -> ConfigDict:
     data.random_flip = True
     # Spread each 8-bit value uniformly over its 1/256.
     data.dequantize = True
+    # Whether the SDE, sigmas and samplers work on images in [-1, 1] instead of [0, 1]. For 'ncsnpp' only.
+    data.centered = False
 
     config.model = model = ConfigDict()
-    # 'ncsn', 'ncsnv2' (published for 32 and 64 pixels), 'ncsnv2_deeper' (128), 'ncsnv2_deepest' (256) or
-    # 'ncsn_simplified'.
+    # 'ncsn', 'ncsnv2' (published for 32 and 64 pixels), 'ncsnv2_deeper' (128), 'ncsnv2_deepest' (256),
+    # 'ncsn_simplified', or 'ncsnpp', which is NCSN++ and DDPM++ and wants training.sde.
     model.name = "ncsn"
     # Channels of the first stage; the deeper ones have twice as many.
     model.features = 128
     # 'instance++', or 'instance' for the plain one of 'ncsn' and 'ncsn_simplified'.
     model.normalization = "instance++"
-    # The geometric noise ladder, in units of pixels in [0, 1].
+    # The geometric noise ladder, in units of pixels in [0, 1], or [-1, 1] if centered. With training.sde='ve'
+    # also the SDE's sigma_max and sigma_min. num_levels is also N of the discrete objectives.
     model.num_levels = 10
     model.sigma_begin = 1.0
     model.sigma_end = 0.01
+    # Of training.sde='vp' and 'subvp'.
+    model.beta_min = 0.1
+    model.beta_max = 20.0
     # Weight of the old parameters in their moving average, from which samples are made; 0 is off.
     model.ema_decay = 0.0
 
+    # The parts of model.name='ncsnpp', described with ncsn_jax.models.NCSNpp. The embedding follows from
+    # training.sde: of sigma for the continuous 've', of the time for all others; and with 've' the output is
+    # divided by sigma.
+    config.ncsnpp = ncsnpp = ConfigDict()
+    # Channels of every level, which has half the side of that before, as multiples of features.
+    ncsnpp.ch_mult = (1, 2, 2, 2)
+    ncsnpp.num_res_blocks = 4
+    # Sides of the feature maps with attention.
+    ncsnpp.attn_resolutions = (16,)
+    ncsnpp.dropout = 0.1
+    ncsnpp.fourier_scale = 16.0
+    # 'biggan' or 'ddpm'.
+    ncsnpp.resblock_type = "biggan"
+    # Smooth when resampling.
+    ncsnpp.fir = True
+    ncsnpp.skip_rescale = True
+    # 'none' or 'output_skip'; 'none', 'residual' or 'input_skip'.
+    ncsnpp.progressive = "none"
+    ncsnpp.progressive_input = "residual"
+    ncsnpp.init_scale = 0.0
+
     config.training = training = ConfigDict()
+    # 'none': the ladder of NCSN; 've', 'vp', 'subvp': the SDE of model.name='ncsnpp'.
+    training.sde = "none"
+    # With an SDE: times from 0 to 1, or the num_levels levels of its chain (SMLD for 've', DDPM for 'vp').
+    training.continuous = False
+    # With a continuous SDE: the weight g(t)^2 in place of the variance of the noise.
+    training.likelihood_weighting = False
+    # The mean over the elements of an image in place of half the sum: the loss times 2 / D. With
+    # optim.eps and training.grad_clip it makes a difference.
+    training.reduce_mean = False
     # 'dsm': denoising, 'ssm': sliced, 'sm': exact score matching (small images only).
     training.loss = "dsm"
     # Projections of each example in 'ssm'.
@@ -89,11 +125,33 @@ def get_config() -> ConfigDict:
     optim.warmup_steps = 0
 
     config.sampling = sampling = ConfigDict()
+    # 'annealed_langevin', 'predictor_corrector', 'probability_flow' or 'heun'. Every one samples from every
+    # run: a ladder is taken for 've', and an SDE's network for a score of sigma.
     sampling.method = "annealed_langevin"
-    # Step size of Algorithm 1 at the last level: twice the step_lr of the authors' code (2e-5).
+    # Of 'predictor_corrector': 'euler_maruyama', 'reverse_diffusion', 'ancestral' (not for 'subvp'),
+    # 'probability_flow' or 'none'; 'langevin', 'annealed_langevin' (neither for 'subvp') or 'none'; the
+    # corrector's signal-to-noise ratio, 0 without one, and its steps at each time.
+    sampling.predictor = "reverse_diffusion"
+    sampling.corrector = "none"
+    sampling.snr = 0.0
+    sampling.corrector_steps = 1
+    # Steps of 'predictor_corrector', and levels of 'heun', whose sigmas go from sigma_begin to sigma_end as
+    # in Karras et al. (2022) with this rho; churn is S_churn there, 0 for the deterministic one.
+    sampling.num_steps = 1000
+    sampling.rho = 7.0
+    sampling.churn = 0.0
+    # The last time of 'predictor_corrector' and 'probability_flow', where x_t is taken for the image.
+    sampling.end = 1e-5
+    # Of the adaptive solver of 'probability_flow': relative and absolute tolerance, the factor of the
+    # latents' standard deviation.
+    sampling.rtol = 1e-5
+    sampling.atol = 1e-5
+    sampling.temperature = 1.0
+    # Of 'annealed_langevin': the step size of Algorithm 1 at the last level, which is twice the step_lr of
+    # the authors' code (2e-5); steps_per_level, denoise, clip and init are its as well.
     sampling.epsilon = 4e-5
     sampling.steps_per_level = 100
-    # End with the expected clean image.
+    # End with the expected clean image. 'predictor_corrector': without the noise of the last step.
     sampling.denoise = False
     # What the network computes in, 'float32' or 'bfloat16'.
     sampling.dtype = "float32"

@@ -15,8 +15,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import data, models, objectives, sigmas, training
+from ncsn_jax import data, models, objectives, sampling, sde, sigmas, training
 from ncsn_jax.errors import UserError, show
+from ncsn_jax.types import ScoreFn
 
 MODELS = {
     "ncsn": models.NCSN,
@@ -24,7 +25,10 @@ MODELS = {
     "ncsnv2_deeper": models.NCSNv2Deeper,
     "ncsnv2_deepest": models.NCSNv2Deepest,
     "ncsn_simplified": models.SimplifiedNCSN,
+    "ncsnpp": models.NCSNpp,
 }
+SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
+METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
 # The normalizations that a network exists with, where they are not just instance normalization++.
 _NORMALIZATIONS = {
@@ -49,14 +53,28 @@ _COUNTS = (
     "training.checkpoints_kept",
     "training.num_projections",
     "training.microbatches",
+    "ncsnpp.num_res_blocks",
     "sampling.steps_per_level",
+    "sampling.corrector_steps",
+    "sampling.num_steps",
     "sampling.num_samples",
     "sampling.batch_size",
     "sampling.preview_samples",
     "inpainting.num_images",
     "inpainting.num_completions",
 )
-_POSITIVE = ("optim.learning_rate", "optim.eps", "sampling.epsilon")
+_POSITIVE = (
+    "optim.learning_rate",
+    "optim.eps",
+    "model.beta_min",
+    "model.beta_max",
+    "ncsnpp.fourier_scale",
+    "sampling.epsilon",
+    "sampling.rho",
+    "sampling.rtol",
+    "sampling.atol",
+    "sampling.temperature",
+)
 _NOT_NEGATIVE = (
     "seed",
     "training.skip_nonfinite",
@@ -65,8 +83,11 @@ _NOT_NEGATIVE = (
     "training.grad_clip",
     "optim.weight_decay",
     "optim.warmup_steps",
+    "ncsnpp.init_scale",
+    "sampling.snr",
+    "sampling.churn",
 )
-_FRACTIONS = ("model.ema_decay", "optim.beta1", "optim.beta2")
+_FRACTIONS = ("model.ema_decay", "ncsnpp.dropout", "optim.beta1", "optim.beta2")
 
 # What every field holds.
 _INTEGERS = (
@@ -88,10 +109,20 @@ _NUMBERS = (
     "training.anneal_power",
     "training.grad_clip",
     "optim.weight_decay",
+    "ncsnpp.init_scale",
+    "sampling.snr",
+    "sampling.churn",
+    "sampling.end",
 )
 _BOOLEANS = (
     "data.random_flip",
     "data.dequantize",
+    "data.centered",
+    "ncsnpp.fir",
+    "ncsnpp.skip_rescale",
+    "training.continuous",
+    "training.likelihood_weighting",
+    "training.reduce_mean",
     "sampling.denoise",
     "sampling.gif",
     "training.remat",
@@ -102,9 +133,15 @@ _STRINGS = (
     "data.data_dir",
     "model.name",
     "model.normalization",
+    "ncsnpp.resblock_type",
+    "ncsnpp.progressive",
+    "ncsnpp.progressive_input",
     "training.loss",
+    "training.sde",
     "training.dtype",
     "sampling.method",
+    "sampling.predictor",
+    "sampling.corrector",
     "sampling.init",
     "sampling.name",
     "sampling.dtype",
@@ -112,12 +149,14 @@ _STRINGS = (
     "inpainting.images",
     "inpainting.scheme",
 )
+_LISTS = ("ncsnpp.ch_mult", "ncsnpp.attn_resolutions")
 _TYPES = (
     dict.fromkeys(_INTEGERS, ((int,), "a whole number"))
     | dict.fromkeys(_NUMBERS, ((int, float), "a number"))
     | dict.fromkeys(_BOOLEANS, ((bool,), "True or False"))
     | dict.fromkeys(_STRINGS, ((str,), "a string"))
     | {"sampling.clip": ((list,), "() or (low, high)")}
+    | dict.fromkeys(_LISTS, ((list,), "a tuple of whole numbers, such as (1, 2)"))
 )
 
 # The largest values: of any integer (steps are counted in int32), and those beyond which no machine gets.
@@ -127,6 +166,7 @@ _MOST = dict.fromkeys(_INTEGERS, _MAX_INTEGER) | {
     "data.image_size": 4096,
     "model.features": 1024,
     "model.num_levels": 100_000,
+    "ncsnpp.num_res_blocks": 100,
     "training.num_projections": 1000,
     "inpainting.num_completions": 10_000,
 }
@@ -187,7 +227,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("training.loss", tuple(objectives.LOSSES)),
         ("training.dtype", _DTYPES),
         ("sampling.dtype", _DTYPES),
-        ("sampling.method", ("annealed_langevin",)),
+        ("training.sde", ("none", *SDES)),
+        ("sampling.method", METHODS),
         ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
     ):
@@ -211,13 +252,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
         "exact score matching takes one derivative for each",
     )
-    factor = 2 ** MODELS[flat["model.name"]].HALVINGS
+    _check_sde(flat, require)
+    factor = 2 ** _halvings(config)
     require(
         "data.image_size",
         size >= 8 and size % factor == 0,
         f"a multiple of {factor}, 8 or more, for config.model.name={flat['model.name']!r}",
     )
     require("model.num_levels", flat["model.num_levels"] >= 2, "at least 2")
+    _check_network(flat, require)
     require("model.features", flat["model.features"] >= 2, "at least 2")
     clip = flat["sampling.clip"]
     sound = not clip or (
@@ -263,6 +306,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"at most {_MAX_CHAIN // levels} with config.model.num_levels={levels}",
     )
     make_sigmas(config)
+    _check_sampler(config, flat, require)
     power = flat["training.anneal_power"]
     weights = [(power - 2) * math.log(flat[f"model.sigma_{end}"]) for end in ("begin", "end")]
     require(
@@ -270,6 +314,101 @@ def check(config: ml_collections.ConfigDict) -> None:
         all(abs(weight) < math.log(_LARGEST) for weight in weights),
         "a finite number for which the weights of all levels are float32",
     )
+
+
+def _check_sde(flat: dict, require: Callable) -> None:
+    """Refuses an objective that there is none of for the network and the SDE."""
+    name, kind, continuous = flat["model.name"], flat["training.sde"], flat["training.continuous"]
+    is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
+    require(
+        "training.sde",
+        is_ncsnpp == (kind != "none"),
+        f"{' or '.join(map(repr, SDES)) if is_ncsnpp else repr('none')} for config.model.name={name!r}",
+    )
+    require("data.centered", is_ncsnpp or not flat["data.centered"], f"False for {name!r}")
+    require("training.continuous", kind != "none" or not continuous, f"False {of_kind}")
+    require(
+        "training.continuous", kind != "subvp" or continuous, f"True {of_kind}, which has no chain"
+    )
+    require(
+        "training.likelihood_weighting",
+        continuous or not flat["training.likelihood_weighting"],
+        f"False for config.training.continuous={continuous}",
+    )
+    if kind == "none":
+        return
+    require("training.loss", flat["training.loss"] == "dsm", f"'dsm' {of_kind}")
+    require("training.anneal_power", flat["training.anneal_power"] == 2, f"2 {of_kind}")
+    low, high, levels = flat["model.beta_min"], flat["model.beta_max"], flat["model.num_levels"]
+    if kind != "ve":
+        require("model.beta_max", low <= high, f"at least config.model.beta_min={low}")
+        require("model.beta_max", high <= 1000, "at most 1000")
+    if kind == "vp" and not continuous:
+        least = f"at least {math.floor(high) + 1}, above config.model.beta_max={high}"
+        require("model.num_levels", levels > high, least)
+
+
+def _check_network(flat: dict, require: Callable) -> None:
+    """Refuses parts that no NCSN++ or DDPM++ is made of."""
+    for field in _LISTS:
+        value = flat[field]
+        sound = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= 4096 for n in value)
+        require(field, sound, "a tuple of whole numbers, such as (1, 2)")
+    count = len(flat["ncsnpp.ch_mult"])
+    require("ncsnpp.ch_mult", 1 <= count <= 12, "one to twelve numbers, one for each level")
+    if flat["model.name"] != "ncsnpp":
+        return
+    require("model.features", flat["model.features"] >= 4, "at least 4 for 'ncsnpp'")
+    parts = ("resblock_type", "fir", "progressive", "progressive_input")
+    found = tuple(flat[f"ncsnpp.{part}"] for part in parts)
+    if found not in models.ARCHITECTURES:
+        raise UserError(
+            f"config.ncsnpp: ({', '.join(parts)})={show(found)} must be one of "
+            f"{', '.join(map(str, models.ARCHITECTURES))}"
+        )
+
+
+def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Callable) -> None:
+    """Refuses a sampler that does not exist for the SDE, or an SDE that does not reach its sigmas."""
+    require("sampling.end", 1e-7 <= flat["sampling.end"] <= 0.5, "from 1e-7 to 0.5")
+    require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
+    process, method = make_sde(config), flat["sampling.method"]
+    if method == "predictor_corrector":
+        snr = flat["sampling.snr"]
+        try:
+            sampling.check_choice(
+                process, flat["sampling.predictor"], flat["sampling.corrector"], snr or None
+            )
+        except ValueError as error:
+            raise UserError(f"config.sampling: {error}") from None
+        least = math.floor(flat["model.beta_max"]) + 1
+        chain = type(process) is sde.VP and flat["sampling.predictor"] != "euler_maruyama"
+        require(
+            "sampling.num_steps",
+            not chain or flat["sampling.num_steps"] >= least,
+            f"at least {least} for the chain of 'vp' with config.model.beta_max={flat['model.beta_max']}; "
+            "predictor 'euler_maruyama' takes fewer",
+        )
+    require(
+        "sampling.num_steps",
+        method != "heun" or flat["sampling.num_steps"] >= 2,
+        "at least 2 for 'heun'",
+    )
+    if flat["training.sde"] in ("vp", "subvp") and method in ("annealed_langevin", "heun"):
+        largest = float(process.sigma(jnp.ones(1))[0])
+        require(
+            "model.sigma_begin",
+            flat["model.sigma_begin"] <= largest,
+            f"at most {largest:.4g}, the sigma of config.training.sde={flat['training.sde']!r} at t = 1, "
+            f"for config.sampling.method={method!r}",
+        )
+
+
+def _halvings(config: ml_collections.ConfigDict) -> int:
+    """How often the network halves the sides of an image."""
+    if config.model.name == "ncsnpp":
+        return max(len(config.ncsnpp.ch_mult) - 1, 0)
+    return MODELS[config.model.name].HALVINGS
 
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -293,7 +432,44 @@ def make_model(
     if network is models.NCSN:
         model = config.model
         return network(features, model.num_levels, model.normalization, **options)
-    return network(features, make_sigmas(config), **options)
+    if network is not models.NCSNpp:
+        return network(features, make_sigmas(config), **options)
+    is_ve = config.training.sde == "ve"
+    is_fourier = is_ve and config.training.continuous
+    parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
+    return network(
+        features,
+        image_size=config.data.image_size,
+        embedding_type="fourier" if is_fourier else "positional",
+        scale_by_sigma=is_ve,
+        sigmas=make_sigmas(config) if is_ve and not is_fourier else None,
+        centered=config.data.centered,
+        **parts,
+        **options,
+    )
+
+
+def make_sde(config: ml_collections.ConfigDict) -> sde.SDE:
+    """Returns the SDE; of a ladder, the variance-exploding one from its first to its last sigma."""
+    model, kind = config.model, config.training.sde
+    if kind in ("none", "ve"):
+        return sde.VE(model.sigma_end, model.sigma_begin)
+    return SDES[kind](model.beta_min, model.beta_max)
+
+
+def num_levels(config: ml_collections.ConfigDict) -> int | None:
+    """Returns how many levels an SDE's network was trained on, or None for continuous time."""
+    return None if config.training.continuous else config.model.num_levels
+
+
+def make_score_fn(config: ml_collections.ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
+    """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
+    model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
+    if config.training.sde == "none":
+        of_sigma = models.score_fn(model, params, make_sigmas(config))
+        return of_sigma, sde.from_sigma_score(process, of_sigma)
+    of_time = models.time_score_fn(model, params, process, num_levels=num_levels(config))
+    return sde.to_sigma_score(process, of_time), of_time
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -321,11 +497,19 @@ def make_objective(
     config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
 ) -> objectives.Objective:
     """Returns what training minimises, with a network made for it."""
+    model = make_model(config, dtype=dtype, remat=remat)
+    if config.training.sde != "none":
+        return objectives.diffusion(
+            model,
+            make_sde(config),
+            num_levels=num_levels(config),
+            likelihood_weighting=config.training.likelihood_weighting,
+        )
     loss = objectives.LOSSES[config.training.loss]
     if config.training.loss == "ssm":
         loss = functools.partial(loss, num_projections=config.training.num_projections)
     return objectives.ladder(
-        make_model(config, dtype=dtype, remat=remat),
+        model,
         make_sigmas(config),
         loss,
         anneal_power=config.training.anneal_power,
@@ -343,6 +527,8 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,
+        centered=config.data.centered,
+        reduce_mean=config.training.reduce_mean,
     )
 
 

@@ -39,7 +39,14 @@ _CHANGEABLE = (
 
 # Fields that runs of version 0.1 did not have yet, with what those did.
 _ADDED = {
+    "data.centered": False,
     "model.normalization": "instance++",
+    "model.beta_min": 0.1,
+    "model.beta_max": 20.0,
+    "training.sde": "none",
+    "training.continuous": False,
+    "training.likelihood_weighting": False,
+    "training.reduce_mean": False,
     "training.num_projections": 1,
     "training.anneal_power": 2.0,
     "training.keep_every": 0,
@@ -66,10 +73,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
         return False
     found = _ADDED | found
     flat = flatten(config)
+    changeable = _CHANGEABLE if flat["model.name"] == "ncsnpp" else (*_CHANGEABLE, "ncsnpp.")
     differing = [
         f"{field} is {show(found.get(field, 'absent'))} there and {show(flat.get(field, 'absent'))} here"
         for field in sorted(found.keys() | flat.keys())
-        if found.get(field) != flat.get(field) and not field.startswith(_CHANGEABLE)
+        if found.get(field) != flat.get(field) and not field.startswith(changeable)
     ]
     if differing:
         raise UserError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import expand
 from ncsn_jax.models.ncsn import NCSN
-from ncsn_jax.models.ncsnpp import NCSNpp
+from ncsn_jax.models.ncsnpp import ARCHITECTURES, NCSNpp
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
 from ncsn_jax.models.simplified import SimplifiedNCSN
 from ncsn_jax.sde import SDE, VE, TimeScoreFn
@@ -22,6 +22,7 @@ from ncsn_jax.types import ScoreFn
 _LABELS = 999.0
 
 __all__ = [
+    "ARCHITECTURES",
     "NCSN",
     "NCSNpp",
     "NCSNv2",

@@ -9,13 +9,14 @@ from ncsn_jax.sampling.langevin import (
     langevin,
     langevin_update,
 )
-from ncsn_jax.sampling.reverse_sde import SamplerInfo, predictor_corrector
+from ncsn_jax.sampling.reverse_sde import SamplerInfo, check_choice, predictor_corrector
 
 __all__ = [
     "LangevinInfo",
     "SamplerInfo",
     "annealed_langevin",
     "annealed_steps",
+    "check_choice",
     "initial_samples",
     "inpaint",
     "langevin",
