@@ -170,7 +170,38 @@ def get_config() -> ConfigDict:
     # Names the directory samples/step_<step>_<name>, to try several settings on one checkpoint.
     sampling.name = ""
 
-    # --mode=inpaint.
+    # --mode=likelihood: bits per dimension of uniformly dequantized images.
+    config.likelihood = likelihood = ConfigDict()
+    # Of the data, 'train' or 'test', and how many of its images at most.
+    likelihood.split = "test"
+    likelihood.num_images = 10_000
+    # The exact trace, which takes one derivative for each element of an image, or an unbiased estimate of it
+    # from so many random projections.
+    likelihood.exact = False
+    likelihood.num_projections = 1
+    # Of the adaptive solver; where x_t is taken for the image.
+    likelihood.rtol = 1e-5
+    likelihood.atol = 1e-5
+    likelihood.end = 1e-5
+
+    # --mode=interpolate: pairs of images, as in --mode=inpaint, and so many steps between their latents.
+    # Tolerances, end and temperature are those of sampling.
+    config.interpolation = interpolation = ConfigDict()
+    interpolation.num_pairs = 6
+    interpolation.num_steps = 8
+
+    # --mode=classifier trains a classifier of noisy images, and --mode=classconditional samples with it.
+    config.classifier = classifier = ConfigDict()
+    classifier.features = 16
+    classifier.num_steps = 1000
+    classifier.batch_size = 128
+    classifier.learning_rate = 3e-3
+    # The class to sample, or -1 for all in turn.
+    classifier.label = -1
+    # Factor of the classifier's gradient; 1 is Bayes' rule, more is more of the class and less variety.
+    classifier.scale = 1.0
+
+    # --mode=inpaint, and --mode=colorize, which takes the images and numbers from here.
     config.inpainting = inpainting = ConfigDict()
     # 'left': the left half is observed; 'box': all but a random box; or an image file, in which what is
     # white (128 and above) is observed.

@@ -1,6 +1,6 @@
 """A small DDPM++ under the variance-preserving SDE, on the 8x8 digits: minutes on two CPU cores.
 
-    python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
+python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
 """
 
 from configs import digits_ve

@@ -35,6 +35,7 @@ def make_figures(config, workdir: str) -> str:
         losses,
         models,
         parallel,
+        samplers,
         sampling,
         storage,
         workdirs,
@@ -54,22 +55,22 @@ def make_figures(config, workdir: str) -> str:
     # Figures 4 and 5: one batch of chains.
     replicated = parallel.replicate(params)
     indices = list(range(64))
-    samples, frames = chains.Chains(config).run(replicated, indices, len(indices), num_frames=10)
-    write("figure4.png", images.filmstrip(frames, rows=8, columns=10))
-    write("figure5.png", images.grid(samples))
+    made = chains.Chains(config).run(replicated, indices, len(indices), num_frames=10)
+    write("figure4.png", images.filmstrip(made.frames, rows=8, columns=10))
+    write("figure5.png", images.grid(made.images))
 
     # Figure 6: six images, five completions each.
     originals = np.asarray(configuration.load_images(config, "test")[:6])
     masks = inpainting.make_masks("left", shape, len(originals), config.seed)
     which = np.repeat(np.arange(len(originals)), 5)
-    runner = chains.Chains(config, chains.FOR_INPAINTING)
-    completions, _ = runner.run(
+    runner = chains.Chains(config, samplers.FOR_INPAINTING)
+    completions = runner.run(
         replicated,
         list(range(len(which))),
         len(which),
         originals[which] / np.float32(255),
         masks[which],
-    )
+    ).images
     occluded = np.where(masks, originals, np.uint8(192))
     rows = np.concatenate(
         [occluded[:, None], completions.reshape(len(originals), 5, *shape), originals[:, None]],

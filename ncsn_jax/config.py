@@ -62,6 +62,13 @@ _COUNTS = (
     "sampling.preview_samples",
     "inpainting.num_images",
     "inpainting.num_completions",
+    "likelihood.num_images",
+    "likelihood.num_projections",
+    "interpolation.num_pairs",
+    "interpolation.num_steps",
+    "classifier.features",
+    "classifier.num_steps",
+    "classifier.batch_size",
 )
 _POSITIVE = (
     "optim.learning_rate",
@@ -74,6 +81,9 @@ _POSITIVE = (
     "sampling.rtol",
     "sampling.atol",
     "sampling.temperature",
+    "likelihood.rtol",
+    "likelihood.atol",
+    "classifier.learning_rate",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -86,6 +96,7 @@ _NOT_NEGATIVE = (
     "ncsnpp.init_scale",
     "sampling.snr",
     "sampling.churn",
+    "classifier.scale",
 )
 _FRACTIONS = ("model.ema_decay", "ncsnpp.dropout", "optim.beta1", "optim.beta2")
 
@@ -95,6 +106,7 @@ _INTEGERS = (
     "seed",
     "data.channels",
     "data.crop_size",
+    "classifier.label",
     "model.num_levels",
     "training.sample_every",
     "training.keep_every",
@@ -113,6 +125,8 @@ _NUMBERS = (
     "sampling.snr",
     "sampling.churn",
     "sampling.end",
+    "likelihood.end",
+    "classifier.scale",
 )
 _BOOLEANS = (
     "data.random_flip",
@@ -127,6 +141,7 @@ _BOOLEANS = (
     "sampling.gif",
     "training.remat",
     "inpainting.keep_observed",
+    "likelihood.exact",
 )
 _STRINGS = (
     "data.dataset",
@@ -148,6 +163,7 @@ _STRINGS = (
     "inpainting.mask",
     "inpainting.images",
     "inpainting.scheme",
+    "likelihood.split",
 )
 _LISTS = ("ncsnpp.ch_mult", "ncsnpp.attn_resolutions")
 _TYPES = (
@@ -169,6 +185,10 @@ _MOST = dict.fromkeys(_INTEGERS, _MAX_INTEGER) | {
     "ncsnpp.num_res_blocks": 100,
     "training.num_projections": 1000,
     "inpainting.num_completions": 10_000,
+    "likelihood.num_projections": 1000,
+    "interpolation.num_pairs": 10_000,
+    "interpolation.num_steps": 1000,
+    "classifier.features": 1024,
 }
 # Images that are in memory at once, in numbers, and steps of a chain.
 _MAX_ELEMENTS, _MAX_CHAIN = 2**34, 10**7
@@ -230,6 +250,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("training.sde", ("none", *SDES)),
         ("sampling.method", METHODS),
         ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
+        ("likelihood.split", ("train", "test")),
         ("sampling.init", ("uniform", "normal", "centred_normal")),
     ):
         require(field, flat[field] in choices, " or ".join(map(repr, choices)))
@@ -296,6 +317,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("sampling.num_samples", flat["sampling.num_samples"]),
         ("sampling.batch_size", flat["sampling.batch_size"]),
         ("sampling.preview_samples", flat["sampling.preview_samples"]),
+        ("classifier.batch_size", flat["classifier.batch_size"]),
     ):
         allowed = f"smaller: {images_} images of {elements} numbers are too much for any memory"
         require(field, images_ * elements <= _MAX_ELEMENTS, allowed)
@@ -370,7 +392,9 @@ def _check_network(flat: dict, require: Callable) -> None:
 
 def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Callable) -> None:
     """Refuses a sampler that does not exist for the SDE, or an SDE that does not reach its sigmas."""
-    require("sampling.end", 1e-7 <= flat["sampling.end"] <= 0.5, "from 1e-7 to 0.5")
+    for field in ("sampling.end", "likelihood.end"):
+        require(field, 1e-7 <= flat[field] <= 0.5, "from 1e-7 to 0.5")
+    require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
     process, method = make_sde(config), flat["sampling.method"]
     if method == "predictor_corrector":
@@ -530,6 +554,11 @@ def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
         centered=config.data.centered,
         reduce_mean=config.training.reduce_mean,
     )
+
+
+def load_labels(config: ml_collections.ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
+    """Returns the classes of the images of one split, int32 `[N]`, and the number of classes."""
+    return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
 
 
 def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.ndarray:

@@ -102,9 +102,9 @@ def map_chain_start(start: Callable) -> Callable:
 
 
 def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
-    """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound`, donating x.
+    """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
-    `params` are replicated; `indices`, `x` and what follows the step numbers are `[devices, b, ...]`.
+    `params` are replicated; `indices`, `x`, `more` and what follows the step numbers are `[devices, b, ...]`.
     What is returned says whether the chains of all devices of all processes are sound. Of several
     processes each compiles first and calls `ready`, which waits for the others: their connections, which
     are made when the program begins, do not wait as long as a compilation may take.
@@ -112,8 +112,8 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     is_compiled = False
 
     def run(params, seed, bounds, indices, x, rest):
-        x, sound = advance(params, seed, indices, x, *bounds, *rest)
-        return x, jax.lax.pmin(sound.astype(np.int32), AXIS)
+        x, sound, more = advance(params, seed, indices, x, *bounds, *rest)
+        return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
 
@@ -127,3 +127,11 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
         return mapped(*arguments)
 
     return call
+
+
+def map_examples(function: Callable) -> Callable:
+    """Maps `function(params, seed, indices, x)` over the local devices.
+
+    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
+    """
+    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))

@@ -27,16 +27,26 @@ class SampleStore:
     Args:
       directory: its path; it is made if need be.
       settings: JSON-serialisable values that determine every sample.
-      image_shape: (H, W, C).
+      shape: of a sample, (H, W, C).
+      name: of the file, and of its array.
+      dtype: of a sample. Only of uint8 is there a `grid.png`.
 
     Raises:
       UserError: if the directory holds samples that were made with other settings.
     """
 
-    def __init__(self, directory: str, settings: dict, image_shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        directory: str,
+        settings: dict,
+        shape: tuple[int, ...],
+        *,
+        name: str = "samples",
+        dtype: type = np.uint8,
+    ):
         self._directory = directory
         self._parts = os.path.join(directory, "parts")
-        self._shape = image_shape
+        self._shape, self._name, self._dtype = shape, name, np.dtype(dtype)
         path = os.path.join(directory, "settings.json")
         try:
             storage.make_directory(directory)
@@ -65,7 +75,7 @@ class SampleStore:
         return [i for i in range(count) if i not in self._have]
 
     def add(self, indices: list[int], samples: np.ndarray) -> None:
-        """Keeps samples, uint8 `[n, H, W, C]`, under their indices."""
+        """Keeps samples, `[n, ...]`, under their indices."""
         storage.make_directory(self._parts)
         buffer = io.BytesIO()
         np.savez(buffer, indices=np.asarray(indices), samples=samples)
@@ -82,28 +92,29 @@ class SampleStore:
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, samples=samples)
-        storage.write(os.path.join(self._directory, "samples.npz"), buffer.getvalue())
-        images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
+        np.savez_compressed(buffer, **{self._name: samples})
+        storage.write(os.path.join(self._directory, f"{self._name}.npz"), buffer.getvalue())
+        if self._dtype == np.uint8:
+            images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
         if count == len(self._have):
             storage.remove_directory(self._parts)
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields what earlier runs left; a part that cannot be read is made again."""
-        complete = os.path.join(self._directory, "samples.npz")
+        complete = os.path.join(self._directory, f"{self._name}.npz")
         if storage.exists(complete):
             try:
-                (samples,) = images.read_npz(complete, "samples")
+                (samples,) = images.read_npz(complete, self._name)
             # Damaged files raise all kinds of exceptions.
             except Exception as error:
                 raise UserError(
                     f"{complete} cannot be read ({type(error).__name__}): move it away"
                 ) from None
-            if samples.dtype != np.uint8 or samples.shape[1:] != self._shape:
+            if samples.dtype != self._dtype or samples.shape[1:] != self._shape:
                 raise UserError(
-                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected uint8 images of "
-                    f"shape {self._shape}: move it away"
+                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected {self._dtype} of shape "
+                    f"(N, {', '.join(map(str, self._shape))}): move it away"
                 )
             yield from enumerate(samples)
         for name in storage.list_names(self._parts):
@@ -111,7 +122,7 @@ class SampleStore:
                 path = os.path.join(self._parts, name)
                 indices, samples = images.read_npz(path, "indices", "samples")
                 sound = indices.dtype.kind in "iu" and indices.shape == samples.shape[:1]
-                sound &= samples.dtype == np.uint8 and samples.shape[1:] == self._shape
+                sound &= samples.dtype == self._dtype and samples.shape[1:] == self._shape
             except Exception:
                 continue
             if sound:  # Of a torn or foreign file the samples count as missing.

@@ -35,6 +35,9 @@ _CHANGEABLE = (
     "training.skip_nonfinite",  # before the first such step there is nothing to skip
     "sampling.",
     "inpainting.",
+    "likelihood.",
+    "interpolation.",
+    "classifier.",
 )
 
 # Fields that runs of version 0.1 did not have yet, with what those did.

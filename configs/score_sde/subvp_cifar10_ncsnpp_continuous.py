@@ -1,0 +1,14 @@
+"""NCSN++ on CIFAR-10, sub-variance-preserving SDE, continuous objective, as published (Song et al., 2021).
+
+    python main.py --config=configs/score_sde/subvp_cifar10_ncsnpp_continuous.py --workdir=DIR
+
+Hardware: TPU or GPUs; 62,693,251 parameters, 1,300,000 steps at batch 128.
+Expected time and result: not yet measured.
+"""
+
+from configs.score_sde import published
+
+
+def get_config():
+    """Returns the configuration."""
+    return published.cifar10("subvp", "ncsnpp", continuous=True)

@@ -1,0 +1,130 @@
+"""Likelihoods and latents of images under a run's probability flow, on all devices, in batches.
+
+Hides how images are spread over devices, that the random numbers of image i are a function of (seed, i)
+alone, and that the SDE may work on images in [-1, 1]. An image's integration takes as many network
+evaluations as its tolerance needs, and a batch as many as the slowest of its images.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ncsn_jax import chains, hosts, likelihood, parallel, samplers
+from ncsn_jax import config as configuration
+
+# What the random numbers are for, folded into the key of the seed.
+_FOR_LIKELIHOOD = 6
+
+
+class Found(NamedTuple):
+    """Of every image `[n, ...]`: what was asked for, and the network evaluations that it took `[n]`."""
+
+    values: np.ndarray
+    evaluations: np.ndarray
+
+
+class Flow:
+    """The probability flow that a configuration describes.
+
+    Args:
+      config: the configuration. Tolerances and end are those of `config.likelihood` for likelihoods and of
+        `config.sampling` for latents.
+    """
+
+    def __init__(self, config):
+        self._config = config
+        self._seed = np.uint32(config.seed)
+        self._mapped = {
+            f: parallel.map_examples(functools.partial(f, config))
+            for f in (_bits_per_dim, _encode, _decode)
+        }
+
+    def bits_per_dim(self, params, indices: list[int], images: np.ndarray, size: int) -> Found:
+        """Returns the bits per dimension of images.
+
+        Args:
+          params: the network's, replicated.
+          indices: the images' places in their dataset, `size` of them at most.
+          images: uint8 `[n, H, W, C]`.
+          size: of the compiled program, rounded up to the devices.
+        """
+        return self._run(_bits_per_dim, params, np.asarray(indices, np.uint32), images, size)
+
+    def encode(self, params, images: np.ndarray, size: int, advanced: Callable) -> Found:
+        """Returns the latents of images in [0, 1], `[n, H, W, C]`."""
+        return self._run_all(_encode, params, images, size, advanced)
+
+    def decode(self, params, latents: np.ndarray, size: int, advanced: Callable) -> Found:
+        """Returns the images, in [0, 1] but for errors, of latents `[n, H, W, C]`."""
+        return self._run_all(_decode, params, latents, size, advanced)
+
+    def _run_all(self, function, params, array, size, advanced) -> Found:
+        found = []
+        for first in range(0, len(array), size):
+            some = array[first : first + size]
+            indices = np.arange(first, first + len(some), dtype=np.uint32)
+            found.append(self._run(function, params, indices, some, size))
+            advanced(len(some))
+        return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def _run(self, function, params, indices, array, size) -> Found:
+        per_device = -(-size // jax.device_count())
+        spread = functools.partial(chains.spread, per_device=per_device)
+        found = self._mapped[function](params, self._seed, spread(indices), spread(array))
+        with hosts.limit("to integrate"):
+            found = jax.tree.map(np.asarray, found)
+        return Found(*(chains.gather(a, len(indices)) for a in found))
+
+
+def _bits_per_dim(config, params, seed, indices, images):
+    options, process = config.likelihood, configuration.make_sde(config)
+    key = jax.random.fold_in(jax.random.key(seed), _FOR_LIKELIHOOD)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
+    x = samplers.to_sde_space(config, likelihood.dequantize(keys[:, 0], images))
+    nats, info = likelihood.log_prob(
+        keys[:, 1],
+        process,
+        configuration.make_score_fn(config, params)[1],
+        x,
+        exact=options.exact,
+        num_projections=options.num_projections,
+        rtol=options.rtol,
+        atol=options.atol,
+        end=options.end,
+        return_info=True,
+    )
+    width = 2.0 if config.data.centered else 1.0
+    return likelihood.bits_per_dim(nats, x.shape[1:], width=width), info.evaluations
+
+
+def _encode(config, params, seed, indices, images):
+    del seed, indices
+    x = samplers.to_sde_space(config, images)
+    options = config.sampling
+    z, info = likelihood.encode(
+        configuration.make_sde(config),
+        configuration.make_score_fn(config, params)[1],
+        x,
+        rtol=options.rtol,
+        atol=options.atol,
+        end=options.end,
+    )
+    return z, info.evaluations
+
+
+def _decode(config, params, seed, indices, latents):
+    del seed, indices
+    options = config.sampling
+    x, info = likelihood.decode(
+        configuration.make_sde(config),
+        configuration.make_score_fn(config, params)[1],
+        latents,
+        rtol=options.rtol,
+        atol=options.atol,
+        end=options.end,
+        temperature=options.temperature,
+    )
+    return samplers.to_images(config, x), info.evaluations

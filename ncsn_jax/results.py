@@ -1,0 +1,544 @@
+"""What is made from the newest checkpoint of a run: samples, and images of other kinds.
+
+Each public function is a mode of `main.py`. All load the run in the same way, make what is missing of their
+samples in batches, and write below the work directory; nothing that was made with other settings is
+overwritten.
+"""
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ncsn_jax import (
+    chains,
+    classification,
+    flows,
+    hosts,
+    images,
+    inpainting,
+    models,
+    neighbours,
+    parallel,
+    report,
+    runlog,
+    samplers,
+    storage,
+    workdirs,
+)
+from ncsn_jax import config as configuration
+from ncsn_jax import likelihood as likelihoods
+from ncsn_jax.errors import UserError, one_line
+from ncsn_jax.samples import SampleStore
+
+_log = logging.getLogger("ncsn_jax")
+
+# Frames of a GIF, and samples in it; training images shown beside a sample, and samples compared at once.
+_GIF_FRAMES, _GIF_SAMPLES = 60, 36
+_NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
+
+
+def sample(config, workdir: str) -> None:
+    """Samples from the newest checkpoint of a work directory."""
+    configuration.check(config)
+    agree(config, "sample")
+    step, params = _load(config, workdir)
+    write_samples(config, workdir, step, params, chains.Chains(config))
+
+
+def inpaint(config, workdir: str) -> None:
+    """Completes images of which a part is hidden, several times each."""
+    options, shape = config.inpainting, configuration.image_shape(config)
+
+    def hide(originals: np.ndarray) -> _Hidden:
+        masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
+        settings = {
+            "inpainting.keep_observed": options.keep_observed,
+            "inpainting.scheme": options.scheme,
+            "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
+        }
+        known = (originals / np.float32(255), masks)
+        occluded = np.where(masks, originals, np.uint8(192))
+        return _Hidden(known, occluded, settings, {"masks": masks})
+
+    _complete_images(config, workdir, "inpaint", samplers.FOR_INPAINTING, hide)
+
+
+def colorize(config, workdir: str) -> None:
+    """Colours images of which the mean of the channels is known, several times each."""
+
+    def hide(originals: np.ndarray) -> _Hidden:
+        grey = np.mean(originals / np.float32(255), axis=-1, keepdims=True)
+        settings = {"images": zlib.crc32(originals.tobytes())}
+        shown = np.broadcast_to(images.to_uint8(grey), originals.shape)
+        return _Hidden((grey,), shown, settings, {"grey": images.to_uint8(grey)})
+
+    _complete_images(config, workdir, "colorize", samplers.FOR_COLORIZING, hide)
+
+
+class _Hidden(NamedTuple):
+    """What is known of some images: for the sampler, to be shown, for the settings, to be kept."""
+
+    known: tuple[np.ndarray, ...]
+    shown: np.ndarray
+    settings: dict
+    kept: dict[str, np.ndarray]
+
+
+def _complete_images(config, workdir: str, mode: str, purpose: int, hide: Callable) -> None:
+    """Completes images, several times each, and writes them beside what was known of them.
+
+    Args:
+      config, workdir: of the run.
+      mode: of `main.py`.
+      purpose: of the samples; see `samplers`.
+      hide: returns what is known of the originals, `hide(originals) -> _Hidden`.
+    """
+    configuration.check(config)
+    samplers.check(config, purpose)
+    agree(config, mode)
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    options, shape = config.inpainting, configuration.image_shape(config)
+    originals, left_out = _originals(config, options.num_images)
+    hidden = hide(originals)
+    step, params = _load(config, workdir)
+    runner = chains.Chains(config, purpose)
+
+    each, size = options.num_completions, config.sampling.batch_size
+    directory = _directory(config, workdir, samplers.NAMES[purpose], step)
+    settings = _settings(config, step) | {"inpainting.num_completions": each} | hidden.settings
+    hosts.agree("what it completes", settings)
+    if hosts.is_first():
+        storage.remove_leftovers(directory)
+    _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
+    if left_out:
+        _log.warning("%s: %s", one_line(options.images), left_out)
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        image = np.asarray(indices) // each
+        known = (a[image] for a in hidden.known)
+        return runner.run(params, indices, size, *known, advanced=advanced).images
+
+    completions = _complete(
+        samplers.NAMES[purpose],
+        lambda: SampleStore(os.path.join(directory, "samples"), settings, shape),
+        len(originals) * each,
+        size,
+        runner.num_steps,
+        make,
+        _cost(runner),
+    )
+    if completions is None:
+        return
+    completions = completions.reshape(len(originals), each, *shape)
+    images.write_npz(
+        os.path.join(directory, "completions.npz"),
+        originals=originals,
+        completions=completions,
+        **hidden.kept,
+    )
+    rows = np.concatenate([originals[:, None], hidden.shown[:, None], completions], axis=1)
+    picture = images.grid(rows.reshape(-1, *shape), columns=each + 2)
+    images.write_png(os.path.join(directory, "completions.png"), picture)
+    _log.info("wrote completions.npz and completions.png to %s", directory)
+
+
+def _originals(config, count: int) -> tuple[np.ndarray, str]:
+    """Returns images to work on, uint8 `[count, H, W, C]`, and what had to be left out."""
+    directory = config.inpainting.images
+    if not directory:
+        return np.asarray(configuration.load_images(config, "test")[:count]), ""
+    data = config.data
+    found, left_out = inpainting.read_images(
+        directory, data.image_size, data.channels, data.crop_size or -1
+    )
+    return np.asarray(found[:count]), left_out
+
+
+def interpolate(config, workdir: str) -> None:
+    """Encodes pairs of images, and decodes what lies between their latents."""
+    configuration.check(config)
+    agree(config, "interpolate")
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    options, shape = config.interpolation, configuration.image_shape(config)
+    originals, left_out = _originals(config, 2 * options.num_pairs)
+    pairs = len(originals) // 2
+    if not pairs:
+        raise UserError("there is one image only: to interpolate takes two")
+    originals = originals[: 2 * pairs]
+    hosts.agree("what it interpolates", {"images": zlib.crc32(originals.tobytes())})
+    step, params = _load(config, workdir)
+    if left_out:
+        _log.warning("%s: %s", one_line(config.inpainting.images), left_out)
+    flow, size = flows.Flow(config), config.sampling.batch_size
+    total = 2 * pairs + pairs * options.num_steps
+    _log.info("interpolating between %d pairs of images, from step %d", pairs, step)
+    with report.progress("interpolating", total) as advanced:
+        encoded = flow.encode(params, originals / np.float32(255), size, advanced)
+        latents = encoded.values.reshape(pairs, 2, *shape)
+        between = np.stack(
+            [np.asarray(likelihoods.interpolate(*pair, options.num_steps)) for pair in latents]
+        )
+        decoded = flow.decode(params, between.reshape(-1, *shape), size, advanced)
+    if not hosts.is_first():
+        return
+    found = images.to_uint8(decoded.values).reshape(pairs, options.num_steps, *shape)
+    directory = _directory(config, workdir, "interpolation", step)
+    storage.make_directory(directory)
+    storage.remove_leftovers(directory)
+    ends = originals.reshape(pairs, 2, *shape)
+    images.write_npz(
+        os.path.join(directory, "interpolation.npz"),
+        originals=ends,
+        latents=latents,
+        interpolations=found,
+    )
+    rows = np.concatenate([ends[:, :1], found, ends[:, 1:]], axis=1)
+    picture = images.grid(rows.reshape(-1, *shape), columns=options.num_steps + 2)
+    images.write_png(os.path.join(directory, "interpolation.png"), picture)
+    _log.info(
+        "%.0f evaluations to encode and %.0f to decode; wrote interpolation.png and interpolation.npz to %s",
+        np.mean(encoded.evaluations),
+        np.mean(decoded.evaluations),
+        directory,
+    )
+
+
+def likelihood(config, workdir: str) -> None:
+    """Computes the bits per dimension of images under the newest checkpoint."""
+    configuration.check(config)
+    agree(config, "likelihood")
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    options = config.likelihood
+    dataset = np.asarray(configuration.load_images(config, options.split)[: options.num_images])
+    step, params = _load(config, workdir)
+    directory = _directory(config, workdir, "likelihood", step)
+    fields = configuration.flatten(config)
+    settings = {f: fields[f] for f in fields if f.startswith("likelihood.")} | {
+        "seed": config.seed,
+        "step": step,
+        "images": zlib.crc32(dataset[0].tobytes()),
+    }
+    settings.pop("likelihood.num_images")  # more later are added
+    flow, size = flows.Flow(config), config.sampling.batch_size
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        found = flow.bits_per_dim(params, indices, dataset[np.asarray(indices)], size)
+        advanced(len(indices))
+        return np.stack([found.values, found.evaluations], axis=1).astype(np.float32)
+
+    values = _complete(
+        "likelihood",
+        lambda: SampleStore(directory, settings, (2,), name="bits_per_dim", dtype=np.float32),
+        len(dataset),
+        size,
+        0,
+        make,
+        "as many network evaluations as the tolerance needs",
+    )
+    if values is None:
+        return
+    bits, evaluations = values[: len(dataset)].T
+    if not np.isfinite(bits).all():
+        raise UserError(
+            f"the likelihood of {np.sum(~np.isfinite(bits))} of {len(bits)} images is not finite: "
+            "config.likelihood.rtol and atol may be too small for float32"
+        )
+    summary = {
+        "bits_per_dim": float(np.mean(bits)),
+        "standard_error": float(np.std(bits, ddof=1) / np.sqrt(len(bits)))
+        if len(bits) > 1
+        else None,
+        "images": len(bits),
+        "evaluations": float(np.mean(evaluations)),
+    }
+    storage.write(
+        os.path.join(directory, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode()
+    )
+    _log.info(
+        "%.4f bits per dimension of %d images of %r, standard error %s, %.0f evaluations each; wrote "
+        "bits_per_dim.npz and summary.json to %s",
+        summary["bits_per_dim"],
+        len(bits),
+        options.split,
+        "unknown" if len(bits) < 2 else f"{summary['standard_error']:.4f}",
+        summary["evaluations"],
+        directory,
+    )
+
+
+def classifier(config, workdir: str) -> None:
+    """Trains the classifier of noisy images that class-conditional sampling needs."""
+    configuration.check(config)
+    agree(config, "classifier")
+    if hosts.count() > 1:
+        raise UserError("--mode=classifier runs in one process: it trains on one device")
+    workdirs.require_run(config, workdir)
+    options, process = config.classifier, configuration.make_sde(config)
+    path = _classifier_path(workdir)
+    if storage.exists(path):
+        raise UserError(f"{path} is there already: move it away to train another")
+    dataset, (labels, count) = (
+        configuration.load_images(config),
+        configuration.load_labels(config, "train"),
+    )
+    runlog.start(workdir)
+    _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
+    with report.progress("training", options.num_steps) as progressed:
+        done = 0
+
+        def advanced(step: int, loss: float, accuracy: float) -> None:
+            nonlocal done
+            progressed(step - done)
+            done = step
+            _log.debug("step %d  loss %.4g  accuracy %.3f", step, loss, accuracy)
+
+        params, history = classification.train_classifier(
+            dataset,
+            labels,
+            count,
+            process,
+            seed=config.seed,
+            num_steps=options.num_steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            features=options.features,
+            centered=config.data.centered,
+            advanced=advanced,
+        )
+    model = models.NoisyClassifier(count, options.features)
+    found = classification.evaluate(
+        model,
+        params,
+        process,
+        np.asarray(configuration.load_images(config, "test")),
+        configuration.load_labels(config, "test")[0],
+        centered=config.data.centered,
+    )
+    for t, sigma, accuracy in zip(found.t, found.sigma, found.accuracy, strict=True):
+        _log.info("t %.2f  sigma %-8.3g  accuracy on the test split %.3f", t, sigma, accuracy)
+    meta = classification.describe(model, process, centered=config.data.centered)
+    meta |= {"data.dataset": config.data.dataset, "accuracy": found.accuracy.tolist()}
+    storage.make_directory(os.path.dirname(path))
+    classification.save(path, params, meta)
+    _log.info("loss %.3f; wrote %s", history[-1]["loss"], path)
+
+
+def classconditional(config, workdir: str) -> None:
+    """Samples of given classes, by the gradient of the classifier."""
+    configuration.check(config)
+    agree(config, "classconditional")
+    samplers.check(config, samplers.FOR_CLASSES)
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    trained = _load_classifier(config, workdir)
+    count, wanted = trained.model.num_classes, config.classifier.label
+    if wanted >= count:
+        raise UserError(
+            f"config.classifier.label={wanted} must be -1 (all), or below the classifier's {count} classes"
+        )
+    step, params = _load(config, workdir)
+    runner = chains.Chains(config, samplers.FOR_CLASSES, trained.model)
+    params = (params, parallel.replicate(trained.params))
+    directory = _directory(config, workdir, samplers.NAMES[samplers.FOR_CLASSES], step)
+    size = config.sampling.batch_size
+    settings = _settings(config, step) | {
+        "classifier": trained.checksum,
+        "classifier.scale": config.classifier.scale,
+        "classifier.label": wanted,
+    }
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        labels = np.asarray(indices) % count if wanted < 0 else np.full(len(indices), wanted)
+        labels = labels.astype(np.int32)
+        return runner.run(params, indices, size, labels, advanced=advanced).images
+
+    _complete(
+        "sampling",
+        lambda: SampleStore(directory, settings, configuration.image_shape(config)),
+        config.sampling.num_samples,
+        size,
+        runner.num_steps,
+        make,
+        _cost(runner),
+    )
+    _log.info(
+        "wrote %s and grid.png: %s",
+        os.path.join(directory, "samples.npz"),
+        f"class {wanted}" if wanted >= 0 else f"sample i is of class i modulo {count}",
+    )
+
+
+def _classifier_path(workdir: str) -> str:
+    return os.path.join(workdir, "classifier", "classifier.npz")
+
+
+def _load_classifier(config, workdir: str) -> tuple[classification.Trained, str]:
+    """Returns a run's classifier, and the checksum of its file, in all processes.
+
+    Raises:
+      UserError: if there is none, or one of another SDE.
+    """
+    path = _classifier_path(workdir)
+
+    def read() -> bytes:
+        if not storage.exists(path):
+            raise UserError(
+                f"--workdir={workdir!r} holds no classifier: train it with --mode=classifier first"
+            )
+        return storage.read(path)
+
+
+def nearest(config, workdir: str) -> None:
+    """Shows samples of the newest checkpoint beside the nearest training images."""
+    configuration.check(config)
+    agree(config, "nearest")
+    step, params = _load(config, workdir)
+    dataset = configuration.load_images(config)
+    workdirs.claim_images(dataset, workdir, read_only=True)
+    samples = write_samples(config, workdir, step, params, chains.Chains(config))
+    if samples is None:
+        return
+    samples = samples[: config.sampling.num_samples]
+    count = min(_NEIGHBOURS, len(dataset))
+    with report.progress("comparing", len(samples)) as advanced:
+        found = []
+        for first in range(0, len(samples), _COMPARED_AT_ONCE):
+            some = samples[first : first + _COMPARED_AT_ONCE]
+            found.append(neighbours.nearest(some, dataset, count))
+            advanced(len(some))
+    indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    directory = _directory(config, workdir, "samples", step)
+    images.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
+    shown = samples[: config.sampling.preview_samples]
+    rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
+    picture = images.grid(np.concatenate(rows), columns=count + 1)
+    images.write_png(os.path.join(directory, "nearest.png"), picture)
+    _log.info(
+        "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
+        "nearest.npz to %s",
+        distances[:, 0].min(),
+        np.median(distances[:, 0]),
+        directory,
+    )
+
+
+def write_samples(config, workdir, step, params, runner) -> np.ndarray | None:
+    """Writes the samples that are missing to `samples/step_<step>/`; returns all, in process 0."""
+    directory = _directory(config, workdir, "samples", step)
+    count, size = config.sampling.num_samples, config.sampling.batch_size
+    evaluations = []
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        made = runner.run(params, indices, size, advanced=advanced)
+        evaluations.extend(made.evaluations)
+        return made.images
+
+    samples = _complete(
+        "sampling",
+        lambda: SampleStore(directory, _settings(config, step), configuration.image_shape(config)),
+        count,
+        size,
+        runner.num_steps,
+        make,
+        _cost(runner),
+    )
+    if evaluations and runner.evaluations is None:
+        _log.info("%.0f network evaluations each", np.mean(evaluations))
+    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+    if config.sampling.gif:
+        indices = list(range(min(count, size, _GIF_SAMPLES)))
+        with report.progress("filming", runner.num_steps) as advanced:
+            film = runner.run(params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced)
+        if hosts.is_first():
+            _write_film(directory, film.frames)
+    return samples
+
+
+def _cost(runner: chains.Chains) -> str:
+    """Says what a sample takes."""
+    if runner.evaluations is None:
+        return "as many network evaluations as the tolerance needs"
+    return f"{runner.evaluations} network evaluations each"
+
+
+def _complete(
+    what: str,
+    open_store: Callable[[], SampleStore],
+    count: int,
+    size: int,
+    steps: int,
+    make: Callable,
+    cost: str,
+) -> np.ndarray | None:
+    """Makes those of `count` samples, or values of images, that are missing; returns all, in process 0.
+
+    Args:
+      what: it is, for the progress bar.
+      open_store: returns where they are kept; called in process 0.
+      count: how many there are to be.
+      size: how many are made at once.
+      steps: of a batch, which are counted; 0 to count images.
+      make: returns samples, `make(indices, advanced)`.
+      cost: what one takes, for the log.
+    """
+    store = None
+
+    def list_missing() -> list[int]:
+        nonlocal store
+        store = open_store()
+        return store.missing(count)
+
+    missing = hosts.on_first("to list what is there", list_missing)
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
+    if missing:
+        _log.info("%s: %d images in batches of %d, %s", what, len(missing), size, cost)
+    else:
+        _log.info("all of it is there")
+    with report.progress(what, len(batches) * steps or len(missing)) as advanced:
+        for indices in batches:
+            made = make(indices, advanced)
+            if store is not None:
+                store.add(indices, made)
+    return None if store is None else store.finish()
+
+
+def _write_film(directory: str, taken: np.ndarray) -> None:
+    """Writes `annealing.gif` and `filmstrip.png` of frames `[F, N, H, W, C]`."""
+    columns = int(np.ceil(np.sqrt(taken.shape[1])))
+    gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
+    storage.write(os.path.join(directory, "annealing.gif"), gif)
+    strip = images.filmstrip(taken, rows=8, columns=12)
+    images.write_png(os.path.join(directory, "filmstrip.png"), strip)
+    _log.info("wrote annealing.gif and filmstrip.png there")
+
+
+def _settings(config, step: int) -> dict:
+    """Returns what determines every sample of a checkpoint."""
+    return samplers.settings(config) | {"step": step}
+
+
+def _directory(config, workdir: str, kind: str, step: int) -> str:
+    """Returns the directory for what is made from the checkpoint of a step."""
+    name = f"step_{step}" + (f"_{config.sampling.name}" if config.sampling.name else "")
+    return os.path.join(workdir, kind, name)
+
+
+def agree(config, mode: str) -> None:
+    """Raises UserError unless all processes were started to do the same."""
+    fields = configuration.flatten(config)
+    local = ("data.data_dir", "inpainting.images", "inpainting.mask")
+    hosts.agree(
+        "its configuration", {"mode": mode} | {f: fields[f] for f in fields if f not in local}
+    )
+
+
+def _load(config, workdir: str) -> tuple[int, dict]:
+    """Returns step and replicated parameters of a work directory's newest checkpoint."""
+    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    runlog.start(workdir)
+    step, state = workdirs.load_newest(config, workdir)
+    return step, parallel.replicate(state.ema_params or state.params)

@@ -1,0 +1,102 @@
+"""The log of a run, what it says at the start, and the cache of compiled programs.
+
+Hides where the lines go: to standard output and to the work directory's `log.txt`, in the first process only.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import sys
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from ncsn_jax import checkpoints, hosts, report, storage
+from ncsn_jax import config as configuration
+from ncsn_jax.data import cache
+from ncsn_jax.errors import UserError
+
+_log = logging.getLogger("ncsn_jax")
+
+
+def start(workdir: str) -> None:
+    """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on.
+
+    Of several processes only the first has a log.
+    """
+    for handler in list(_log.handlers):
+        handler.close()
+    _log.setLevel(logging.DEBUG)
+    _log.propagate = False
+    _log.handlers = [logging.NullHandler()]
+    if hosts.is_first():
+        try:
+            file = _LogFile(os.path.join(workdir, "log.txt"))
+        except OSError as error:
+            raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+        output = logging.StreamHandler(sys.stdout)
+        output.setLevel(logging.INFO)  # the table of parameters is for the file
+        _log.handlers = [output, file]
+    checkpoints.quiet_orbax()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
+        directory = os.path.join(cache.directory(), f"compiled-{machine}")
+        jax.config.update("jax_compilation_cache_dir", directory)
+
+
+def describe(config, state, *, with_table: bool) -> None:
+    """Logs the parameter table, the network's cost and the devices."""
+    if with_table:
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        _log.debug("%s", table)
+    model = configuration.make_model(config)
+    example = jax.ShapeDtypeStruct((1, *configuration.image_shape(config)), np.float32)
+    level = jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.params)
+    macs = report.count_multiply_adds(model.apply, shapes, example, level)
+    count = sum(a.size for a in jax.tree.leaves(state.params))
+    _log.info("%d parameters, %.4g multiply-adds per image and evaluation", count, macs)
+    _log.info("devices: %s", report.describe_devices())
+    options = config.training
+    if options.remat:
+        _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
+    if options.dtype != "float32" or options.microbatches > 1:
+        _log.info(
+            "training computes in %s, in %d part(s) a batch", options.dtype, options.microbatches
+        )
+
+
+def describe_memory(memory, seconds: float) -> None:
+    """Logs how long the step took to compile and how much memory it needs on each device."""
+    if memory is None:  # Some backends do not tell.
+        _log.info("compiled in %s", report.human_time(seconds))
+        return
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    _log.info(
+        "compiled in %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
+        report.human_time(seconds),
+        report.human_bytes(total),
+        report.human_bytes(memory.argument_size_in_bytes),
+    )
+
+
+class _LogFile(logging.Handler):
+    """The log in a file. On a full disk it ends; what has to be written says so itself."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._file = storage.Growing(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._file.write((self.format(record) + "\n").encode(errors="backslashreplace"))
+            self._file.flush()
+
+    def close(self) -> None:
+        _log.removeHandler(self)
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().close()

@@ -1,0 +1,264 @@
+"""The samplers that a configuration describes, for every kind of run and for what is known of the samples.
+
+A `Sampler` is a chain of steps of which parts can be run. It hides that annealed Langevin dynamics and Heun's
+method want a score of sigma and the others one of an SDE's time, that a run's network may give either, and
+that the SDE may work on images in [-1, 1].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ncsn_jax import classifier, sampling, sigmas
+from ncsn_jax import config as configuration
+from ncsn_jax import sde as sdes
+from ncsn_jax.errors import UserError
+
+# What samples are made for, which is also folded into the key of the seed.
+FOR_SAMPLES, FOR_INPAINTING, FOR_COLORIZING, FOR_CLASSES = 2, 3, 4, 5
+
+NAMES = {
+    FOR_SAMPLES: "samples",
+    FOR_INPAINTING: "inpainting",
+    FOR_COLORIZING: "colorization",
+    FOR_CLASSES: "classconditional",
+}
+
+# The methods that there are for it.
+_METHODS = {
+    FOR_SAMPLES: configuration.METHODS,
+    FOR_INPAINTING: ("annealed_langevin", "predictor_corrector"),
+    FOR_COLORIZING: ("predictor_corrector",),
+    FOR_CLASSES: configuration.METHODS,
+}
+
+# The fields that determine the samples of a method, besides seed and checkpoint.
+_FIELDS = {
+    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init"),
+    "predictor_corrector": (
+        *("predictor", "corrector", "snr", "corrector_steps", "num_steps", "end", "denoise"),
+    ),
+    "probability_flow": ("rtol", "atol", "end", "temperature"),
+    "heun": ("num_steps", "rho", "churn"),
+}
+
+
+class Sampler(NamedTuple):
+    """A chain of steps from noise to images.
+
+    Attributes:
+      num_steps: the number of steps.
+      evaluations: network evaluations of a sample, or None where only the samples tell.
+      start: `start(key, batch size) -> x`, in the space of the SDE.
+      advance: `advance(key, params, x, start, stop, *known) -> (x, evaluations int32 [B])`, runs a part of
+        the steps. What is known of the samples, `[B, ...]` each: observed images and masks, grey images, or
+        classes; images in [0, 1].
+      cause: the field to change where the samples are not finite.
+    """
+
+    num_steps: int
+    evaluations: int | None
+    start: Callable[[jax.Array, int], jax.Array]
+    advance: Callable[..., tuple[jax.Array, jax.Array]]
+    cause: str
+
+
+def check(config: ConfigDict, purpose: int = FOR_SAMPLES) -> None:
+    """Raises UserError if the configured method cannot do what the samples are made for."""
+    methods, name = _METHODS[purpose], NAMES[purpose]
+    method = config.sampling.method
+    if method not in methods:
+        raise UserError(
+            f"config.sampling.method={method!r} must be {' or '.join(map(repr, methods))} for {name}"
+        )
+    if purpose == FOR_COLORIZING and config.data.channels != 3:
+        raise UserError(f"config.data.channels={config.data.channels} must be 3 for {name}")
+    if config.sampling.gif and purpose == FOR_SAMPLES and method == "probability_flow":
+        raise UserError(
+            "config.sampling.gif=True must be False for config.sampling.method='probability_flow', whose "
+            "solver chooses its own steps"
+        )
+
+
+def settings(config: ConfigDict) -> dict:
+    """Returns the fields that determine the samples of a checkpoint, with their values."""
+    flat = configuration.flatten(config)
+    fields = ("method", *_FIELDS[config.sampling.method], "dtype")
+    return {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields} | {"seed": config.seed}
+
+
+def to_sde_space(config: ConfigDict, images: jax.Array) -> jax.Array:
+    """Maps images in [0, 1] to where the SDE and the sigmas are."""
+    return 2.0 * images - 1.0 if config.data.centered else images
+
+
+def to_images(config: ConfigDict, x: jax.Array) -> jax.Array:
+    """Maps what `to_sde_space` returns back to [0, 1]."""
+    return (x + 1.0) / 2.0 if config.data.centered else x
+
+
+def make(
+    config: ConfigDict, purpose: int = FOR_SAMPLES, of_classes: nn.Module | None = None
+) -> Sampler:
+    """Returns the sampler that a configuration describes.
+
+    Args:
+      config: the configuration.
+      purpose: one of the constants above. `params` of `advance` are the network's; `FOR_CLASSES` those and
+        the classifier's.
+      of_classes: the classifier, `FOR_CLASSES`.
+
+    Raises:
+      UserError: if the method cannot do that.
+    """
+    check(config, purpose)
+    build = {
+        "annealed_langevin": _annealed_langevin,
+        "predictor_corrector": _predictor_corrector,
+        "probability_flow": _probability_flow,
+        "heun": _heun,
+    }
+    return build[config.sampling.method](config, functools.partial(_score_fns, config, of_classes), purpose)
+
+
+def _score_fns(
+    config, of_classes: nn.Module | None, params: Any, known: tuple
+) -> tuple[Callable, Callable]:
+    """Returns the score functions of sigma and of the time; with a classifier, those of known classes."""
+    if of_classes is None:
+        return configuration.make_score_fn(config, params)
+    params, classifier_params = params
+    process = configuration.make_sde(config)
+    _, of_time = configuration.make_score_fn(config, params)
+    log_likelihood = classifier.log_likelihood(of_classes, classifier_params, process, known[0])
+    of_time = sampling.guided(of_time, log_likelihood, config.classifier.scale)
+    return sdes.to_sigma_score(process, of_time), of_time
+
+
+def _prior(config, key: jax.Array, batch: int) -> jax.Array:
+    """Draws from the SDE's prior, with one key per example."""
+    shape = configuration.image_shape(config)
+    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
+    return configuration.make_sde(config).prior_std() * noise
+
+
+def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
+    options, ladder = config.sampling, configuration.make_sigmas(config)
+    count = config.model.num_levels * options.steps_per_level + bool(options.denoise)
+
+    def start(key, batch):
+        x = sampling.initial_samples(
+            key,
+            (batch, *configuration.image_shape(config)),
+            options.init,
+            scale=config.model.sigma_begin / (2.0 if config.data.centered else 1.0),
+        )
+        return to_sde_space(config, x)
+
+    def advance(key, params, x, start, stop, *known):
+        of_sigma, _ = score_fns(params, known)
+        clip = tuple(to_sde_space(config, c) for c in options.clip)
+        arguments = {
+            "epsilon": options.epsilon,
+            "steps_per_level": options.steps_per_level,
+            "denoise": options.denoise,
+            "clip": clip or None,
+            "steps": (start, stop),
+        }
+        if purpose == FOR_INPAINTING:
+            observed, mask = known
+            x = sampling.inpaint(
+                key,
+                of_sigma,
+                x,
+                ladder,
+                to_sde_space(config, observed),
+                mask,
+                keep_observed=config.inpainting.keep_observed,
+                scheme=config.inpainting.scheme,
+                **arguments,
+            )
+        else:
+            x = sampling.annealed_langevin(key, of_sigma, x, ladder, **arguments)
+        return x, jnp.zeros(x.shape[0], jnp.int32)
+
+    return Sampler(count, count, start, advance, f"config.sampling.epsilon={options.epsilon}")
+
+
+def _predictor_corrector(config, score_fns: Callable, purpose: int) -> Sampler:
+    options, process = config.sampling, configuration.make_sde(config)
+    corrections = options.corrector_steps if options.corrector != "none" else 0
+
+    def advance(key, params, x, start, stop, *known):
+        _, of_time = score_fns(params, known)
+        constrain, observed, mask = None, None, None
+        if purpose == FOR_INPAINTING:
+            observed, mask = to_sde_space(config, known[0]), known[1]
+            constrain = sampling.known_pixels(process, observed, mask)
+        elif purpose == FOR_COLORIZING:
+            constrain = sampling.known_grey(process, to_sde_space(config, known[0]))
+        x, _ = sampling.predictor_corrector(
+            key,
+            process,
+            of_time,
+            x,
+            predictor=options.predictor,
+            corrector=options.corrector,
+            num_steps=options.num_steps,
+            snr=options.snr or None,
+            corrector_steps=options.corrector_steps,
+            end=options.end,
+            denoise=options.denoise,
+            constrain=constrain,
+            steps=(start, stop),
+        )
+        if mask is not None and config.inpainting.keep_observed:
+            x = jnp.where((stop == options.num_steps) & mask.astype(bool), observed, x)
+        return x, jnp.zeros(x.shape[0], jnp.int32)
+
+    evaluations = options.num_steps * (corrections + (options.predictor != "none"))
+    cause = f"config.sampling.snr={options.snr} or num_steps={options.num_steps}"
+    return Sampler(
+        options.num_steps, evaluations, functools.partial(_prior, config), advance, cause
+    )
+
+
+def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
+    options, process = config.sampling, configuration.make_sde(config)
+
+    def start(key, batch):
+        return options.temperature * _prior(config, key, batch)
+
+    def advance(key, params, x, start, stop, *known):
+        del key, start, stop
+        _, of_time = score_fns(params, known)
+        x, info = sampling.probability_flow(
+            process, of_time, x, rtol=options.rtol, atol=options.atol, end=options.end
+        )
+        return x, info.evaluations
+
+    return Sampler(1, None, start, advance, f"config.sampling.rtol={options.rtol}")
+
+
+def _heun(config, score_fns: Callable, purpose: int) -> Sampler:
+    options = config.sampling
+    ladder = sigmas.karras(
+        config.model.sigma_begin, config.model.sigma_end, options.num_steps, options.rho
+    )
+
+    def start(key, batch):
+        return ladder[0] / configuration.make_sde(config).prior_std() * _prior(config, key, batch)
+
+    def advance(key, params, x, start, stop, *known):
+        of_sigma, _ = score_fns(params, known)
+        x, _ = sampling.heun(key, of_sigma, x, ladder, churn=options.churn, steps=(start, stop))
+        return x, jnp.zeros(x.shape[0], jnp.int32)
+
+    evaluations = 2 * options.num_steps - 1
+    cause = f"config.sampling.num_steps={options.num_steps}"
+    return Sampler(options.num_steps, evaluations, start, advance, cause)
