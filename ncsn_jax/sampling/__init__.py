@@ -1,5 +1,7 @@
 """Samplers that need nothing but a score function; importing them needs nothing but jax."""
 
+from ncsn_jax.sampling.controllable import guided, known_grey, known_pixels
+from ncsn_jax.sampling.karras import heun
 from ncsn_jax.sampling.langevin import (
     LangevinInfo,
     annealed_langevin,
@@ -16,8 +18,12 @@ __all__ = [
     "SamplerInfo",
     "annealed_langevin",
     "annealed_steps",
+    "guided",
+    "heun",
     "initial_samples",
     "inpaint",
+    "known_grey",
+    "known_pixels",
     "langevin",
     "langevin_update",
     "predictor_corrector",
