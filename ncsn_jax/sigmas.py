@@ -47,6 +47,46 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       >>> sigmas.geometric(1.0, 0.01, 3).tolist()
       [1.0, 0.10000000149011612, 0.009999999776482582]
     """
+    begin, end, count = _check_ends(sigma_begin, sigma_end, num_levels)
+    return _ladder(np.geomspace(begin, end, count))
+
+
+def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7.0) -> jax.Array:
+    """Returns the ladder of Karras et al. (2022), equation 5, for `ncsn_jax.sampling.heun`.
+
+        sigma_i = (sigma_begin^(1/rho) + i / (L - 1) (sigma_end^(1/rho) - sigma_begin^(1/rho)))^rho
+
+    for i = 0, ..., L - 1: uniform for rho = 1, and geometric in the limit of large rho. It is computed in
+    float64 and rounded once; both ends are exact. Differs from equation 5 in that the last sigma, 0, is
+    left out: the sampler adds it.
+
+    Args:
+      sigma_begin: the largest sigma, > sigma_end; 80 in the paper, for data in [-1, 1].
+      sigma_end: the smallest sigma, > 0; 0.002 in the paper.
+      num_levels: the number of levels L, an integer >= 2.
+      rho: in [1, 100].
+
+    Returns:
+      float32 `[L]`, strictly decreasing.
+
+    Raises:
+      ValueError: if the arguments are out of range, or so close that neighbouring levels would be
+        the same float32.
+
+    Example:
+      >>> from ncsn_jax import sigmas
+      >>> sigmas.karras(4.0, 1.0, 3, rho=2.0).tolist()
+      [4.0, 2.25, 1.0]
+    """
+    begin, end, count = _check_ends(sigma_begin, sigma_end, num_levels)
+    if not 1 <= as_float("rho", rho) <= 100:
+        raise ValueError(f"rho must be in [1, 100], got {show(rho)}")
+    ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), count) ** rho
+    ladder[[0, -1]] = begin, end
+    return _ladder(ladder)
+
+
+def _check_ends(sigma_begin, sigma_end, num_levels) -> tuple[float, float, int]:
     try:
         count = operator.index(num_levels)
     except TypeError:
@@ -61,10 +101,15 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
             f"{_MAX_SIGMA:g} >= sigma_begin > sigma_end > 0 must hold, "
             f"got sigma_begin={show(sigma_begin)} and sigma_end={show(sigma_end)}"
         )
-    ladder = np.geomspace(sigma_begin, sigma_end, count).astype(np.float32)
+    return sigma_begin, sigma_end, count
+
+
+def _ladder(values: np.ndarray) -> jax.Array:
+    ladder = values.astype(np.float32)
     if not (np.all(np.diff(ladder) < 0) and ladder[-1] > 0):
         raise ValueError(
-            f"{count} levels between {sigma_begin} and {sigma_end} are not distinct in float32"
+            f"{len(values)} levels between {float(values[0])} and {float(values[-1])} "
+            "are not distinct in float32"
         )
     return jnp.asarray(ladder)
 

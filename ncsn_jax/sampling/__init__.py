@@ -1,5 +1,7 @@
 """Samplers that need nothing but a score function; importing them needs nothing but jax."""
 
+from ncsn_jax.sampling.controllable import guided, known_grey, known_pixels
+from ncsn_jax.sampling.karras import heun
 from ncsn_jax.sampling.langevin import (
     LangevinInfo,
     annealed_langevin,
@@ -17,8 +19,12 @@ __all__ = [
     "annealed_langevin",
     "annealed_steps",
     "check_choice",
+    "guided",
+    "heun",
     "initial_samples",
     "inpaint",
+    "known_grey",
+    "known_pixels",
     "langevin",
     "langevin_update",
     "predictor_corrector",

@@ -15,7 +15,6 @@ a_i = step_lr * sigma_i^2 / sigma_L^2. The two are the same process for epsilon 
 step_lr of 2e-5 is `epsilon=4e-5` here.
 """
 
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
+from ncsn_jax.sampling._steps import check_part, run_steps
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
@@ -239,12 +239,10 @@ def inpaint(
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {show(scheme)}")
     check_key(key, check_batch("x", x))
-    observed, mask = (
-        _broadcast(name, jnp.asarray(a), x) for name, a in (("observed", observed), ("mask", mask))
+    observed, known = (
+        broadcast_like(name, jnp.asarray(a), x)
+        for name, a in (("observed", observed), ("mask", check_mask(mask)))
     )
-    if not _is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
-        raise ValueError("mask must be 1 or True where observed, and 0 or False elsewhere, only")
-    known = mask.astype(bool)
     observed = jnp.where(known, observed, 0).astype(x.dtype)
     before, after, every_step = _SCHEMES[scheme]
     sigmas, table = _anneal(x, sigmas, epsilon, steps_per_level, denoise)
@@ -394,7 +392,7 @@ def _anneal(x, sigmas, epsilon, steps_per_level, denoise) -> tuple[jax.Array, _S
     _check_positive("epsilon", epsilon)
     check_count("steps_per_level", steps_per_level)
     sigmas = jnp.asarray(sigmas)
-    _check_ladder(sigmas)
+    check_ladder(sigmas)
     drift, noise = annealed_steps(sigmas, epsilon, x.dtype)
     levels = sigmas.shape[0]
     if levels * steps_per_level > _MAX_STEPS:
@@ -451,16 +449,8 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
     if part is not None:
         if record is not None:
             raise ValueError("steps and return_info exclude each other")
-        start_at, stop_at = _check_part(part, steps.index.shape[0])
-        if isinstance(start_at, int) and isinstance(stop_at, int):
-            steps = jax.tree.map(lambda column: column[start_at:stop_at], steps)
-            return jax.lax.scan(update, (x, None), steps)[0][0]
-
-        def single(k, x):
-            step = jax.tree.map(lambda column: column[k], steps)
-            return update((x, None), step)[0][0]
-
-        return jax.lax.fori_loop(start_at, stop_at, single, x)
+        part = check_part(part, steps.index.shape[0])
+        return run_steps(lambda x, step: update((x, None), step)[0][0], x, steps, part)
     (x, samples), norms = jax.lax.scan(update, (x, samples), steps)
     if record is None:
         return x
@@ -503,24 +493,15 @@ def _check_clip(clip):
     return clip
 
 
-def _check_part(part, total: int) -> tuple:
-    """Returns (start, stop) as numbers where they are known, checked."""
-    bounds = tuple(part)
-    if len(bounds) == 2 and any(map(_is_traced, bounds)):
-        return bounds
-    try:
-        start, stop = map(operator.index, bounds)
-        sound = 0 <= start <= stop <= total
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(part)}"
-        )
-    return start, stop
+def check_mask(mask) -> jax.Array:
+    """Returns a mask as booleans."""
+    mask = jnp.asarray(mask)
+    if not _is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError("mask must be 1 or True where observed, and 0 or False elsewhere, only")
+    return mask.astype(bool)
 
 
-def _broadcast(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
+def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
     """Broadcasts an array to the shape of x; both must have as many axes."""
     if array.ndim != x.ndim or any(
         a not in (1, b) for a, b in zip(array.shape, x.shape, strict=True)
@@ -532,7 +513,8 @@ def _broadcast(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, x.shape)
 
 
-def _check_ladder(sigmas: jax.Array) -> None:
+def check_ladder(sigmas: jax.Array) -> None:
+    """Raises ValueError unless sigmas are a ladder, `[L]`, as far as its values are known."""
     if sigmas.ndim != 1 or sigmas.shape[0] < 1:
         raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
     if _is_traced(sigmas):

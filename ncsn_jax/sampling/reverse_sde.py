@@ -18,9 +18,16 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
+from ncsn_jax.errors import show
+from ncsn_jax.sampling._steps import check_part, run_steps
+from ncsn_jax.sampling.langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
+from ncsn_jax.sigmas import as_float
 
 Update = tuple[jax.Array, jax.Array]
+
+Constrain = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Update]
+"""`constrain(key, x, mean, t) -> (x, mean)`: what to make of each update of `predictor_corrector`."""
 
 
 class SamplerInfo(NamedTuple):
@@ -123,6 +130,8 @@ def predictor_corrector(
     end: float = 1e-5,
     denoise: bool = True,
     average_step_size: bool = False,
+    constrain: Constrain | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, SamplerInfo]:
     """Samples by a predictor and a corrector (algorithm 1 of the paper, as its code runs it).
 
@@ -131,14 +140,24 @@ def predictor_corrector(
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
       x: `[B, ...]` from the prior, at t = 1.
-      predictor: a name in `PREDICTORS`, or 'none'.
+      predictor: a name in `PREDICTORS`, or 'none'. All but 'euler_maruyama' step along the chain of N
+        levels, so that `num_steps` has to be that of the chain for a network that was trained on one.
       corrector: 'langevin', 'annealed_langevin' or 'none'.
-      num_steps: N >= 1, of times from 1 to `end`, both included.
+      num_steps: N >= 1, of times from 1 to `end`, both included; for VP above beta_max, if the chain is
+        used, so that its beta_i = beta(t) / N are below 1.
       snr: signal-to-noise ratio r of the corrector, > 0; the published runs have 0.075 to 0.17.
       corrector_steps: corrector steps at each time, >= 1.
       end: the last time, in (0, 1): 1e-5 for VE, 1e-3 for VP and sub-VP in the published runs.
       denoise: whether to return the last step's mean, without its noise.
       average_step_size: whether all samples of a batch share the Langevin corrector's step size.
+      constrain: `constrain(key, x, mean, t) -> (x, mean)`, applied to what each update returns; see
+        `known_pixels` and `known_grey`. Its t `[B]` is the time of x: that of the step after a corrector,
+        that of the next step after the predictor, and `end` after the last one. Its key is shaped like
+        `key`, and another one for every update.
+      steps: `(start, stop)`, to run a part of the N steps only, 0 <= start <= stop <= N. Calls that follow
+        one another on what the last one returned, with the same key, do the same as one call; the mean is
+        returned by the one that runs the last step only. Both may be traced, so that one compiled program
+        serves every part; reverse-mode differentiation is not possible then.
 
     Returns:
       `[B, ...]`, and the number of evaluations.
@@ -148,51 +167,74 @@ def predictor_corrector(
     """
     batch = check_batch("x", x)
     check_key(key, batch)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
     check_choice(sde, predictor, corrector, snr)
-    for name, value in (("num_steps", num_steps), ("corrector_steps", corrector_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 < end < 1:
+    check_count("num_steps", num_steps)
+    check_count("corrector_steps", corrector_steps)
+    uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
+    if (
+        isinstance(sde, VP)
+        and not isinstance(sde, SubVP)
+        and uses_chain
+        and num_steps <= sde.beta_max
+    ):
+        raise ValueError(
+            f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
+        )
+    if not 0 < as_float("end", end) < 1:
         raise ValueError(f"end must be in (0, 1), got {end}")
+    part = (0, num_steps) if steps is None else check_part(steps, num_steps)
     times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
+    table = (jnp.arange(num_steps), times, jnp.append(times[1:], times[-1]))
     inner = corrector_steps if corrector != "none" else 0
 
-    def correct(index, j, carry, t):
-        x, _ = carry
-        noise = normal_like(fold_in(fold_in(key, index), j), x)
-        return langevin_step(
-            sde,
-            score_fn(x, t),
-            x,
-            t,
-            noise,
-            kind=corrector,
-            snr=snr,
-            num_steps=num_steps,
-            average_step_size=average_step_size,
-        )
+    def step(state, row):
+        index, now, later = row
+        now, later = (jnp.broadcast_to(time, (batch,)) for time in (now, later))
+        step_key = fold_in(key, index)
 
-    def step(carry, entry):
-        index, time = entry
-        t = jnp.broadcast_to(time, (batch,))
+        def constrained(state, j, t):
+            if constrain is None:
+                return state
+            return constrain(fold_in(step_key, inner + 1 + j), *state, t)
+
+        def correct(j, state):
+            noise = normal_like(fold_in(step_key, j), x)
+            state = langevin_step(
+                sde,
+                score_fn(state[0], now),
+                state[0],
+                now,
+                noise,
+                kind=corrector,
+                snr=snr,
+                num_steps=num_steps,
+                average_step_size=average_step_size,
+            )
+            return constrained(state, j, now)
+
         if inner:
-            carry = jax.lax.fori_loop(0, inner, lambda j, c: correct(index, j, c, t), carry)
+            state = jax.lax.fori_loop(0, inner, correct, state)
         if predictor != "none":
-            noise = normal_like(fold_in(fold_in(key, index), inner), x)
-            carry = PREDICTORS[predictor](sde, score_fn, carry[0], t, num_steps, noise)
-        return carry, None
+            noise = normal_like(fold_in(step_key, inner), x)
+            state = PREDICTORS[predictor](sde, score_fn, state[0], now, num_steps, noise)
+            state = constrained(state, inner, later)
+        return state
 
-    (last, mean), _ = jax.lax.scan(step, (x, x), (jnp.arange(num_steps), times))
-    evaluations = num_steps * (inner + (predictor != "none"))
-    return mean if denoise else last, SamplerInfo(jnp.full(batch, evaluations, jnp.int32))
+    last, mean = run_steps(step, (x, x), table, part)
+    start, stop = part
+    evaluations = (stop - start) * (inner + (predictor != "none"))
+    x = jnp.where(stop == num_steps, mean, last) if denoise else last
+    return x, SamplerInfo(jnp.full(batch, evaluations, jnp.int32))
 
 
 def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) -> None:
     """Raises ValueError for a predictor and a corrector that cannot be run together on an SDE."""
     if predictor not in (*PREDICTORS, "none"):
-        raise ValueError(f"predictor must be one of {[*PREDICTORS, 'none']}, got {predictor!r}")
+        raise ValueError(f"predictor must be one of {[*PREDICTORS, 'none']}, got {show(predictor)}")
     if corrector not in (*CORRECTORS, "none"):
-        raise ValueError(f"corrector must be one of {[*CORRECTORS, 'none']}, got {corrector!r}")
+        raise ValueError(f"corrector must be one of {[*CORRECTORS, 'none']}, got {show(corrector)}")
     if predictor == corrector == "none":
         raise ValueError("predictor and corrector cannot both be 'none'")
     if isinstance(sde, SubVP) and predictor == "ancestral":
@@ -201,7 +243,7 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         )
     if isinstance(sde, SubVP) and corrector != "none":
         raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
-    if corrector != "none" and not (snr is not None and 0 < snr < math.inf):
+    if corrector != "none" and not (snr is not None and 0 < as_float("snr", snr) < math.inf):
         raise ValueError(
             f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, got {snr}"
         )

@@ -1,0 +1,135 @@
+"""Controllable generation with the score of a model that was trained without conditions (Song et al., 2021).
+
+What is known about a sample is either imposed after every update of `predictor_corrector`, by a function
+for its argument `constrain` (`known_pixels` for inpainting, `known_grey` for colorization), or enters
+through the score (`guided`). Hidden here are the basis in which grey and colour do not mix, and that values
+which were not observed cannot have an influence.
+
+Imposing what is known is an approximation: the unknown part follows a score that was evaluated with the
+known part's noise drawn afresh, not with the path that leads to it. It is exact where the two are
+independent, and biased where they are correlated; corrector steps make the bias smaller.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import expand, normal_like
+from ncsn_jax.errors import show
+from ncsn_jax.sampling.langevin import broadcast_like, check_mask
+from ncsn_jax.sampling.reverse_sde import Constrain
+from ncsn_jax.sde import SDE
+from ncsn_jax.sigmas import as_float
+
+
+def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
+    """Returns the `constrain` of `predictor_corrector` for inpainting (appendix I.2).
+
+    After each update, what is known is replaced in x by a sample of p(x_t | x_0 known), alpha_t observed +
+    std_t z, and in the mean by alpha_t observed. So a denoised sample ends with `alpha_end * observed`
+    where it is known, and one that is not with noise of std_end as well.
+
+    Differs from the authors' code, which takes the time of the step that was left also after the
+    predictor, and puts x in place of the mean where nothing is known: nothing is denoised there.
+
+    Args:
+      sde: the SDE.
+      observed: shaped like x, or so that it broadcasts to it with as many axes. What it holds where it is
+        hidden has no influence, even if it is not finite.
+      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; likewise.
+
+    Returns:
+      `constrain(key, x, mean, t)`, which raises ValueError if a shape above does not go with that of x.
+
+    Raises:
+      ValueError: if the mask has other values. One that is traced is not looked at.
+    """
+    observed, mask = jnp.asarray(observed), check_mask(mask)
+
+    def constrain(key, x, mean, t):
+        known = broadcast_like("mask", mask, x)
+        clean = jnp.where(known, broadcast_like("observed", observed, x), 0).astype(x.dtype)
+        there, std = sde.marginal(clean, t)
+        noisy = there + expand(std, x) * normal_like(key, x)
+        return jnp.where(known, noisy, x), jnp.where(known, there, mean)
+
+    return constrain
+
+
+def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
+    """Returns the `constrain` of `predictor_corrector` for colorization (appendix I.3).
+
+    Grey is the mean m of a pixel's three channels. An orthogonal transform of the channels whose first axis
+    is (1, 1, 1) / sqrt(3) has sqrt(3) m as its first coordinate, and the noise of the coordinates is
+    independent as that of the channels is. Imposing the first coordinate and keeping the others is adding
+    the same number to the three channels, so that no such transform has to be chosen:
+
+        x <- x - m(x) + alpha_t grey + std_t z / sqrt(3),    mean <- mean - m(mean) + alpha_t grey
+
+    Args:
+      sde: the SDE.
+      grey: `[B, H, W, 1]`, or with 1 in place of a number, in the units of the images.
+
+    Returns:
+      `constrain(key, x, mean, t)` for images x `[B, H, W, 3]`, which raises ValueError for others.
+
+    Raises:
+      ValueError: if `grey` has another number of axes or channels.
+    """
+    grey = jnp.asarray(grey)
+    if grey.ndim != 4 or grey.shape[-1] != 1:
+        raise ValueError(f"grey must have shape [B, H, W, 1], got {grey.shape}")
+
+    def constrain(key, x, mean, t):
+        if x.ndim != 4 or x.shape[-1] != 3:
+            raise ValueError(f"x must have shape [B, H, W, 3] for known_grey, got {x.shape}")
+        clean = broadcast_like("grey", grey, x[..., :1]).astype(x.dtype)
+        there, std = sde.marginal(clean, t)
+        noisy = there + expand(std, x) / math.sqrt(3) * normal_like(key, there)
+        return tuple(
+            image - jnp.mean(image, axis=-1, keepdims=True) + imposed
+            for image, imposed in ((x, noisy), (mean, there))
+        )
+
+    return constrain
+
+
+def guided(
+    score_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    log_likelihood: Callable[[jax.Array, jax.Array], jax.Array],
+    scale: float = 1.0,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns the score of x given y from that of x and the likelihood of y (equation 14).
+
+        s(x, t) + scale * grad_x log p_t(y | x)
+
+    Args:
+      score_fn: `score_fn(x, t)`, or `score_fn(x, sigma)`: the second argument is passed on.
+      log_likelihood: `log_likelihood(x, t) -> [B]`, the log of p_t(y | x_t = x), up to a constant in x:
+        how likely the condition is given the noisy x. Each example by itself.
+      scale: finite; 1 for the posterior, more for samples that fit the condition better and vary less.
+
+    Returns:
+      A score function of the same arguments as `score_fn`. It raises ValueError if `log_likelihood` does not
+      return `[B]`.
+
+    Raises:
+      ValueError: if `scale` is not a finite number. One that is traced is not looked at.
+    """
+    if not isinstance(scale, jax.core.Tracer) and not math.isfinite(as_float("scale", scale)):
+        raise ValueError(f"scale must be finite, got {show(scale)}")
+
+    def score(x, t):
+        def total(x):
+            value = log_likelihood(x, t)
+            if value.shape != x.shape[:1]:
+                raise ValueError(
+                    f"log_likelihood must return [B], {x.shape[:1]}, got {value.shape}"
+                )
+            return jnp.sum(value)
+
+        return score_fn(x, t) + scale * jax.grad(total)(x)
+
+    return score

@@ -1,0 +1,167 @@
+"""The second-order sampler of Karras et al. (2022), "Elucidating the design space ...", algorithms 1 and 2.
+
+Heun's method on the probability flow dx/dsigma = -sigma s(x, sigma), along any ladder and finally to
+sigma = 0, with noise added and removed again at every level if wanted. Hidden here is the table of score
+evaluations: one loop runs over them, so that the score occurs once in the compiled program although
+Heun's steps take two and the last step takes one.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import check_batch, check_key, fold_in, normal_like
+from ncsn_jax.errors import show
+from ncsn_jax.sampling._steps import check_part, run_steps
+from ncsn_jax.sampling.langevin import check_ladder
+from ncsn_jax.sampling.reverse_sde import SamplerInfo
+from ncsn_jax.sigmas import as_float
+from ncsn_jax.types import ScoreFn
+
+
+class _Evaluation(NamedTuple):
+    """The table of evaluations: every field is `[number of evaluations]`.
+
+    Attributes:
+      step: the index of the step.
+      first: whether it is the step's first, at its begin, or the second, at its end.
+      sigma: where the score is evaluated.
+      change: of sigma in the step, < 0.
+      noise: the standard deviation of what is added before it.
+    """
+
+    step: jax.Array
+    first: jax.Array
+    sigma: jax.Array
+    change: jax.Array
+    noise: jax.Array
+
+
+def heun(
+    key: jax.Array,
+    score_fn: ScoreFn,
+    x: jax.Array,
+    sigmas: jax.Array,
+    *,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, math.inf),
+    churn_noise: float = 1.0,
+    second_order: bool = True,
+    steps: tuple[int, int] | None = None,
+) -> tuple[jax.Array, SamplerInfo]:
+    """Heun's method along a ladder, deterministic or with churn (algorithms 1 and 2).
+
+    With d(x, sigma) = -sigma s(x, sigma), step i goes from sigma_i to sigma_{i+1}, with sigma_{L+1} = 0:
+
+        sigma^ = (1 + gamma_i) sigma_i,    x^ = x + churn_noise sqrt(sigma^^2 - sigma_i^2) z,
+        x' = x^ + (sigma_{i+1} - sigma^) d(x^, sigma^),
+        x  = x^ + (sigma_{i+1} - sigma^) (d(x^, sigma^) + d(x', sigma_{i+1})) / 2,
+
+    the last line being left out in the last step, as 0 has no score: that is an Euler step. gamma_i is
+    min(churn / L, sqrt(2) - 1) for sigma_i in `churn_range`, and 0 elsewhere.
+
+    Args:
+      key: one key, or one per example `[B]`. It has no influence without churn.
+      score_fn: `score_fn(x, sigma) -> score`.
+      x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start.
+      sigmas: `[L]`, decreasing, the last one above 0; see `ncsn_jax.sigmas.karras`.
+      churn: S_churn >= 0, in units of steps; 0 for the deterministic sampler.
+      churn_range: (S_min, S_max), sigmas between which there is churn, both included.
+      churn_noise: S_noise >= 0, the scale of the noise added; 1, or slightly more against lost detail.
+      second_order: False for Euler's method, which leaves out the last line in every step.
+      steps: `(start, stop)`, to run a part of the L steps only, 0 <= start <= stop <= L. Calls that
+        follow one another on what the last one returned, with the same key, do the same as one call.
+        Both may be traced, so that one compiled program serves every part; reverse-mode differentiation
+        is not possible then.
+
+    Returns:
+      `[B, ...]`, and the number of evaluations: 2 L - 1, or L for Euler's method.
+
+    Raises:
+      ValueError: if an argument is out of range or the ladder does not decrease. Values that are traced
+        are not looked at.
+
+    Example:
+      >>> import jax
+      >>> from ncsn_jax.sampling import heun
+      >>> from ncsn_jax.sigmas import karras
+      >>> score_fn = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # the data are N(0, 1)
+      >>> sigmas = karras(80.0, 0.002, 64)
+      >>> x, info = heun(jax.random.key(0), score_fn, 80.0 * jax.numpy.ones((1, 1)), sigmas)
+      >>> round(float(x[0, 0]), 2), int(info.evaluations[0])
+      (1.0, 127)
+    """
+    batch = check_batch("x", x)
+    check_key(key, batch)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    sigmas = jnp.asarray(sigmas)
+    check_ladder(sigmas)
+    _check_churn(churn, churn_range, churn_noise)
+    levels = sigmas.shape[0]
+    start, stop = part = (0, levels) if steps is None else check_part(steps, levels)
+    table = _evaluations(sigmas, churn, churn_range, churn_noise)
+    if second_order:
+        # The last step has no second one.
+        part = 2 * start, jnp.minimum(2 * stop, 2 * levels - 1)
+        if isinstance(start, int) and isinstance(stop, int):
+            part = 2 * start, min(2 * stop, 2 * levels - 1)
+    else:
+        table = jax.tree.map(lambda column: column[::2], table)
+
+    def evaluate(state, row):
+        x, base, slope = state
+        row = row._replace(**{n: getattr(row, n).astype(x.dtype) for n in ("change", "noise")})
+        if isinstance(churn, jax.core.Tracer) or churn > 0:
+            x = x + row.noise * normal_like(fold_in(key, row.step), x)
+        score = score_fn(x, jnp.broadcast_to(row.sigma, (batch,)))
+        if score.shape != x.shape:
+            raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
+        found = (-row.sigma * score).astype(x.dtype)
+        base = jnp.where(row.first, x, base)
+        slope = jnp.where(row.first, found, 0.5 * (slope + found))
+        return base + row.change * slope, base, slope
+
+    x = run_steps(evaluate, (x, x, x), table, part)[0]
+    return x, SamplerInfo(jnp.full(batch, jnp.maximum(part[1] - part[0], 0), jnp.int32))
+
+
+def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
+    """Returns the table of two evaluations for each step."""
+    levels = sigmas.shape[0]
+    low, high = churn_range
+    gamma = jnp.minimum(churn / levels, math.sqrt(2) - 1)
+    gamma = jnp.where((low <= sigmas) & (sigmas <= high), gamma, 0.0)
+    raised = (1 + gamma) * sigmas
+    after = jnp.append(sigmas[1:], jnp.zeros_like(sigmas[:1]))
+
+    def pair(one, other):
+        return jnp.stack([one, other], axis=1).reshape(-1)
+
+    return _Evaluation(
+        step=jnp.repeat(jnp.arange(levels), 2),
+        first=jnp.tile(jnp.asarray([True, False]), levels),
+        sigma=pair(raised, after),
+        change=jnp.repeat(after - raised, 2),
+        # sigma^^2 - sigma^2 without cancellation.
+        noise=pair(churn_noise * sigmas * jnp.sqrt(gamma * (2 + gamma)), jnp.zeros_like(sigmas)),
+    )
+
+
+def _check_churn(churn, churn_range, churn_noise) -> None:
+    for name, value in (("churn", churn), ("churn_noise", churn_noise)):
+        if not isinstance(value, jax.core.Tracer) and not 0 <= as_float(name, value) < math.inf:
+            raise ValueError(f"{name} must be finite and >= 0, got {show(value)}")
+    try:
+        low, high = churn_range
+        if any(isinstance(bound, jax.core.Tracer) for bound in (low, high)):
+            return
+        sound = 0 <= as_float("churn_range", low) <= as_float("churn_range", high)
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"churn_range must be (low, high) with 0 <= low <= high, got {show(churn_range)}"
+        )
