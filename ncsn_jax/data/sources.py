@@ -64,6 +64,19 @@ def load(
                 "with config.inpainting.images"
             )
         return _load_folder(data_dir, image_size, channels, crop_size)
+    data_dir, directory = _find(dataset, data_dir)
+
+    def make() -> tuple[np.ndarray, str]:
+        with _reading(dataset, data_dir):
+            source = _builder(dataset, data_dir).as_data_source(split=split)
+            return _decode(dataset, source, image_size, channels, crop_size), ""
+
+    key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
+    return cache.images(dataset, key, make)[0]
+
+
+def _find(dataset: str, data_dir: str) -> tuple[str, str]:
+    """Returns where the datasets are on the disk, and where this one is, which is prepared if need be."""
     if not _NAME.fullmatch(dataset):
         raise _unknown(dataset)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -79,18 +92,18 @@ def load(
         for path in (os.path.join(folder, name) for name in names):
             if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait.
                 raise UserError(f"data.dataset={dataset!r} cannot be read: {path} is no file")
+    return data_dir, directory
 
-    def make() -> tuple[np.ndarray, str]:
-        try:
-            source = _builder(dataset, data_dir).as_data_source(split=split)
-            return _decode(dataset, source, image_size, channels, crop_size), ""
-        except UserError:
-            raise
-        except Exception as error:
-            raise _damaged(dataset, data_dir, error) from None
 
-    key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
-    return cache.images(dataset, key, make)[0]
+@contextlib.contextmanager
+def _reading(dataset: str, data_dir: str) -> Iterator[None]:
+    """Makes a UserError of whatever damaged files raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _damaged(dataset, data_dir, error) from None
 
 
 def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
