@@ -3,13 +3,15 @@
 The networks are Flax linen modules that are conditioned on the *index* of the noise level:
 `model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The
 rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet. `NCSNpp` is
-conditioned on sigma or a time instead, and is no network for `score_fn`.
+conditioned on sigma or a time instead, and is no network for `score_fn`; neither is `NoisyClassifier`,
+whose output are logits.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax.models.classifier import NoisyClassifier
 from ncsn_jax.models.ncsn import NCSN
 from ncsn_jax.models.ncsnpp import NCSNpp
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
@@ -22,6 +24,7 @@ __all__ = [
     "NCSNv2",
     "NCSNv2Deeper",
     "NCSNv2Deepest",
+    "NoisyClassifier",
     "RefineNet",
     "SimplifiedNCSN",
     "levels_of",
