@@ -10,7 +10,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -321,8 +321,7 @@ def classifier(config, workdir: str) -> None:
     )
     for t, sigma, accuracy in zip(found.t, found.sigma, found.accuracy, strict=True):
         _log.info("t %.2f  sigma %-8.3g  accuracy on the test split %.3f", t, sigma, accuracy)
-    meta = classification.describe(model, process, centered=config.data.centered)
-    meta |= {"data.dataset": config.data.dataset, "accuracy": found.accuracy.tolist()}
+    meta = _describe_classifier(config, model) | {"accuracy": found.accuracy.tolist()}
     storage.make_directory(os.path.dirname(path))
     classification.save(path, params, meta)
     _log.info("loss %.3f; wrote %s", history[-1]["loss"], path)
@@ -334,19 +333,19 @@ def classconditional(config, workdir: str) -> None:
     agree(config, "classconditional")
     samplers.check(config, samplers.FOR_CLASSES)
     hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
-    trained = _load_classifier(config, workdir)
-    count, wanted = trained.model.num_classes, config.classifier.label
+    model, classifier_params, checksum = _load_classifier(config, workdir)
+    count, wanted = model.num_classes, config.classifier.label
     if wanted >= count:
         raise UserError(
             f"config.classifier.label={wanted} must be -1 (all), or below the classifier's {count} classes"
         )
     step, params = _load(config, workdir)
-    runner = chains.Chains(config, samplers.FOR_CLASSES, trained.model)
-    params = (params, parallel.replicate(trained.params))
+    runner = chains.Chains(config, samplers.FOR_CLASSES, model)
+    params = (params, parallel.replicate(classifier_params))
     directory = _directory(config, workdir, samplers.NAMES[samplers.FOR_CLASSES], step)
     size = config.sampling.batch_size
     settings = _settings(config, step) | {
-        "classifier": trained.checksum,
+        "classifier": checksum,
         "classifier.scale": config.classifier.scale,
         "classifier.label": wanted,
     }
@@ -376,20 +375,39 @@ def _classifier_path(workdir: str) -> str:
     return os.path.join(workdir, "classifier", "classifier.npz")
 
 
-def _load_classifier(config, workdir: str) -> tuple[classification.Trained, str]:
-    """Returns a run's classifier, and the checksum of its file, in all processes.
+def _load_classifier(config, workdir: str) -> tuple[models.NoisyClassifier, Any, int]:
+    """Returns a run's classifier, its parameters, and the checksum of its file, in all processes.
 
     Raises:
-      UserError: if there is none, or one of another SDE.
+      UserError: if there is none, or one of other images or another SDE.
     """
-    path = _classifier_path(workdir)
+    path, trained = _classifier_path(workdir), None
 
-    def read() -> bytes:
+    def read() -> dict:
+        nonlocal trained
         if not storage.exists(path):
             raise UserError(
                 f"--workdir={workdir!r} holds no classifier: train it with --mode=classifier first"
             )
-        return storage.read(path)
+        described = _describe_classifier(config, models.NoisyClassifier(2))
+        expected = {name: described[name] for name in ("sde", "dataset", "image_shape", "centered")}
+        trained = classification.load(path, expected)
+        return {"meta": trained.meta, "checksum": zlib.crc32(storage.read(path))}
+
+    found = hosts.on_first("to read the classifier", read)
+    model, like = classification.rebuild(found["meta"])
+    params = hosts.broadcast(None if trained is None else trained.params, like)
+    return model, params, found["checksum"]
+
+
+def _describe_classifier(config, model: models.NoisyClassifier) -> dict:
+    return classification.describe(
+        model,
+        configuration.make_sde(config),
+        dataset=config.data.dataset,
+        image_shape=configuration.image_shape(config),
+        centered=config.data.centered,
+    )
 
 
 def nearest(config, workdir: str) -> None:

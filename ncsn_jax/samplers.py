@@ -123,7 +123,9 @@ def make(
         "probability_flow": _probability_flow,
         "heun": _heun,
     }
-    return build[config.sampling.method](config, functools.partial(_score_fns, config, of_classes), purpose)
+    return build[config.sampling.method](
+        config, functools.partial(_score_fns, config, of_classes), purpose
+    )
 
 
 def _score_fns(

@@ -58,6 +58,82 @@ def test_digits_are_those_of_scikit_learn():
     np.testing.assert_array_equal(order(np.ascontiguousarray(found)), order(expected))
 
 
+def test_labels_are_in_the_order_of_the_images():
+    """Every image, found among scikit-learn's, has the label that is there; all slices agree."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    known = {
+        image.tobytes(): target
+        for image, target in zip(
+            np.round(digits.images * 255 / 16).astype(np.uint8), digits.target, strict=True
+        )
+    }
+    assert len(known) == 1797  # so that none is ambiguous
+    for split in ("train", "test", "train[10%:20%]"):
+        x = data.load("digits", "", 8, 1, split=split)
+        labels, num_classes = data.load_labels("digits", "", split=split)
+        assert labels.dtype == np.int32 and num_classes == 10
+        np.testing.assert_array_equal(labels, [known[image.tobytes()] for image in x])
+
+
+def test_a_second_load_of_labels_reads_the_cache(monkeypatch):
+    first = data.load_labels("digits", "")[0]
+    monkeypatch.setattr(sources, "_decode_labels", lambda *_: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(data.load_labels("digits", "")[0], first)
+
+
+def test_mistakes_with_labels_are_one_line(tmp_path):
+    for arguments, message in [
+        (
+            ("image_folder", str(tmp_path)),
+            "data.dataset='image_folder' has no labels: use 'digits'",
+        ),
+        (("no_such_set", str(tmp_path)), "data.dataset='no_such_set' is unknown"),
+        (("../x", str(tmp_path)), "is unknown"),
+        (("celeb_a", str(tmp_path)), "data.dataset='celeb_a' is not prepared under"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            data.load_labels(*arguments)
+        assert str(caught.value).isprintable()
+    with pytest.raises(UserError, match="data.dataset='digits' under .* cannot be read"):
+        data.load_labels("digits", "", split="no_such_split")
+
+
+class Labelled:
+    """What a builder of tensorflow-datasets shows of a dataset."""
+
+    def __init__(self, features, labels=()):
+        self.info = self
+        self.features = features
+        self._labels = labels
+
+    def as_data_source(self, split, decoders):
+        self.__getitems__ = lambda rows: [{"label": self._labels[i]} for i in rows]
+        return self
+
+    def __len__(self):
+        return len(self._labels)
+
+
+def test_labels_that_are_no_classes_are_refused():
+    import tensorflow_datasets as tfds
+
+    classes = tfds.features.ClassLabel(num_classes=3)
+    found = sources._decode_labels("x", Labelled({"label": classes}, [2, 0, 1, 2]), "train")
+    np.testing.assert_array_equal(found, [3, 2, 0, 1, 2])
+    for features in (
+        {"attributes": tfds.features.Scalar(np.int64)},
+        {"label": tfds.features.Scalar(np.int64)},
+        {"label": tfds.features.Sequence(classes)},
+        {"label": tfds.features.ClassLabel()},
+    ):
+        with pytest.raises(UserError, match="data.dataset='x' has no labels"):
+            sources._decode_labels("x", Labelled(features), "train")
+    with pytest.raises(UserError, match="has the label -1 in split 'test', which is none of its 3"):
+        sources._decode_labels("x", Labelled({"label": classes}, [2, -1]), "test")
+
+
 def test_what_an_interrupted_preparation_left_is_not_a_dataset(tmp_path):
     begun = tmp_path / "digits" / "incomplete.ABC_1.0.0"
     begun.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""DDPM++, deep, on CIFAR-10, sub-variance-preserving SDE, continuous objective, as published (Song et al., 2021).
+"""DDPM++, deep, on CIFAR-10, sub-variance-preserving SDE, continuous objective, as published.
 
     python main.py --config=configs/score_sde/subvp_cifar10_ddpmpp_deep_continuous.py --workdir=DIR
 

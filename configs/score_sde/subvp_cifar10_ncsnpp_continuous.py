@@ -1,4 +1,4 @@
-"""NCSN++ on CIFAR-10, sub-variance-preserving SDE, continuous objective, as published (Song et al., 2021).
+"""NCSN++ on CIFAR-10, sub-variance-preserving SDE, continuous objective, as published.
 
     python main.py --config=configs/score_sde/subvp_cifar10_ncsnpp_continuous.py --workdir=DIR
 

@@ -1,4 +1,4 @@
-"""NCSN++ on CIFAR-10, variance-exploding SDE, discrete objective, as published (Song et al., 2021).
+"""NCSN++ on CIFAR-10, variance-exploding SDE, discrete objective, as published.
 
     python main.py --config=configs/score_sde/ve_cifar10_ncsnpp.py --workdir=DIR
 

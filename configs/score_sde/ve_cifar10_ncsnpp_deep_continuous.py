@@ -1,4 +1,4 @@
-"""NCSN++, deep, on CIFAR-10, variance-exploding SDE, continuous objective, as published (Song et al., 2021).
+"""NCSN++, deep, on CIFAR-10, variance-exploding SDE, continuous objective, as published.
 
     python main.py --config=configs/score_sde/ve_cifar10_ncsnpp_deep_continuous.py --workdir=DIR
 

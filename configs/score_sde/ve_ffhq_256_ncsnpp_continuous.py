@@ -1,8 +1,8 @@
-"""NCSN++ on FFHQ, 256x256, variance-exploding SDE, as published (Song et al., 2021).
+r"""NCSN++ on FFHQ, 256x256, variance-exploding SDE, as published (Song et al., 2021).
 
 Needs a directory of its images.
 
-    python main.py --config=configs/score_sde/ve_ffhq_256_ncsnpp_continuous.py --workdir=DIR \\
+    python main.py --config=configs/score_sde/ve_ffhq_256_ncsnpp_continuous.py --workdir=DIR \
         --config.data.data_dir=DIR
 
 Hardware: TPU or GPUs; 65,574,549 parameters, 2,400,000 steps at batch 64.

@@ -1,13 +1,13 @@
 """Datasets as arrays, and batches as a pure function of the step.
 
 `load` turns the name of a dataset into uint8 images `[N, H, W, C]`, decoded once, in memory, and kept in
-a cache file that later starts map into memory.
+a cache file that later starts map into memory; `load_labels` returns their classes.
 `Batches` turns them into the batch of a given step: there is no iterator, hence nothing to save, and a
 resumed run sees the same batches as one that was never stopped. Flips and dequantization happen on the
 device (`ncsn_jax.training.prepare_images`). TensorFlow is never imported.
 """
 
 from ncsn_jax.data.batches import Batches
-from ncsn_jax.data.sources import load
+from ncsn_jax.data.sources import load, load_labels
 
-__all__ = ["Batches", "load"]
+__all__ = ["Batches", "load", "load_labels"]

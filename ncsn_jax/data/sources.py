@@ -64,6 +64,47 @@ def load(
                 "with config.inpainting.images"
             )
         return _load_folder(data_dir, image_size, channels, crop_size)
+    data_dir, directory = _find(dataset, data_dir)
+
+    def make() -> tuple[np.ndarray, str]:
+        with _reading(dataset, data_dir):
+            source = _builder(dataset, data_dir).as_data_source(split=split)
+            return _decode(dataset, source, image_size, channels, crop_size), ""
+
+    key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
+    return cache.images(dataset, key, make)[0]
+
+
+def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[np.ndarray, int]:
+    """Returns the classes of the images that `load` returns for the same split, in the same order.
+
+    Args:
+      dataset: "digits", or a name that tensorflow-datasets knows, of a dataset with a feature 'label'.
+      data_dir: as for `load`.
+      split: as for `load`.
+
+    Returns:
+      int32 `[N]` in [0, K), kept in a cache file, and the number of classes K >= 1.
+
+    Raises:
+      UserError: if the dataset is unknown, not there, or has no labels.
+    """
+    if dataset == "image_folder":
+        raise _unlabelled(dataset)
+    data_dir, directory = _find(dataset, data_dir)
+
+    def make() -> tuple[np.ndarray, str]:
+        with _reading(dataset, data_dir):
+            return _decode_labels(dataset, _builder(dataset, data_dir), split), ""
+
+    key = ["labels", dataset, split, _fingerprint(directory)]
+    labels = cache.images(f"{dataset}-labels", key, make)[0]
+    # The number of classes is kept in front of the labels, as it may be more than there are of them.
+    return np.array(labels[1:]), int(labels[0])
+
+
+def _find(dataset: str, data_dir: str) -> tuple[str, str]:
+    """Returns where the datasets are on the disk, and where this one is, which is prepared if need be."""
     if not _NAME.fullmatch(dataset):
         raise _unknown(dataset)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -79,18 +120,18 @@ def load(
         for path in (os.path.join(folder, name) for name in names):
             if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait.
                 raise UserError(f"data.dataset={dataset!r} cannot be read: {path} is no file")
+    return data_dir, directory
 
-    def make() -> tuple[np.ndarray, str]:
-        try:
-            source = _builder(dataset, data_dir).as_data_source(split=split)
-            return _decode(dataset, source, image_size, channels, crop_size), ""
-        except UserError:
-            raise
-        except Exception as error:
-            raise _damaged(dataset, data_dir, error) from None
 
-    key = [dataset, split, image_size, channels, crop_size, _fingerprint(directory)]
-    return cache.images(dataset, key, make)[0]
+@contextlib.contextmanager
+def _reading(dataset: str, data_dir: str) -> Iterator[None]:
+    """Makes a UserError of whatever damaged files raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _damaged(dataset, data_dir, error) from None
 
 
 def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
@@ -158,6 +199,13 @@ def _unknown(dataset: str) -> UserError:
     return UserError(
         f"data.dataset={dataset!r} is unknown: use 'digits', 'image_folder', or a name that "
         "tensorflow-datasets knows, such as 'mnist' or 'cifar10'"
+    )
+
+
+def _unlabelled(dataset: str) -> UserError:
+    return UserError(
+        f"data.dataset={dataset!r} has no labels: use 'digits', or a dataset of tensorflow-datasets "
+        "with a feature 'label' of classes, such as 'mnist' or 'cifar10'"
     )
 
 
@@ -282,3 +330,27 @@ def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> n
                     raise UserError(f"an image of data.dataset={dataset!r} {error}") from None
             images[i] = image
     return images
+
+
+def _decode_labels(dataset: str, builder, split: str) -> np.ndarray:
+    """Returns the number of classes and then the label of every example of a split, int32 `[1 + N]`."""
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features)
+    feature = features.get("label")
+    if not isinstance(feature, tfds.features.ClassLabel) or not feature.num_classes:
+        raise _unlabelled(dataset)
+    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
+    source = builder.as_data_source(split=split, decoders=decoders)
+    labels = np.empty(1 + len(source), np.int32)
+    labels[0] = feature.num_classes
+    for start in range(0, len(source), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source)))
+        labels[1 + rows.start : 1 + rows.stop] = [e["label"] for e in source.__getitems__(rows)]
+    outside = labels[1:][(labels[1:] < 0) | (labels[1:] >= labels[0])]
+    if outside.size:  # -1 is the custom where the labels are not published.
+        raise UserError(
+            f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "
+            f"which is none of its {labels[0]} classes"
+        )
+    return labels

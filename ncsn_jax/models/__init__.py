@@ -3,7 +3,8 @@
 The networks are Flax linen modules that are conditioned on the *index* of the noise level:
 `model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The
 rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet. `NCSNpp` is
-conditioned on a label made of an SDE's time instead, which `time_score_fn` does.
+conditioned on a label made of an SDE's time instead, which `time_score_fn` does; `NoisyClassifier`, whose
+output are logits, on sigma.
 """
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax._random import expand
+from ncsn_jax.models.classifier import NoisyClassifier
 from ncsn_jax.models.ncsn import NCSN
 from ncsn_jax.models.ncsnpp import ARCHITECTURES, NCSNpp
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
@@ -28,6 +30,7 @@ __all__ = [
     "NCSNv2",
     "NCSNv2Deeper",
     "NCSNv2Deepest",
+    "NoisyClassifier",
     "RefineNet",
     "SimplifiedNCSN",
     "levels_of",

@@ -175,13 +175,11 @@ def make_mask(case):
     return call, name if name == path else None
 
 
-@entry(1, "ncsn_jax.data")
-def make_dataset(case):
-    """Names of datasets, and directories of prepared ones."""
-    from ncsn_jax import data
-
+def _dataset_case(case, others: list[str]) -> str:
+    """Returns the name of a dataset, which may be prepared in the room and damaged."""
     rng = case.rng
-    name = rng.choice([*STRINGS, "digits/", "a/b", "a:b:c", "no_such", "Digits", "/etc", "."])
+    names = [*STRINGS, "digits/", "a/b", "a:b:c", "no_such", "Digits", "/etc", ".", *others]
+    name = rng.choice(names)
     if rng.random() < 0.3:
         name = rng.choice(["digits", "mnist", "celeb_a"])
         version = case.path(name, "1.0.0")
@@ -191,7 +189,33 @@ def make_dataset(case):
         for file in ("dataset_info.json", "features.json", records):
             if rng.random() < 0.8:
                 place(rng, os.path.join(version, file), lambda: json_text(rng, valid), 0.15)
+    return name
+
+
+@entry(1, "ncsn_jax.data")
+def make_dataset(case):
+    """Names of datasets, and directories of prepared ones."""
+    from ncsn_jax import data
+
+    name = _dataset_case(case, [])
     return lambda: data.load(name, case.room, 8, 1), None
+
+
+@entry(1, "ncsn_jax.data")
+def make_labels(case):
+    """Likewise for the labels."""
+    from ncsn_jax import data
+
+    name = _dataset_case(case, ["image_folder"] * 3 + ["digits"] * 30)
+    splits = ["train", "test", "train[:10]", "train[5:5]", "train[", "", "\n", "\ud800", "x" * 5000]
+    split = case.rng.choice(splits)
+
+    def call():
+        labels, num_classes = data.load_labels(name, case.room, split=split)
+        if labels.dtype != np.int32 or labels.ndim != 1 or num_classes != 10:
+            raise Failure(f"returned {labels.dtype} {labels.shape} of {num_classes} classes")
+
+    return call, None
 
 
 @entry(2, "ncsn_jax.data.cache")

@@ -160,6 +160,49 @@ def make_sample_store(case):
     return call, case.work
 
 
+def _classifier():
+    """Returns the parameters of a small classifier by name, and its description."""
+    from ncsn_jax import classification, models, sde
+
+    model = models.NoisyClassifier(3, 4, (1,))
+    options = {"dataset": "digits", "image_shape": (8, 8, 1), "centered": True}
+    meta = classification.describe(model, sde.VE(0.01, 10.0), **options)
+    shapes = classification._shapes(model, meta)
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, meta
+
+
+@entry(2, "ncsn_jax.classification")
+def make_classifier(case):
+    """The file of a classifier."""
+    from ncsn_jax import classification
+
+    rng = case.rng
+    arrays, meta = _classifier()
+    expected = rng.choice([{}, {}, {"dataset": "digits"}, {"dataset": "x", "sde": meta["sde"]}])
+    text = json.dumps(meta)
+    if rng.random() < 0.4:
+        text = json_text(rng, meta).decode("latin-1")
+    if rng.random() < 0.2:
+        name = rng.choice(sorted(arrays))
+        others = [np.zeros(()), arrays[name] * np.float32(np.nan), arrays[name].astype("f2")]
+        arrays[name] = rng.choice([*others, arrays[name][None], np.full(2, "x")])
+    if rng.random() < 0.2:
+        del arrays[rng.choice(sorted(arrays))]
+    name = rng.choice(sorted(arrays))
+    array = arrays.pop(name)
+    path = case.path(rng.choice(["c.npz", "\udcff.npz", "new\nline.npz", "c"]))
+    place(rng, path, lambda: npz(rng, name, array, meta=np.asarray(text), **arrays))
+
+    def call():
+        found = classification.load(path, expected)
+        if set(found.params) != {"params"} or found.model.num_classes != found.meta["num_classes"]:
+            raise Failure("returned something else")
+        classification.save(case.work, found.params, found.meta)
+        classification.load(case.work)
+
+    return call, path
+
+
 @entry(3, "ncsn_jax.images", "matplotlib.figure")
 def make_losses_plot(case):
     """`metrics.jsonl`, as `python -m ncsn_jax.images losses` reads it."""

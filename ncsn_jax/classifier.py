@@ -1,0 +1,211 @@
+"""Training a classifier of noisy images, and what it says of them: log p(y | x_t, t).
+
+The pure functions behind class-conditional sampling (Song et al., 2021, section 5 and appendix I.1), for
+any of the SDEs. Hides between what times of an SDE and the noise that `NoisyClassifier` knows: the network
+sees x_t / alpha_t = x_0 + sigma z. Everything random in a step is a function of (seed, step, index of the
+example), as in `ncsn_jax.training`, whose state is used. Nothing here jits, logs or touches files.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ncsn_jax._random import check_batch, check_key, expand, normal_like, uniform_like
+from ncsn_jax.errors import show
+from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sde import SDE
+from ncsn_jax.training import TrainState
+
+LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""`logits_fn(x, t) -> logits`: x `[B, ...]`, t `[B]` in (0, 1], logits `[B, K]`."""
+
+# The run's seed is also used for other purposes; this one is folded into its key.
+_FOR_CLASSIFIER = 2
+
+
+class Metrics(NamedTuple):
+    """What one step measured.
+
+    Attributes:
+      loss: the mean cross-entropy of the batch, in nats.
+      accuracy: the share of the batch that was classified as its label.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+def logits_fn(model: nn.Module, params, sde: SDE) -> LogitsFn:
+    """Returns the classifier as a function of x_t and t.
+
+    Args:
+      model: with `apply(params, x, sigma) -> [B, K]` for x = x_0 + sigma z, such as
+        `ncsn_jax.models.NoisyClassifier`.
+      params: its parameters.
+      sde: the SDE that x_t is of.
+    """
+
+    def logits(x: jax.Array, t: jax.Array) -> jax.Array:
+        return model.apply(params, x / expand(sde.alpha(t), x), sde.sigma(t))
+
+    return logits
+
+
+def log_likelihood(
+    model: nn.Module, params, sde: SDE, y: jax.Array | int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns `f(x, t) -> [B]`, log p(y | x_t, t) in nats, whose gradient in x steers a sampler.
+
+    Args:
+      model, params, sde: as for `logits_fn`.
+      y: the wanted class of each example, integers `[B]`, or one for all; in [0, K).
+
+    Raises:
+      ValueError: if y is not of integers, or (from f) not one or `[B]` of them, or out of range. Values
+        that are traced are not looked at, and give NaN if they are out of range.
+    """
+    classify = logits_fn(model, params, sde)
+    y = _check_classes(y)
+
+    def function(x: jax.Array, t: jax.Array) -> jax.Array:
+        return -_cross_entropy(classify(x, t), y)
+
+    return function
+
+
+def loss(
+    key: jax.Array, sde: SDE, logits_fn: LogitsFn, x: jax.Array, y: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of the classes of x_t = alpha_t x + std_t z, with z ~ N(0, I).
+
+    Its expectation over the data is smallest where the classifier is p(y | x_t).
+
+    Args:
+      key: one key, or one per example `[B]`.
+      sde: the SDE.
+      logits_fn: `logits_fn(x, t) -> [B, K]`.
+      x: `[B, ...]`, clean data.
+      y: its classes, integers `[B]` in [0, K).
+      t: `[B]`, in (0, 1].
+
+    Returns:
+      The cross-entropy in nats, and whether the likeliest class is y, both `[B]`.
+
+    Raises:
+      ValueError: if an argument has the wrong shape or type, or y is out of range.
+    """
+    batch_size = check_batch("x", x)
+    check_key(key, batch_size)
+    y = _check_classes(y)
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if y.shape != (batch_size,) or t.shape != (batch_size,):
+        raise ValueError(f"y and t must have shape ({batch_size},), got {y.shape} and {t.shape}")
+    mean, std = sde.marginal(x, t)
+    logits = logits_fn(mean + expand(std, x) * normal_like(key, x), t)
+    return _cross_entropy(logits, y), jnp.argmax(logits, axis=1) == y
+
+
+def sample_times(key: jax.Array, batch_size: int, *, end: float = 1e-5) -> jax.Array:
+    """Draws a time for each example, uniform in (end, 1].
+
+    Args:
+      key: one key, or one per example `[batch_size]`.
+      batch_size: the number of examples B.
+      end: the end of the data, in [0, 1).
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check_count("batch_size", batch_size)
+    check_key(key, batch_size)
+    if not 0 <= end < 1:
+        raise ValueError(f"end must be in [0, 1), got {show(end)}")
+    uniform = uniform_like(key, jnp.zeros(batch_size))
+    return 1.0 - (1.0 - end) * uniform  # which is in [0, 1)
+
+
+def prepare(images: jax.Array, *, centered: bool) -> jax.Array:
+    """Returns 8-bit images as float32 in [0, 1], or [-1, 1] if they are to be centred."""
+    x = images.astype(jnp.float32) / 255.0
+    return 2.0 * x - 1.0 if centered else x
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    seed: jax.Array | int,
+    *,
+    model: nn.Module,
+    sde: SDE,
+    optimizer: optax.GradientTransformation,
+    centered: bool,
+    end: float = 1e-5,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step on one batch, with times uniform in (end, 1].
+
+    Args:
+      state: as `training.init_state` makes it of this model and this optimizer.
+      images: uint8 `[B, H, W, C]`.
+      labels: integers `[B]` in [0, K).
+      seed: integer scalar, the seed of the whole run.
+      model, sde: as for `logits_fn`.
+      optimizer: as made by `training.make_optimizer`.
+      centered: whether the SDE's data is in [-1, 1], and not [0, 1].
+      end: the earliest time, in [0, 1).
+
+    Returns:
+      The next state, whose `ema_params` are as they were, and the step's metrics.
+    """
+    step_key = jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(seed), _FOR_CLASSIFIER), state.step
+    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(jnp.arange(images.shape[0]))
+    time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    x = prepare(images, centered=centered)
+    t = sample_times(time_keys, images.shape[0], end=end)
+
+    def mean_loss(params):
+        cross_entropy, correct = loss(noise_keys, sde, logits_fn(model, params, sde), x, labels, t)
+        return jnp.mean(cross_entropy), jnp.mean(correct.astype(jnp.float32))
+
+    (value, accuracy), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), Metrics(
+        value, accuracy
+    )
+
+
+def _check_classes(y: jax.Array | int) -> jax.Array:
+    found = y
+    y = jnp.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"y must be of integers, got {show(found)}")
+    return y
+
+
+def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Minus the log-probability `[B]` of the classes y, `[B]` or one for all."""
+    batch_size, classes = logits.shape
+    if y.shape not in ((), (batch_size,)):
+        raise ValueError(f"y must have shape () or ({batch_size},), got {y.shape}")
+    if not isinstance(y, jax.core.Tracer):
+        outside = np.asarray(y)[(np.asarray(y) < 0) | (np.asarray(y) >= classes)]
+        if outside.size:
+            raise ValueError(f"y must be in [0, {classes}), got {outside[0]}")
+    y = jnp.broadcast_to(jnp.where(y < 0, classes, y), batch_size)
+    log_probability = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(
+        log_probability, y[:, None], axis=1, mode="fill", fill_value=jnp.nan
+    )[:, 0]

@@ -1,0 +1,67 @@
+"""A small classifier of noisy images, for sampling conditionally on a class.
+
+Song et al. (2021, appendix I.1) steer a sampler by the gradient of log p(y | x_t, t), which a classifier
+learns from images with the SDE's noise. This one is the way down of a U-Net, and hides how one set of
+weights serves noise of any size: its input is scaled to be of the order of one, as in the preconditioning
+of Karras et al. (2022), and every block sees an embedding of ln sigma. All of it is smooth in x.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax.models.embeddings import FourierEmbedding
+from ncsn_jax.models.layers import Conv, Dense, mean_pool
+from ncsn_jax.models.normalization import GroupNorm
+from ncsn_jax.models.unet import ResnetBlock
+
+# Standard deviation of the frequencies in ln sigma: between noise of 0.01 and of 100 a typical one goes
+# through two periods, so that neighbouring noise is alike.
+_FOURIER_SCALE = 0.2
+
+
+class NoisyClassifier(nn.Module):
+    """The logits of the classes of x = x_0 + sigma z.
+
+    `model.init(key, x, sigma)` returns the parameters and `model.apply(params, x, sigma)` the logits, zero
+    at the start. `ncsn_jax.classifier` has the functions of an SDE's time.
+
+    Args:
+      num_classes: K >= 2.
+      features: channels n of the first level, a multiple of 4.
+      ch_mult: channels of every level as multiples of n; between two levels sides are halved, odd ones
+        rounded up. There are two residual blocks in a level.
+
+    Args of the call:
+      x: `[B, H, W, C]`, of any sides; x_0 is of the order of one, such as in [0, 1] or [-1, 1].
+      sigma: `[B]`, > 0, the standard deviation of the noise in x, in units of x_0.
+
+    Returns:
+      `[B, K]`.
+    """
+
+    num_classes: int
+    features: int = 32
+    ch_mult: tuple[int, ...] = (1, 2)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        sigma = jnp.asarray(sigma, x.dtype)
+        n = self.features
+        embedding = FourierEmbedding(n, _FOURIER_SCALE, name="fourier")(sigma)
+        embedding = Dense(4 * n, name="dense_0")(embedding)
+        embedding = Dense(4 * n, name="dense_1")(nn.silu(embedding))
+
+        h = x / jnp.sqrt(1.0 + jnp.square(sigma))[:, None, None, None]
+        h = Conv(n, xavier=True, name="begin_conv")(h)
+        for level, multiple in enumerate(self.ch_mult):
+            if level:
+                odd = ((0, 0), (0, h.shape[1] % 2), (0, h.shape[2] % 2), (0, 0))
+                h = mean_pool(jnp.pad(h, odd, mode="edge"))
+            for i in range(2):
+                block = ResnetBlock(multiple * n, skip_rescale=True, name=f"block{level}_{i}")
+                h = block(h, embedding)
+        h = nn.silu(GroupNorm(name="normalizer")(h))
+        return Dense(self.num_classes, scale=0.0, name="end_dense")(jnp.mean(h, axis=(1, 2)))
