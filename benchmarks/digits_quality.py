@@ -8,6 +8,7 @@ Copies are judged by the distance to the nearest training image, against that of
 model never saw (the test split): a model that copies is nearer to its training set than those are.
 """
 
+import functools
 import sys
 import warnings
 
@@ -27,6 +28,49 @@ def nearest_distances(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squares, 0).min(axis=1))
 
 
+@functools.cache
+def _classifier() -> tuple[SVC, float]:
+    """Returns a classifier of real digits, and the share of others that it recognises."""
+    digits = load_digits()
+    pixels = digits.images.reshape(-1, 64) / 16.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # SVC(probability=True) will be renamed
+        classifier = SVC(gamma="scale", C=10, probability=True, random_state=0)
+        classifier.fit(pixels[::2], digits.target[::2])
+    real = (classifier.predict_proba(pixels[1::2]).max(axis=1) > THRESHOLD).mean()
+    return classifier, real
+
+
+def recognised(samples: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Returns the share of samples `[N, 64]` in [0, 1] that is recognised, that of real digits, and the
+    share of every digit.
+    """
+    classifier, real = _classifier()
+    probability = classifier.predict_proba(samples)
+    share = (probability.max(axis=1) > THRESHOLD).mean()
+    return share, real, np.bincount(probability.argmax(axis=1), minlength=10) / len(samples)
+
+
+def frechet_distance(x: np.ndarray, reference: np.ndarray) -> float:
+    """The Frechet distance of the normal distributions fitted to `[N, D]` and `[M, D]`.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in pixels squared.
+    """
+    means = [a.mean(axis=0) for a in (x, reference)]
+    covariances = [np.cov(a, rowvar=False) for a in (x, reference)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    # The root of C1 C2 has the trace of that of root C2 root, which is symmetric.
+    middle = np.linalg.eigvalsh(root @ covariances[1] @ root)
+    trace = np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(np.maximum(middle, 0)).sum()
+    return float(np.sum((means[0] - means[1]) ** 2) + trace)
+
+
+def real_digits(split: str) -> np.ndarray:
+    """Returns the digits of a split, `[N, 64]` in [0, 1]."""
+    return data.load("digits", "", 8, 1, split=split).reshape(-1, 64) / 255.0
+
+
 def main(path: str) -> None:
     """Prints the figures for one file of samples."""
     try:
@@ -38,24 +82,12 @@ def main(path: str) -> None:
         found = f"{samples.dtype} of shape {samples.shape}"
         sys.exit(one_line(f"error: {path} holds {found}, expected uint8 [N, 8, 8, 1]"))
     samples = samples.reshape(-1, 64) / 255.0
-    digits = load_digits()
-    pixels = digits.images.reshape(-1, 64) / 16.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # SVC(probability=True) will be renamed
-        classifier = SVC(gamma="scale", C=10, probability=True, random_state=0)
-        classifier.fit(pixels[::2], digits.target[::2])
-    real = (classifier.predict_proba(pixels[1::2]).max(axis=1) > THRESHOLD).mean()
-    probability = classifier.predict_proba(samples)
-    share = (probability.max(axis=1) > THRESHOLD).mean()
-    classes = np.bincount(probability.argmax(axis=1), minlength=10) / len(samples)
+    share, real, classes = recognised(samples)
     print(f"{len(samples)} samples: recognised {share:.3f}, real digits {real:.3f}")
     print(f"ratio {share / real:.3f}")
     print("share of each digit:", " ".join(f"{c:.3f}" for c in classes))
 
-    train, test = (
-        data.load("digits", "", 8, 1, split=split).reshape(-1, 64) / 255.0
-        for split in ("train", "test")
-    )
+    train, test = real_digits("train"), real_digits("test")
     for name, x in (("samples", samples), ("unseen real digits", test)):
         low, median = np.quantile(nearest_distances(x, train), [0.01, 0.5])
         print(

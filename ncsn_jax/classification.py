@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ncsn_jax import classifier, training
+from ncsn_jax import classifier, losses, training
 from ncsn_jax.data import Batches
 from ncsn_jax.errors import UserError, show
 from ncsn_jax.images import read_npz, write_npz
@@ -169,7 +169,7 @@ def evaluate(
         key = jax.random.fold_in(jax.random.key(seed), _FOR_EVALUATION)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), index))(place)
         time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        t = (index + classifier.sample_times(time_keys, len(place), end=0.0)) / num_bins
+        t = (index + losses.sample_times(time_keys, len(place))) / num_bins
         x = classifier.prepare(images, centered=centered)
         logits_fn = classifier.logits_fn(model, params, sde)
         return classifier.loss(noise_keys, sde, logits_fn, x, labels, t)

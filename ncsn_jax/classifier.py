@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncsn_jax._random import check_batch, check_key, expand, normal_like, uniform_like
+from ncsn_jax import losses
+from ncsn_jax._random import check_batch, check_key, expand, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import check_count
 from ncsn_jax.sde import SDE
 from ncsn_jax.training import TrainState
 
@@ -112,28 +112,6 @@ def loss(
     return _cross_entropy(logits, y), jnp.argmax(logits, axis=1) == y
 
 
-def sample_times(key: jax.Array, batch_size: int, *, end: float = 1e-5) -> jax.Array:
-    """Draws a time for each example, uniform in (end, 1].
-
-    Args:
-      key: one key, or one per example `[batch_size]`.
-      batch_size: the number of examples B.
-      end: the end of the data, in [0, 1).
-
-    Returns:
-      `[B]`.
-
-    Raises:
-      ValueError: if an argument is out of range.
-    """
-    check_count("batch_size", batch_size)
-    check_key(key, batch_size)
-    if not 0 <= end < 1:
-        raise ValueError(f"end must be in [0, 1), got {show(end)}")
-    uniform = uniform_like(key, jnp.zeros(batch_size))
-    return 1.0 - (1.0 - end) * uniform  # which is in [0, 1)
-
-
 def prepare(images: jax.Array, *, centered: bool) -> jax.Array:
     """Returns 8-bit images as float32 in [0, 1], or [-1, 1] if they are to be centred."""
     x = images.astype(jnp.float32) / 255.0
@@ -162,7 +140,7 @@ def train_step(
       model, sde: as for `logits_fn`.
       optimizer: as made by `training.make_optimizer`.
       centered: whether the SDE's data is in [-1, 1], and not [0, 1].
-      end: the earliest time, in [0, 1).
+      end: the earliest time, in (0, 1).
 
     Returns:
       The next state, whose `ema_params` are as they were, and the step's metrics.
@@ -173,7 +151,7 @@ def train_step(
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(jnp.arange(images.shape[0]))
     time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     x = prepare(images, centered=centered)
-    t = sample_times(time_keys, images.shape[0], end=end)
+    t = losses.sample_times(time_keys, images.shape[0], end=end)
 
     def mean_loss(params):
         cross_entropy, correct = loss(noise_keys, sde, logits_fn(model, params, sde), x, labels, t)

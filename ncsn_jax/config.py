@@ -394,6 +394,8 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
     """Refuses a sampler that does not exist for the SDE, or an SDE that does not reach its sigmas."""
     for field in ("sampling.end", "likelihood.end"):
         require(field, 1e-7 <= flat[field] <= 0.5, "from 1e-7 to 0.5")
+    require("interpolation.num_steps", flat["interpolation.num_steps"] >= 2, "at least 2")
+    require("classifier.features", flat["classifier.features"] >= 4, "at least 4")
     require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
     process, method = make_sde(config), flat["sampling.method"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ncsn_jax import chains, hosts, likelihood, parallel, samplers
+from ncsn_jax import chains, hosts, likelihood, parallel, samplers, sampling
 from ncsn_jax import config as configuration
 
 # What the random numbers are for, folded into the key of the seed.
@@ -97,34 +97,29 @@ def _bits_per_dim(config, params, seed, indices, images):
         return_info=True,
     )
     width = 2.0 if config.data.centered else 1.0
-    return likelihood.bits_per_dim(nats, x.shape[1:], width=width), info.evaluations
+    return likelihood.bits_per_dim(nats, x.shape, width=width), info.evaluations
 
 
 def _encode(config, params, seed, indices, images):
-    del seed, indices
-    x = samplers.to_sde_space(config, images)
+    return _flow(config, params, samplers.to_sde_space(config, images), config.sampling.end, 1.0)
+
+
+def _decode(config, params, seed, indices, latents):
+    z = config.sampling.temperature * latents
+    x, evaluations = _flow(config, params, z, 1.0, config.sampling.end)
+    return samplers.to_images(config, x), evaluations
+
+
+def _flow(config, params, x, start: float, end: float):
+    """Follows the probability flow from one time to another."""
     options = config.sampling
-    z, info = likelihood.encode(
+    x, info = sampling.probability_flow(
         configuration.make_sde(config),
         configuration.make_score_fn(config, params)[1],
         x,
         rtol=options.rtol,
         atol=options.atol,
-        end=options.end,
+        start=start,
+        end=end,
     )
-    return z, info.evaluations
-
-
-def _decode(config, params, seed, indices, latents):
-    del seed, indices
-    options = config.sampling
-    x, info = likelihood.decode(
-        configuration.make_sde(config),
-        configuration.make_score_fn(config, params)[1],
-        latents,
-        rtol=options.rtol,
-        atol=options.atol,
-        end=options.end,
-        temperature=options.temperature,
-    )
-    return samplers.to_images(config, x), info.evaluations
+    return x, info.evaluations

@@ -113,8 +113,8 @@ class SampleStore:
                 ) from None
             if samples.dtype != self._dtype or samples.shape[1:] != self._shape:
                 raise UserError(
-                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected {self._dtype} of shape "
-                    f"(N, {', '.join(map(str, self._shape))}): move it away"
+                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected {self._dtype} of "
+                    f"shape (N, {', '.join(map(str, self._shape))}): move it away"
                 )
             yield from enumerate(samples)
         for name in storage.list_names(self._parts):

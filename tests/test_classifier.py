@@ -93,21 +93,11 @@ def test_the_loss_is_the_cross_entropy_of_x_t(process, several):
 def test_an_example_with_its_own_key_does_not_depend_on_its_batch():
     keys = jax.random.split(jax.random.key(1), 4)
     x, y = np.ones((4, 3), np.float32), np.array([0, 1, 2, 0])
-    t = classifier.sample_times(keys, 4)
-    np.testing.assert_array_equal(t[1:3], classifier.sample_times(keys[1:3], 2))
+    t = jnp.linspace(0.1, 1.0, 4)
     identity = lambda x, t: x
     whole, _ = classifier.loss(keys, SDES["vp"], identity, x, y, t)
     part, _ = classifier.loss(keys[1:3], SDES["vp"], identity, x[1:3], y[1:3], t[1:3])
     np.testing.assert_allclose(whole[1:3], part, rtol=1e-6)
-
-
-def test_times_are_uniform():
-    t = np.asarray(classifier.sample_times(jax.random.key(0), 10_000, end=0.2))
-    assert t.min() > 0.2 and t.max() <= 1.0
-    error = 4 * 0.8 / np.sqrt(12 * len(t))  # four standard errors
-    assert abs(t.mean() - 0.6) < error
-    assert abs((t < 0.4).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(t))
-    assert not np.array_equal(t, classifier.sample_times(jax.random.key(1), 10_000, end=0.2))
 
 
 def weights(model, shape, scale):
@@ -207,8 +197,6 @@ def test_wrong_arguments_are_refused():
         (lambda: classifier.loss(key, vp, exact, x, y, t[:2]), r"got \(3,\) and \(2,\)"),
         (lambda: classifier.loss(key, vp, exact, x.astype(int), y, t), "x must be floating point"),
         (lambda: classifier.loss(jax.random.split(key), vp, exact, x, y, t), "key must have shape"),
-        (lambda: classifier.sample_times(key, 3, end=1.0), r"end must be in \[0, 1\), got 1.0"),
-        (lambda: classifier.sample_times(key, 0), "batch_size must be"),
         (lambda: NoisyClassifier(1).init(key, jnp.zeros((1, 4, 4, 1)), t[:1]), "num_classes must"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -11,6 +11,7 @@ from ncsn_jax.sampling.langevin import (
     langevin,
     langevin_update,
 )
+from ncsn_jax.sampling.ode import probability_flow
 from ncsn_jax.sampling.reverse_sde import SamplerInfo, check_choice, predictor_corrector
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "langevin",
     "langevin_update",
     "predictor_corrector",
+    "probability_flow",
 ]

@@ -1,0 +1,188 @@
+"""Quality against network evaluations: every sampler on one checkpoint of the digits.
+
+    python -m benchmarks.sampler_quality --config=configs/digits_ve.py --workdir=runs/digits_ve
+
+Prints a table and writes it, with a figure, to `<workdir>/figures/sampler_quality.*`. Recognised is the share
+that a classifier of real digits recognises (`benchmarks.digits_quality`); the Frechet distance is that of the
+pixels of the samples to those of the training images. Its value for as many training images drawn anew
+is the scale. Seconds are those of all samples, without compilation.
+"""
+
+import io
+import json
+import os
+import sys
+import time
+
+import numpy as np
+from absl import flags
+
+from benchmarks import digits_quality
+from ncsn_jax import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = cli.define_workdir()
+flags.adopt_module_key_flags(cli)
+_SAMPLES = flags.DEFINE_integer("samples", 1000, "How many, of every sampler.", lower_bound=100)
+
+# Of annealed Langevin dynamics with 1,000 evaluations; epsilon is that of technique 4.
+_LEVELS, _STEPS_PER_LEVEL = 100, 10
+
+
+def _samplers(sigmas, config) -> list[tuple[str, dict]]:
+    """Returns name and overrides of every sampler."""
+    ratio = float((config.model.sigma_begin / config.model.sigma_end) ** (1 / (_LEVELS - 1)))
+    epsilon, _ = sigmas.step_size(config.model.sigma_end, ratio, _STEPS_PER_LEVEL)
+    found = [
+        (
+            "annealed Langevin",
+            {
+                "sampling.method": "annealed_langevin",
+                "model.num_levels": _LEVELS,
+                "sampling.steps_per_level": _STEPS_PER_LEVEL,
+                "sampling.epsilon": float(epsilon),
+                "sampling.denoise": True,
+                "sampling.init": "centred_normal",
+            },
+        )
+    ]
+    predictors = ["reverse_diffusion", "euler_maruyama", "probability_flow"]
+    correctors = ["langevin"]
+    if config.training.sde == "subvp":
+        correctors = []
+    else:
+        predictors.append("ancestral")
+    for steps in (1000, 200, 50):
+        for predictor in predictors:
+            found.append((predictor, _predictor_corrector(config, steps, predictor)))
+        for corrector in correctors:
+            options = _predictor_corrector(config, steps // 2, "reverse_diffusion")
+            options |= {"sampling.corrector": corrector, "sampling.snr": 0.16}
+            found.append((f"reverse_diffusion + {corrector}", options))
+    for tolerance in (1e-5, 1e-3, 1e-2):
+        options = {
+            "sampling.method": "probability_flow",
+            "sampling.rtol": tolerance,
+            "sampling.atol": tolerance,
+        }
+        found.append((f"probability flow, tolerance {tolerance:g}", options))
+    for churn, name in ((0.0, "Heun"), (10.0, "Heun with churn 10")):
+        for levels in (100, 25, 18, 12, 8, 5):
+            options = {
+                "sampling.method": "heun",
+                "sampling.num_steps": levels,
+                "sampling.churn": churn,
+            }
+            found.append((name, options))
+    return found
+
+
+def _predictor_corrector(config, steps: int, predictor: str) -> dict:
+    return {
+        "sampling.method": "predictor_corrector",
+        "sampling.predictor": predictor,
+        "sampling.num_steps": steps,
+        "sampling.denoise": True,
+    }
+
+
+def _draw(rows: list[dict], real: float, floor: float) -> bytes:
+    """Draws recognised share and Frechet distance against evaluations; returns a PNG file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = list(dict.fromkeys(row["sampler"].partition(",")[0] for row in rows))
+    colours = matplotlib.colormaps["tab10"](range(len(names)))
+    for name, colour in zip(names, colours, strict=True):
+        mine = sorted(
+            (r["evaluations"], r["recognised"], r["frechet"])
+            for r in rows
+            if r["sampler"].partition(",")[0] == name
+        )
+        evaluations, share, distance = zip(*mine, strict=True)
+        for axes, values in ((left, share), (right, distance)):
+            axes.plot(evaluations, values, "o-", color=colour, label=name, markersize=4)
+    left.axhline(real, color="black", linestyle=":", label="real digits")
+    right.axhline(floor, color="black", linestyle=":")
+    for axes, name in ((left, "share recognised"), (right, "Frechet distance of the pixels")):
+        axes.set(xscale="log", xlabel="network evaluations of a sample", ylabel=name)
+    left.set_ylim(0, 1)
+    right.set_yscale("log")
+    left.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def main(_) -> None:
+    """Measures, prints and draws."""
+    from ncsn_jax import chains, parallel, report, sigmas, storage, workdirs
+    from ncsn_jax import config as configuration
+
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    configuration.check(config)
+    step, state = workdirs.load_newest(config, workdir)
+    params = parallel.replicate(state.ema_params or state.params)
+    count, size = _SAMPLES.value, config.sampling.batch_size
+    reference = digits_quality.real_digits("train")
+    rows = []
+    todo = _samplers(sigmas, config)
+    with report.progress("measuring", len(todo)) as advanced:
+        for name, overrides in todo:
+            changed = config.copy_and_resolve_references()
+            changed.update_from_flattened_dict(overrides)
+            configuration.check(changed)
+            runner = chains.Chains(changed)
+            runner.run(params, list(range(size)), size)
+            started, found = time.perf_counter(), []
+            for first in range(0, count, size):
+                found.append(runner.run(params, list(range(first, min(first + size, count))), size))
+            seconds = time.perf_counter() - started
+            x = np.concatenate([f.images for f in found]).reshape(-1, 64) / 255.0
+            share, real, _ = digits_quality.recognised(x)
+            evaluations = float(np.mean(np.concatenate([f.evaluations for f in found])))
+            distance = digits_quality.frechet_distance(x, reference)
+            rows.append(
+                {
+                    "sampler": name,
+                    "evaluations": evaluations,
+                    "seconds": seconds,
+                    "recognised": float(share),
+                    "frechet": distance,
+                }
+            )
+            advanced(1)
+    drawn = np.random.default_rng(0).choice(len(reference), count)
+    floor = digits_quality.frechet_distance(reference[drawn], reference)
+
+    lines = [
+        f"step {step}, {count} samples each; real digits: {real:.3f} recognised, Frechet {floor:.3f}",
+        "",
+        "| sampler | evaluations | seconds | recognised | Frechet distance |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {r['sampler']} | {r['evaluations']:.0f} | {r['seconds']:.1f} | {r['recognised']:.3f} | "
+            f"{r['frechet']:.3f} |"
+            for r in rows
+        ),
+    ]
+    print("\n".join(lines))
+    directory = os.path.join(workdir, "figures")
+    storage.make_directory(directory)
+    name = os.path.join(directory, "sampler_quality")
+    storage.write(f"{name}.json", (json.dumps({"step": step, "rows": rows}, indent=1)).encode())
+    storage.write(f"{name}.md", ("\n".join(lines) + "\n").encode())
+    storage.write(f"{name}.png", _draw(rows, real, floor))
+    print(f"wrote {name}.png, .md and .json", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        _CONFIG,
+        lambda: (_CONFIG, _WORKDIR),
+        program="python -m benchmarks.sampler_quality",
+        interrupted="nothing was written",
+    )

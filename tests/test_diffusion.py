@@ -1,0 +1,421 @@
+"""The application with an SDE: training, every sampler and every mode, on networks of a few channels."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_lib
+from configs import digits_subvp, digits_ve
+from ncsn_jax import chains, losses, models, objectives, parallel, sde, storage, training, workdirs
+from ncsn_jax import config as configuration
+from ncsn_jax.errors import UserError
+from tests import tiny
+
+SMALL = {
+    "model.features": 4,
+    "model.num_levels": 30,
+    "ncsnpp.ch_mult": (1,),
+    "ncsnpp.dropout": 0.1,
+    "training.batch_size": 8,
+    "training.num_steps": 4,
+    "training.log_every": 2,
+    "training.checkpoint_every": 4,
+    "training.sample_every": 0,
+    "optim.warmup_steps": 0,
+    "sampling.method": "heun",
+    "sampling.num_steps": 3,
+    "sampling.num_samples": 8,
+    "sampling.batch_size": 8,
+    "sampling.rtol": 1e-3,
+    "sampling.atol": 1e-3,
+    "likelihood.rtol": 1e-2,
+    "likelihood.atol": 1e-2,
+    "classifier.num_steps": 2,
+    "classifier.features": 4,
+}
+
+
+def load_config(module=digits_ve, **changes):
+    config = module.get_config()
+    config.update_from_flattened_dict(SMALL | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def ve_run(tmp_path_factory):
+    workdir = str(tmp_path_factory.mktemp("ve"))
+    run_lib.train(load_config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def ladder_run(tmp_path_factory):
+    """A run on a ladder, without an SDE."""
+    workdir = str(tmp_path_factory.mktemp("ladder"))
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {
+            "training.num_steps": 2,
+            "training.checkpoint_every": 2,
+            "training.log_every": 2,
+            "training.sample_every": 0,
+        }
+    )
+    run_lib.train(config, workdir)
+    return config, workdir
+
+
+def read(workdir, *path):
+    with np.load("/".join([workdir, *path])) as file:
+        return {name: file[name] for name in file.files}
+
+
+METHODS = {
+    "heun": ({}, 5),
+    "predictor_corrector": (
+        {
+            "sampling.predictor": "ancestral",
+            "sampling.corrector": "langevin",
+            "sampling.snr": 0.1,
+            "sampling.corrector_steps": 2,
+        },
+        9,
+    ),
+    "probability_flow": ({}, None),
+    "annealed_langevin": ({"sampling.steps_per_level": 1, "sampling.denoise": True}, 31),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sampler_samples_from_an_sde(method, ve_run):
+    changes, evaluations = METHODS[method]
+    config = load_config(**{"sampling.method": method, "sampling.name": method} | changes)
+    run_lib.sample(config, ve_run)
+    samples = read(ve_run, "samples", f"step_4_{method}", "samples.npz")["samples"]
+    assert samples.shape == (8, 8, 8, 1) and samples.dtype == np.uint8
+    runner = chains.Chains(config)
+    assert runner.evaluations == evaluations
+
+
+@pytest.mark.parametrize("method", ["heun", "predictor_corrector", "probability_flow"])
+def test_every_sampler_samples_from_a_ladder(method, ladder_run):
+    config, workdir = ladder_run
+    changes = {
+        "sampling.method": method,
+        "sampling.name": method,
+        "sampling.num_steps": 3,
+        "sampling.rtol": 1e-2,
+        "sampling.atol": 1e-2,
+    }
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    run_lib.sample(config, workdir)
+    assert read(workdir, "samples", f"step_2_{method}", "samples.npz")["samples"].shape[0] == 12
+
+
+def test_samples_do_not_depend_on_their_batch(ve_run):
+    """Nor on the parts in which the steps are run: 3 of 8 devices' chains against 8 of them."""
+    config = load_config(**{"sampling.method": "predictor_corrector", "sampling.corrector": "none"})
+    _, state = workdirs.load_newest(config, ve_run)
+    runner, params = chains.Chains(config), parallel.replicate(state.ema_params)
+    whole = runner.run(params, list(range(8)), 8)
+    part = runner.run(params, [2, 5, 7], 8, num_frames=2)
+    # One grey level, where rounding differs at its edge.
+    difference = whole.images[[2, 5, 7]].astype(int) - part.images
+    assert np.abs(difference).max() <= 1
+    np.testing.assert_array_equal(part.frames[-1], part.images)
+
+
+def test_what_was_made_otherwise_is_not_overwritten(ve_run):
+    config = load_config(**{"sampling.name": "heun", "sampling.num_steps": 4})
+    with pytest.raises(UserError, match="sampling.num_steps is 3 there and 4 here"):
+        run_lib.sample(config, ve_run)
+
+
+def test_likelihood_is_added_to(ve_run, caplog):
+    name = "step_4"
+    config = load_config(**{"likelihood.num_images": 3})
+    run_lib.likelihood(config, ve_run)
+    first = read(ve_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
+    assert first.shape == (3, 2) and np.isfinite(first).all()
+    config = load_config(**{"likelihood.num_images": 5})
+    run_lib.likelihood(config, ve_run)
+    bits = read(ve_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
+    np.testing.assert_array_equal(bits[:3], first)
+    summary = json.loads(storage.read(f"{ve_run}/likelihood/{name}/summary.json"))
+    assert summary["images"] == 5
+    assert summary["bits_per_dim"] == pytest.approx(bits[:, 0].mean(dtype=float))
+    error = bits[:, 0].std(ddof=1, dtype=float) / np.sqrt(5)
+    assert summary["standard_error"] == pytest.approx(error)
+    with pytest.raises(UserError, match="likelihood.rtol is 0.01 there and 0.1 here"):
+        run_lib.likelihood(load_config(**{"likelihood.rtol": 0.1}), ve_run)
+
+
+def test_interpolation_begins_and_ends_at_the_images(ve_run):
+    config = load_config(**{"interpolation.num_pairs": 2, "interpolation.num_steps": 3})
+    config.sampling.rtol = config.sampling.atol = 1e-5
+    run_lib.interpolate(config, ve_run)
+    found = read(ve_run, "interpolation", "step_4", "interpolation.npz")
+    originals, between = found["originals"].astype(int), found["interpolations"].astype(int)
+    assert between.shape == (2, 3, 8, 8, 1) and found["latents"].shape == (2, 2, 8, 8, 1)
+    for end in (0, -1):  # to one grey level, where rounding differs
+        assert np.abs(between[:, end] - originals[:, end]).max() <= 1
+    assert np.abs(between[:, 1] - originals[:, 0]).max() > 1
+
+
+def test_inpainting_by_predictor_and_corrector_keeps_what_is_observed(ve_run):
+    config = load_config(
+        **{
+            "sampling.method": "predictor_corrector",
+            "inpainting.num_images": 2,
+            "inpainting.num_completions": 4,
+        }
+    )
+    run_lib.inpaint(config, ve_run)
+    found = read(ve_run, "inpainting", "step_4", "completions.npz")
+    observed = np.broadcast_to(found["masks"][:, None], found["completions"].shape).astype(bool)
+    originals = np.broadcast_to(found["originals"][:, None], observed.shape)
+    np.testing.assert_array_equal(found["completions"][observed], originals[observed])
+    assert (found["completions"][~observed] != originals[~observed]).any()
+
+
+def test_colorization_keeps_the_grey(tmp_path):
+    """Of a network of one step, whose colours are noise within the limits of 8 bits."""
+    pictures, workdir = tmp_path / "pictures", str(tmp_path / "run")
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        image = rng.integers(100, 156, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(image).save(pictures / f"{i}.png")
+    config = load_config(
+        digits_subvp,
+        **{
+            "data.dataset": "image_folder",
+            "data.data_dir": str(pictures),
+            "data.channels": 3,
+            "data.crop_size": -1,
+            "training.num_steps": 1,
+            "training.checkpoint_every": 1,
+            "training.log_every": 1,
+            "sampling.num_samples": 1,
+            "inpainting.images": str(pictures),
+            "inpainting.num_images": 2,
+            "inpainting.num_completions": 4,
+        },
+    )
+    run_lib.train(config, workdir)
+    with pytest.raises(UserError, match="'heun' must be 'predictor_corrector' for colorization"):
+        run_lib.colorize(config, workdir)
+    config.sampling.method = "predictor_corrector"
+    config.sampling.predictor = "euler_maruyama"
+    # The one step goes to where the image has the share 1 - alpha of 1e-4 less contrast.
+    config.sampling.end = 1e-3
+    run_lib.colorize(config, workdir)
+    found = read(workdir, "colorization", "step_1", "completions.npz")
+    completions = found["completions"].astype(float)
+    inside = ((completions > 0) & (completions < 255)).all(axis=-1)
+    assert inside.mean() > 0.01
+    grey = np.broadcast_to(found["grey"][:, None, ..., 0], inside.shape)
+    # Three channels and the grey are rounded to a level each: their mean is off by half a level twice.
+    assert np.abs(completions.mean(axis=-1) - grey)[inside].max() < 1.1
+
+
+def test_classes_take_a_classifier(ve_run, tmp_path):
+    config = load_config()
+    workdir = str(shutil.copytree(ve_run, tmp_path / "run"))
+    with pytest.raises(UserError, match="holds no classifier: train it with --mode=classifier"):
+        run_lib.classconditional(config, workdir)
+    run_lib.classifier(config, workdir)
+    with pytest.raises(UserError, match="is there already"):
+        run_lib.classifier(config, workdir)
+    config.classifier.label = 10
+    with pytest.raises(UserError, match="label=10 must be -1"):
+        run_lib.classconditional(config, workdir)
+    config.classifier.label = 3
+    run_lib.classconditional(config, workdir)
+    found = read(workdir, "classconditional", "step_4", "samples.npz")["samples"]
+    run_lib.sample(config, workdir)
+    without = read(workdir, "samples", "step_4", "samples.npz")["samples"]
+    assert found.shape == without.shape and not np.array_equal(found, without)
+    other = load_config(**{"classifier.scale": 2.0})
+    with pytest.raises(UserError, match="classifier.scale is 1.0 there and 2.0 here"):
+        run_lib.classconditional(other, workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training.sde": "none"},
+            "training.sde='none' must be 've' or 'vp' or 'subvp' for .*'ncsnpp'",
+        ),
+        ({"model.name": "ncsn"}, "training.sde='ve' must be 'none' for config.model.name='ncsn'"),
+        (
+            {"training.sde": "subvp", "training.continuous": False},
+            "training.continuous=False must be True for config.training.sde='subvp'",
+        ),
+        (
+            {"training.continuous": False, "training.likelihood_weighting": True},
+            "training.likelihood_weighting=True must be False for config.training.continuous=False",
+        ),
+        (
+            {"training.loss": "ssm"},
+            "training.loss='ssm' must be 'dsm' for config.training.sde='ve'",
+        ),
+        (
+            {"training.sde": "vp", "training.continuous": False, "model.num_levels": 15},
+            "model.num_levels=15 must be at least 21",
+        ),
+        (
+            {"training.sde": "vp", "model.beta_min": 3.0, "model.beta_max": 2.0},
+            "model.beta_max=2.0 must be at least config.model.beta_min=3.0",
+        ),
+        (
+            {
+                "training.sde": "subvp",
+                "sampling.method": "predictor_corrector",
+                "sampling.predictor": "ancestral",
+            },
+            "predictor 'ancestral' does not exist for sub-VP",
+        ),
+        (
+            {
+                "training.sde": "subvp",
+                "sampling.method": "predictor_corrector",
+                "sampling.corrector": "langevin",
+                "sampling.snr": 0.1,
+            },
+            "corrector 'langevin' does not exist for sub-VP",
+        ),
+        (
+            {"sampling.method": "predictor_corrector", "sampling.corrector": "langevin"},
+            "corrector 'langevin' needs a signal-to-noise ratio",
+        ),
+        (
+            {"training.sde": "vp", "model.sigma_begin": 500.0},
+            "model.sigma_begin=500.0 must be at most 15",
+        ),
+        ({"ncsnpp.fir": True}, "config.ncsnpp: .* must be one of"),
+        ({"ncsnpp.ch_mult": ()}, "ncsnpp.ch_mult=.* must be one to twelve numbers"),
+        ({"sampling.method": "euler"}, "sampling.method='euler' must be 'annealed_langevin' or"),
+        ({"sampling.end": 0.0}, "sampling.end=0.0 must be from 1e-7"),
+    ],
+)
+def test_impossible_combinations_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        configuration.check(load_config(**changes))
+
+
+def test_published_options_of_the_embedding_follow_from_the_sde():
+    continuous = configuration.make_model(load_config())
+    assert continuous.embedding_type == "fourier" and continuous.scale_by_sigma
+    discrete = configuration.make_model(load_config(**{"training.continuous": False}))
+    assert discrete.embedding_type == "positional" and discrete.sigmas.shape == (30,)
+    vp = configuration.make_model(load_config(digits_subvp))
+    assert vp.embedding_type == "positional" and not vp.scale_by_sigma and vp.centered
+
+
+class Network:
+    """F(x, label) of the authors' figures."""
+
+    def apply(self, params, x, label):
+        label = label[:, None, None, None]
+        return -0.7 * x + 0.2 * jnp.sin(3 * x) + 0.01 * label * jnp.cos(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [("ve", sde.VE(0.01, 50.0)), ("vp", sde.VP(0.1, 20.0)), ("subvp", sde.SubVP(0.1, 20.0))],
+)
+def test_scores_of_a_network_equal_the_authors(name, process, golden):
+    figures = golden("sde")
+    x, t = jnp.asarray(figures["in/x"]), jnp.asarray(figures["in/t"])
+    kinds = [("score_cont", None)] + ([] if name == "subvp" else [("score_disc", 100)])
+    for kind, num_levels in kinds:
+        if kind == "score_disc" and name == "vp":
+            # Their label is not rounded, but their std is that of the level below; at levels all agree.
+            level = np.floor(figures["in/t"] * 99)
+            t = jnp.asarray(level / 99, jnp.float32)
+            label = figures["in/t"] * 99
+            std = figures["out/vp/sqrt_1m_alphas_cumprod"][level.astype(int)]
+            output = Network().apply(None, x, jnp.asarray(label, jnp.float32))
+            theirs = -output / std[:, None, None, None]
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(
+                theirs / scale, figures["out/vp/score_disc"] / scale, atol=5e-6
+            )
+            output = Network().apply(None, x, jnp.asarray(level, jnp.float32))
+            expected = -output / std[:, None, None, None]
+        else:
+            expected = figures[f"out/{name}/{kind}"]
+        score = models.time_score_fn(Network(), None, process, num_levels=num_levels)(x, t)
+        scale = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
+        # A few roundings of float32, of labels up to 999 and exponents up to log(5000).
+        np.testing.assert_allclose(score / scale, expected / scale, atol=5e-6)
+
+
+def test_likelihood_weighting_enters_the_mean_and_not_the_bins():
+    process = sde.VP(0.1, 20.0)
+    x = jnp.ones((4, 2, 2, 1))
+    t = jnp.asarray([0.05, 0.35, 0.95, 1.0])
+    keys = jax.random.split(jax.random.key(0), 4)
+    objective = objectives.diffusion(Network(), process, likelihood_weighting=True)
+    score_fn = objective.score_fn(None, keys)
+    plain = objective.loss(keys, score_fn, x, t)
+    weighted = losses.denoising_diffusion(keys, process, score_fn, x, t, likelihood_weighting=True)
+    np.testing.assert_allclose(objective.weight(t) * plain, weighted, rtol=1e-5)
+    np.testing.assert_array_equal(objective.bin(t), [9, 6, 0, 0])
+    assert (np.diff(objective.sigmas) < 0).all()
+
+
+def test_dropout_of_an_example_does_not_depend_on_the_devices():
+    config = load_config(**{"training.reduce_mean": True})
+    model = configuration.make_model(config)
+    state = configuration.make_init(config)(jax.random.key(0))
+    # The last convolutions begin at almost zero, behind which dropout would not be seen.
+    noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(state.params)))
+    noise = jax.tree.unflatten(jax.tree.structure(state.params), list(noise))
+    params = jax.tree.map(lambda p, k: p + 0.1 * jax.random.normal(k, p.shape), state.params, noise)
+    keys = jax.random.split(jax.random.key(2), 4)
+    x, t = jax.random.normal(jax.random.key(3), (4, 8, 8, 1)), jnp.full(4, 0.5)
+    process = configuration.make_sde(config)
+
+    @jax.jit
+    def score(x, t, keys):
+        return models.time_score_fn(model, params, process, dropout_keys=keys)(x, t)
+
+    whole = score(x, t, keys)
+    assert model.dropout == 0.1
+    without = models.time_score_fn(model, params, process)(x, t)
+    scale = np.abs(whole).max()
+    assert np.abs(whole - without).max() / scale > 1e-2
+    for i in range(2):
+        part = score(x[i::2], t[i::2], keys[i::2])
+        np.testing.assert_allclose(part / scale, whole[i::2] / scale, atol=1e-5)
+
+
+def test_the_mean_over_elements_is_two_over_d_times_the_sum():
+    config = load_config()
+    state = configuration.make_init(config)(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    objective = configuration.make_objective(config)
+    options = configuration.make_train_steps(config).keywords | {"objective": objective}
+
+    def run(reduce_mean):
+        step = jax.jit(
+            lambda state, images: training.train_step(
+                state, images, 0, **options | {"reduce_mean": reduce_mean}
+            )[1]
+        )
+        return step(state, images)
+
+    total, mean = run(False), run(True)
+    for name in ("loss", "grad_norm"):
+        ratio = float(getattr(mean, name) / getattr(total, name))
+        assert ratio == pytest.approx(2 / 64, rel=1e-4)
+    np.testing.assert_allclose(mean.level_loss, total.level_loss, rtol=1e-6)
