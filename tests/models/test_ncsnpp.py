@@ -190,8 +190,14 @@ def test_conversion_is_bit_identical_both_ways(golden, name):
     for key, array in state.items():
         assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
         np.testing.assert_array_equal(back[key], array)
-    without = convert.to_torch(params, model.clone(sigmas=None, scale_by_sigma=False))
-    assert without.keys() == state.keys() - {"sigmas"}
+    # The original always has a ladder of so many levels, used or not, and loads no state dict without.
+    without = model.clone(sigmas=None, scale_by_sigma=False)
+    for ladder, expected in ((None, DISCRETE), (LADDER, LADDER)):
+        back = convert.to_torch(params, without, ladder)
+        assert back.keys() == state.keys()
+        np.testing.assert_allclose(back["sigmas"], expected, rtol=1e-6)  # of logarithms in float32
+    with pytest.raises(ValueError, match=r"sigmas must be of shape \[L\], got \[\]"):
+        convert.to_torch(params, without, 50.0)
 
 
 def test_conversion_names_what_does_not_fit(golden):
