@@ -22,8 +22,8 @@ from ncsn_jax import convert, models, training
 from ncsn_jax.convert import files, workdirs
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
-from tests.models.comparison import assert_close, nhwc
-from tests.test_app import ROOT, environment
+from tests.models.comparison import assert_close, compiled_quickly, nhwc, run
+from tests.test_app import ROOT, environment, quickly_compiling
 
 V1 = DATA / "ncsn_checkpoint_v1_legacy.pth"  # torch's old format, optimizer keys by id
 V2 = DATA / "ncsnv2_checkpoint.pth"  # the new one, with EMA
@@ -120,7 +120,9 @@ def test_parameters_of_another_network_are_not_written(golden):
 def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds():
     model = models.NCSN(4, 10, "instance")
     image, level = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)
-    params = jax.jit(model.init)(jax.random.key(0), image, level)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
     state = convert.to_torch(params, model)
     assert state["normalizer.embed.weight"].shape == (10, 8)
     assert (
@@ -136,8 +138,9 @@ def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds()
     back = convert.from_torch(state, model)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     # Levels have tables of their own.
-    scores_ = [np.asarray(model.apply(params, image + 0.3, level + i)) for i in (0, 9)]
-    assert not np.allclose(*scores_)
+    levels = np.array([0, 9], np.int32)
+    first, last = run(model.apply, params, np.full((2, 8, 8, 1), 0.3, np.float32), levels)
+    assert not np.allclose(first, last)
 
 
 def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
@@ -151,7 +154,6 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
     optimizer = training.make_optimizer(1e-3)
     opt_state = optimizer.init(params)
 
-    @jax.jit
     def step(params, opt_state, x, sigma, noise):
         def loss(params):
             score = models.score_fn(model, params, ladder)(
@@ -164,15 +166,17 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    compiled = None
     for i in range(3):
-        batch = (nhwc(g[f"in/v1/{name}_{i}"]) for name in ("x", "noise"))
-        x, noise = batch
-        params, opt_state, value = step(params, opt_state, x, ladder[g[f"in/v1/labels_{i}"]], noise)
+        x, noise = (nhwc(g[f"in/v1/{name}_{i}"]) for name in ("x", "noise"))
+        batch = x, ladder[g[f"in/v1/labels_{i}"]], noise
+        compiled = compiled or compiled_quickly(step, params, opt_state, *batch)
+        params, opt_state, value = compiled(params, opt_state, *batch)
         assert float(value) == pytest.approx(float(g["out/v1/losses"][i]), rel=1e-4)
 
     found = files.read(str(V1))
     expected = convert.from_torch(found.model, model)
-    difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).ravel(), params, expected)
+    difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).ravel(), params, expected)
     difference = np.concatenate(jax.tree.leaves(difference))
     # Where a gradient is zero up to rounding Adam follows its sign: a few weights move the other way.
     assert np.mean(difference < 1e-6) > 0.97 and difference.max() < 3 * 2.01e-3
@@ -202,8 +206,9 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     trees = {"score": (state.params, found.model)}
     if version == "v2":
         trees["score_ema"] = (state.ema_params, found.ema)
+    network = compiled_quickly(model.apply, state.params, x, y)
     for name, (params, arrays) in trees.items():
-        assert_close(model.apply(params, x, y), nhwc(g[f"out/{version}/{name}"]))
+        assert_close(network(params, x, y), nhwc(g[f"out/{version}/{name}"]))
         back = convert.to_torch(params, model)
         assert all(np.array_equal(back[key], value) for key, value in arrays.items())
     adam = files.read_adam(str(path), found)
@@ -251,11 +256,10 @@ def test_a_file_of_score_sde_is_read_whole(golden):
     assert not adam.first[frequencies].any() and not adam.second[frequencies].any()
 
     trees = [convert.from_torch(arrays, NCSNPP) for arrays in (found.model, found.ema)]
-    both = jax.jit(lambda trees, x, t: [NCSNPP.apply(params, x, t) for params in trees])
-    arguments = trees, nhwc(g["in/x"]), g["in/t"]
-    scores = both.lower(*arguments).compile({"xla_backend_optimization_level": 0})(*arguments)
-    for name, score in zip(("score", "score_ema"), scores, strict=True):
-        assert_close(score, nhwc(g[f"out/{name}"]), 5e-5)
+    arguments = nhwc(g["in/x"]), g["in/t"]
+    network = compiled_quickly(NCSNPP.apply, trees[0], *arguments)
+    for name, params in zip(("score", "score_ema"), trees, strict=True):
+        assert_close(network(params, *arguments), nhwc(g[f"out/{name}"]), 5e-5)
     back = convert.to_torch(trees[0], NCSNPP)
     assert back.keys() == found.model.keys()
     # The ladder of the file is float64.
@@ -311,7 +315,7 @@ def test_the_documented_command_samples_and_trains_on(tmp_path):
         result = subprocess.run(
             [sys.executable, *command, *shared, *extra],
             cwd=ROOT,
-            env=environment(1),
+            env=quickly_compiling(1),
             capture_output=True,
             text=True,
             timeout=300,

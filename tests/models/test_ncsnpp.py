@@ -12,7 +12,7 @@ from flax import traverse_util
 from ncsn_jax import convert, models
 from ncsn_jax.convert import ncsnpp
 from ncsn_jax.models import embeddings, layers, resampling, unet
-from tests.models.comparison import assert_close, nhwc
+from tests.models.comparison import assert_close, nhwc, run
 from tests.models.test_memory import ROUNDING, equations
 
 TAPS = (1, 3, 3, 1)
@@ -64,12 +64,6 @@ def parameters(model):
         for path, a in convert.parameter_shapes(model, X.shape[-1]).items()
     }
     return traverse_util.unflatten_dict(drawn)
-
-
-def run(function, *arguments):
-    """Calls a function that is compiled without optimizations, which takes longer than the call."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function).lower(*arguments).compile(options)(*arguments)
 
 
 # Layers.
