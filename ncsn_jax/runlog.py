@@ -11,7 +11,6 @@ import platform
 import sys
 
 import jax
-import numpy as np
 from clu import parameter_overview
 
 from ncsn_jax import checkpoints, hosts, report, storage
@@ -52,15 +51,14 @@ def describe(config, state, *, with_table: bool) -> None:
     if with_table:
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
         _log.debug("%s", table)
-    model = configuration.make_model(config)
-    example = jax.ShapeDtypeStruct((1, *configuration.image_shape(config)), np.float32)
-    level = jax.ShapeDtypeStruct((1,), np.int32)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.params)
-    macs = report.count_multiply_adds(model.apply, shapes, example, level)
-    count = sum(a.size for a in jax.tree.leaves(state.params))
-    _log.info("%d parameters, %.4g multiply-adds per image and evaluation", count, macs)
-    _log.info("devices: %s", report.describe_devices())
     options = config.training
+    model = configuration.make_model(config, dtype=options.dtype, remat=options.remat)
+    cost = report.estimate_cost(
+        model, configuration.image_shape(config), ema=config.model.ema_decay > 0
+    )
+    at_once = options.batch_size // (jax.device_count() * options.microbatches)
+    _log.info("%s", report.describe_cost(cost, at_once))
+    _log.info("devices: %s", report.describe_devices())
     if options.remat:
         _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
     if options.dtype != "float32" or options.microbatches > 1:

@@ -33,6 +33,12 @@ def environment(devices):
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 
+def quickly_compiling(devices):
+    """Without LLVM's optimizations, for networks that take longer to compile than to run."""
+    given = environment(devices)
+    return given | {"XLA_FLAGS": f"{given['XLA_FLAGS']} --xla_backend_optimization_level=0"}
+
+
 def command(workdir, *extra):
     return [sys.executable, "main.py", f"--workdir={workdir}", *SMALL, *extra]
 

@@ -23,11 +23,13 @@ from ncsn_jax import workdirs as work_directories
 from ncsn_jax.convert import files, workdirs
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
-from tests.models.comparison import assert_close, nhwc
-from tests.test_app import ROOT, environment
+from tests.models.comparison import assert_close, compiled_quickly, nhwc, run
+from tests.test_app import ROOT, environment, quickly_compiling
 
 V1 = DATA / "ncsn_checkpoint_v1_legacy.pth"  # torch's old format, optimizer keys by id
 V2 = DATA / "ncsnv2_checkpoint.pth"  # the new one, with EMA
+PP = DATA / "ncsnpp_checkpoint.pth"  # of score_sde_pytorch: a dict, with an EMA without names
+NCSNPP = models.NCSNpp(4, (1, 2), 1, (8,), 16)
 
 NETWORKS = {
     "ncsn_v1_28": lambda g: models.NCSN(8, 10),
@@ -119,7 +121,9 @@ def test_parameters_of_another_network_are_not_written(golden):
 def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds():
     model = models.NCSN(4, 10, "instance")
     image, level = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)
-    params = jax.jit(model.init)(jax.random.key(0), image, level)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
     state = convert.to_torch(params, model)
     assert state["normalizer.embed.weight"].shape == (10, 8)
     assert (
@@ -135,8 +139,9 @@ def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds()
     back = convert.from_torch(state, model)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     # Levels have tables of their own.
-    scores_ = [np.asarray(model.apply(params, image + 0.3, level + i)) for i in (0, 9)]
-    assert not np.allclose(*scores_)
+    levels = np.array([0, 9], np.int32)
+    first, last = run(model.apply, params, np.full((2, 8, 8, 1), 0.3, np.float32), levels)
+    assert not np.allclose(first, last)
 
 
 def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
@@ -150,7 +155,6 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
     optimizer = training.make_optimizer(1e-3)
     opt_state = optimizer.init(params)
 
-    @jax.jit
     def step(params, opt_state, x, sigma, noise):
         def loss(params):
             score = models.score_fn(model, params, ladder)(
@@ -163,15 +167,17 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    compiled = None
     for i in range(3):
-        batch = (nhwc(g[f"in/v1/{name}_{i}"]) for name in ("x", "noise"))
-        x, noise = batch
-        params, opt_state, value = step(params, opt_state, x, ladder[g[f"in/v1/labels_{i}"]], noise)
+        x, noise = (nhwc(g[f"in/v1/{name}_{i}"]) for name in ("x", "noise"))
+        batch = x, ladder[g[f"in/v1/labels_{i}"]], noise
+        compiled = compiled or compiled_quickly(step, params, opt_state, *batch)
+        params, opt_state, value = compiled(params, opt_state, *batch)
         assert float(value) == pytest.approx(float(g["out/v1/losses"][i]), rel=1e-4)
 
     found = files.read(str(V1))
     expected = convert.from_torch(found.model, model)
-    difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).ravel(), params, expected)
+    difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).ravel(), params, expected)
     difference = np.concatenate(jax.tree.leaves(difference))
     # Where a gradient is zero up to rounding Adam follows its sign: a few weights move the other way.
     assert np.mean(difference < 1e-6) > 0.97 and difference.max() < 3 * 2.01e-3
@@ -201,8 +207,9 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     trees = {"score": (state.params, found.model)}
     if version == "v2":
         trees["score_ema"] = (state.ema_params, found.ema)
+    network = compiled_quickly(model.apply, state.params, x, y)
     for name, (params, arrays) in trees.items():
-        assert_close(model.apply(params, x, y), nhwc(g[f"out/{version}/{name}"]))
+        assert_close(network(params, x, y), nhwc(g[f"out/{version}/{name}"]))
         back = convert.to_torch(params, model)
         assert all(np.array_equal(back[key], value) for key, value in arrays.items())
     adam = files.read_adam(str(path), found)
@@ -225,6 +232,77 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         workdirs.export(config, workdir, str(target))
 
 
+def test_a_file_of_score_sde_is_read_whole(golden):
+    torch = pytest.importorskip("torch")
+    content = torch.load(PP, weights_only=False)
+    g = golden("ncsnpp_checkpoint_io")
+    trained = [
+        name.removeprefix("module.") for name in json.loads(str(g["meta"]))["parameter_order"]
+    ]
+    found = files.read(str(PP))
+    adam = files.read_adam(str(PP), found)
+    assert (found.step, found.ema_decay, adam.count) == (3, 0.999, 3)
+    rate = content["optimizer"]["param_groups"][0]["lr"]
+    assert adam.hyperparameters["learning_rate"] == float(rate)
+    assert type(found.optimizer["param_groups"][0]["lr"]) is float
+    # Number 0 is that of the frequencies, which are not trained.
+    assert len(trained) == len(found.ema) - 1 == len(adam.first) - 1
+    for i, name in enumerate(trained):
+        moments = content["optimizer"]["state"][i + 1]
+        np.testing.assert_array_equal(found.ema[name], content["ema"]["shadow_params"][i])
+        np.testing.assert_array_equal(adam.first[name], moments["exp_avg"])
+        np.testing.assert_array_equal(adam.second[name], moments["exp_avg_sq"])
+    frequencies = "all_modules.0.W"
+    np.testing.assert_array_equal(found.ema[frequencies], content["model"][f"module.{frequencies}"])
+    assert not adam.first[frequencies].any() and not adam.second[frequencies].any()
+
+    trees = [convert.from_torch(arrays, NCSNPP) for arrays in (found.model, found.ema)]
+    arguments = nhwc(g["in/x"]), g["in/t"]
+    network = compiled_quickly(NCSNPP.apply, trees[0], *arguments)
+    for name, params in zip(("score", "score_ema"), trees, strict=True):
+        assert_close(network(params, *arguments), nhwc(g[f"out/{name}"]), 5e-5)
+    back = convert.to_torch(trees[0], NCSNPP)
+    assert back.keys() == found.model.keys()
+    # The ladder of the file is float64.
+    np.testing.assert_allclose(back.pop("sigmas"), found.model["sigmas"], rtol=1e-6)
+    assert all(np.array_equal(array, found.model[name]) for name, array in back.items())
+
+
+def test_a_work_directory_of_ncsnpp_and_back(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    config = ncsnv2_cifar10.get_config()
+    changes = {"data.image_size": 16, "model.num_levels": 1000, "optim.learning_rate": 2e-4}
+    config.update_from_flattened_dict(changes | {"training.batch_size": 8})
+    monkeypatch.setattr(configuration, "make_model", lambda *_, **__: NCSNPP)
+    # The rate of the file is that of step 4002 of a warm-up of 5000, of which there is none here.
+    message = workdirs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
+    assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
+    found = files.read(str(PP))
+    step, state = configuration.load_newest(config, str(tmp_path / "run"))
+    adam = files.read_adam(str(PP), found)
+    trees = {"mu": adam.first, "nu": adam.second, "ema": found.ema}
+    for name, arrays in trees.items():
+        tree = state.ema_params if name == "ema" else optax.tree.get(state.opt_state, name)
+        back = convert.to_torch(tree, NCSNPP)
+        assert all(np.array_equal(back[key], array) for key, array in arrays.items()), name
+    assert step == 3 and int(optax.tree.get(state.opt_state, "count")) == 3
+
+    workdirs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
+    with np.load(tmp_path / "weights.npz") as arrays:
+        assert set(arrays.files) == {f"model/module.{name}" for name in found.model} | {
+            f"ema/{name}" for name in found.ema
+        }
+        ladder = arrays["model/module.sigmas"]
+        np.testing.assert_allclose(ladder, found.model["sigmas"], rtol=1e-6)
+
+    config.update_from_flattened_dict({"model.ema_decay": 0.99, "model.num_levels": 500})
+    config.optim.learning_rate, config.optim.warmup_steps = 0.00016008, 2
+    message = "\n".join(workdirs._make_state(config, str(PP), found)[1])
+    assert "learning_rate" not in message  # reached after two of the three steps
+    assert "its moving average was of decay 0.999; training would go on with" in message
+    assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
+
+
 def test_the_documented_command_samples_and_trains_on(tmp_path):
     pytest.importorskip("torch")
     workdir = tmp_path / "run"
@@ -238,7 +316,7 @@ def test_the_documented_command_samples_and_trains_on(tmp_path):
         result = subprocess.run(
             [sys.executable, *command, *shared, *extra],
             cwd=ROOT,
-            env=environment(1),
+            env=quickly_compiling(1),
             capture_output=True,
             text=True,
             timeout=300,
@@ -260,6 +338,94 @@ class Harmful:
         import os
 
         return os.system, ("touch harmed",)
+
+
+class Rebuilt:
+    """Pickled as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+NUMPY_SCALAR = np.float64(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float64(0.1), 0.1),
+        (np.float32(0.1), float(np.float32(0.1))),
+        (np.int64(-3), -3),
+        (np.float16(1), "is no little-endian float64, float32 or int64"),
+        (np.complex128(1), "is no little-endian"),
+        (np.datetime64(1, "s"), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype(">f8"), b"12345678"), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype([("a", "<f8")]), b"12345678"), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype(object), b"12345678"), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR, "f8", b"12345678"), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype("<f8"), b"1234567"), "whose data are not 8 bytes"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype("<f8"), "12345678"), "whose data are not 8 bytes"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype("<f8")), "whose data are not 8 bytes"),
+        (Rebuilt(NUMPY_SCALAR), "is no little-endian"),
+        (np.ones(1), r"would call numpy\._core\.multiarray\._reconstruct"),
+        (Harmful(), r"would call \w+\.system"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_numpy_is_read_as_plain_numbers_or_refused(value, expected, options, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = str(tmp_path / "file.pth")
+    before = torch.serialization.get_safe_globals()
+    torch.save({"model": {"a": torch.ones(1)}, "optimizer": {"lr": value}}, path, **options)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"file.pth is refused: .*{expected}"):
+            files.read(path)
+    else:
+        found = files.read(path).optimizer["lr"]
+        assert found == expected and type(found) is type(expected)
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_numpy_of_before_its_second_version_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "file.pth"
+    content = {"model": {"a": torch.ones(1)}, "step": np.int64(5)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    names = b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"
+    data = path.read_bytes()
+    assert names[0] in data
+    path.write_bytes(data.replace(*names))
+    assert files.read(str(path)).step == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["ema"]["shadow_params"].pop(), "is 155, expected a list of 156 tensors"),
+        (lambda c: c["ema"].pop("shadow_params"), "is NoneType, expected a list of 156 tensors"),
+        (lambda c: c.update(ema=3), "is NoneType, expected a list of 156 tensors"),
+        (lambda c: c["ema"].update(decay="x"), r"'decay' of its moving average must be in \[0, 1"),
+        (lambda c: c["ema"].update(decay=float("nan")), r"'decay' .* must be in \[0, 1"),
+        (
+            lambda c: c["ema"]["shadow_params"].__setitem__(0, 1),
+            "'all_modules.1.weight' of its mov",
+        ),
+        (lambda c: c.update(step=-1), "its step is -1, expected a whole number"),
+        (lambda c: c.update(model={}), "holds dict as its state dict, expected a state dict, "),
+        (lambda c: c.update(model={"a": 1}), "entry 'a' of its state dict is int"),
+    ],
+)
+def test_a_file_of_score_sde_that_is_not_sound_is_one_line(change, message, tmp_path):
+    torch = pytest.importorskip("torch")
+    content = torch.load(PP, weights_only=False)
+    change(content)
+    path = str(tmp_path / "file.pth")
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        files.read(path)
 
 
 def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.test_app import ROOT, environment
+from tests.test_app import ROOT, quickly_compiling
 
 # Before the cells: what a notebook's front end provides. After the configuration: smaller numbers.
 PRELUDE = """
@@ -42,7 +42,7 @@ def test_runs_from_top_to_bottom(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment(1),
+        env=quickly_compiling(1),
         capture_output=True,
         text=True,
         timeout=300,

@@ -11,7 +11,8 @@ MIXTURE = gaussian_mixture([[-1.0, 0.5], [2.0, 1.0], [0.0, -3.0]], [0.5, 1.0, 2.
 def test_score_is_the_gradient_of_the_log_density():
     x = 3.0 * jax.random.normal(jax.random.key(0), (20, 2))
     sigma = jnp.linspace(0.0, 3.0, 20)
-    gradient = jax.vmap(jax.grad(lambda x, s: MIXTURE.log_prob(x[None], s[None])[0]))(x, sigma)
+    gradient = jax.vmap(jax.grad(lambda x, s: MIXTURE.log_prob(x[None], s[None])[0]))
+    gradient = jax.jit(gradient)(x, sigma)
     np.testing.assert_allclose(MIXTURE.score(x, sigma), gradient, atol=1e-5)
 
 

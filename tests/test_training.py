@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from ncsn_jax import losses, objectives, parallel, sigmas, training
+from tests.models.comparison import compiled_quickly, run
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
 
@@ -45,9 +46,14 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def one_device(state, batches):
+def step(state, batches):
+    """A compiled step."""
+    return compiled_quickly(functools.partial(training.train_step, **OPTIONS), state, batches[0], 7)
+
+
+@pytest.fixture(scope="module")
+def one_device(state, batches, step):
     """The states and metrics of five single steps on one device."""
-    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
     states, metrics = [state], []
     for images in batches:
         following, measured = step(states[-1], images, 7)
@@ -88,8 +94,9 @@ def test_eight_devices_equal_one(state, batches, one_device):
 
 def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
     """The place of the first example makes the random numbers, wherever the half is computed."""
-    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
-    halves = [step(state, batches[0][i : i + 8], 7, np.int32(i))[1] for i in (0, 8)]
+    one = functools.partial(training.train_step, **OPTIONS)
+    half = compiled_quickly(one, state, batches[0][:8], 7, np.int32(0))
+    halves = [half(state, batches[0][i : i + 8], 7, np.int32(i))[1] for i in (0, 8)]
     whole = one_device[1][0]
     assert np.mean([h.loss for h in halves]) == pytest.approx(float(whole.loss), rel=1e-5)
     np.testing.assert_array_equal(sum(h.level_count for h in halves), whole.level_count)
@@ -105,17 +112,10 @@ def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
 
 def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
     states, metrics = one_device
-    run = jax.jit(functools.partial(training.train_steps, **OPTIONS))
-    final, measured = run(state, batches, 7)
+    final, measured = run(functools.partial(training.train_steps, **OPTIONS), state, batches, 7)
     assert int(final.step) == 5
     assert_same(final, states[-1])
     assert_same(measured, jax.tree.map(lambda *a: np.stack(a), *metrics))
-
-
-def compiled_quickly(function, *arguments):
-    """Compiles without LLVM's optimizations, which take longer than what is run here."""
-    lowered = jax.jit(function).lower(*arguments)
-    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.mark.parametrize("loss", ["sm"])
@@ -198,8 +198,7 @@ def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):
     assert total / 16 == pytest.approx(float(metrics[0].loss), rel=1e-5)
 
 
-def test_noise_depends_on_seed_and_step(state, batches):
-    step = jax.jit(functools.partial(training.train_step, **OPTIONS))
+def test_noise_depends_on_seed_and_step(state, batches, step):
     losses_of = lambda s, seed: float(step(s, batches[0], seed)[1].loss)
     assert losses_of(state, 7) == losses_of(state, 7)
     assert losses_of(state, 7) != losses_of(state, 8)
@@ -208,7 +207,8 @@ def test_noise_depends_on_seed_and_step(state, batches):
 
 def test_without_an_average_none_is_kept(batches):
     state = training.init_state(jax.random.key(0), Tiny(), OPTIMIZER, (8, 8, 1), ema=False)
-    after, _ = training.train_step(state, batches[0], 0, **OPTIONS | {"ema_decay": 0.0})
+    step = functools.partial(training.train_step, **OPTIONS | {"ema_decay": 0.0})
+    after, _ = jax.eval_shape(step, state, batches[0], 0)
     assert state.ema_params == after.ema_params == {}
 
 
@@ -254,12 +254,11 @@ def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metri
     """With a ladder of one value c the loss of weight sigma^p is c^(p - 2) times that of sigma^2."""
     ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])
 
-    def run(power):
+    def measured(power):
         options = OPTIONS | {"objective": objectives.ladder(Tiny(), ladder, anneal_power=power)}
-        step = jax.jit(functools.partial(training.train_step, **options))
-        return step(state, batches[0], 7)[1]
+        return run(functools.partial(training.train_step, **options), state, batches[0], 7)[1]
 
-    usual, other = run(2.0), run(-1.0)
+    usual, other = measured(2.0), measured(-1.0)
     for name in ("loss", "grad_norm"):
         ratio = getattr(other, name) / getattr(usual, name)
         assert float(ratio) == pytest.approx(0.5**-3, rel=1e-5)

@@ -18,6 +18,7 @@ from flax import traverse_util
 from ncsn_jax import models
 from ncsn_jax.convert import ncsnpp
 from ncsn_jax.errors import show
+from ncsn_jax.sigmas import geometric
 
 # Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
 _HALVING = {
@@ -33,6 +34,9 @@ _LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
 _LADDER = "sigmas"
 
 _WITH_LADDER = (models.RefineNet, models.NCSNpp)
+
+# The ladder of the buffer that the original NCSN++ has even where it uses none: largest, smallest, levels.
+_UNUSED_LADDER = (50.0, 0.01, 1000)
 
 # No images have more.
 _MAX_CHANNELS = 1000
@@ -70,7 +74,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     if isinstance(model, _WITH_LADDER) and _LADDER in found:
         ladder = found.pop(_LADDER)
         if model.sigmas is not None:
-            _check_ladder(ladder, np.asarray(model.sigmas))
+            check_ladder(ladder, np.asarray(model.sigmas))
     if channels is None:
         first = found.get(_torch_name(("begin_conv", "kernel"), model), np.empty(0))
         channels = first.shape[1] if first.ndim == 4 and first.shape[1] else 3
@@ -102,19 +106,23 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     return traverse_util.unflatten_dict(params)
 
 
-def to_torch(params, model: nn.Module) -> dict[str, np.ndarray]:
+def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
     """Converts parameters to the state dict that the original network loads: `from_torch` reversed.
 
     Args:
       params: the parameters of `model`, or a tree like them, such as their moving average.
       model: the network they belong to.
+      sigmas: `[L]`, the ladder for an NCSN++ that has none. The original always holds one as a buffer,
+        of as many levels as its `num_scales`, and loads no other length; it makes no use of it where
+        ours has none. The default is that of the runs on CIFAR-10, 1000 levels from 50 to 0.01.
 
     Returns:
-      Name to array in PyTorch's layout, without 'module.', bit for bit the parameters. For the
-      networks of NCSNv2 the ladder is among them, as 'sigmas', and for NCSN++ if the model has one.
+      Name to array in PyTorch's layout, without 'module.', bit for bit the parameters, with all that the
+      original loads strictly: for the networks of NCSNv2 and NCSN++ the ladder is among them, as 'sigmas'.
 
     Raises:
-      ValueError: if the parameters are not the model's; the message names the first that differs.
+      ValueError: if the parameters are not the model's; the message names the first that differs. If
+        `sigmas` is no array of that shape.
     """
     _check_network(model)
     found = traverse_util.flatten_dict(params)
@@ -131,8 +139,13 @@ def to_torch(params, model: nn.Module) -> dict[str, np.ndarray]:
             )
         array, name = np.array(found[path]), _torch_name(path[1:], model)
         state[name] = np.ascontiguousarray(array.transpose(_torch_axes(name, array.ndim)))
-    if isinstance(model, _WITH_LADDER) and model.sigmas is not None:
-        state[_LADDER] = np.array(model.sigmas, np.float32)
+    if isinstance(model, _WITH_LADDER):
+        ladder = sigmas if model.sigmas is None else model.sigmas
+        if ladder is None:
+            ladder = geometric(*_UNUSED_LADDER)
+        if np.ndim(ladder) != 1:
+            raise ValueError(f"sigmas must be of shape [L], got {list(np.shape(ladder))}")
+        state[_LADDER] = np.array(ladder, np.float32)
     return state
 
 
@@ -166,7 +179,8 @@ def _check_values(name: str, array: np.ndarray) -> None:
         raise ValueError(f"{name}, of type {array.dtype}, holds values that are no finite float32")
 
 
-def _check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
+def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
+    """Raises ValueError unless a file's ladder `[L]` is the expected one but for rounding."""
     if found.shape != expected.shape:
         raise ValueError(f"sigmas has shape {list(found.shape)}, expected {list(expected.shape)}")
     # Theirs is an exponential of float32 logarithms, whose rounding is some 6e-8 |ln sigma| < 1e-6.

@@ -1,12 +1,13 @@
 """The checkpoint files of the authors' PyTorch scripts as arrays.
 
 Hides the two formats that torch has written, the layouts that the scripts saved, and the numbering of
-Adam's moments. A file is read with `weights_only=True`: one that would execute code is refused. The
-only module that imports torch, and only when a file is read.
+Adam's moments and of a moving average without names. A file is read with `weights_only=True`: one that
+would execute code is refused. The only module that imports torch, and only when a file is read.
 """
 
 import os
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,10 +17,14 @@ import numpy as np
 from ncsn_jax.errors import UserError
 
 _LAYOUTS = (
-    "a state dict, [model, adam] of ncsn, [model, adam, epoch, step, ema] of ncsnv2, or a dict with "
-    "'model_state' of the simplified NCSN"
+    "a state dict, [model, adam] of ncsn, [model, adam, epoch, step, ema] of ncsnv2, a dict with "
+    "'model_state' of the simplified NCSN, or {optimizer, model, ema, step} of score_sde_pytorch"
 )
 _BUFFERS = ("sigmas",)
+
+# The only parameters that are not trained, the Fourier frequencies of NCSN++: Adam numbers them without a
+# state, and the moving average leaves them out.
+_FROZEN = ("all_modules.0.W",)
 
 # Before this version of torch a crafted file could execute code, or write to memory, even with
 # weights_only=True (CVE-2025-32434, CVE-2026-24747).
@@ -27,6 +32,10 @@ _SAFE_TORCH = (2, 10)
 
 # What a step counter may be: it becomes an int32.
 _MAX_STEP = 2**31 - 1
+
+# The numpy scalars that are read, with their `struct` formats. They are all that a file needs of numpy:
+# NCSN++'s hold the learning rate, which the warm-up computes with it, in such.
+_SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q"}
 
 
 class TorchCheckpoint(NamedTuple):
@@ -37,12 +46,14 @@ class TorchCheckpoint(NamedTuple):
       optimizer: the optimizer's state dict as torch has it, for `read_adam`, or None.
       step: the number of optimizer steps, or None where the file does not have it.
       ema: the state dict of the exponential moving average, or None.
+      ema_decay: its decay, where the file has it.
     """
 
     model: dict[str, np.ndarray]
     optimizer: Any
     step: int | None
     ema: dict[str, np.ndarray] | None
+    ema_decay: float | None = None
 
 
 class Adam(NamedTuple):
@@ -61,13 +72,15 @@ class Adam(NamedTuple):
 
 
 def read(path: str) -> TorchCheckpoint:
-    """Reads a checkpoint of ermongroup/ncsn, ermongroup/ncsnv2 or the simplified NCSN.
+    """Reads a checkpoint of ermongroup/ncsn, ermongroup/ncsnv2, score_sde_pytorch or the simplified NCSN.
 
     Raises:
       UserError: if the file is not there, is damaged, would execute code, or holds something else; or
         if torch is missing or too old to read it safely.
     """
     content = _load(path)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        return _read_score_sde(path, content)
     if isinstance(content, Mapping) and "model_state" in content:
         parts = [content["model_state"], content.get("optimizer_state")]
     else:
@@ -86,6 +99,33 @@ def _has_average(parts: list) -> bool:
     if len(parts) < 5 or parts[4] is None:
         return False
     return not isinstance(parts[4], Mapping) or len(parts[4]) > 0
+
+
+def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
+    """Reads {optimizer, model, ema, step}, whose average is a list in the order of what is trained."""
+    model = _state_dict(path, "state dict", content["model"])
+    average, ema, decay = content.get("ema"), None, None
+    if average is not None:
+        shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
+        trained = [name for name in model if name not in _BUFFERS + _FROZEN]
+        if not isinstance(shadow, list) or len(shadow) != len(trained):
+            found = f"{len(shadow)}" if isinstance(shadow, list) else type(shadow).__name__
+            raise UserError(
+                f"{path}: 'shadow_params' of its moving average is {found}, expected a list of "
+                f"{len(trained)} tensors, as many as its network trains"
+            )
+        decay = average.get("decay")
+        if isinstance(decay, bool) or not isinstance(decay, float | int) or not 0 <= decay < 1:
+            raise UserError(f"{path}: 'decay' of its moving average must be in [0, 1)")
+        ema = _state_dict(path, "moving average", dict(zip(trained, shadow, strict=True)))
+        ema |= {name: model[name] for name in _FROZEN if name in model}
+    return TorchCheckpoint(
+        model=model,
+        optimizer=content.get("optimizer"),
+        step=None if content.get("step") is None else _count(path, "step", content["step"]),
+        ema=ema,
+        ema_decay=None if decay is None else float(decay),
+    )
 
 
 def read_adam(path: str, found: TorchCheckpoint) -> Adam:
@@ -143,6 +183,47 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
     return Adam(count, first, second, hyperparameters)
 
 
+class _RefusedError(Exception):
+    """A numpy value that is not read."""
+
+
+class _Dtype:
+    """Stands for `numpy.dtype` while a file is read; takes every argument, for `_scalar` to judge."""
+
+    __slots__ = ("kind", "state")
+
+    def __init__(self, kind=None, align=None, copy=None):
+        self.kind, self.state = kind, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+def _scalar(dtype=None, data=None) -> float | int:
+    """Stands for numpy's scalars while a file is read, and makes plain numbers of them."""
+    # As numpy writes those of a little-endian machine: no fields, no sizes of its own.
+    plain = (3, "<", None, None, None, -1, -1, 0)
+    kind = getattr(dtype, "kind", None)
+    known = isinstance(dtype, _Dtype) and isinstance(kind, str) and kind in _SCALARS
+    if not (known and isinstance(dtype.state, tuple) and dtype.state == plain):
+        raise _RefusedError(
+            "it holds a numpy value that is no little-endian float64, float32 or int64"
+        )
+    if not isinstance(data, bytes) or len(data) != struct.calcsize(_SCALARS[kind]):
+        raise _RefusedError(
+            f"it holds a numpy scalar of type {kind} whose data are not {kind[1]} bytes"
+        )
+    return struct.unpack(_SCALARS[kind], data)[0]
+
+
+# By the names that numpy's old and new versions write. Nothing of numpy itself is ever called.
+_STAND_INS = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_Dtype, "numpy.dtype"),
+]
+
+
 def _load(path: str) -> Any:
     if not os.path.isfile(path):
         found = "is a directory" if os.path.isdir(path) else "does not exist"
@@ -165,9 +246,12 @@ def _load(path: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_STAND_INS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except _RefusedError as error:
+        raise UserError(f"{path} is refused: {error}") from None
     # Truncated and foreign files raise all kinds of exceptions.
     except Exception as error:
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):

@@ -8,6 +8,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ncsn_jax import checkpoints, convert, images, models, storage, training, workdirs
@@ -75,11 +76,12 @@ def export(config, workdir: str, path: str) -> str:
         raise UserError(f"--export={path!r} is there already; choose another name")
     step, state = workdirs.load_newest(config, workdir)
     model = configuration.make_model(config)
-    state_dict = convert.to_torch(state.params, model)
+    ladder = configuration.make_sigmas(config)
+    state_dict = convert.to_torch(state.params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."
     arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
     if state.ema_params:
-        average = convert.to_torch(state.ema_params, model)
+        average = convert.to_torch(state.ema_params, model, ladder)
         average.pop("sigmas", None)  # a buffer, which the authors' average does not have
         arrays |= {f"ema/{name}": array for name, array in average.items()}
     try:
@@ -125,12 +127,31 @@ def _make_state(
             mu=convert_part("Adam's first moments", adam.first),
             nu=convert_part("Adam's second moments", adam.second),
         )
+        # The file's rate is that of its last step.
+        here = dict(config.optim)
+        if warmup := config.optim.warmup_steps:
+            here["learning_rate"] *= min(max(adam.count - 1, 0) / warmup, 1.0)
         notes = [
             f"note: it was trained with {field} {value}; training would go on with "
             f"config.optim.{field}={config.optim[field]}"
             for field, value in adam.hyperparameters.items()
-            if value != config.optim[field]
+            if value != here[field]
         ]
+    if found.ema_decay not in (None, config.model.ema_decay):
+        notes.append(
+            f"note: its moving average was of decay {found.ema_decay}; training would go on with "
+            f"config.model.ema_decay={config.model.ema_decay}"
+        )
+    if "sigmas" in found.model and getattr(model, "sigmas", None) is None:
+        # The network does without, so that another ladder is no reason to refuse the file.
+        try:
+            convert.check_ladder(
+                found.model["sigmas"], np.asarray(configuration.make_sigmas(config))
+            )
+        except ValueError as error:
+            notes.append(
+                f"note: it was made with another ladder than config.model describes: {error}"
+            )
     if step % config.training.steps_per_call:
         raise UserError(
             f"{path} is of step {step}, which must be a multiple of "

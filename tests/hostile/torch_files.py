@@ -21,6 +21,9 @@ def _content(rng):
     group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     group |= {"amsgrad": False, "params": [0, 1]}
     content = [arrays, {"state": states, "param_groups": [group]}, 2, 5000, dict(arrays)]
+    average = {"decay": 0.999, "num_updates": 3, "shadow_params": list(arrays.values())}
+    score_sde = {"model": arrays, "optimizer": content[1], "step": 3, "ema": average}
+    numbers = [np.float64(1e-3), np.float32(0.5), np.int64(3), np.float16(1), np.dtype("<f8")]
     ones = torch.ones(3)
     # fmt: off
     values = [
@@ -33,19 +36,21 @@ def _content(rng):
     # fmt: on
 
     def value():
-        return rng.choice([rng.choice(NUMBERS + HUGE), rng.choice(STRINGS), *values])
+        return rng.choice([rng.choice(NUMBERS + HUGE), rng.choice(STRINGS), *values, *numbers])
 
+    simplified = {"model_state": arrays, "optimizer_state": content[1], "epoch": 3}
+    changed = rng.choice([content, content, score_sde])
     for _ in range(rng.choice([0, 1, 1, 2])):
-        alter(rng, content, value)
+        alter(rng, changed, value)
     nested = []
     for _ in range(rng.choice([10, 300])):
         nested = [nested]
     itself = []
     itself += [itself, itself]
     # fmt: off
-    return rng.choice([content] * 5 + [
+    return rng.choice([changed] * 5 + [
         content[: rng.randrange(6)], value(), nested, itself, [Harmful()], {"model_state": Harmful()},
-        {"model_state": content[0], "optimizer_state": content[1], "epoch": 3},
+        simplified, {"model": arrays, "optimizer": Harmful()},
     ])
     # fmt: on
 
@@ -56,8 +61,8 @@ def _save(rng) -> bytes:
     if rng.random() < 0.05:
         return pickle.dumps(Harmful())
     if rng.random() < 0.1:
-        name = rng.choice(["ncsn_checkpoint_v1_legacy.pth", "ncsnv2_checkpoint.pth"])
-        data = (DATA / name).read_bytes()
+        name = rng.choice(["ncsn_checkpoint_v1_legacy", "ncsnv2_checkpoint", "ncsnpp_checkpoint"])
+        data = (DATA / f"{name}.pth").read_bytes()
     else:
         buffer, new = io.BytesIO(), rng.random() < 0.5
         content = _content(rng)

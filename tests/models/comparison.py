@@ -1,6 +1,17 @@
-"""How outputs are compared with the original networks' figures."""
+"""How outputs are compared with the original networks' figures, and how they are computed."""
 
+import jax
 import numpy as np
+
+
+def compiled_quickly(function, *arguments):
+    """Compiles without LLVM's optimizations, which take longer than what is run here."""
+    return jax.jit(function).lower(*arguments).compile({"xla_backend_optimization_level": 0})
+
+
+def run(function, *arguments):
+    """Calls a function once, compiled so."""
+    return compiled_quickly(function, *arguments)(*arguments)
 
 
 def nhwc(array):

@@ -14,6 +14,7 @@ from jax.extend import core as jex
 
 from ncsn_jax import models, parallel
 from ncsn_jax.models import blocks, normalization
+from tests.models.comparison import run
 
 LADDER = np.geomspace(1.0, 0.1, 3, dtype=np.float32)
 # Each with the number of its blocks.
@@ -139,8 +140,7 @@ def test_a_network_in_bfloat16_is_near_that_in_float32(name):
         types = (jnp.float32, jnp.bfloat16)
         return [model.clone(dtype=dtype).apply(params, X, LEVEL) for dtype in types]
 
-    options = {"xla_backend_optimization_level": 0}
-    exact, rounded = jax.jit(both).lower(params).compile(options)(params)
+    exact, rounded = run(both, params)
     assert exact.dtype == rounded.dtype == jnp.float32
     axes = (1, 2, 3)
     error = np.sqrt(np.square(rounded - exact).mean(axes) / np.square(exact).mean(axes))

@@ -5,7 +5,7 @@ import pytest
 
 from ncsn_jax import convert, models, sigmas
 from ncsn_jax.models import layers
-from tests.models.comparison import assert_close, nhwc
+from tests.models.comparison import assert_close, nhwc, run
 
 MODEL = models.NCSN(features=8, num_levels=10)
 
@@ -19,9 +19,10 @@ def case(request, golden):
 
 def test_reproduces_the_original_stage_by_stage(case):
     g, params = case
-    score, state = MODEL.apply(
-        params, nhwc(g["in/x"]), g["in/y"], capture_intermediates=True, mutable=["intermediates"]
+    apply = lambda p, x, y: MODEL.apply(
+        p, x, y, capture_intermediates=True, mutable=["intermediates"]
     )
+    score, state = run(apply, params, nhwc(g["in/x"]), g["in/y"])
     stages = state["intermediates"]
     assert_close(score, nhwc(g["out/score"]))
     names = {
@@ -58,7 +59,7 @@ def test_loss_and_gradients_are_the_originals(golden, monkeypatch):
         )
         return per_example.mean(), per_example
 
-    (value, per_example), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, per_example), gradient = run(jax.value_and_grad(loss, has_aux=True), params)
     assert float(value) == pytest.approx(float(g["out/net/dsm"]), rel=1e-5)
     np.testing.assert_allclose(per_example, g["out/net/dsm_v2_per_example"], rtol=1e-5)
     found = convert.to_torch(gradient, MODEL)

@@ -12,7 +12,7 @@ from flax import traverse_util
 from ncsn_jax import convert, models
 from ncsn_jax.convert import ncsnpp
 from ncsn_jax.models import embeddings, layers, resampling, unet
-from tests.models.comparison import assert_close, nhwc
+from tests.models.comparison import assert_close, nhwc, run
 from tests.models.test_memory import ROUNDING, equations
 
 TAPS = (1, 3, 3, 1)
@@ -64,12 +64,6 @@ def parameters(model):
         for path, a in convert.parameter_shapes(model, X.shape[-1]).items()
     }
     return traverse_util.unflatten_dict(drawn)
-
-
-def run(function, *arguments):
-    """Calls a function that is compiled without optimizations, which takes longer than the call."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function).lower(*arguments).compile(options)(*arguments)
 
 
 # Layers.
@@ -190,8 +184,14 @@ def test_conversion_is_bit_identical_both_ways(golden, name):
     for key, array in state.items():
         assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
         np.testing.assert_array_equal(back[key], array)
-    without = convert.to_torch(params, model.clone(sigmas=None, scale_by_sigma=False))
-    assert without.keys() == state.keys() - {"sigmas"}
+    # The original always has a ladder of so many levels, used or not, and loads no state dict without.
+    without = model.clone(sigmas=None, scale_by_sigma=False)
+    for ladder, expected in ((None, DISCRETE), (LADDER, LADDER)):
+        back = convert.to_torch(params, without, ladder)
+        assert back.keys() == state.keys()
+        np.testing.assert_allclose(back["sigmas"], expected, rtol=1e-6)  # of logarithms in float32
+    with pytest.raises(ValueError, match=r"sigmas must be of shape \[L\], got \[\]"):
+        convert.to_torch(params, without, 50.0)
 
 
 def test_conversion_names_what_does_not_fit(golden):

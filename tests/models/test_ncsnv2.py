@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from ncsn_jax import convert, models, sigmas
-from tests.models.comparison import assert_close, nhwc
+from tests.models.comparison import assert_close, nhwc, run
 
 CASES = {
     "ncsnv2_32": (models.NCSNv2, 8),
@@ -19,10 +19,10 @@ def test_reproduces_the_original_stage_by_stage(golden, name):
     model = network(features, g["state/sigmas"])
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     params = convert.from_torch(state, model)
-    apply = jax.jit(
-        lambda p, x, y: model.apply(p, x, y, capture_intermediates=True, mutable=["intermediates"])
+    apply = lambda p, x, y: model.apply(
+        p, x, y, capture_intermediates=True, mutable=["intermediates"]
     )
-    score, captured = apply(params, nhwc(g["in/x"]), g["in/y"])
+    score, captured = run(apply, params, nhwc(g["in/x"]), g["in/y"])
     assert_close(score, nhwc(g["out/score"]))
     for stage, module in {
         "res4": "res4_1",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ncsn_jax import convert, models, sigmas
-from tests.models.comparison import assert_close, nhwc
+from tests.models.comparison import assert_close, nhwc, run
 
 
 def test_reproduces_the_original_stage_by_stage(golden):
@@ -13,10 +13,10 @@ def test_reproduces_the_original_stage_by_stage(golden):
     model = models.SimplifiedNCSN(8, g["in/sigmas"] / 2)
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     params = convert.from_torch(state, model)
-    apply = jax.jit(
-        lambda p, x, y: model.apply(p, x, y, capture_intermediates=True, mutable=["intermediates"])
+    apply = lambda p, x, y: model.apply(
+        p, x, y, capture_intermediates=True, mutable=["intermediates"]
     )
-    score, captured = apply(params, (nhwc(g["in/x"]) + 1) / 2, g["in/y"])
+    score, captured = run(apply, params, (nhwc(g["in/x"]) + 1) / 2, g["in/y"])
     # Dividing by sigma, and 83 convolutions in a row, leave 5e-6 of the original in float32.
     assert_close(score / 2, nhwc(g["out/score"]), 2e-5)
     stages = captured["intermediates"]
@@ -48,7 +48,9 @@ def test_parameter_counts_are_the_originals(features, channels, count):
 
 def test_starts_with_xavier_kernels_and_identical_levels():
     model = models.SimplifiedNCSN(16, sigmas.geometric(0.5, 0.005, 10))
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int))
+    # Draws the arrays without running the network.
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    params = model.lazy_init(jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))
     unit = params["params"]["stage1"]["unit_0"]
     kernel, bound = np.asarray(unit["conv1"]["kernel"]), np.sqrt(6 / (9 * 32))
     assert np.abs(kernel).max() <= bound
