@@ -57,6 +57,11 @@ def uniform_like(key: jax.Array, x: jax.Array) -> jax.Array:
     return _draw(jax.random.uniform, key, x)
 
 
+def rademacher_like(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Noise like `x`, -1 or 1 with equal probability; `key` is one key or `[B]`."""
+    return _draw(jax.random.rademacher, key, x)
+
+
 def expand(sigma: jax.Array, x: jax.Array) -> jax.Array:
     """Reshapes `sigma: [B]` so that it broadcasts against `x: [B, ...]`."""
     return sigma.reshape(sigma.shape + (1,) * (x.ndim - 1))

@@ -1,4 +1,7 @@
-"""Samplers that need nothing but a score function; importing them needs nothing but jax."""
+"""Samplers that need nothing but a score function; importing them needs nothing but jax.
+
+`probability_flow` imports diffrax when it is called.
+"""
 
 from ncsn_jax.sampling.langevin import (
     LangevinInfo,
@@ -9,6 +12,7 @@ from ncsn_jax.sampling.langevin import (
     langevin,
     langevin_update,
 )
+from ncsn_jax.sampling.ode import probability_flow
 from ncsn_jax.sampling.reverse_sde import SamplerInfo, predictor_corrector
 
 __all__ = [
@@ -21,4 +25,5 @@ __all__ = [
     "langevin",
     "langevin_update",
     "predictor_corrector",
+    "probability_flow",
 ]
