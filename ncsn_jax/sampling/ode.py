@@ -23,7 +23,7 @@ from ncsn_jax.sde import SDE, TimeScoreFn
 _FIRST_STEP = 0.01
 
 MAX_STEPS = 4096
-"""Steps after which a solver gives up by default: ten times what 1e-6 takes of the smooth closed forms."""
+"""Steps, accepted or rejected, after which an example is given up by default."""
 
 
 def probability_flow(

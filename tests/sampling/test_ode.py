@@ -106,6 +106,9 @@ def test_failures_are_nan_and_counted_and_those_of_one_example_alone():
     x, info = flow(jnp.array([[10.0, 10.0], [4.0, 4.0], [1.0, 2.0]]))
     assert np.isnan(x[:2]).all()
     assert set(np.asarray(info.evaluations[:2])) == {1 + 6 * 20}
+    # The first example's first step is always rejected, and its start not repeated.
+    jax.effects_barrier()
+    assert len(calls) == 1 + 6 * 20
     np.testing.assert_array_equal(x[2], [1.0, 2.0])
 
 
