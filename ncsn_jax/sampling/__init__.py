@@ -1,4 +1,7 @@
-"""Samplers that need nothing but a score function; importing them needs nothing but jax."""
+"""Samplers that need nothing but a score function; importing them needs nothing but jax.
+
+`probability_flow` imports diffrax when it is called.
+"""
 
 from ncsn_jax.sampling.controllable import guided, known_grey, known_pixels
 from ncsn_jax.sampling.karras import heun

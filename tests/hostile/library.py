@@ -20,13 +20,21 @@ def _array(rng):
     return array
 
 
-@entry(9, "ncsn_jax.scheduler", "ncsn_jax.losses", "ncsn_jax.scores", kind="library")
+@entry(
+    9,
+    "ncsn_jax.scheduler",
+    "ncsn_jax.losses",
+    "ncsn_jax.scores",
+    "ncsn_jax.likelihood",
+    "diffrax",
+    kind="library",
+)
 def make_library(case):
     """One of the functions, with one or two arguments replaced; with none it has to be accepted."""
     import jax
     import jax.numpy as jnp
 
-    from ncsn_jax import losses, sampling, scheduler, scores, sigmas
+    from ncsn_jax import likelihood, losses, sampling, scheduler, scores, sde, sigmas
 
     rng = case.rng
     scheme = scheduler.AnnealedLangevinDynamicsScheduler(3, 2, 0.1, 1.0, 1e-3)
@@ -38,6 +46,8 @@ def make_library(case):
         losses.sample_levels, losses.denoising_score_matching, losses.sliced_score_matching,
         losses.score_matching, scores.gaussian_mixture, scheduler.AnnealedLangevinDynamicsScheduler,
         scheme.set_timesteps, scheme.set_sigmas, scheme.step, scheme.add_noise,
+        sampling.probability_flow, likelihood.log_prob, likelihood.encode, likelihood.decode,
+        likelihood.bits_per_dim, likelihood.dequantize, likelihood.interpolate,
     ]
     x = jnp.array([[0.5, 0.1], [0.9, 0.3]])
     good = {
@@ -52,6 +62,10 @@ def make_library(case):
         "num_inference_steps": 3, "model_output": x, "timestep": 1, "sample": x, "original_samples": x,
         "noise": x, "timesteps": jnp.array([0, 1]), "data": np.eye(2, 6, dtype=np.float32),
         "return_info": info, "num_frames": None,
+        "sde": sde.VE(0.1, 1.0), "z": x, "z0": x, "z1": x + 1, "num": 3, "start": 0.5, "end": 0.6,
+        "rtol": 0.1, "atol": 0.1, "max_steps": 3, "exact": False, "projection": "gaussian",
+        "temperature": 1.0, "log_prob": jnp.zeros(2), "levels": 256, "width": 1.0,
+        "images": jnp.zeros((2, 3), jnp.uint8),
     }
     # fmt: on
     function = rng.choice(functions)

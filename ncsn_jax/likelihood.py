@@ -1,0 +1,294 @@
+"""What the probability flow gives besides samples: log densities, and latents that are data exactly.
+
+The flow is a map between data and noise that can be inverted (Song et al., 2021, section 4.3 and appendix
+D). `log_prob` is the density that it gives to data, by the change of variables; `bits_per_dim` and
+`dequantize` are what it takes to compare such numbers for images. `encode` and `decode` go to latents and
+back, `interpolate` goes from one latent to another. Hidden here is how a divergence is had from a score
+function; the solver is in `ncsn_jax.sampling.ode`, and needs diffrax.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import _draw, check_batch, check_key, fold_in, normal_like, rademacher_like
+from ncsn_jax.errors import show
+from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sampling.ode import (
+    MAX_STEPS,
+    check_sde,
+    check_state,
+    check_times,
+    check_tolerances,
+    integrate,
+    probability_flow,
+    score_of_one,
+    velocity,
+)
+from ncsn_jax.sampling.reverse_sde import SamplerInfo
+from ncsn_jax.sde import SDE, TimeScoreFn
+
+PROJECTIONS = {"rademacher": rademacher_like, "gaussian": normal_like}
+# So many directional derivatives are taken at once for an exact trace.
+_DIRECTIONS = 16
+
+
+def log_prob(
+    key: jax.Array | None,
+    sde: SDE,
+    score_fn: TimeScoreFn,
+    x: jax.Array,
+    *,
+    exact: bool = False,
+    num_projections: int = 1,
+    projection: str = "rademacher",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    end: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+    return_info: bool = False,
+) -> jax.Array | tuple[jax.Array, SamplerInfo]:
+    """The log density of data under the probability flow (equation 39 with the flow of equation 13).
+
+        log p(x) = log prior(x_1) + int_end^1 div(f(x, t) - g(t)^2 s(x, t) / 2) dt,    x at t = end
+
+    This is the density of the samples that `probability_flow` makes from the prior and stops at `end`,
+    noise of `sde.sigma(end)` included; x is taken for one of them. It is not corrected for the step from
+    `end` to 0. The divergence of the drift is exact; that of the score is its trace, by one derivative for
+    each of the D elements with `exact`, or estimated without bias as the mean of v^T J v (equation 40) with
+    vectors v that stay the same along the trajectory.
+
+    Args:
+      key: one key, or one per example `[B]`; not used with `exact`, where it may be None.
+      sde: the SDE.
+      score_fn: `score_fn(x, t)`, differentiable in x by `jax.jvp`.
+      x: `[B, ...]`, data in the scale that the score function knows, floating point.
+      exact: whether to take the exact trace, in D derivatives.
+      num_projections: the number of vectors v, >= 1; each costs one derivative. The estimate's standard error
+        falls with its root.
+      projection: 'rademacher', signs, or 'gaussian', which has the larger variance.
+      rtol: relative tolerance of a step, in [0, 1).
+      atol: absolute tolerance of a step, > 0: of x in its units, and of the log density in nats per
+        dimension.
+      end: the time of x, in (0, 1).
+      max_steps: accepted and rejected steps, >= 1, after which an example is given up.
+      return_info: whether to return a `SamplerInfo` as well: evaluations of the score with its derivatives.
+
+    Returns:
+      Nats `[B]`, NaN for an example that ran out of steps or met values that are not finite; and the
+      `SamplerInfo` if asked for.
+
+    Raises:
+      ValueError: if an argument is out of range, or the score is not shaped like x.
+      ImportError: if diffrax is not installed.
+    """
+    check_sde(sde)
+    x = check_state("x", x)
+    check_times(end, 1.0)
+    check_tolerances(rtol, atol, max_steps)
+    check_count("num_projections", num_projections)
+    if not (isinstance(projection, str) and projection in PROJECTIONS):
+        raise ValueError(f"projection must be one of {[*PROJECTIONS]}, got {show(projection)}")
+    vectors = None
+    if not exact:
+        check_key(key, x.shape[0])
+        draws = [PROJECTIONS[projection](fold_in(key, i), x) for i in range(num_projections)]
+        vectors = jnp.stack(draws, axis=1)
+    size = math.prod(x.shape[1:])
+
+    def field(t, state, vectors):
+        score, directional = jax.linearize(lambda x: score_of_one(score_fn, x, t), state[0])
+        trace = _exact_trace(directional, state[0]) if exact else _trace(directional, vectors)
+        g = sde.diffusion(t[None])[0]
+        divergence = sde.rate(t[None])[0] - 0.5 * g**2 * trace / size
+        return velocity(sde, state[0], t, score), divergence
+
+    start = (x, jnp.zeros(x.shape[0], x.dtype))
+    (latent, change), info = integrate(
+        field, start, end, 1.0, rtol=rtol, atol=atol, max_steps=max_steps, args=vectors
+    )
+    nats = sde.prior_log_prob(latent) + size * change
+    return (nats, info) if return_info else nats
+
+
+def _trace(directional, vectors: jax.Array) -> jax.Array:
+    """The mean of v^T J v over vectors `[P, ...]`."""
+    return jnp.mean(jax.vmap(lambda v: jnp.sum(v * directional(v)))(vectors))
+
+
+def _exact_trace(directional, x: jax.Array) -> jax.Array:
+    """The trace of a linear function of arrays like x, some directions at a time."""
+    basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+    at_once = min(x.size, _DIRECTIONS)
+    return jnp.sum(jax.lax.map(lambda e: jnp.sum(e * directional(e)), basis, batch_size=at_once))
+
+
+def bits_per_dim(
+    log_prob: jax.Array, shape: tuple[int, ...], *, levels: int = 256, width: float = 1.0
+) -> jax.Array:
+    """Log densities of dequantized data, in bits per dimension of the discrete data.
+
+        bits = -log_prob / (D log 2) + log2(levels / width)
+
+    Data on a grid of `levels` values that fill an interval of length `width`, plus uniform noise of the
+    size of a cell (`dequantize`), have a density whose mean log, with the cell's volume (width / levels)^D
+    added, is at most the log probability of the discrete data: the bits are an upper bound of its cost, on
+    average over the noise. The offset is 8 bits for images in [0, 1] and 7 for images scaled to [-1, 1].
+
+    Args:
+      log_prob: `[B]`, nats.
+      shape: `[B, ...]`, the shape of the data; D is the number of elements of one example.
+      levels: the number of values of an element, >= 1.
+      width: the length of the interval that the data fill, > 0: 1 for [0, 1], 2 for [-1, 1].
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if an argument has the wrong shape or is out of range.
+    """
+    log_prob = jnp.asarray(log_prob)
+    if not (isinstance(shape, tuple | list) and len(shape) > 1 and log_prob.shape == shape[:1]):
+        raise ValueError(
+            "shape must be that of the data, (B, ...), for log_prob [B], "
+            f"got {show(shape)} and {log_prob.shape}"
+        )
+    for size in shape[1:]:
+        check_count("shape", size)
+    check_count("levels", levels)
+    if not (isinstance(width, int | float) and 0 < width < math.inf):
+        raise ValueError(f"width must be a number > 0, got {show(width)}")
+    size = math.prod(shape[1:])
+    return -log_prob / (size * math.log(2)) + math.log2(levels / width)
+
+
+def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Images of bytes with uniform noise, (image + u) / 256 with u in [0, 1), as likelihoods need them.
+
+    u has 16 bits, which with the byte's 8 are those that float32 has: no value is rounded, so that
+    floor(256 x) is the image.
+
+    Args:
+      key: one key, or one per example `[B]`.
+      images: `[B, ...]`, uint8.
+
+    Returns:
+      `[B, ...]`, float32 in [0, 1).
+
+    Raises:
+      ValueError: if `images` are not uint8 `[B, ...]`.
+    """
+    check_key(key, check_batch("images", images))
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    noise = _draw(lambda k, shape, _: jax.random.bits(k, shape, jnp.uint16), key, images)
+    return (images.astype(jnp.float32) + noise.astype(jnp.float32) / 2**16) / 256
+
+
+def encode(
+    sde: SDE,
+    score_fn: TimeScoreFn,
+    x: jax.Array,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    end: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+) -> jax.Array:
+    """The latents of data: `probability_flow` from `end` to 1.
+
+    For VE they are of the size of sigma_max, and a change of x by the tolerance changes them by sigma_max
+    times as much in units of the data's own standard deviation.
+
+    Args:
+      sde: the SDE.
+      score_fn: `score_fn(x, t)`.
+      x: `[B, ...]`, data, taken for samples at the time `end`.
+      rtol: as in `probability_flow`.
+      atol: as in `probability_flow`.
+      end: the time of x, in (0, 1).
+      max_steps: as in `probability_flow`.
+
+    Returns:
+      `[B, ...]`, NaN for an example that could not be solved.
+
+    Raises:
+      ValueError: if an argument is out of range, or the score is not shaped like x.
+      ImportError: if diffrax is not installed.
+    """
+    tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    return probability_flow(sde, score_fn, x, start=end, end=1.0, **tolerances)[0]
+
+
+def decode(
+    sde: SDE,
+    score_fn: TimeScoreFn,
+    z: jax.Array,
+    *,
+    temperature: float = 1.0,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    end: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+) -> jax.Array:
+    """The data of latents: `probability_flow` of `temperature` z from 1 to `end`; undoes `encode`.
+
+    Args:
+      sde: the SDE.
+      score_fn: `score_fn(x, t)`.
+      z: `[B, ...]`, latents.
+      temperature: what latents are multiplied with, > 0; below 1 samples are less varied.
+      rtol: as in `probability_flow`.
+      atol: as in `probability_flow`.
+      end: the time of the data, in (0, 1).
+      max_steps: as in `probability_flow`.
+
+    Returns:
+      `[B, ...]`, NaN for an example that could not be solved.
+
+    Raises:
+      ValueError: if an argument is out of range, or the score is not shaped like z.
+      ImportError: if diffrax is not installed.
+    """
+    z = check_state("z", z)
+    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        raise ValueError(f"temperature must be a number > 0, got {show(temperature)}")
+    tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    return probability_flow(sde, score_fn, temperature * z, start=1.0, end=end, **tolerances)[0]
+
+
+def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
+    """Latents on the arc from one latent to another (spherical interpolation).
+
+        z_w = (sin((1 - w) theta) z0 + sin(w theta) z1) / sin(theta),    theta the angle between z0 and z1
+
+    For two draws of a normal prior, whose angle is close to a right one, the norm stays that of a draw.
+    `jax.vmap` does several pairs.
+
+    Args:
+      z0: one latent, an array of any shape `[...]` without an axis of examples.
+      z1: the other, of the same shape; not opposite to z0, where no arc is the shortest.
+      num: the number of latents, z0 and z1 among them, >= 2.
+
+    Returns:
+      `[num, ...]`, a batch to `decode`.
+
+    Raises:
+      ValueError: if the shapes differ or are (), or `num` is below 2.
+    """
+    shapes = [getattr(z, "shape", ()) for z in (z0, z1)]
+    if not shapes[0] or shapes[0] != shapes[1]:
+        raise ValueError(f"z0 and z1 must be arrays of one shape [...], got {show(shapes)}")
+    z0, z1 = check_state("z0", z0), check_state("z1", z1)
+    check_count("num", num)
+    if num < 2:
+        raise ValueError(f"num must be at least 2, got {num}")
+    units = [z / jnp.linalg.norm(z.reshape(-1)) for z in (z0, z1)]
+    # Exact for small angles too, where the arc cosine is not.
+    distances = [jnp.linalg.norm((units[0] + s * units[1]).reshape(-1)) for s in (-1, 1)]
+    theta = 2 * jnp.arctan2(*distances)
+    w = jnp.linspace(0.0, 1.0, num, dtype=z0.dtype).reshape(num, *(1,) * z0.ndim)
+    weights = [jnp.where(theta > 0, jnp.sin(v * theta) / jnp.sin(theta), v) for v in (1 - w, w)]
+    return weights[0] * z0[None] + weights[1] * z1[None]
