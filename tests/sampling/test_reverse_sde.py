@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from ncsn_jax import scores, sde
-from ncsn_jax._random import expand, normal_like
+from ncsn_jax._random import expand
 from ncsn_jax.sampling import reverse_sde as pc
 
 SDES = {
@@ -77,6 +77,16 @@ def test_scores_of_networks_of_a_chain_equal_the_authors(name, golden):
         std = process.chain(100)[1][jnp.floor(99 * t).astype(int)]
         found = -network(x, 99 * t) / expand(std, x)
     assert_close_per_sample(found, figures[f"out/{name}/score_disc"], 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"corrector": "langevin", "snr": 0.1}])
+def test_scores_of_another_shape_are_refused(options):
+    with pytest.raises(
+        ValueError, match=r"score_fn must return the shape of x, \(2, 3\), got \(2,\)"
+    ):
+        pc.predictor_corrector(
+            jax.random.key(0), SDES["ve"], lambda x, t: t, jnp.zeros((2, 3)), num_steps=3, **options
+        )
 
 
 @pytest.fixture
@@ -195,41 +205,42 @@ def cdf(x):
     return 0.4 * stats.norm.cdf(x, -1.0, 0.3) + 0.6 * stats.norm.cdf(x, 1.5, 0.6)
 
 
-@pytest.mark.parametrize(
-    ("name", "predictor", "corrector"),
-    [
-        *((n, p, "none") for n in SDES for p in pc.PREDICTORS if (n, p) != ("subvp", "ancestral")),
-        ("ve", "reverse_diffusion", "annealed_langevin"),
-        ("vp", "reverse_diffusion", "annealed_langevin"),
-        ("ve", "none", "annealed_langevin"),
-    ],
-)
-def test_samples_of_a_mixture_have_its_distribution(name, predictor, corrector):
-    """By the largest distance of distribution functions; the error of 300 steps is a tenth of it."""
+@pytest.mark.parametrize("name", list(SDES))
+def test_samples_of_a_mixture_have_its_distribution(name):
+    """Of every predictor, and of the corrector that suits one dimension, also alone."""
     process, n = SDES[name], 2000
     score = sde.from_sigma_score(process, MIXTURE.score)
-    start = process.prior_sample(jax.random.key(0), (n, 1))
-    run = jax.jit(
-        lambda x: pc.predictor_corrector(
-            jax.random.key(1),
-            process,
-            score,
-            x,
-            predictor=predictor,
-            corrector=corrector,
-            num_steps=300,
-            snr=0.3,
-            corrector_steps=3 if predictor == "none" else 1,
-            end=1e-3,
-        )
-    )
-    x, info = run(start)
-    expected = (
-        300 * {"none": 3, **dict.fromkeys(pc.PREDICTORS, 1 + (corrector != "none"))}[predictor]
-    )
-    assert (np.asarray(info.evaluations) == expected).all()
-    # Kolmogorov's statistic is larger with probability 0.001.
-    assert stats.kstest(np.asarray(x)[:, 0], cdf).statistic < 1.95 / np.sqrt(n)
+    pairs = [(p, "none") for p in pc.PREDICTORS if (name, p) != ("subvp", "ancestral")]
+    if name != "subvp":
+        pairs += [("reverse_diffusion", "annealed_langevin")]
+    if name == "ve":
+        pairs += [("none", "annealed_langevin")]
+
+    @jax.jit
+    def run():
+        x = process.prior_sample(jax.random.key(0), (n, 1))
+        return [
+            pc.predictor_corrector(
+                jax.random.key(1),
+                process,
+                score,
+                x,
+                predictor=predictor,
+                corrector=corrector,
+                num_steps=300,
+                snr=0.3,
+                corrector_steps=3 if predictor == "none" else 1,
+                end=1e-3,
+            )
+            for predictor, corrector in pairs
+        ]
+
+    for (predictor, corrector), (x, info) in zip(pairs, run(), strict=True):
+        each = 3 if predictor == "none" else 1 + (corrector != "none")
+        assert (np.asarray(info.evaluations) == 300 * each).all()
+        # Kolmogorov's statistic is larger with probability 0.001. The error of 300 steps is a tenth of it.
+        distance = stats.kstest(np.asarray(x)[:, 0], cdf).statistic
+        assert distance < 1.95 / np.sqrt(n), (predictor, corrector)
 
 
 @pytest.mark.parametrize("name", ["ve", "vp"])
@@ -237,7 +248,7 @@ def test_the_langevin_corrector_keeps_the_distribution(name):
     """In many dimensions, where norms are nearly constant.
 
     Its variance is off by r^2 = 0.0025 for finite steps, by 2 / D < 0.008 for norms that vary, and by a
-    part of the predictor's error, which is 0.011 for VE (see the test of orders); the standard error is
+    part of the predictor's error, which is 0.022 for VE (see the test of orders); the standard error is
     0.0125.
     """
     process, n, size = SDES[name], 50, 256
@@ -250,7 +261,7 @@ def test_the_langevin_corrector_keeps_the_distribution(name):
             x,
             corrector="langevin",
             snr=0.05,
-            num_steps=800,
+            num_steps=400,
             end=1e-3,
             denoise=False,
         )[0]
@@ -269,7 +280,7 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
     x = process.prior_sample(jax.random.key(1), (6, 4))
 
     def constrain(key, x, mean, t):
-        return 0.9 * x + expand(0.1 * t, x) * normal_like(key, x), 0.9 * mean
+        return 0.9 * x + expand(0.1 * t, x), 0.9 * mean
 
     def run(keys, x, steps):
         return pc.predictor_corrector(
@@ -385,7 +396,7 @@ def test_correctors_equal_the_authors(name, kind, label, golden):
         (
             "ve",
             {"corrector": "langevin"},
-            "'langevin' needs a signal-to-noise ratio snr > 0, got None",
+            "'langevin' needs a signal-to-noise ratio snr > 0, .* got None",
         ),
         ("ve", {"predictor": "none"}, "cannot both be 'none'"),
         ("ve", {"predictor": "heun"}, "predictor must be one of"),
