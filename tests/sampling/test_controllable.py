@@ -105,6 +105,15 @@ def test_known_pixels_have_the_noise_of_their_time():
     np.testing.assert_array_equal(swapped[::-1], found)
 
 
+def test_what_is_hidden_keeps_both_its_sample_and_its_mean():
+    x, mean = jnp.full((2, 3), 7.0), jnp.full((2, 3), 5.0)
+    constrain = known_pixels(SDES["ve"], jnp.zeros((1, 3)), jnp.asarray([[1, 0, 0]]))
+    found = constrain(jax.random.key(0), x, mean, jnp.ones(2))
+    for value, before in zip(found, (x, mean), strict=True):
+        np.testing.assert_array_equal(value[:, 1:], before[:, 1:])
+        assert (value[:, 0] != before[:, 0]).all()
+
+
 RHO, VALUE = 0.8, 1.5
 
 
