@@ -458,7 +458,7 @@ def make_model(
     if network is models.NCSN:
         model = config.model
         return network(features, model.num_levels, model.normalization, **options)
-    if network is not models.NCSNpp:
+    if config.model.name != "ncsnpp":
         return network(features, make_sigmas(config), **options)
     is_ve = config.training.sde == "ve"
     is_fourier = is_ve and config.training.continuous

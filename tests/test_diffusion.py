@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from PIL import Image
 
 import run_lib
 from configs import digits_subvp, digits_ve
+from configs.score_sde import ve_cifar10_ncsnpp_continuous
 from ncsn_jax import chains, losses, models, objectives, parallel, sde, storage, training, workdirs
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
+from tests.models.comparison import run
 
 SMALL = {
     "model.features": 4,
@@ -44,6 +47,14 @@ def load_config(module=digits_ve, **changes):
     config = module.get_config()
     config.update_from_flattened_dict(SMALL | changes)
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    """What is tested here is not the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(configuration.MODELS, "ncsnpp", tiny.TinyDiffusion)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +148,7 @@ def test_what_was_made_otherwise_is_not_overwritten(ve_run):
         run_lib.sample(config, ve_run)
 
 
-def test_likelihood_is_added_to(ve_run, caplog):
+def test_likelihood_is_added_to(ve_run):
     name = "step_4"
     config = load_config(**{"likelihood.num_images": 3})
     run_lib.likelihood(config, ve_run)
@@ -213,13 +224,12 @@ def test_colorization_keeps_the_grey(tmp_path):
         run_lib.colorize(config, workdir)
     config.sampling.method = "predictor_corrector"
     config.sampling.predictor = "euler_maruyama"
-    # The one step goes to where the image has the share 1 - alpha of 1e-4 less contrast.
-    config.sampling.end = 1e-3
+    config.sampling.num_steps = 50
     run_lib.colorize(config, workdir)
     found = read(workdir, "colorization", "step_1", "completions.npz")
     completions = found["completions"].astype(float)
     inside = ((completions > 0) & (completions < 255)).all(axis=-1)
-    assert inside.mean() > 0.01
+    assert inside.mean() > 0.1
     grey = np.broadcast_to(found["grey"][:, None, ..., 0], inside.shape)
     # Three channels and the grey are rounded to a level each: their mean is off by half a level twice.
     assert np.abs(completions.mean(axis=-1) - grey)[inside].max() < 1.1
@@ -419,3 +429,29 @@ def test_the_mean_over_elements_is_two_over_d_times_the_sum():
         ratio = float(getattr(mean, name) / getattr(total, name))
         assert ratio == pytest.approx(2 / 64, rel=1e-4)
     np.testing.assert_allclose(mean.level_loss, total.level_loss, rtol=1e-6)
+
+
+def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
+    """Of NCSN++ for CIFAR-10 with all its parts: every parameter but the frequencies moves."""
+    monkeypatch.setitem(configuration.MODELS, "ncsnpp", models.NCSNpp)
+    config = ve_cifar10_ncsnpp_continuous.get_config()
+    config.update_from_flattened_dict(
+        {
+            "model.features": 8,
+            "data.image_size": 16,
+            "ncsnpp.num_res_blocks": 1,
+            "ncsnpp.ch_mult": (1, 2),
+            "optim.warmup_steps": 0,
+        }
+    )
+    configuration.check(config)
+    state = configuration.make_init(config)(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    steps = functools.partial(
+        training.train_step, **configuration.make_train_steps(config).keywords
+    )
+    after, metrics = run(steps, state, images, 0)
+    assert np.isfinite(metrics.loss)
+    before, moved = (traverse_util.flatten_dict(s.params) for s in (state, after))
+    still = ["/".join(k) for k in before if np.array_equal(before[k], moved[k])]
+    assert still == ["params/fourier/W"]

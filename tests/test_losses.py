@@ -260,6 +260,23 @@ def test_losses_of_the_chains_are_the_authors(name, label, golden, monkeypatch):
         assert float(loss.mean()) * factor == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_every_time_of_a_chain_has_its_own_level(monkeypatch):
+    """Seen by a score function of data 1 without noise: alpha of each level."""
+    monkeypatch.setattr(losses, "normal_like", lambda key, x: jnp.zeros_like(x))
+    alphas, stds = SDES["vp"].chain(1000)
+    seen = []
+
+    def score(x, t):
+        seen.append(x[:, 0])
+        return jnp.ones_like(x)
+
+    t = jnp.arange(1000) / 999
+    x = jnp.ones((1000, 1))
+    loss = losses.denoising_diffusion(jax.random.key(0), SDES["vp"], score, x, t, num_levels=1000)
+    np.testing.assert_array_equal(seen[0], alphas)
+    np.testing.assert_allclose(loss, 0.5 * np.square(stds), rtol=3e-7)
+
+
 @pytest.mark.parametrize("num_levels", [None, 100])
 @pytest.mark.parametrize("name", ["ve", "vp"])
 def test_minimum_under_an_sde_is_the_closed_form_score(name, num_levels):

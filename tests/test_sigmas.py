@@ -39,6 +39,31 @@ def test_refuses_what_is_no_ladder(arguments, message):
         sigmas.geometric(*arguments)
 
 
+def test_karras_ladder_is_uniform_in_a_power_with_exact_ends():
+    ladder = np.asarray(sigmas.karras(80.0, 0.002, 18))
+    assert ladder.dtype == np.float32 and ladder.shape == (18,)
+    assert ladder[0] == np.float32(80.0) and ladder[-1] == np.float32(0.002)
+    steps = np.diff(ladder.astype(np.float64) ** (1 / 7))
+    # The roots are at most 1.87, and each is rounded by a seventh of the rounding of its power.
+    np.testing.assert_allclose(steps, steps.mean(), atol=2 * 1.87 / 7 * 6e-8)
+    np.testing.assert_allclose(sigmas.karras(3.0, 1.0, 5, rho=1), [3.0, 2.5, 2.0, 1.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((80.0, 0.002, 18, 0.5), r"rho must be in \[1, 100\], got 0.5"),
+        ((80.0, 0.002, 18, float("nan")), r"rho must be in \[1, 100\], got nan"),
+        ((0.002, 80.0, 18), "sigma_begin=0.002 and sigma_end=80.0"),
+        ((80.0, 0.002, 1), "num_levels must be an integer >= 2, .* got 1"),
+        ((1.0, 0.9999999, 100), "not distinct in float32"),
+    ],
+)
+def test_karras_refuses_what_is_no_ladder(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sigmas.karras(*arguments)
+
+
 @pytest.mark.parametrize("count", [2, 100, 2500])
 def test_largest_distance_is_that_of_all_pairs(count):
     """Over several blocks, with outliers that are far from the mean and near to one another."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from configs import digits
 from ncsn_jax import config as configuration
+from ncsn_jax import models
 
 
 class Tiny(nn.Module):
@@ -31,6 +33,21 @@ class Tiny(nn.Module):
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         h = conv(self.features)(2 * x - 1) + table[level][:, None, None, :]
         return conv(x.shape[-1])(nn.elu(h)) / self.sigmas[level][:, None, None, None]
+
+
+class TinyDiffusion(models.NCSNpp):
+    """The least that stands for NCSNpp, with the same settings."""
+
+    @nn.compact
+    def __call__(self, x, label, deterministic=True):
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
+        label = jnp.asarray(label, jnp.float32)[:, None]
+        h = conv(self.features)(x if self.centered else 2 * x - 1)
+        h = h + nn.Dense(self.features)(jnp.log1p(label))[:, None, None, :]
+        if not deterministic:
+            h = nn.Dropout(self.dropout, deterministic=False)(h)
+        h = conv(x.shape[-1])(nn.silu(h))
+        return h / label[:, None, None] if self.embedding_type == "fourier" else h
 
 
 configuration.MODELS["tiny"] = Tiny

@@ -35,6 +35,13 @@ def run_steps(update: Callable, state, table, part: tuple | None = None):
     return jax.lax.fori_loop(*part, single, state)
 
 
+def check_score(x: jax.Array, score: jax.Array) -> jax.Array:
+    """Returns a score, and raises ValueError unless it is shaped like x."""
+    if score.shape != x.shape:
+        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
+    return score
+
+
 def check_part(part, total: int) -> tuple:
     """Returns the argument `steps` of a sampler, (start, stop), as integers where they are known, checked."""
     try:

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, run_steps
+from ncsn_jax.sampling._steps import check_part, check_score, run_steps
 from ncsn_jax.sampling.langevin import check_ladder
 from ncsn_jax.sampling.reverse_sde import SamplerInfo
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
+
+# Far more than anyone adds, and the largest float32, about.
+_MAX_CHURN, _MAX_SIGMA = 1e9, 3.4e38
 
 
 class _Evaluation(NamedTuple):
@@ -99,7 +102,8 @@ def heun(
         raise ValueError(f"x must be floating point, got {x.dtype}")
     sigmas = jnp.asarray(sigmas)
     check_ladder(sigmas)
-    _check_churn(churn, churn_range, churn_noise)
+    churn, churn_noise = _check_churn("churn", churn), _check_churn("churn_noise", churn_noise)
+    churn_range = _check_range(churn_range)
     levels = sigmas.shape[0]
     start, stop = part = (0, levels) if steps is None else check_part(steps, levels)
     table = _evaluations(sigmas, churn, churn_range, churn_noise)
@@ -116,9 +120,7 @@ def heun(
         row = row._replace(**{n: getattr(row, n).astype(x.dtype) for n in ("change", "noise")})
         if isinstance(churn, jax.core.Tracer) or churn > 0:
             x = x + row.noise * normal_like(fold_in(key, row.step), x)
-        score = score_fn(x, jnp.broadcast_to(row.sigma, (batch,)))
-        if score.shape != x.shape:
-            raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
+        score = check_score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
         found = (-row.sigma * score).astype(x.dtype)
         base = jnp.where(row.first, x, base)
         slope = jnp.where(row.first, found, 0.5 * (slope + found))
@@ -150,18 +152,27 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
     )
 
 
-def _check_churn(churn, churn_range, churn_noise) -> None:
-    for name, value in (("churn", churn), ("churn_noise", churn_noise)):
-        if not isinstance(value, jax.core.Tracer) and not 0 <= as_float(name, value) < math.inf:
-            raise ValueError(f"{name} must be finite and >= 0, got {show(value)}")
+def _check_churn(name: str, value):
+    if isinstance(value, jax.core.Tracer):
+        return value
+    number = as_float(name, value)
+    if not 0 <= number <= _MAX_CHURN:
+        raise ValueError(f"{name} must be >= 0, {_MAX_CHURN:g} at most, got {show(value)}")
+    return number
+
+
+def _check_range(bounds) -> tuple:
     try:
-        low, high = churn_range
+        low, high = bounds
         if any(isinstance(bound, jax.core.Tracer) for bound in (low, high)):
-            return
-        sound = 0 <= as_float("churn_range", low) <= as_float("churn_range", high)
+            return low, high
+        low, high = as_float("churn_range", low), as_float("churn_range", high)
+        sound = 0 <= low <= high and (high <= _MAX_SIGMA or math.isinf(high))
     except (TypeError, ValueError):
         sound = False
     if not sound:
         raise ValueError(
-            f"churn_range must be (low, high) with 0 <= low <= high, got {show(churn_range)}"
+            f"churn_range must be (low, high) with 0 <= low <= high, high infinite or a float32, "
+            f"got {show(bounds)}"
         )
+    return low, high

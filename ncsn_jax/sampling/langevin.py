@@ -24,7 +24,7 @@ import numpy as np
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, run_steps
+from ncsn_jax.sampling._steps import check_part, check_score, run_steps
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
@@ -428,9 +428,7 @@ def _run(key, score_fn, x, steps, record, *, clip=None, part=None, start=None, f
         x, samples = carry
         if start is not None:
             x = start(x, step)
-        score = score_fn(x, jnp.broadcast_to(step.sigma, (batch,)))
-        if score.shape != x.shape:
-            raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
+        score = check_score(x, score_fn(x, jnp.broadcast_to(step.sigma, (batch,))))
         x, z = langevin_update(fold_in(key, step.index), x, score, step.drift, step.noise)
         if clip is not None:
             x = jnp.clip(x, *clip)
@@ -490,7 +488,7 @@ def _check_clip(clip):
         sound = False
     if not sound:
         raise ValueError(f"clip must be None or (low, high) with low < high, got {show(clip)}")
-    return clip
+    return low, high
 
 
 def check_mask(mask) -> jax.Array:

@@ -19,10 +19,13 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, run_steps
+from ncsn_jax.sampling._steps import check_part, check_score, run_steps
 from ncsn_jax.sampling.langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
 from ncsn_jax.sigmas import as_float
+
+# Far more than any corrector has.
+_MAX_SNR = 1e6
 
 Update = tuple[jax.Array, jax.Array]
 
@@ -100,7 +103,8 @@ def langevin_step(
     """One corrector step x + step s + sqrt(2 step) z (algorithms 4 and 5), with s the score at (x, t).
 
     'langevin' chooses step = 2 alpha (snr ||z|| / ||s||)^2, 'annealed_langevin' step = 2 alpha (snr std_t)^2,
-    where alpha is 1 - beta_i for VP and 1 for VE.
+    where alpha is 1 - beta_i for VP and 1 for VE. As the step of 'langevin' depends on the noise, it samples
+    what it should where norms hardly vary only, that is, in many dimensions.
     """
     alpha = 1.0
     if isinstance(sde, VP):
@@ -145,7 +149,7 @@ def predictor_corrector(
       corrector: 'langevin', 'annealed_langevin' or 'none'.
       num_steps: N >= 1, of times from 1 to `end`, both included; for VP above beta_max, if the chain is
         used, so that its beta_i = beta(t) / N are below 1.
-      snr: signal-to-noise ratio r of the corrector, > 0; the published runs have 0.075 to 0.17.
+      snr: signal-to-noise ratio r of the corrector, in (0, 1e6]; the published runs have 0.075 to 0.17.
       corrector_steps: corrector steps at each time, >= 1.
       end: the last time, in (0, 1): 1e-5 for VE, 1e-3 for VP and sub-VP in the published runs.
       denoise: whether to return the last step's mean, without its noise.
@@ -170,6 +174,7 @@ def predictor_corrector(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
     check_choice(sde, predictor, corrector, snr)
+    snr = None if snr is None else as_float("snr", snr)
     check_count("num_steps", num_steps)
     check_count("corrector_steps", corrector_steps)
     uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
@@ -189,6 +194,9 @@ def predictor_corrector(
     table = (jnp.arange(num_steps), times, jnp.append(times[1:], times[-1]))
     inner = corrector_steps if corrector != "none" else 0
 
+    def score(x, t):
+        return check_score(x, score_fn(x, t))
+
     def step(state, row):
         index, now, later = row
         now, later = (jnp.broadcast_to(time, (batch,)) for time in (now, later))
@@ -203,7 +211,7 @@ def predictor_corrector(
             noise = normal_like(fold_in(step_key, j), x)
             state = langevin_step(
                 sde,
-                score_fn(state[0], now),
+                score(state[0], now),
                 state[0],
                 now,
                 noise,
@@ -218,7 +226,7 @@ def predictor_corrector(
             state = jax.lax.fori_loop(0, inner, correct, state)
         if predictor != "none":
             noise = normal_like(fold_in(step_key, inner), x)
-            state = PREDICTORS[predictor](sde, score_fn, state[0], now, num_steps, noise)
+            state = PREDICTORS[predictor](sde, score, state[0], now, num_steps, noise)
             state = constrained(state, inner, later)
         return state
 
@@ -243,7 +251,8 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         )
     if isinstance(sde, SubVP) and corrector != "none":
         raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
-    if corrector != "none" and not (snr is not None and 0 < as_float("snr", snr) < math.inf):
+    if corrector != "none" and not (snr is not None and 0 < as_float("snr", snr) <= _MAX_SNR):
         raise ValueError(
-            f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, got {snr}"
+            f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, {_MAX_SNR:g} at most, "
+            f"got {show(snr)}"
         )
