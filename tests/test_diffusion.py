@@ -1,11 +1,13 @@
 """The application with an SDE: training, every sampler and every mode, on networks of a few channels."""
 
+import functools
 import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 from PIL import Image
@@ -176,7 +178,7 @@ def test_interpolation_begins_and_ends_at_the_images(ve_run):
     assert between.shape == (2, 3, 8, 8, 1) and found["latents"].shape == (2, 2, 8, 8, 1)
     for end in (0, -1):  # to one grey level, where rounding differs
         assert np.abs(between[:, end] - originals[:, end]).max() <= 1
-    assert np.abs(between[:, 1] - originals[:, 0]).max() > 1
+    assert np.abs(between[:, 1] - originals[:, 0]).max() > 9
 
 
 def test_inpainting_by_predictor_and_corrector_keeps_what_is_observed(ve_run):
@@ -432,7 +434,7 @@ def test_the_mean_over_elements_is_two_over_d_times_the_sum():
 
 
 def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
-    """Of NCSN++ for CIFAR-10 with all its parts: every parameter but the frequencies moves."""
+    """Of NCSN++ for CIFAR-10 with all its parts: all but the frequencies have a gradient."""
     monkeypatch.setitem(configuration.MODELS, "ncsnpp", models.NCSNpp)
     config = ve_cifar10_ncsnpp_continuous.get_config()
     config.update_from_flattened_dict(
@@ -452,6 +454,6 @@ def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
     )
     after, metrics = run(steps, state, images, 0)
     assert np.isfinite(metrics.loss)
-    before, moved = (traverse_util.flatten_dict(s.params) for s in (state, after))
-    still = ["/".join(k) for k in before if np.array_equal(before[k], moved[k])]
+    moments = traverse_util.flatten_dict(optax.tree.get(after.opt_state, "mu"), sep="/")
+    still = [name for name, moment in moments.items() if not np.any(moment)]
     assert still == ["params/fourier/W"]

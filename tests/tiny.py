@@ -36,7 +36,10 @@ class Tiny(nn.Module):
 
 
 class TinyDiffusion(models.NCSNpp):
-    """The least that stands for NCSNpp, with the same settings."""
+    """The least that stands for NCSNpp, with the same settings.
+
+    It begins near a score of normal data, without which solvers would follow it to infinity.
+    """
 
     @nn.compact
     def __call__(self, x, label, deterministic=True):
@@ -46,8 +49,11 @@ class TinyDiffusion(models.NCSNpp):
         h = h + nn.Dense(self.features)(jnp.log1p(label))[:, None, None, :]
         if not deterministic:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(x.shape[-1])(nn.silu(h))
-        return h / label[:, None, None] if self.embedding_type == "fourier" else h
+        h = conv(x.shape[-1], kernel_init=nn.initializers.normal(1e-2))(nn.silu(h))
+        if self.embedding_type != "fourier":
+            return x + h
+        sigma = label[:, None, None]
+        return h - (x - 0.5) / (sigma**2 + 0.25)
 
 
 configuration.MODELS["tiny"] = Tiny
