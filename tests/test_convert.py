@@ -17,6 +17,7 @@ import pytest
 from flax import traverse_util
 
 from configs import mnist, ncsnv2_cifar10, simplified_celeba
+from configs.score_sde import ve_cifar10_ncsnpp_continuous
 from ncsn_jax import config as configuration
 from ncsn_jax import convert, models, training
 from ncsn_jax import workdirs as work_directories
@@ -268,17 +269,24 @@ def test_a_file_of_score_sde_is_read_whole(golden):
     assert all(np.array_equal(array, found.model[name]) for name, array in back.items())
 
 
-def test_a_work_directory_of_ncsnpp_and_back(monkeypatch, tmp_path):
+def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
     pytest.importorskip("torch")
-    config = ncsnv2_cifar10.get_config()
-    changes = {"data.image_size": 16, "model.num_levels": 1000, "optim.learning_rate": 2e-4}
-    config.update_from_flattened_dict(changes | {"training.batch_size": 8})
-    monkeypatch.setattr(configuration, "make_model", lambda *_, **__: NCSNPP)
+    config = ve_cifar10_ncsnpp_continuous.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 16,
+            "model.features": 4,
+            "ncsnpp.ch_mult": (1, 2),
+            "ncsnpp.num_res_blocks": 1,
+            "ncsnpp.attn_resolutions": (8,),
+            "optim.warmup_steps": 0,
+        }
+    )
     # The rate of the file is that of step 4002 of a warm-up of 5000, of which there is none here.
     message = workdirs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
     assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
     found = files.read(str(PP))
-    step, state = configuration.load_newest(config, str(tmp_path / "run"))
+    step, state = work_directories.load_newest(config, str(tmp_path / "run"))
     adam = files.read_adam(str(PP), found)
     trees = {"mu": adam.first, "nu": adam.second, "ema": found.ema}
     for name, arrays in trees.items():

@@ -456,4 +456,4 @@ def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
     assert np.isfinite(metrics.loss)
     moments = traverse_util.flatten_dict(optax.tree.get(after.opt_state, "mu"), sep="/")
     still = [name for name, moment in moments.items() if not np.any(moment)]
-    assert still == ["params/fourier/W"]
+    assert still == ["params/fourier/frequencies"]
