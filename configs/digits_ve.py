@@ -29,4 +29,7 @@ def get_config():
     config.training.continuous = True
     config.training.grad_clip = 1.0
     config.optim.learning_rate = 1e-3
+    config.likelihood.rtol = config.likelihood.atol = 1e-4
+    config.sampling.method = "heun"
+    config.sampling.num_steps = 18
     return config

@@ -10,6 +10,9 @@ def get_config():
     """Returns the configuration."""
     config = digits_ve.get_config()
     config.data.centered = True
+    # Of images in [-1, 1], for samplers along sigmas; training does not use them.
+    config.model.sigma_begin = 10.0
+    config.model.sigma_end = 0.02
     config.training.sde = "vp"
     config.training.reduce_mean = True
     config.sampling.end = 1e-3

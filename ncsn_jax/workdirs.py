@@ -76,7 +76,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
         return False
     found = _ADDED | found
     flat = flatten(config)
-    changeable = _CHANGEABLE if flat["model.name"] == "ncsnpp" else (*_CHANGEABLE, "ncsnpp.")
+    changeable = _CHANGEABLE + _unused(flat)
     differing = [
         f"{field} is {show(found.get(field, 'absent'))} there and {show(flat.get(field, 'absent'))} here"
         for field in sorted(found.keys() | flat.keys())
@@ -88,6 +88,21 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
             "(repeat the overrides that it was begun with, or choose another --workdir)"
         )
     return True
+
+
+def _unused(flat: dict) -> tuple[str, ...]:
+    """Returns the fields, or their beginnings, that training does not use with the values of others."""
+    sde, continuous = flat["training.sde"], flat["training.continuous"]
+    unused = []
+    if flat["model.name"] != "ncsnpp":
+        unused.append("ncsnpp.")
+    if sde in ("none", "ve"):
+        unused.append("model.beta_")
+    else:
+        unused.append("model.sigma_")
+    if continuous:
+        unused.append("model.num_levels")
+    return tuple(unused)
 
 
 def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:
