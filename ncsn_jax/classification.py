@@ -28,7 +28,7 @@ from ncsn_jax.sde import SDE, VE, VP, SubVP
 _SDES = {"VE": VE, "VP": VP, "SubVP": SubVP}
 
 # The run's seed is also used for other purposes; these are folded into its key.
-_FOR_PARAMETERS, _FOR_EVALUATION = 3, 4
+_FOR_PARAMETERS, _FOR_EVALUATION = 8, 9
 
 # Between two records of the history.
 _STEPS_PER_RECORD = 50

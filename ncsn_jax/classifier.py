@@ -25,7 +25,7 @@ LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`logits_fn(x, t) -> logits`: x `[B, ...]`, t `[B]` in (0, 1], logits `[B, K]`."""
 
 # The run's seed is also used for other purposes; this one is folded into its key.
-_FOR_CLASSIFIER = 2
+_FOR_CLASSIFIER = 7
 
 
 class Metrics(NamedTuple):

@@ -396,6 +396,10 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
         require(field, 1e-7 <= flat[field] <= 0.5, "from 1e-7 to 0.5")
     require("interpolation.num_steps", flat["interpolation.num_steps"] >= 2, "at least 2")
     require("classifier.features", flat["classifier.features"] >= 4, "at least 4")
+    require("sampling.rho", 1 <= flat["sampling.rho"] <= 100, "from 1 to 100")
+    for section in ("sampling", "likelihood"):
+        for field in (f"{section}.rtol", f"{section}.atol"):
+            require(field, 1e-12 <= flat[field] <= 0.5, "from 1e-12 to 0.5")
     require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
     process, method = make_sde(config), flat["sampling.method"]
@@ -408,12 +412,16 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
         except ValueError as error:
             raise UserError(f"config.sampling: {error}") from None
         least = math.floor(flat["model.beta_max"]) + 1
-        chain = type(process) is sde.VP and flat["sampling.predictor"] != "euler_maruyama"
+        on_chain = (flat["sampling.predictor"], flat["sampling.corrector"]) != (
+            "euler_maruyama",
+            "none",
+        )
+        chain = type(process) is sde.VP and on_chain
         require(
             "sampling.num_steps",
             not chain or flat["sampling.num_steps"] >= least,
             f"at least {least} for the chain of 'vp' with config.model.beta_max={flat['model.beta_max']}; "
-            "predictor 'euler_maruyama' takes fewer",
+            "predictor 'euler_maruyama' without a corrector takes fewer",
         )
     require(
         "sampling.num_steps",

@@ -18,8 +18,8 @@ _SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how far it has come and the time left on standard error; yields what is called with steps.
+def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """Shows how far it has come and the time left on standard error; yields what is called with their number.
 
     A bar on a terminal and in a notebook; elsewhere, as in the log of a job, a line every 20 seconds. Of
     several processes only the first shows it.
@@ -28,7 +28,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda steps: None
         return
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        with tqdm.auto.tqdm(total=total, desc=what, unit=" steps", leave=False) as bar:
+        with tqdm.auto.tqdm(total=total, desc=what, unit=f" {unit}", leave=False) as bar:
             yield bar.update
         return
     started = shown = time.monotonic()
@@ -39,7 +39,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         done, now = done + steps, time.monotonic()
         if now - shown > _SECONDS and done < total:
             left = human_time((now - started) / done * (total - done))
-            print(f"{what}: {done}/{total} steps  {left} left", file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total} {unit}  {left} left", file=sys.stderr, flush=True)
             shown = now
 
     yield advanced

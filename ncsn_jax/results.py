@@ -177,7 +177,7 @@ def interpolate(config, workdir: str) -> None:
     flow, size = flows.Flow(config), config.sampling.batch_size
     total = 2 * pairs + pairs * options.num_steps
     _log.info("interpolating between %d pairs of images, from step %d", pairs, step)
-    with report.progress("interpolating", total) as advanced:
+    with report.progress("interpolating", total, "images") as advanced:
         encoded = flow.encode(params, originals / np.float32(255), size, advanced)
         latents = encoded.values.reshape(pairs, 2, *shape)
         between = np.stack(
@@ -516,7 +516,8 @@ def _complete(
         _log.info("%s: %d images in batches of %d, %s", what, len(missing), size, cost)
     else:
         _log.info("all of it is there")
-    with report.progress(what, len(batches) * steps or len(missing)) as advanced:
+    total, unit = (len(batches) * steps, "steps") if steps else (len(missing), "images")
+    with report.progress(what, total, unit) as advanced:
         for indices in batches:
             made = make(indices, advanced)
             if store is not None:

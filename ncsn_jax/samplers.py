@@ -88,8 +88,12 @@ def check(config: ConfigDict, purpose: int = FOR_SAMPLES) -> None:
 def settings(config: ConfigDict) -> dict:
     """Returns the fields that determine the samples of a checkpoint, with their values."""
     flat = configuration.flatten(config)
-    fields = ("method", *_FIELDS[config.sampling.method], "dtype")
-    return {f"sampling.{f}": flat[f"sampling.{f}"] for f in fields} | {"seed": config.seed}
+    method = config.sampling.method
+    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method], "dtype")]
+    # A ladder is that of the run; with an SDE, training may not use what the samplers along sigmas do.
+    if config.training.sde != "none" and method in ("annealed_langevin", "heun"):
+        fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
+    return {f: flat[f] for f in fields} | {"seed": config.seed}
 
 
 def to_sde_space(config: ConfigDict, images: jax.Array) -> jax.Array:

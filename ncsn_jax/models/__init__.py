@@ -22,6 +22,8 @@ from ncsn_jax.types import ScoreFn
 
 # Networks of the variance-preserving SDEs see the time multiplied by it, as if of DDPM's 1,000 steps.
 _LABELS = 999.0
+# Of a level's label: more than float32's, up to 10,000 levels.
+_ROUNDING = 1e-3
 
 __all__ = [
     "ARCHITECTURES",
@@ -86,7 +88,7 @@ def time_score_fn(
     | VE, continuous | sigma(t) | F |
     | VE, N levels | (1 - t) (N - 1), rounded: level 0 has the largest sigma | F |
     | VP and sub-VP, continuous | 999 t | -F / std_t |
-    | VP, N levels | t (N - 1), rounded | -F / std of the chain at that level |
+    | VP, N levels | t (N - 1) | -F / std of the chain at the level at or below it |
 
     Args:
       model: a module with `apply(params, x, label)`, which for VE divides its output by sigma itself.
@@ -119,8 +121,9 @@ def time_score_fn(
         if num_levels is None:
             label, std = _LABELS * t, sde.std(t)
         else:
-            label = jnp.round(t * (num_levels - 1))
-            std = chain_stds[label.astype(jnp.int32)]
+            label = t * (num_levels - 1)
+            # At a level's own time, rounding does not make it the one below.
+            std = chain_stds[jnp.floor(label + _ROUNDING).astype(jnp.int32)]
         return -output(x, label) / expand(std, x)
 
     return score
