@@ -6,7 +6,6 @@ evaluations as its tolerance needs, and a batch as many as the slowest of its im
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -53,21 +52,20 @@ class Flow:
         """
         return self._run(_bits_per_dim, params, np.asarray(indices, np.uint32), images, size)
 
-    def encode(self, params, images: np.ndarray, size: int, advanced: Callable) -> Found:
+    def encode(self, params, images: np.ndarray, size: int) -> Found:
         """Returns the latents of images in [0, 1], `[n, H, W, C]`."""
-        return self._run_all(_encode, params, images, size, advanced)
+        return self._run_all(_encode, params, images, size)
 
-    def decode(self, params, latents: np.ndarray, size: int, advanced: Callable) -> Found:
+    def decode(self, params, latents: np.ndarray, size: int) -> Found:
         """Returns the images, in [0, 1] but for errors, of latents `[n, H, W, C]`."""
-        return self._run_all(_decode, params, latents, size, advanced)
+        return self._run_all(_decode, params, latents, size)
 
-    def _run_all(self, function, params, array, size, advanced) -> Found:
+    def _run_all(self, function, params, array, size) -> Found:
         found = []
         for first in range(0, len(array), size):
             some = array[first : first + size]
             indices = np.arange(first, first + len(some), dtype=np.uint32)
             found.append(self._run(function, params, indices, some, size))
-            advanced(len(some))
         return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def _run(self, function, params, indices, array, size) -> Found:

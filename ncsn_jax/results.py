@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,9 @@ _log = logging.getLogger("ncsn_jax")
 # Frames of a GIF, and samples in it; training images shown beside a sample, and samples compared at once.
 _GIF_FRAMES, _GIF_SAMPLES = 60, 36
 _NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
+
+# What a sample or an image takes where the solver chooses its steps.
+_BY_TOLERANCE = "as many network evaluations as the tolerance needs"
 
 
 def sample(config, workdir: str) -> None:
@@ -169,43 +172,53 @@ def interpolate(config, workdir: str) -> None:
     pairs = len(originals) // 2
     if not pairs:
         raise UserError("there is one image only: to interpolate takes two")
-    originals = originals[: 2 * pairs]
-    hosts.agree("what it interpolates", {"images": zlib.crc32(originals.tobytes())})
+    originals = originals[: 2 * pairs].reshape(pairs, 2, *shape)
     step, params = _load(config, workdir)
     if left_out:
         _log.warning("%s: %s", one_line(config.inpainting.images), left_out)
-    flow, size = flows.Flow(config), config.sampling.batch_size
-    total = 2 * pairs + pairs * options.num_steps
-    _log.info("interpolating between %d pairs of images, from step %d", pairs, step)
-    with report.progress("interpolating", total, "images") as advanced:
-        encoded = flow.encode(params, originals / np.float32(255), size, advanced)
-        latents = encoded.values.reshape(pairs, 2, *shape)
-        between = np.stack(
-            [np.asarray(likelihoods.interpolate(*pair, options.num_steps)) for pair in latents]
-        )
-        decoded = flow.decode(params, between.reshape(-1, *shape), size, advanced)
-    if not hosts.is_first():
-        return
-    found = images.to_uint8(decoded.values).reshape(pairs, options.num_steps, *shape)
     directory = _directory(config, workdir, "interpolation", step)
-    storage.make_directory(directory)
-    storage.remove_leftovers(directory)
-    ends = originals.reshape(pairs, 2, *shape)
+    fields = [f"sampling.{f}" for f in ("rtol", "atol", "end", "temperature", "dtype")]
+    settings = _chosen(config, [*fields, "interpolation.num_steps"]) | {
+        "step": step,
+        "images": zlib.crc32(originals.tobytes()),
+    }
+    hosts.agree("what it interpolates", settings)
+    flow, size = flows.Flow(config), config.sampling.batch_size
+    count = options.num_steps
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        ends = originals[np.asarray(indices)].reshape(-1, *shape) / np.float32(255)
+        latents = flow.encode(params, ends, size).values.reshape(-1, 2, *shape)
+        between = np.concatenate([likelihoods.interpolate(*pair, count) for pair in latents])
+        decoded = flow.decode(params, between, size).values
+        if not np.isfinite(decoded).all():
+            raise UserError(
+                "an image cannot be encoded and decoded: config.sampling.rtol and atol may be too small for "
+                "float32"
+            )
+        advanced(len(indices))
+        return images.to_uint8(decoded).reshape(-1, count, *shape)
+
+    found = _complete(
+        "interpolation",
+        lambda: SampleStore(
+            os.path.join(directory, "pairs"), settings, (count, *shape), name="interpolations"
+        ),
+        pairs,
+        max(1, size // count),
+        0,
+        make,
+        _BY_TOLERANCE,
+    )
+    if found is None:
+        return
     images.write_npz(
-        os.path.join(directory, "interpolation.npz"),
-        originals=ends,
-        latents=latents,
-        interpolations=found,
+        os.path.join(directory, "interpolation.npz"), originals=originals, interpolations=found
     )
-    rows = np.concatenate([ends[:, :1], found, ends[:, 1:]], axis=1)
-    picture = images.grid(rows.reshape(-1, *shape), columns=options.num_steps + 2)
+    rows = np.concatenate([originals[:, :1], found, originals[:, 1:]], axis=1)
+    picture = images.grid(rows.reshape(-1, *shape), columns=count + 2)
     images.write_png(os.path.join(directory, "interpolation.png"), picture)
-    _log.info(
-        "%.0f evaluations to encode and %.0f to decode; wrote interpolation.png and interpolation.npz to %s",
-        np.mean(encoded.evaluations),
-        np.mean(decoded.evaluations),
-        directory,
-    )
+    _log.info("wrote interpolation.png and interpolation.npz to %s", directory)
 
 
 def likelihood(config, workdir: str) -> None:
@@ -214,20 +227,25 @@ def likelihood(config, workdir: str) -> None:
     agree(config, "likelihood")
     hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options = config.likelihood
-    dataset = np.asarray(configuration.load_images(config, options.split)[: options.num_images])
+    dataset = configuration.load_images(config, options.split)
+    described = workdirs.describe_images(dataset)
+    dataset = np.asarray(dataset[: options.num_images])
     step, params = _load(config, workdir)
     directory = _directory(config, workdir, "likelihood", step)
-    fields = configuration.flatten(config)
-    settings = {f: fields[f] for f in fields if f.startswith("likelihood.")} | {
-        "seed": config.seed,
-        "step": step,
-        "images": zlib.crc32(dataset[0].tobytes()),
-    }
-    settings.pop("likelihood.num_images")  # more later are added
+    fields = ("split", "exact", "num_projections", "rtol", "atol", "end")
+    settings = _chosen(config, [*(f"likelihood.{f}" for f in fields), "sampling.dtype"])
+    settings |= {"step": step, "images": described}
+    hosts.agree("what it judges", settings)
     flow, size = flows.Flow(config), config.sampling.batch_size
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         found = flow.bits_per_dim(params, indices, dataset[np.asarray(indices)], size)
+        bad = np.asarray(indices)[~np.isfinite(found.values)]
+        if len(bad):
+            raise UserError(
+                f"the likelihood of image {bad[0]} is not finite: config.likelihood.rtol={options.rtol} and "
+                f"atol={options.atol} may be too small for float32"
+            )
         advanced(len(indices))
         return np.stack([found.values, found.evaluations], axis=1).astype(np.float32)
 
@@ -238,16 +256,11 @@ def likelihood(config, workdir: str) -> None:
         size,
         0,
         make,
-        "as many network evaluations as the tolerance needs",
+        _BY_TOLERANCE,
     )
     if values is None:
         return
     bits, evaluations = values[: len(dataset)].T
-    if not np.isfinite(bits).all():
-        raise UserError(
-            f"the likelihood of {np.sum(~np.isfinite(bits))} of {len(bits)} images is not finite: "
-            "config.likelihood.rtol and atol may be too small for float32"
-        )
     summary = {
         "bits_per_dim": float(np.mean(bits)),
         "standard_error": float(np.std(bits, ddof=1) / np.sqrt(len(bits)))
@@ -479,7 +492,7 @@ def write_samples(config, workdir, step, params, runner) -> np.ndarray | None:
 def _cost(runner: chains.Chains) -> str:
     """Says what a sample takes."""
     if runner.evaluations is None:
-        return "as many network evaluations as the tolerance needs"
+        return _BY_TOLERANCE
     return f"{runner.evaluations} network evaluations each"
 
 
@@ -533,6 +546,12 @@ def _write_film(directory: str, taken: np.ndarray) -> None:
     strip = images.filmstrip(taken, rows=8, columns=12)
     images.write_png(os.path.join(directory, "filmstrip.png"), strip)
     _log.info("wrote annealing.gif and filmstrip.png there")
+
+
+def _chosen(config, fields: Iterable[str]) -> dict:
+    """Returns fields with their values, and the seed."""
+    flat = configuration.flatten(config)
+    return {f: flat[f] for f in fields} | {"seed": config.seed}
 
 
 def _settings(config, step: int) -> dict:

@@ -29,7 +29,7 @@ class SampleStore:
       settings: JSON-serialisable values that determine every sample.
       shape: of a sample, (H, W, C).
       name: of the file, and of its array.
-      dtype: of a sample. Only of uint8 is there a `grid.png`.
+      dtype: of a sample. Only of images, uint8, is there a `grid.png`.
 
     Raises:
       UserError: if the directory holds samples that were made with other settings.
@@ -94,7 +94,7 @@ class SampleStore:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{self._name: samples})
         storage.write(os.path.join(self._directory, f"{self._name}.npz"), buffer.getvalue())
-        if self._dtype == np.uint8:
+        if self._dtype == np.uint8 and len(self._shape) == 3:
             images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
         if count == len(self._have):
             storage.remove_directory(self._parts)

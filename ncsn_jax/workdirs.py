@@ -127,6 +127,12 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
     return found
 
 
+def describe_images(dataset: np.ndarray) -> dict:
+    """Returns number, shape and a checksum of images."""
+    sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
+    return {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
+
+
 def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) -> None:
     """Writes down which images a run is trained on, or refuses others than those it began with.
 
@@ -134,8 +140,7 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
       UserError: if their number, shape or content differs, or is not the same in all processes.
     """
     path = os.path.join(workdir, "images.json")
-    sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
-    here = {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
+    here = describe_images(dataset)
 
     def claim() -> dict:
         there = jsonfiles.read(path)

@@ -175,7 +175,10 @@ def test_interpolation_begins_and_ends_at_the_images(ve_run):
     run_lib.interpolate(config, ve_run)
     found = read(ve_run, "interpolation", "step_4", "interpolation.npz")
     originals, between = found["originals"].astype(int), found["interpolations"].astype(int)
-    assert between.shape == (2, 3, 8, 8, 1) and found["latents"].shape == (2, 2, 8, 8, 1)
+    assert between.shape == (2, 3, 8, 8, 1)
+    config.sampling.temperature = 2.0
+    with pytest.raises(UserError, match="sampling.temperature is 1.0 there and 2.0 here"):
+        run_lib.interpolate(config, ve_run)
     for end in (0, -1):  # to one grey level, where rounding differs
         assert np.abs(between[:, end] - originals[:, end]).max() <= 1
     assert np.abs(between[:, 1] - originals[:, 0]).max() > 9
