@@ -43,7 +43,7 @@ _MODE = flags.DEFINE_enum(
     "train: train, or continue, and then sample; sample: sample from the newest checkpoint; "
     "inpaint: complete images of which a part is hidden; "
     "colorize: colour grey images; interpolate: images between pairs of images; "
-    "likelihood: bits per dimension of the test split; "
+    "likelihood: bits per dimension of images; "
     "classifier: train a classifier of noisy images; classconditional: sample with it; "
     "nearest: show samples beside the nearest training images; "
     "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir).",

@@ -23,6 +23,7 @@ from ncsn_jax import (
     parallel,
     results,
     runlog,
+    samplers,
     sigmas,
     signals,
     storage,
@@ -76,6 +77,7 @@ def train(config, workdir: str) -> None:
         `signals.install` was called, as by `main.py`.
     """
     configuration.check(config)
+    samplers.check(config)
     results.agree(config, "train")
     options = config.training
     with contextlib.ExitStack() as stack:
@@ -127,15 +129,16 @@ def suggest(config) -> None:
     # As many as fit into memory as floats, evenly spaced.
     stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
     points = dataset[::stride]
+    interval = "[-1, 1]" if config.data.centered else "[0, 1]"
     print(
-        f"{len(dataset)} images of shape {dataset.shape[1:]} in [0, 1]; comparing all pairs"
+        f"{len(dataset)} images of shape {dataset.shape[1:]} in {interval}; comparing all pairs"
         + (f" of {len(points)} of them, evenly spaced" if stride > 1 else ""),
         flush=True,
     )
     model, sampling_ = config.model, config.sampling
     try:
         found = sigmas.suggest(
-            points / np.float32(255),
+            samplers.to_sde_space(config, points / np.float32(255)),
             sigma_end=model.sigma_end,
             steps_per_level=sampling_.steps_per_level,
         )

@@ -148,12 +148,12 @@ def get_config() -> ConfigDict:
     sampling.atol = 1e-5
     sampling.temperature = 1.0
     # Of 'annealed_langevin': the step size of Algorithm 1 at the last level, which is twice the step_lr of
-    # the authors' code (2e-5); steps_per_level, denoise, clip and init are its as well.
+    # the authors' code (2e-5); steps_per_level, clip and init are its as well.
     sampling.epsilon = 4e-5
     sampling.steps_per_level = 100
     # End with the expected clean image. 'predictor_corrector': without the noise of the last step.
     sampling.denoise = False
-    # What the network computes in, 'float32' or 'bfloat16'.
+    # What the network computes in, 'float32' or 'bfloat16', also for likelihoods and latents.
     sampling.dtype = "float32"
     # Clip after every update to (low, high); () is off.
     sampling.clip = ()
@@ -161,7 +161,7 @@ def get_config() -> ConfigDict:
     # N(1/2, sigma_begin^2).
     sampling.init = "uniform"
     sampling.num_samples = 100
-    # Images sampled at once, over all devices. It does not change them.
+    # Images sampled, or judged, at once, over all devices. It does not change them.
     sampling.batch_size = 100
     # Images in the previews during training.
     sampling.preview_samples = 16
@@ -212,6 +212,6 @@ def get_config() -> ConfigDict:
     inpainting.num_completions = 6
     # End with exactly the observed pixels, instead of with noise of the last level on them.
     inpainting.keep_observed = True
-    # 'paper': Algorithm 2; 'ncsn', 'ncsnv2': what the authors' code does.
+    # Of 'annealed_langevin': 'paper': Algorithm 2; 'ncsn', 'ncsnv2': what the authors' code does.
     inpainting.scheme = "paper"
     return config

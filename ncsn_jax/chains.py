@@ -97,7 +97,8 @@ class Chains:
             x, finite, spent = self._advance(
                 params, seed, index, x, np.int32(at), np.int32(stop), *known
             )
-            with hosts.limit("to sample"):
+            # What is run in one piece may take as long as what is run in many.
+            with hosts.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
                 sound = np.all(finite)
             if not sound:
                 raise UserError(

@@ -126,7 +126,7 @@ def train_classifier(
             if not math.isfinite(loss):
                 raise UserError(
                     f"the classifier's loss is {loss} by step {i}: "
-                    f"learning_rate={learning_rate} may be too large"
+                    f"config.classifier.learning_rate={learning_rate} may be too large"
                 )
             history.append({"step": i, "loss": loss, "accuracy": accuracy})
             advanced(i, loss, accuracy)

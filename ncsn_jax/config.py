@@ -380,7 +380,15 @@ def _check_network(flat: dict, require: Callable) -> None:
     require("ncsnpp.ch_mult", 1 <= count <= 12, "one to twelve numbers, one for each level")
     if flat["model.name"] != "ncsnpp":
         return
-    require("model.features", flat["model.features"] >= 4, "at least 4 for 'ncsnpp'")
+    features, multiples = flat["model.features"], tuple(flat["ncsnpp.ch_mult"])
+    channels = models.normalized_channels(features, multiples, flat["ncsnpp.num_res_blocks"])
+    uneven = sorted(c for c in channels if c < 4 or c % min(c // 4, 32))
+    require(
+        "model.features",
+        not uneven,
+        f"such that its multiples by config.ncsnpp.ch_mult={multiples} can be normalized in groups, such as "
+        f"4, 8, 16 or a multiple of 32: {uneven[0] if uneven else 0} channels cannot",
+    )
     parts = ("resblock_type", "fir", "progressive", "progressive_input")
     found = tuple(flat[f"ncsnpp.{part}"] for part in parts)
     if found not in models.ARCHITECTURES:
@@ -395,11 +403,16 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
     for field in ("sampling.end", "likelihood.end"):
         require(field, 1e-7 <= flat[field] <= 0.5, "from 1e-7 to 0.5")
     require("interpolation.num_steps", flat["interpolation.num_steps"] >= 2, "at least 2")
-    require("classifier.features", flat["classifier.features"] >= 4, "at least 4")
+    features = flat["classifier.features"]
+    even = features >= 4 and all(c % min(c // 4, 32) == 0 for c in (features, 2 * features))
+    require(
+        "classifier.features", even, "4, 8, 16, 32 or another number that is normalized in groups"
+    )
     require("sampling.rho", 1 <= flat["sampling.rho"] <= 100, "from 1 to 100")
     for section in ("sampling", "likelihood"):
         for field in (f"{section}.rtol", f"{section}.atol"):
-            require(field, 1e-12 <= flat[field] <= 0.5, "from 1e-12 to 0.5")
+            require(field, 1e-6 <= flat[field] <= 0.5, "from 1e-6, which float32 allows, to 0.5")
+    require("sampling.churn", flat["sampling.churn"] <= 1000, "at most 1000")
     require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
     process, method = make_sde(config), flat["sampling.method"]
@@ -423,11 +436,12 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
             f"at least {least} for the chain of 'vp' with config.model.beta_max={flat['model.beta_max']}; "
             "predictor 'euler_maruyama' without a corrector takes fewer",
         )
-    require(
-        "sampling.num_steps",
-        method != "heun" or flat["sampling.num_steps"] >= 2,
-        "at least 2 for 'heun'",
-    )
+    if method == "heun":
+        ends, steps = (config.model.sigma_begin, config.model.sigma_end), flat["sampling.num_steps"]
+        try:
+            sigmas.karras(*ends, steps, flat["sampling.rho"])
+        except ValueError as error:
+            raise UserError(f"config.sampling.num_steps={steps} for 'heun': {error}") from None
     if flat["training.sde"] in ("vp", "subvp") and method in ("annealed_langevin", "heun"):
         largest = float(process.sigma(jnp.ones(1))[0])
         require(

@@ -1,8 +1,8 @@
 """What is made from the newest checkpoint of a run: samples, and images of other kinds.
 
-Each public function is a mode of `main.py`. All load the run in the same way, make what is missing of their
-samples in batches, and write below the work directory; nothing that was made with other settings is
-overwritten.
+Each public function is a mode of `main.py`, but for `agree` and `write_samples`, which training calls as
+well. All load the run in the same way, make what is missing of their samples in batches, and write below
+the work directory; nothing that was made with other settings is overwritten.
 """
 
 import json
@@ -48,6 +48,7 @@ _BY_TOLERANCE = "as many network evaluations as the tolerance needs"
 def sample(config, workdir: str) -> None:
     """Samples from the newest checkpoint of a work directory."""
     configuration.check(config)
+    samplers.check(config)
     agree(config, "sample")
     step, params = _load(config, workdir)
     write_samples(config, workdir, step, params, chains.Chains(config))
@@ -61,9 +62,10 @@ def inpaint(config, workdir: str) -> None:
         masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
         settings = {
             "inpainting.keep_observed": options.keep_observed,
-            "inpainting.scheme": options.scheme,
             "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
         }
+        if config.sampling.method == "annealed_langevin":
+            settings["inpainting.scheme"] = options.scheme
         known = (originals / np.float32(255), masks)
         occluded = np.where(masks, originals, np.uint8(192))
         return _Hidden(known, occluded, settings, {"masks": masks})
@@ -183,14 +185,14 @@ def interpolate(config, workdir: str) -> None:
         "images": zlib.crc32(originals.tobytes()),
     }
     hosts.agree("what it interpolates", settings)
-    flow, size = flows.Flow(config), config.sampling.batch_size
-    count = options.num_steps
+    flow, count = flows.Flow(config), options.num_steps
+    at_once = min(pairs, max(1, config.sampling.batch_size // count))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         ends = originals[np.asarray(indices)].reshape(-1, *shape) / np.float32(255)
-        latents = flow.encode(params, ends, size).values.reshape(-1, 2, *shape)
+        latents = flow.encode(params, ends, 2 * at_once).values.reshape(-1, 2, *shape)
         between = np.concatenate([likelihoods.interpolate(*pair, count) for pair in latents])
-        decoded = flow.decode(params, between, size).values
+        decoded = flow.decode(params, between, count * at_once).values
         if not np.isfinite(decoded).all():
             raise UserError(
                 "an image cannot be encoded and decoded: config.sampling.rtol and atol may be too small for "
@@ -205,7 +207,7 @@ def interpolate(config, workdir: str) -> None:
             os.path.join(directory, "pairs"), settings, (count, *shape), name="interpolations"
         ),
         pairs,
-        max(1, size // count),
+        at_once,
         0,
         make,
         _BY_TOLERANCE,
@@ -236,7 +238,7 @@ def likelihood(config, workdir: str) -> None:
     settings = _chosen(config, [*(f"likelihood.{f}" for f in fields), "sampling.dtype"])
     settings |= {"step": step, "images": described}
     hosts.agree("what it judges", settings)
-    flow, size = flows.Flow(config), config.sampling.batch_size
+    flow, size = flows.Flow(config), min(config.sampling.batch_size, len(dataset))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         found = flow.bits_per_dim(params, indices, dataset[np.asarray(indices)], size)
@@ -295,10 +297,12 @@ def classifier(config, workdir: str) -> None:
     path = _classifier_path(workdir)
     if storage.exists(path):
         raise UserError(f"{path} is there already: move it away to train another")
-    dataset, (labels, count) = (
-        configuration.load_images(config),
-        configuration.load_labels(config, "train"),
+    # All of it first, so that nothing is found missing when the training is done.
+    dataset, unseen = (configuration.load_images(config, s) for s in ("train", "test"))
+    (labels, count), (unseen_labels, _) = (
+        configuration.load_labels(config, s) for s in ("train", "test")
     )
+    workdirs.claim_images(dataset, workdir, read_only=True)
     runlog.start(workdir)
     _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
     with report.progress("training", options.num_steps) as progressed:
@@ -328,8 +332,8 @@ def classifier(config, workdir: str) -> None:
         model,
         params,
         process,
-        np.asarray(configuration.load_images(config, "test")),
-        configuration.load_labels(config, "test")[0],
+        np.asarray(unseen),
+        unseen_labels,
         centered=config.data.centered,
     )
     for t, sigma, accuracy in zip(found.t, found.sigma, found.accuracy, strict=True):
@@ -426,6 +430,7 @@ def _describe_classifier(config, model: models.NoisyClassifier) -> dict:
 def nearest(config, workdir: str) -> None:
     """Shows samples of the newest checkpoint beside the nearest training images."""
     configuration.check(config)
+    samplers.check(config)
     agree(config, "nearest")
     step, params = _load(config, workdir)
     dataset = configuration.load_images(config)

@@ -242,11 +242,16 @@ def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
 
     def advance(key, params, x, start, stop, *known):
         del key, start, stop
-        _, of_time = score_fns(params, known)
-        x, info = sampling.probability_flow(
-            process, of_time, x, rtol=options.rtol, atol=options.atol, end=options.end
-        )
-        return x, info.evaluations
+
+        def solve(x, *known):
+            # Examples are solved one by one there, and what is known of them has to be theirs.
+            _, of_time = score_fns(params, tuple(a[None] for a in known))
+            x, info = sampling.probability_flow(
+                process, of_time, x[None], rtol=options.rtol, atol=options.atol, end=options.end
+            )
+            return x[0], info.evaluations[0]
+
+        return jax.vmap(solve)(x, *known)
 
     return Sampler(1, None, start, advance, f"config.sampling.rtol={options.rtol}")
 

@@ -13,9 +13,25 @@ from flax import traverse_util
 from PIL import Image
 
 import run_lib
-from configs import digits_subvp, digits_ve
-from configs.score_sde import ve_cifar10_ncsnpp_continuous
-from ncsn_jax import chains, losses, models, objectives, parallel, sde, storage, training, workdirs
+from configs import digits_subvp, digits_ve, digits_vp
+from configs.score_sde import (
+    ve_church_ncsnpp_continuous,
+    ve_cifar10_ncsnpp_continuous,
+    vp_cifar10_ddpmpp_deep_continuous,
+)
+from ncsn_jax import (
+    chains,
+    flows,
+    likelihood,
+    losses,
+    models,
+    objectives,
+    parallel,
+    sde,
+    storage,
+    training,
+    workdirs,
+)
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
@@ -60,9 +76,10 @@ def small_network():
 
 
 @pytest.fixture(scope="module")
-def ve_run(tmp_path_factory):
-    workdir = str(tmp_path_factory.mktemp("ve"))
-    run_lib.train(load_config(), workdir)
+def vp_run(tmp_path_factory):
+    """A run whose SDE is on images in [-1, 1]."""
+    workdir = str(tmp_path_factory.mktemp("vp"))
+    run_lib.train(load_config(digits_vp), workdir)
     return workdir
 
 
@@ -96,8 +113,9 @@ METHODS = {
             "sampling.corrector": "langevin",
             "sampling.snr": 0.1,
             "sampling.corrector_steps": 2,
+            "sampling.num_steps": 21,
         },
-        9,
+        63,
     ),
     "probability_flow": ({}, None),
     "annealed_langevin": ({"sampling.steps_per_level": 1, "sampling.denoise": True}, 31),
@@ -105,11 +123,13 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_sampler_samples_from_an_sde(method, ve_run):
+def test_every_sampler_samples_from_an_sde(method, vp_run):
     changes, evaluations = METHODS[method]
-    config = load_config(**{"sampling.method": method, "sampling.name": method} | changes)
-    run_lib.sample(config, ve_run)
-    samples = read(ve_run, "samples", f"step_4_{method}", "samples.npz")["samples"]
+    config = load_config(
+        digits_vp, **{"sampling.method": method, "sampling.name": method} | changes
+    )
+    run_lib.sample(config, vp_run)
+    samples = read(vp_run, "samples", f"step_4_{method}", "samples.npz")["samples"]
     assert samples.shape == (8, 8, 8, 1) and samples.dtype == np.uint8
     runner = chains.Chains(config)
     assert runner.evaluations == evaluations
@@ -131,10 +151,23 @@ def test_every_sampler_samples_from_a_ladder(method, ladder_run):
     assert read(workdir, "samples", f"step_2_{method}", "samples.npz")["samples"].shape[0] == 12
 
 
-def test_samples_do_not_depend_on_their_batch(ve_run):
+def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(vp_run, tmp_path):
+    """With dropout, whose keys are the step's and the example's."""
+    for steps in (2, 4):
+        config = load_config(digits_vp)
+        config.training.num_steps, config.training.checkpoint_every = steps, 2
+        run_lib.train(config, str(tmp_path))
+    assert config.ncsnpp.dropout == 0.1
+    states = [workdirs.load_newest(load_config(digits_vp), w)[1] for w in (vp_run, str(tmp_path))]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_samples_do_not_depend_on_their_batch(vp_run):
     """Nor on the parts in which the steps are run: 3 of 8 devices' chains against 8 of them."""
-    config = load_config(**{"sampling.method": "predictor_corrector", "sampling.corrector": "none"})
-    _, state = workdirs.load_newest(config, ve_run)
+    config = load_config(
+        digits_vp, **{"sampling.method": "predictor_corrector", "sampling.num_steps": 21}
+    )
+    _, state = workdirs.load_newest(config, vp_run)
     runner, params = chains.Chains(config), parallel.replicate(state.ema_params)
     whole = runner.run(params, list(range(8)), 8)
     part = runner.run(params, [2, 5, 7], 8, num_frames=2)
@@ -144,56 +177,58 @@ def test_samples_do_not_depend_on_their_batch(ve_run):
     np.testing.assert_array_equal(part.frames[-1], part.images)
 
 
-def test_what_was_made_otherwise_is_not_overwritten(ve_run):
-    config = load_config(**{"sampling.name": "heun", "sampling.num_steps": 4})
+def test_what_was_made_otherwise_is_not_overwritten(vp_run):
+    config = load_config(digits_vp, **{"sampling.name": "heun", "sampling.num_steps": 4})
     with pytest.raises(UserError, match="sampling.num_steps is 3 there and 4 here"):
-        run_lib.sample(config, ve_run)
+        run_lib.sample(config, vp_run)
 
 
-def test_likelihood_is_added_to(ve_run):
+def test_likelihood_is_added_to(vp_run):
     name = "step_4"
-    config = load_config(**{"likelihood.num_images": 3})
-    run_lib.likelihood(config, ve_run)
-    first = read(ve_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
+    config = load_config(digits_vp, **{"likelihood.num_images": 3})
+    run_lib.likelihood(config, vp_run)
+    first = read(vp_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
     assert first.shape == (3, 2) and np.isfinite(first).all()
-    config = load_config(**{"likelihood.num_images": 5})
-    run_lib.likelihood(config, ve_run)
-    bits = read(ve_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
+    config = load_config(digits_vp, **{"likelihood.num_images": 5})
+    run_lib.likelihood(config, vp_run)
+    bits = read(vp_run, "likelihood", name, "bits_per_dim.npz")["bits_per_dim"]
     np.testing.assert_array_equal(bits[:3], first)
-    summary = json.loads(storage.read(f"{ve_run}/likelihood/{name}/summary.json"))
+    summary = json.loads(storage.read(f"{vp_run}/likelihood/{name}/summary.json"))
     assert summary["images"] == 5
     assert summary["bits_per_dim"] == pytest.approx(bits[:, 0].mean(dtype=float))
     error = bits[:, 0].std(ddof=1, dtype=float) / np.sqrt(5)
     assert summary["standard_error"] == pytest.approx(error)
     with pytest.raises(UserError, match="likelihood.rtol is 0.01 there and 0.1 here"):
-        run_lib.likelihood(load_config(**{"likelihood.rtol": 0.1}), ve_run)
+        run_lib.likelihood(load_config(digits_vp, **{"likelihood.rtol": 0.1}), vp_run)
 
 
-def test_interpolation_begins_and_ends_at_the_images(ve_run):
-    config = load_config(**{"interpolation.num_pairs": 2, "interpolation.num_steps": 3})
+def test_interpolation_begins_and_ends_at_the_images(vp_run):
+    config = load_config(digits_vp, **{"interpolation.num_pairs": 2, "interpolation.num_steps": 3})
     config.sampling.rtol = config.sampling.atol = 1e-5
-    run_lib.interpolate(config, ve_run)
-    found = read(ve_run, "interpolation", "step_4", "interpolation.npz")
+    run_lib.interpolate(config, vp_run)
+    found = read(vp_run, "interpolation", "step_4", "interpolation.npz")
     originals, between = found["originals"].astype(int), found["interpolations"].astype(int)
     assert between.shape == (2, 3, 8, 8, 1)
     config.sampling.temperature = 2.0
     with pytest.raises(UserError, match="sampling.temperature is 1.0 there and 2.0 here"):
-        run_lib.interpolate(config, ve_run)
+        run_lib.interpolate(config, vp_run)
     for end in (0, -1):  # to one grey level, where rounding differs
         assert np.abs(between[:, end] - originals[:, end]).max() <= 1
     assert np.abs(between[:, 1] - originals[:, 0]).max() > 9
 
 
-def test_inpainting_by_predictor_and_corrector_keeps_what_is_observed(ve_run):
+def test_inpainting_by_predictor_and_corrector_keeps_what_is_observed(vp_run):
     config = load_config(
+        digits_vp,
         **{
             "sampling.method": "predictor_corrector",
+            "sampling.num_steps": 21,
             "inpainting.num_images": 2,
             "inpainting.num_completions": 4,
-        }
+        },
     )
-    run_lib.inpaint(config, ve_run)
-    found = read(ve_run, "inpainting", "step_4", "completions.npz")
+    run_lib.inpaint(config, vp_run)
+    found = read(vp_run, "inpainting", "step_4", "completions.npz")
     observed = np.broadcast_to(found["masks"][:, None], found["completions"].shape).astype(bool)
     originals = np.broadcast_to(found["originals"][:, None], observed.shape)
     np.testing.assert_array_equal(found["completions"][observed], originals[observed])
@@ -240,9 +275,9 @@ def test_colorization_keeps_the_grey(tmp_path):
     assert np.abs(completions.mean(axis=-1) - grey)[inside].max() < 1.1
 
 
-def test_classes_take_a_classifier(ve_run, tmp_path):
-    config = load_config()
-    workdir = str(shutil.copytree(ve_run, tmp_path / "run"))
+def test_classes_take_a_classifier(vp_run, tmp_path):
+    config = load_config(digits_vp)
+    workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
     with pytest.raises(UserError, match="holds no classifier: train it with --mode=classifier"):
         run_lib.classconditional(config, workdir)
     run_lib.classifier(config, workdir)
@@ -252,12 +287,15 @@ def test_classes_take_a_classifier(ve_run, tmp_path):
     with pytest.raises(UserError, match="label=10 must be -1"):
         run_lib.classconditional(config, workdir)
     config.classifier.label = 3
+    config.sampling.method, config.sampling.name = "probability_flow", "flow"
+    run_lib.classconditional(config, workdir)
+    config.sampling.method, config.sampling.name = "heun", ""
     run_lib.classconditional(config, workdir)
     found = read(workdir, "classconditional", "step_4", "samples.npz")["samples"]
     run_lib.sample(config, workdir)
     without = read(workdir, "samples", "step_4", "samples.npz")["samples"]
     assert found.shape == without.shape and not np.array_equal(found, without)
-    other = load_config(**{"classifier.scale": 2.0})
+    other = load_config(digits_vp, **{"classifier.scale": 2.0})
     with pytest.raises(UserError, match="classifier.scale is 1.0 there and 2.0 here"):
         run_lib.classconditional(other, workdir)
 
@@ -316,6 +354,18 @@ def test_classes_take_a_classifier(ve_run, tmp_path):
             "model.sigma_begin=500.0 must be at most 15",
         ),
         ({"ncsnpp.fir": True}, "config.ncsnpp: .* must be one of"),
+        ({"model.features": 9}, "model.features=9 must be such that .*: 9 channels cannot"),
+        ({"sampling.rho": 0.5}, "sampling.rho=0.5 must be from 1 to 100"),
+        (
+            {
+                "training.sde": "vp",
+                "sampling.method": "predictor_corrector",
+                "sampling.predictor": "euler_maruyama",
+                "sampling.corrector": "langevin",
+                "sampling.snr": 0.1,
+            },
+            "sampling.num_steps=3 must be at least 21",
+        ),
         ({"ncsnpp.ch_mult": ()}, "ncsnpp.ch_mult=.* must be one to twelve numbers"),
         ({"sampling.method": "euler"}, "sampling.method='euler' must be 'annealed_langevin' or"),
         ({"sampling.end": 0.0}, "sampling.end=0.0 must be from 1e-7"),
@@ -333,6 +383,50 @@ def test_published_options_of_the_embedding_follow_from_the_sde():
     assert discrete.embedding_type == "positional" and discrete.sigmas.shape == (30,)
     vp = configuration.make_model(load_config(digits_subvp))
     assert vp.embedding_type == "positional" and not vp.scale_by_sigma and vp.centered
+
+
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [
+        (ve_cifar10_ncsnpp_continuous, 62_758_915),
+        (ve_church_ncsnpp_continuous, 65_574_549),
+        (vp_cifar10_ddpmpp_deep_continuous, 106_632_579),
+    ],
+)
+def test_published_configurations_have_the_published_networks(module, count, monkeypatch):
+    monkeypatch.setitem(configuration.MODELS, "ncsnpp", models.NCSNpp)
+    config = module.get_config()
+    model, shape = configuration.make_model(config), (1, *configuration.image_shape(config))
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.ones(1))
+    assert sum(a.size for a in jax.tree.leaves(params)) == count
+    multiples, blocks = tuple(config.ncsnpp.ch_mult), config.ncsnpp.num_res_blocks
+    flat = traverse_util.flatten_dict(params)
+    normalized = {v.size for k, v in flat.items() if k[-1] == "gamma"}
+    assert normalized == models.normalized_channels(config.model.features, multiples, blocks)
+
+
+@pytest.mark.parametrize("module", [digits_ve, digits_vp])
+def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
+    """Pixels N(0.5, 0.3^2) in [0, 1], of which the SDE may have 2 x - 1."""
+    config = load_config(module, **{"likelihood.exact": True})
+    config.likelihood.rtol = config.likelihood.atol = 1e-5
+    config.model.sigma_begin = 50.0
+    process, std = configuration.make_sde(config), 0.6 if config.data.centered else 0.3
+    mean = 0.0 if config.data.centered else 0.5
+
+    def score(x, sigma):
+        return (mean - x) / (std**2 + sigma**2)[:, None, None, None]
+
+    of_time = sde.from_sigma_score(process, score)
+    monkeypatch.setattr(configuration, "make_score_fn", lambda *_: (score, of_time))
+    images = np.random.default_rng(0).integers(60, 200, (3, 8, 8, 1), dtype=np.uint8)
+    found = flows.Flow(config).bits_per_dim(parallel.replicate({}), [0, 1, 2], images, 3)
+    key = jax.random.fold_in(jax.random.key(config.seed), flows._FOR_LIKELIHOOD)
+    keys = jnp.stack([jax.random.split(jax.random.fold_in(key, i))[0] for i in range(3)])
+    x = np.asarray(likelihood.dequantize(keys, images))
+    nats = np.mean((x - 0.5) ** 2, axis=(1, 2, 3)) / 2 / 0.09 + np.log(0.3 * np.sqrt(2 * np.pi))
+    # The prior is not quite the distribution at t = 1, and the noise at t = 0 has sigma_min^2 / std^2 = 1e-3.
+    np.testing.assert_allclose(found.values, 8 + nats / np.log(2), atol=3e-3)
 
 
 class Network:
@@ -357,6 +451,21 @@ def test_scores_of_a_network_equal_the_authors(name, process, golden):
         scale = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
         # A few roundings of float32, of labels up to 999 and exponents up to log(5000).
         np.testing.assert_allclose(score / scale, expected / scale, atol=5e-6)
+
+
+def test_more_noise_than_the_largest_has_its_level():
+    """As a solver asks for that adds noise of its own."""
+    process = sde.VE(0.01, 50.0)
+    labels = []
+
+    class Record(Network):
+        def apply(self, params, x, label):
+            labels.append(np.asarray(label))
+            return x
+
+    score_fn = models.time_score_fn(Record(), None, process, num_levels=100)
+    score_fn(jnp.ones((3, 2, 2, 1)), jnp.asarray([1.1, 1.0, -0.1]))
+    np.testing.assert_array_equal(labels[0], [0, 0, 99])
 
 
 def test_likelihood_weighting_enters_the_mean_and_not_the_bins():

@@ -60,8 +60,9 @@ def load(
     if dataset == "image_folder":
         if split != "train":
             raise UserError(
-                f"data.dataset='image_folder' has no split {split!r}; name a directory of other images "
-                "with config.inpainting.images"
+                f"data.dataset='image_folder' has no split {split!r}, only 'train'; images of another "
+                "directory are completed and interpolated with config.inpainting.images, and those of "
+                "training judged with config.likelihood.split='train'"
             )
         return _load_folder(data_dir, image_size, channels, crop_size)
     data_dir, directory = _find(dataset, data_dir)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ncsn_jax._random import expand
 from ncsn_jax.models.classifier import NoisyClassifier
 from ncsn_jax.models.ncsn import NCSN
-from ncsn_jax.models.ncsnpp import ARCHITECTURES, NCSNpp
+from ncsn_jax.models.ncsnpp import ARCHITECTURES, NCSNpp, normalized_channels
 from ncsn_jax.models.ncsnv2 import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, RefineNet
 from ncsn_jax.models.simplified import SimplifiedNCSN
 from ncsn_jax.sde import SDE, VE, TimeScoreFn
@@ -36,6 +36,7 @@ __all__ = [
     "RefineNet",
     "SimplifiedNCSN",
     "levels_of",
+    "normalized_channels",
     "score_fn",
     "time_score_fn",
 ]
@@ -117,11 +118,12 @@ def time_score_fn(
         if isinstance(sde, VE):
             if num_levels is None:
                 return output(x, sde.std(t))
-            return output(x, jnp.round((1.0 - t) * (num_levels - 1)))
+            # A solver with noise of its own may ask for more than the largest sigma.
+            return output(x, jnp.round((1.0 - jnp.clip(t, 0.0, 1.0)) * (num_levels - 1)))
         if num_levels is None:
             label, std = _LABELS * t, sde.std(t)
         else:
-            label = t * (num_levels - 1)
+            label = jnp.clip(t, 0.0, 1.0) * (num_levels - 1)
             # At a level's own time, rounding does not make it the one below.
             std = chain_stds[jnp.floor(label + _ROUNDING).astype(jnp.int32)]
         return -output(x, label) / expand(std, x)

@@ -36,6 +36,19 @@ CHOICES = {
 }
 
 
+def normalized_channels(features: int, ch_mult: tuple[int, ...], num_res_blocks: int) -> set[int]:
+    """Returns the numbers of channels that are normalized in groups, in any of the architectures."""
+    last, kept = len(ch_mult) - 1, [features]
+    for level, multiple in enumerate(ch_mult):
+        kept += [multiple * features] * (num_res_blocks + (level < last))
+    found, width = set(kept), kept[-1]
+    for multiple in reversed(ch_mult):
+        for _ in range(num_res_blocks + 1):
+            found.add(width + kept.pop())
+            width = multiple * features
+    return found
+
+
 class NCSNpp(nn.Module):
     """NCSN++ and DDPM++.
 

@@ -136,7 +136,7 @@ def make_config(case):
 
     from configs import default, digits, ncsnv2_cifar10
     from ncsn_jax import config as configuration
-    from ncsn_jax import workdirs
+    from ncsn_jax import samplers, workdirs
 
     rng = case.rng
     config = rng.choice([default, digits, digits, ncsnv2_cifar10]).get_config()
@@ -166,6 +166,7 @@ def make_config(case):
         configuration.make_optimizer(config)
         configuration.make_objective(config)
         assert model is not None and len(configuration.image_shape(config)) == 3
+        samplers.make(config)
         workdirs.make(case.work)
         workdirs.write_config(config, case.work)
         if not workdirs.compare(config, case.work):
