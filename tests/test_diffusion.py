@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from configs.score_sde import (
 )
 from ncsn_jax import (
     chains,
+    classification,
     flows,
     likelihood,
     losses,
@@ -275,7 +277,19 @@ def test_colorization_keeps_the_grey(tmp_path):
     assert np.abs(completions.mean(axis=-1) - grey)[inside].max() < 1.1
 
 
-def test_classes_take_a_classifier(vp_run, tmp_path):
+class TinyClassifier(nn.Module):
+    num_classes: int
+    features: int = 4
+    ch_mult: tuple[int, ...] = (1, 2)
+
+    @nn.compact
+    def __call__(self, x, sigma):
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def test_classes_take_a_classifier(vp_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(classification, "NoisyClassifier", TinyClassifier)
+    monkeypatch.setattr(models, "NoisyClassifier", TinyClassifier)
     config = load_config(digits_vp)
     workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
     with pytest.raises(UserError, match="holds no classifier: train it with --mode=classifier"):
@@ -544,8 +558,13 @@ def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
         }
     )
     configuration.check(config)
-    state = configuration.make_init(config)(jax.random.key(0))
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    # Not from `make_init`, which takes as long as the rest, and starts with branches of almost zero.
+    shapes = jax.eval_shape(configuration.make_init(config), jax.random.key(0)).params
+    params = jax.tree.map(lambda a: rng.normal(0, 0.1, a.shape).astype(a.dtype), shapes)
+    opt_state = configuration.make_optimizer(config).init(params)
+    state = training.TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
+    images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     steps = functools.partial(
         training.train_step, **configuration.make_train_steps(config).keywords
     )
