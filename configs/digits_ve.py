@@ -1,8 +1,12 @@
-"""A small NCSN++ under the variance-exploding SDE, on the 8x8 digits: minutes on two CPU cores.
+"""A small network under the variance-exploding SDE, on the 8x8 digits: minutes on two CPU cores.
 
     python main.py --config=configs/digits_ve.py --workdir=runs/digits_ve
 
-The continuous objective of cifar10_ncsnpp_continuous with DDPM++'s blocks, 32 features and two levels.
+The continuous objective of the published NCSN++ runs, with the parts of DDPM++, 32 features and two levels.
+
+Hardware: two CPU cores; 752,865 parameters.
+Expected time and result: 3,000 steps in about 8 minutes with other work beside them; of 500 samples 0.578
+are recognised with probability above 0.9 (real digits: 0.755); 4.80 bits per dimension of the test split.
 """
 
 from configs import digits

@@ -1,6 +1,10 @@
-"""A small DDPM++ under the variance-preserving SDE, on the 8x8 digits: minutes on two CPU cores.
+"""A small network under the variance-preserving SDE, on the 8x8 digits: minutes on two CPU cores.
 
 python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
+
+Hardware: two CPU cores; 748,737 parameters.
+Expected time and result: 3,000 steps in about 8 minutes with other work beside them; of 500 samples 0.574
+are recognised with probability above 0.9 (real digits: 0.755); 4.69 bits per dimension of the test split.
 """
 
 from configs import digits_ve

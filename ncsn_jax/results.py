@@ -211,6 +211,7 @@ def interpolate(config, workdir: str) -> None:
         0,
         make,
         _BY_TOLERANCE,
+        "pairs",
     )
     if found is None:
         return
@@ -509,6 +510,7 @@ def _complete(
     steps: int,
     make: Callable,
     cost: str,
+    unit: str = "images",
 ) -> np.ndarray | None:
     """Makes those of `count` samples, or values of images, that are missing; returns all, in process 0.
 
@@ -517,9 +519,10 @@ def _complete(
       open_store: returns where they are kept; called in process 0.
       count: how many there are to be.
       size: how many are made at once.
-      steps: of a batch, which are counted; 0 to count images.
+      steps: of a batch, which are counted; 0 to count what is made.
       make: returns samples, `make(indices, advanced)`.
       cost: what one takes, for the log.
+      unit: what is made, in the plural.
     """
     store = None
 
@@ -531,10 +534,10 @@ def _complete(
     missing = hosts.on_first("to list what is there", list_missing)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     if missing:
-        _log.info("%s: %d images in batches of %d, %s", what, len(missing), size, cost)
+        _log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, cost)
     else:
         _log.info("all of it is there")
-    total, unit = (len(batches) * steps, "steps") if steps else (len(missing), "images")
+    total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
     with report.progress(what, total, unit) as advanced:
         for indices in batches:
             made = make(indices, advanced)
