@@ -102,8 +102,8 @@ class Chains:
                 sound = np.all(finite)
             if not sound:
                 raise UserError(
-                    f"the samples are not finite after {stop} of {self.num_steps} step(s): "
-                    f"{self._sampler.cause} does not suit this network"
+                    f"the samples are not finite after {stop} of {self.num_steps} steps: "
+                    f"{self._sampler.cause}"
                 )
             if is_frame:
                 frames.append(self._gather(x, len(indices)))
@@ -113,8 +113,7 @@ class Chains:
         far = float(np.mean(np.abs(final - 0.5) > _FAR))
         if far > 0.5:
             _log.warning(
-                "%.0f %% of the pixels lie far outside [0, 1]: %s does not suit this network, or it is "
-                "hardly trained",
+                "%.0f %% of the pixels lie far outside [0, 1]: %s, or the network is hardly trained",
                 100 * far,
                 self._sampler.cause,
             )

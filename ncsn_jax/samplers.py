@@ -58,7 +58,7 @@ class Sampler(NamedTuple):
       advance: `advance(key, params, x, start, stop, *known) -> (x, evaluations int32 [B])`, runs a part of
         the steps. What is known of the samples, `[B, ...]` each: observed images and masks, grey images, or
         classes; images in [0, 1].
-      cause: the field to change where the samples are not finite.
+      cause: what is wrong, most likely, where the samples are not finite.
     """
 
     num_steps: int
@@ -193,7 +193,9 @@ def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
             x = sampling.annealed_langevin(key, of_sigma, x, ladder, **arguments)
         return x, jnp.zeros(x.shape[0], jnp.int32)
 
-    return Sampler(count, count, start, advance, f"config.sampling.epsilon={options.epsilon}")
+    return Sampler(
+        count, count, start, advance, f"config.sampling.epsilon={options.epsilon} is too large"
+    )
 
 
 def _predictor_corrector(config, score_fns: Callable, purpose: int) -> Sampler:
@@ -228,7 +230,9 @@ def _predictor_corrector(config, score_fns: Callable, purpose: int) -> Sampler:
         return x, jnp.zeros(x.shape[0], jnp.int32)
 
     evaluations = options.num_steps * (corrections + (options.predictor != "none"))
-    cause = f"config.sampling.snr={options.snr} or num_steps={options.num_steps}"
+    cause = (
+        f"config.sampling.num_steps={options.num_steps} is too few, or snr={options.snr} too large"
+    )
     return Sampler(
         options.num_steps, evaluations, functools.partial(_prior, config), advance, cause
     )
@@ -253,7 +257,9 @@ def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
 
         return jax.vmap(solve)(x, *known)
 
-    return Sampler(1, None, start, advance, f"config.sampling.rtol={options.rtol}")
+    return Sampler(
+        1, None, start, advance, f"config.sampling.rtol={options.rtol} could not be kept"
+    )
 
 
 def _heun(config, score_fns: Callable, purpose: int) -> Sampler:
@@ -271,5 +277,5 @@ def _heun(config, score_fns: Callable, purpose: int) -> Sampler:
         return x, jnp.zeros(x.shape[0], jnp.int32)
 
     evaluations = 2 * options.num_steps - 1
-    cause = f"config.sampling.num_steps={options.num_steps}"
+    cause = f"config.sampling.num_steps={options.num_steps} is too few"
     return Sampler(options.num_steps, evaluations, start, advance, cause)

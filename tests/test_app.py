@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import chains, checkpoints, workdirs
+from ncsn_jax import checkpoints, samplers, workdirs
 from ncsn_jax import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
@@ -252,7 +252,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
         (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
         (["--workdir=/proc"], "cannot be written to"),
-        (["--mode=foo"], "value should be one of <train|sample|inpaint|nearest|suggest>"),
+        (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
     ],
@@ -354,21 +354,29 @@ def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
     )
     options = configuration.make_train_steps(config).keywords
     assert options["microbatches"] == 2 and options["skip_nonfinite"] is True
-    assert options["model"].remat and options["model"].dtype == jax.numpy.bfloat16
     assert not configuration.make_train_steps(load_config()).keywords["skip_nonfinite"]
+
+    made = []
+    real = configuration.make_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            configuration, "make_model", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
+        )
+        configuration.make_train_steps(config)
+    assert [(m.remat, m.dtype) for m in made] == [(True, jax.numpy.bfloat16)]
 
     def program(**changes):
         changed = load_config(**changes)
         model = configuration.make_model(changed)
         shape = (1, *configuration.image_shape(changed))
         params = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape), np.zeros(1, int))
-        score = lambda p, x, sigma: chains._options(changed, p)[0](x, sigma)
+        score = lambda p, x, sigma: configuration.make_score_fn(changed, p)[0](x, sigma)
         return str(jax.make_jaxpr(score)(params, np.zeros(shape, np.float32), np.ones(1)))
 
     assert "bf16" in program(**{"sampling.dtype": "bfloat16"})
     without = program(**{"training.dtype": "bfloat16", "training.remat": True})
     assert "bf16" not in without and "checkpoint" not in without and "remat" not in without
-    assert run_lib._settings(config, 1)["sampling.dtype"] == "float32"
+    assert samplers.settings(config)["sampling.dtype"] == "float32"
 
 
 def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):

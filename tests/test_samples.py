@@ -131,9 +131,7 @@ def test_a_part_of_something_else_counts_as_missing(indices, samples, tmp_path):
 
 def test_samples_of_another_type_are_refused(tmp_path):
     np.savez(tmp_path / "samples.npz", samples=np.full((2, 4, 4, 1), np.nan))
-    with pytest.raises(
-        UserError, match=r"holds float64 of shape .* expected uint8 images of shape"
-    ):
+    with pytest.raises(UserError, match=r"holds float64 of shape .* expected uint8 of shape"):
         open_store(tmp_path)
 
 

@@ -6,6 +6,7 @@ missing, superfluous or of the wrong shape is found by name. Nothing here needs 
 the authors' checkpoints with it, and `python -m ncsn_jax.convert` turns one into a work directory.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -153,11 +154,25 @@ def parameter_shapes(
     model: nn.Module, channels: int
 ) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Returns path to shape and type of every parameter, without computing any."""
-    side = max(16, 2**model.HALVINGS)
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    level = jax.ShapeDtypeStruct((1,), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
-    return traverse_util.flatten_dict(shapes)
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    # Of a ladder only the length matters to shapes.
+    described = ((n, np.shape(v) if n == "sigmas" else repr(v)) for n, v in fields.items())
+    key = (
+        type(model),
+        channels,
+        *(pair for pair in described if pair[0] not in ("parent", "name")),
+    )
+    if key not in _shapes:
+        side = max(16, 2**model.HALVINGS)
+        image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        level = jax.ShapeDtypeStruct((1,), jnp.int32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
+        _shapes[key] = traverse_util.flatten_dict(shapes)
+    return _shapes[key]
+
+
+# What `parameter_shapes` has found: every part of a file asks for it, and to trace a network takes long.
+_shapes: dict[tuple, dict] = {}
 
 
 def _as_array(value) -> np.ndarray:
