@@ -417,7 +417,10 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
     process, method = make_sde(config), flat["sampling.method"]
     if method == "predictor_corrector":
-        snr = flat["sampling.snr"]
+        snr, corrector = flat["sampling.snr"], flat["sampling.corrector"]
+        if corrector in sampling.CORRECTORS and flat["training.sde"] != "subvp":
+            allowed = f"the signal-to-noise ratio of corrector {corrector!r}, such as 0.16"
+            require("sampling.snr", snr > 0, allowed)
         try:
             sampling.check_choice(
                 process, flat["sampling.predictor"], flat["sampling.corrector"], snr or None

@@ -18,7 +18,8 @@ front_end.version_info, front_end.get_ipython = (9, 0, 0), lambda: None
 sys.modules |= {"IPython": front_end, "IPython.display": display}
 """
 SMALLER = """
-config.model.features, config.model.num_levels = 2, 2
+import tests.tiny
+config.model.name, config.model.features, config.model.num_levels = "tiny", 4, 2
 config.training.batch_size, config.training.num_steps = 8, 60
 config.training.checkpoint_every, config.training.log_every, config.training.sample_every = 10, 20, 0
 config.sampling.steps_per_level, config.sampling.num_samples = 2, 12

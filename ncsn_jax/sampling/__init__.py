@@ -15,9 +15,15 @@ from ncsn_jax.sampling.langevin import (
     langevin_update,
 )
 from ncsn_jax.sampling.ode import probability_flow
-from ncsn_jax.sampling.reverse_sde import SamplerInfo, check_choice, predictor_corrector
+from ncsn_jax.sampling.reverse_sde import (
+    CORRECTORS,
+    SamplerInfo,
+    check_choice,
+    predictor_corrector,
+)
 
 __all__ = [
+    "CORRECTORS",
     "LangevinInfo",
     "SamplerInfo",
     "annealed_langevin",

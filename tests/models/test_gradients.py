@@ -15,15 +15,16 @@ from tests.models.comparison import compiled_quickly
 
 LADDER = np.geomspace(1.0, 0.1, 3, dtype=np.float32)
 STEP = 1e-5
+# With every how many of its arrays are moved; a number that divides no stage meets all kinds of them.
 MODELS = {
-    "NCSNv2": models.NCSNv2(2, LADDER),
-    "SimplifiedNCSN": models.SimplifiedNCSN(2, LADDER),
+    "NCSNv2": (models.NCSNv2(2, LADDER), 1),
+    "SimplifiedNCSN": (models.SimplifiedNCSN(2, LADDER), 7),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradient_is_the_derivative_along_every_parameter(name):
-    model = MODELS[name]
+def test_gradient_is_the_derivative_along_the_parameters(name):
+    model, every = MODELS[name]
     rng = np.random.default_rng(0)
     shapes = convert.parameter_shapes(model, 1)
     values = [
@@ -51,10 +52,11 @@ def test_gradient_is_the_derivative_along_every_parameter(name):
             return (both(moved(which, STEP))[0] - both(moved(which, -STEP))[0]) / (2 * STEP)
 
         _, gradient = both(values)
-        expected = np.array([difference(i) for i in range(len(values))])
+        expected = np.array([difference(i) for i in range(0, len(values), every)])
         found = np.array([(g * d).sum() for g, d in zip(gradient, directions, strict=True)])
+        found = found[::every]
     # An array without influence, such as a bias before a normalization, has a derivative of zero.
     floor = 1e-6 * np.abs(expected).max()
     error = np.abs(found - expected) / np.maximum(np.abs(expected), floor)
     assert error.max() < 1e-3, error.argmax()
-    assert (np.abs(expected) > floor).sum() > len(values) / 2
+    assert (np.abs(expected) > floor).sum() > len(expected) / 2
