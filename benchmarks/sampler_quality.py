@@ -57,6 +57,12 @@ def _samplers(sigmas, config) -> list[tuple[str, dict]]:
             options = _predictor_corrector(steps // 2, "reverse_diffusion")
             options |= {"sampling.corrector": "langevin", "sampling.snr": 0.16}
             found.append(("reverse_diffusion + langevin", options))
+    if not is_subvp:
+        # The chain of VP takes more steps than its beta_max is large.
+        options = _predictor_corrector(24 if config.training.sde == "vp" else 16, "ancestral")
+        options |= {"sampling.corrector": "annealed_langevin", "sampling.snr": 0.45}
+        options["sampling.corrector_steps"] = 2
+        found.append(("ancestral + annealed_langevin", options))
     for tolerance in (1e-5, 1e-2):
         options = {
             "sampling.method": "probability_flow",
