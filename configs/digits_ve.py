@@ -34,6 +34,10 @@ def get_config():
     config.training.grad_clip = 1.0
     config.optim.learning_rate = 1e-3
     config.likelihood.rtol = config.likelihood.atol = 1e-4
+    # For annealed Langevin dynamics, 1,001 evaluations, with the epsilon of NCSNv2's technique 4.
+    config.sampling.steps_per_level = 1
+    config.sampling.epsilon = 2.5e-06
+    config.sampling.init = "centred_normal"
     config.sampling.method = "heun"
     config.sampling.num_steps = 18
     return config

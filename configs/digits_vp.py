@@ -20,4 +20,5 @@ def get_config():
     config.training.sde = "vp"
     config.training.reduce_mean = True
     config.sampling.end = 1e-3
+    config.sampling.epsilon = 9.9e-06
     return config

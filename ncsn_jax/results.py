@@ -299,10 +299,10 @@ def classifier(config, workdir: str) -> None:
     if storage.exists(path):
         raise UserError(f"{path} is there already: move it away to train another")
     # All of it first, so that nothing is found missing when the training is done.
-    dataset, unseen = (configuration.load_images(config, s) for s in ("train", "test"))
     (labels, count), (unseen_labels, _) = (
         configuration.load_labels(config, s) for s in ("train", "test")
     )
+    dataset, unseen = (configuration.load_images(config, s) for s in ("train", "test"))
     workdirs.claim_images(dataset, workdir, read_only=True)
     runlog.start(workdir)
     _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
