@@ -167,7 +167,8 @@ def get_config() -> ConfigDict:
     sampling.preview_samples = 16
     # Also write the way of the first samples, as annealing.gif and filmstrip.png.
     sampling.gif = False
-    # Names the directory samples/step_<step>_<name>, to try several settings on one checkpoint.
+    # Names the directory samples/step_<step>_<name>, and those of the other modes likewise, to try several
+    # settings on one checkpoint.
     sampling.name = ""
 
     # --mode=likelihood: bits per dimension of uniformly dequantized images.

@@ -3,7 +3,7 @@
 python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
 
 Hardware: two CPU cores; 748,737 parameters.
-Expected time and result: 3,000 steps in about 8 minutes with other work beside them; of 500 samples 0.574
+Expected time and result: 3,000 steps in 15 minutes with much other work beside them; of 500 samples 0.574
 are recognised with probability above 0.9 (real digits: 0.755); 4.69 bits per dimension of the test split.
 """
 

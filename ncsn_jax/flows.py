@@ -34,7 +34,6 @@ class Flow:
     """
 
     def __init__(self, config):
-        self._config = config
         self._seed = np.uint32(config.seed)
         self._mapped = {
             f: parallel.map_examples(functools.partial(f, config))

@@ -147,10 +147,9 @@ def _score_fns(
 
 
 def _prior(config, key: jax.Array, batch: int) -> jax.Array:
-    """Draws from the SDE's prior, with one key per example."""
-    shape = configuration.image_shape(config)
-    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
-    return configuration.make_sde(config).prior_std() * noise
+    """Draws from the SDE's prior, with one key for each of the batch."""
+    shape, process = configuration.image_shape(config), configuration.make_sde(config)
+    return jax.vmap(lambda k: process.prior_sample(k, shape))(key)
 
 
 def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
