@@ -30,6 +30,11 @@ def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Ar
     return x if norm is None else norm(name=name)(x, level)
 
 
+def _activated(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
+    """Normalizes, if there is a normalization, and applies ELU."""
+    return nn.elu(x) if norm is None else norm(name=name, activate=True)(x, level)
+
+
 class ResidualBlock(nn.Module):
     """Two normalized, activated 3x3 convolutions around a shortcut.
 
@@ -53,9 +58,9 @@ class ResidualBlock(nn.Module):
         halve = self.down and self.dilation == 1
         inner = x.shape[-1] if self.down else self.features
 
-        h = nn.elu(_normalized(self.norm, "normalize1", x, level))
+        h = _activated(self.norm, "normalize1", x, level)
         h = self.conv(inner, dilation=self.dilation, name="conv1")(h)
-        h = nn.elu(_normalized(self.norm, "normalize2", h, level))
+        h = _activated(self.norm, "normalize2", h, level)
         h = self.conv(self.features, dilation=self.dilation, name="conv2")(h)
 
         if halve:
@@ -79,7 +84,7 @@ class ResidualConvUnits(nn.Module):
         for block in range(self.num_blocks):
             h = x
             for stage in range(self.num_stages):
-                h = nn.elu(_normalized(self.norm, f"norm_{block}_{stage}", h, level))
+                h = _activated(self.norm, f"norm_{block}_{stage}", h, level)
                 h = Conv(x.shape[-1], use_bias=False, name=f"conv_{block}_{stage}")(h)
             x = x + h
         return x

@@ -6,6 +6,7 @@ distribution, its treatment of borders. The rest of the models is built from the
 are cast, and returns that type.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,19 +15,34 @@ import jax.numpy as jnp
 import numpy as np
 
 
+# Drawn flat, since XLA compiles that far sooner than a shaped draw, and in one program for each shape.
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _uniform(key, bound, *, shape: tuple[int, ...], dtype) -> jax.Array:
+    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
 def _uniform_init(bound: float):
-    """U(-bound, bound), drawn flat: the same bits as a shaped draw, and far quicker to compile."""
-
-    def init(key, shape, dtype=jnp.float32):
-        flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
-        return flat.reshape(shape)
-
-    return init
+    """U(-bound, bound)."""
+    return lambda key, shape, dtype=jnp.float32: _uniform(key, bound, shape=shape, dtype=dtype)
 
 
 def _xavier_init(fan_in: int, fan_out: int, scale: float):
     """Xavier's uniform distribution with `scale` times its variance; a scale of 0 stands for 1e-10."""
     return _uniform_init(math.sqrt(6.0 * (scale or 1e-10) / (fan_in + fan_out)))
+
+
+# Traced once for each shape, as all of this module that networks have often.
+@functools.partial(jax.jit, static_argnames=("stride", "pad", "dilation"))
+def _convolve(x, kernel, bias, *, stride: int, pad: tuple[int, int], dilation: int) -> jax.Array:
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=(pad, pad),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y if bias is None else y + bias.astype(x.dtype)[None, None, None, :]
 
 
 class Conv(nn.Module):
@@ -65,18 +81,8 @@ class Conv(nn.Module):
             init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
         kernel = self.param("kernel", init, (k, k, channels, self.features))
         pad = self.padding or (self.dilation * (k // 2),) * 2
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=(pad, pad),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        if self.use_bias:
-            bias = self.param("bias", bias_init, (self.features,))
-            y = y + bias.astype(x.dtype)[None, None, None, :]
-        return y
+        bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
+        return _convolve(x, kernel, bias, stride=self.stride, pad=pad, dilation=self.dilation)
 
 
 class Dense(nn.Module):
@@ -101,6 +107,7 @@ class Dense(nn.Module):
         return x @ kernel.astype(x.dtype) + bias
 
 
+@jax.jit
 def mean_pool(x: jax.Array) -> jax.Array:
     """The mean of each 2x2 block: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even."""
     batch, height, width, channels = x.shape
@@ -117,11 +124,13 @@ def _pool5(x: jax.Array, start: float, combine) -> jax.Array:
     return x
 
 
+@jax.jit
 def average_pool5(x: jax.Array) -> jax.Array:
     """5x5 average pooling with stride 1; zeros beyond the border count, so always divided by 25."""
     return _pool5(x, 0.0, jax.lax.add) / 25.0
 
 
+@jax.jit
 def max_pool5(x: jax.Array) -> jax.Array:
     """5x5 maximum pooling with stride 1; nothing beyond the border counts."""
     return _pool5(x, -jnp.inf, jax.lax.max)
@@ -139,6 +148,7 @@ def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Bilinear resampling to `shape = (height, width)` with aligned corners.
 

@@ -87,5 +87,5 @@ class NCSN(nn.Module):
         r = refine(n, half, norm, name="refine3")([h2, r], level)
         r = refine(n, full, norm, end=True, name="refine4")([h1, r], level)
 
-        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
+        r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
         return Conv(channels, name="end_conv")(r)

@@ -83,7 +83,7 @@ class RefineNet(nn.Module):
                 end=name == self.REFINEMENTS[-1][0],
                 name=name,
             )([h] if r is None else [h, r], level)
-        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
+        r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
         r = Conv(channels, name="end_conv")(r)
         return r / jnp.asarray(self.sigmas)[level][:, None, None, None]
 

@@ -51,7 +51,7 @@ class _Fusion(nn.Module):
     def __call__(self, inputs: list[jax.Array], level: jax.Array) -> jax.Array:
         total = 0.0
         for i, x in enumerate(inputs):
-            h = nn.elu(self.norm(name=f"norm_{i}")(x, level))
+            h = self.norm(name=f"norm_{i}", activate=True)(x, level)
             total = total + XavierConv(x.shape[-1], name=f"conv_{i}")(h)
         return total
 
@@ -65,7 +65,7 @@ class _Pooling(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         path = x
         for stage in range(_POOLINGS):
-            path = max_pool5(nn.elu(self.norm(name=f"norm_{stage}")(path, level)))
+            path = max_pool5(self.norm(name=f"norm_{stage}", activate=True)(path, level))
             path = XavierConv(x.shape[-1], name=f"conv_{stage}")(path)
             x = x + path
         return x
@@ -140,6 +140,6 @@ class SimplifiedNCSN(nn.Module):
         for i in (3, 2, 1):
             r = refine(norm, name=f"refine{i}")([stages[i - 1], r], level)
 
-        r = nn.elu(norm(name="normalizer")(r.astype(x.dtype), level))
+        r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
         r = XavierConv(x.shape[-1], name="end_conv")(r)
         return r / sigmas[level][:, None, None, None]

@@ -13,12 +13,12 @@ from tests.models.comparison import assert_close, nhwc
 LEVELS = 5
 
 
-def plus(name=None):
-    return normalization.ConditionalInstanceNormPlus(LEVELS, name=name)
+def plus(**options):
+    return normalization.ConditionalInstanceNormPlus(LEVELS, **options)
 
 
-def unconditional(name=None):
-    return normalization.InstanceNormPlus(name=name)
+def unconditional(**options):
+    return normalization.InstanceNormPlus(**options)
 
 
 # Each with the number of feature maps that it takes.
