@@ -62,6 +62,8 @@ def main(_) -> None:
     launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if launched is not None:
         _supervisor.supervise()
+    else:
+        launch.use_cores(_CONFIG.value)
     signals.install(_INTERRUPTED)
     import run_lib
     from ncsn_jax import hosts

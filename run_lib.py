@@ -4,6 +4,7 @@ Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` a
 everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -98,28 +99,42 @@ def train(config, workdir: str) -> None:
         hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
-            step, state = _restore_or_init(config, store)
+            init, key, shapes = _initialization(config)
+            found = store.restore_latest(shapes)
+            step = found[0] if found else 0
             _log.info("%d images of shape %s, from step %d", len(dataset), dataset.shape[1:], step)
-            runlog.describe(config, state, with_table=step == 0)
             if step > options.num_steps:
                 _log.info("already beyond config.training.num_steps=%d", options.num_steps)
-            state = parallel.replicate(state)
+
+            def first_state() -> training.TrainState:
+                state = found[1] if found else init(key)
+                runlog.describe(config, state, with_table=step == 0)
+                return state
+
+            train_steps = None
+            # What XLA compiles needs shapes only, and leaves Python alone meanwhile.
+            with concurrent.futures.ThreadPoolExecutor(1) as beside:
+                state = beside.submit(first_state)
+                if step < options.num_steps:
+                    train_steps = _compile(config, shapes)
+                state = parallel.replicate(state.result())
             runner = chains.Chains(config)
-            if step < options.num_steps:
+            if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
                     preview(step, state.ema_params or state.params)
-                state = _train_loop(config, dataset, step, state, store, writer, preview)
+                state = _train_loop(
+                    config, dataset, train_steps, step, state, store, writer, preview
+                )
                 step = options.num_steps
         results.write_samples(config, workdir, step, state.ema_params or state.params, runner)
 
 
-def _restore_or_init(config, store) -> tuple[int, training.TrainState]:
-    """Returns the newest checkpoint, or the state before the first step."""
+def _initialization(config) -> tuple[Callable, jax.Array, training.TrainState]:
+    """Returns how the state before the first step is made, its key, and its shapes."""
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
-    found = store.restore_latest(jax.eval_shape(init, key))
-    return (0, init(key)) if found is None else found
+    return init, key, jax.eval_shape(init, key)
 
 
 def suggest(config) -> None:
@@ -175,7 +190,7 @@ def suggest(config) -> None:
         print(line)
 
 
-def _train_loop(config, dataset, step, state, store, writer, preview):
+def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
     """Runs from `step` to the last one and returns the final replicated state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
@@ -189,7 +204,6 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
         step,
         options.skip_nonfinite,
     )
-    train_steps = _compile(config, state, parallel.spread(batches(step, per_call)))
     in_flight, calls, stop = None, 0, 0
 
     def settle() -> None:
@@ -258,16 +272,22 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
     return state
 
 
-def _compile(config, state, batch) -> Callable:
+def _compile(config, shapes: training.TrainState) -> Callable:
     """Compiles the training step, and logs how long that took and what memory the step needs."""
     _log.info("compiling the training step")
     started = time.perf_counter()
+    options = config.training
+    batch = (
+        options.steps_per_call,
+        options.batch_size // hosts.count(),
+        *configuration.image_shape(config),
+    )
     steps, memory = parallel.compile_train_steps(
         configuration.make_train_steps(config),
-        state,
-        batch,
+        shapes,
+        parallel.spread(np.empty(batch, np.uint8)),
         np.uint32(config.seed),
-        remat=config.training.remat,
+        remat=options.remat,
     )
     runlog.describe_memory(memory, time.perf_counter() - started)
     hosts.meet("to compile the training step")

@@ -25,10 +25,11 @@ def main(_) -> None:
     config = _CONFIG.value
     images = configuration.load_images(config)
     batches = data.Batches(images, config.seed, config.training.batch_size)
-    state = parallel.replicate(configuration.make_init(config)(jax.random.key(0)))
+    state = configuration.make_init(config)(jax.random.key(0))
     p_steps, _ = parallel.compile_train_steps(
         configuration.make_train_steps(config), state, parallel.spread(batches(0)), np.uint32(0)
     )
+    state = parallel.replicate(state)
     seconds = {"batch": [], "step": []}
     for step in range(12):
         start = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Which processes a run has, before anything of JAX is imported: from flags, or from the environment.
+"""Which processes and CPU devices a run has, before anything of JAX is imported.
 
-Hidden here are the names of the environment variables, what they must look like, and how a TPU is noticed.
+Hidden here are the names of flags and environment variables, what they must look like, how a TPU is noticed,
+and how the cores of a machine without an accelerator are put to use.
 """
 
 import dataclasses
@@ -14,6 +15,11 @@ from ncsn_jax.errors import UserError
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # What a machine with TPUs has, which may be part of a pod: JAX's library for them, and devices.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
+
+# XLA computes a convolution of fewer channels on a CPU with one thread, whatever its size.
+_CHANNELS_FOR_THREADS = 96
+# More devices than these, or smaller parts of a batch, cost memory and time for little.
+_MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 
 _TOGETHER = (
     "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
@@ -93,3 +99,37 @@ def _in_cluster() -> bool:
         return True
     has_library = importlib.util.find_spec(_TPU_LIBRARY) is not None
     return has_library and any(any(pathlib.Path("/dev").glob(p)) for p in _TPU_DEVICES)
+
+
+def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
+    """Returns how many devices the CPU should be for JAX, where there is no accelerator.
+
+    One for each core, so that all compute parts of a batch; or one alone if the convolutions are wide
+    enough to be spread over the cores themselves, as every device holds the whole state.
+
+    Args:
+      features: of the network's widest resolution, its narrowest convolutions.
+      batch_size: of training; every device gets as many examples.
+      microbatches: in which each device computes them.
+    """
+    if features >= _CHANNELS_FOR_THREADS:
+        return 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    most = min(cores, _MOST_CPU_DEVICES, batch_size // _EXAMPLES_PER_DEVICE)
+    fitting = (n for n in range(most, 1, -1) if batch_size % (n * microbatches) == 0)
+    return next(fitting, 1)
+
+
+def use_cores(config) -> None:
+    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says.
+
+    Numbers that are no numbers are left to the check of the configuration.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    model, training = config.model, config.training
+    numbers = model.features, training.batch_size, training.microbatches
+    if all(isinstance(number, int) and number > 0 for number in numbers):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices(*numbers)))

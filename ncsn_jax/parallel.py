@@ -48,7 +48,7 @@ def compile_train_steps(
 
     Args:
       train_steps: the pure function.
-      state: replicated; looked at only.
+      state: on no device yet; only its shapes are looked at.
       images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
       seed: of the run.
       remat: whether the network is rematerialized.
@@ -69,7 +69,9 @@ def compile_train_steps(
     # compiled without options.
     several = jax.process_count() > 1
     keep_barriers = remat and jax.default_backend() == "cpu" and not several
-    lowered = mapped.lower(state, images, seed, first, _notes(0))
+    local = jax.local_device_count()
+    replicated = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), state)
+    lowered = mapped.lower(replicated, images, seed, first, _notes(0))
     compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
     function = mapped if several else compiled
 

@@ -44,6 +44,8 @@ def start(workdir: str) -> None:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
         directory = os.path.join(cache.directory(), f"compiled-{machine}")
         jax.config.update("jax_compilation_cache_dir", directory)
+        # The many small programs that initialise a network take seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe(config, state, *, with_table: bool) -> None:

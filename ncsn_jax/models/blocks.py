@@ -61,12 +61,11 @@ class ResidualBlock(nn.Module):
         h = _activated(self.norm, "normalize1", x, level)
         h = self.conv(inner, dilation=self.dilation, name="conv1")(h)
         h = _activated(self.norm, "normalize2", h, level)
-        h = self.conv(self.features, dilation=self.dilation, name="conv2")(h)
+        h = self.conv(self.features, dilation=self.dilation, pooled=halve, name="conv2")(h)
 
         if halve:
-            return mean_pool(
-                self.conv(self.features, kernel_size=1, name="shortcut")(x)
-            ) + mean_pool(h)
+            # A pointwise map and a mean may change places.
+            return self.conv(self.features, kernel_size=1, name="shortcut")(mean_pool(x)) + h
         if self.down or x.shape[-1] != self.features:
             x = self.conv(self.features, dilation=self.dilation, name="shortcut")(x)
         return x + h

@@ -88,3 +88,14 @@ def test_upsampling_is_the_originals(golden):
         expected = nhwc(g[f"out/{name}"])
         found = layers.resize_bilinear(jnp.asarray(nhwc(g[f"in/{name}/0"])), expected.shape[1:3])
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_pooled_convolution_is_the_mean_of_the_convolution(kernel_size):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    whole, pooled = (layers.Conv(5, kernel_size, pooled=pooled) for pooled in (False, True))
+    params = whole.init(jax.random.key(1), x)
+    expected = layers.mean_pool(whole.apply(params, x))
+    actual = pooled.apply(params, x)
+    # Sums of 36 products, taken in another order.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=36 * 2**-24 * jnp.abs(expected).max())
