@@ -66,12 +66,15 @@ def compile_train_steps(
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
     first = first_examples(images)
     # Several processes cannot call the compiled program itself; the mapped function finds it, if it was
-    # compiled without options.
+    # compiled without options and for arrays that lie on the devices as the state will.
     several = jax.process_count() > 1
+    if several:
+        like = replicate(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
+    else:
+        local = jax.local_device_count()
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), state)
     keep_barriers = remat and jax.default_backend() == "cpu" and not several
-    local = jax.local_device_count()
-    replicated = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), state)
-    lowered = mapped.lower(replicated, images, seed, first, _notes(0))
+    lowered = mapped.lower(like, images, seed, first, _notes(0))
     compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
     function = mapped if several else compiled
 
