@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ncsn_jax import (
+    _memory,
     chains,
     checkpoints,
     data,
@@ -290,6 +291,7 @@ def _compile(config, shapes: training.TrainState) -> Callable:
         remat=options.remat,
     )
     runlog.describe_memory(memory, time.perf_counter() - started)
+    _memory.release()
     hosts.meet("to compile the training step")
     return steps
 
