@@ -1,0 +1,59 @@
+"""The machine and the versions of what runs on it, and how many CPU devices it has for a batch.
+
+Hides where the operating system tells of its processor and memory.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+# JAX's devices beyond it gain nothing on a CPU.
+_MAX_DEVICES = 8
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    with contextlib.suppress(AttributeError):  # only Linux tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Stands in for `ncsn_jax.launch.cpu_devices`, by which it is to be replaced here.
+def cpu_devices(batch_size: int) -> int:
+    """Returns the largest divisor of the batch up to the number of cores, and 8 at most."""
+    limit = min(cores(), _MAX_DEVICES)
+    return max(n for n in range(1, limit + 1) if batch_size % n == 0)
+
+
+def describe() -> list[str]:
+    """Returns lines on the processor, the memory, the system and the versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    packages = ", ".join(
+        f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "torch")
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    return [
+        f"{_processor()}, {cores()} cores, {memory / 2**30:.1f} GiB",
+        f"{platform.platform()}, Python {platform.python_version()}",
+        packages,
+        f"{now:%Y-%m-%d %H:%M} UTC",
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
