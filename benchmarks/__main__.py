@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import machine, original, rows, table
+from benchmarks.session import LEVELS, Options, Session
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,13 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     # What ends the command ends its processes first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = rows.plan(options.only, options.shapes, options.sampler_steps)
-    settings = rows.Options(
-        options.reference, options.rounds, options.devices, options.sampler_steps
-    )
+    settings = Options(options.reference, options.rounds, options.devices, options.sampler_steps)
     header = _header(options)
     measured: list[table.Row] = []
     interrupted = False
-    with contextlib.closing(rows.Session(settings, _progress)) as session:
+    with contextlib.closing(Session(settings, _progress)) as session:
         try:
             for job in jobs:
                 measured.append(rows.measure(session, job))
@@ -88,7 +87,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--sampler-steps",
         type=_whole,
         default=1000,
-        help=f"steps of annealed Langevin, a multiple of {rows.LEVELS} (default: 1000)",
+        help=f"steps of annealed Langevin, a multiple of {LEVELS} (default: 1000)",
     )
     parser.add_argument(
         "--write",
@@ -100,8 +99,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends with one line if something is wrong that would show only after a long time."""
-    if options.sampler_steps % rows.LEVELS:
-        parser.error(f"--sampler-steps={options.sampler_steps} must be a multiple of {rows.LEVELS}")
+    if options.sampler_steps % LEVELS:
+        parser.error(f"--sampler-steps={options.sampler_steps} must be a multiple of {LEVELS}")
     if options.reference is not None:
         # Workers have another working directory.
         options.reference = str(pathlib.Path(options.reference).resolve())

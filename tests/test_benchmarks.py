@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import machine, original, rows, startup, table, workers
+from benchmarks.session import Options, Session
 
 # A module for `python -m` that serves a subject without jax or torch.
 _FAKE = """
@@ -224,13 +225,13 @@ def session(monkeypatch):
         asked = []
         ours = _FakeWorker("ours", {"train": [0.1, 0.3, 0.2], "matmul": [0.05, 0.02]}, asked)
         theirs = _FakeWorker("original", {"train": [0.4]}, asked)
-        monkeypatch.setattr(rows.Session, "start_ours", lambda self, *args, **kwargs: ours)
+        monkeypatch.setattr(Session, "start_ours", lambda self, *args, **kwargs: ours)
         monkeypatch.setattr(
-            rows.Session,
+            Session,
             "start_original",
             lambda self, *args: theirs if self.options.reference else None,
         )
-        return rows.Session(rows.Options(reference, 2, None, 1000), lambda line: None), asked
+        return Session(Options(reference, 2, None, 1000), lambda line: None), asked
 
     return make
 
