@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import machine, original, rows, table
-from benchmarks.session import LEVELS, Options, Session
+from benchmarks.session import BUSY, LEVELS, Options, Session
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = rows.plan(options.only, options.shapes, options.sampler_steps)
     settings = Options(options.reference, options.rounds, options.devices, options.sampler_steps)
-    header = _header(options)
     measured: list[table.Row] = []
     interrupted = False
     with contextlib.closing(Session(settings, _progress)) as session:
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _progress(table.summary(measured[-1]))
         except KeyboardInterrupt:
             interrupted = True
-    text = f"{header}\n\n{table.markdown(measured)}"
+    text = f"{_header(options, session.others)}\n\n{table.markdown(measured)}"
     print(text)
     if interrupted:
         _progress(f"interrupted after {len(measured)} of {len(jobs)} rows")
@@ -119,9 +118,15 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--write={options.write}: {reason}")
 
 
-def _header(options: argparse.Namespace) -> str:
+def _header(options: argparse.Namespace, others: list[float]) -> str:
     devices = options.devices or "as many as the application takes"
     lines = [*machine.describe(), f"rounds: {options.rounds}; CPU devices: {devices}"]
+    if others:
+        busy = sum(cores > BUSY for cores in others)
+        lines.append(
+            f"cores that other processes used when a round began: {max(others):.1f} at most; "
+            f"above {BUSY} in {busy} of {len(others)} rounds"
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 

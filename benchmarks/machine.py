@@ -1,6 +1,6 @@
-"""The machine and the versions of what runs on it, and how many CPU devices it has for a batch.
+"""The machine and the versions of what runs on it, how busy it is, and its CPU devices for a batch.
 
-Hides where the operating system tells of its processor and memory.
+Hides where the operating system tells of its processor, memory and load.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import time
 
 # JAX's devices beyond it gain nothing on a CPU.
 _MAX_DEVICES = 8
@@ -26,6 +27,28 @@ def cpu_devices(batch_size: int) -> int:
     """Returns the largest divisor of the batch up to the number of cores, and 8 at most."""
     limit = min(cores(), _MAX_DEVICES)
     return max(n for n in range(1, limit + 1) if batch_size % n == 0)
+
+
+def busy_cores(seconds: float) -> float | None:
+    """Waits so many seconds and returns how many cores were busy meanwhile, or None if that is not known.
+
+    What a virtual machine wanted and others got counts as busy.
+    """
+    started, before = time.monotonic(), _busy_seconds()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    return (_busy_seconds() - before) / (time.monotonic() - started)
+
+
+def _busy_seconds() -> float | None:
+    """Returns the time that all cores together were not idle, since the machine was started."""
+    try:
+        line, _, _ = pathlib.Path("/proc/stat").read_text().partition("\n")
+    except OSError:  # only Linux tells
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, line.split()[1:9])
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def describe() -> list[str]:

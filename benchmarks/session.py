@@ -17,6 +17,11 @@ LEVELS = 10
 _SIGMA_BEGIN, _SIGMA_END = 1.0, 0.01
 _LEARNING_RATE, _EPSILON = 1e-3, 4e-5
 
+# How long to look, when a round begins and nothing here works, what other processes do.
+_LISTEN = 0.3
+# Cores of other processes from which on measurements are doubtful.
+BUSY = 0.2
+
 
 class _Turn(NamedTuple):
     """How long a task is run in a round: for so many seconds of calls, untimed and then timed.
@@ -112,17 +117,27 @@ class Session:
     Args:
       options: how to measure.
       progress: is given a line whenever something begins.
+
+    Attributes:
+      others: how many cores other processes used when each round began, as far as that is known.
     """
 
     def __init__(self, options: Options, progress: Callable[[str], None]):
         self.options, self._progress = options, progress
+        self.others: list[float] = []
         self._pair, self._network = contextlib.ExitStack(), None
 
     def rounds(self, title: str) -> Iterator[int]:
         """Yields the numbers of the rounds, and says which has begun."""
         count = self.options.rounds
         for i in range(count):
-            self._progress(f"{title}: round {i + 1} of {count}")
+            others = machine.busy_cores(_LISTEN)
+            warning = ""
+            if others is not None:
+                self.others.append(others)
+                if others > BUSY:
+                    warning = f", other processes use {others:.1f} cores"
+            self._progress(f"{title}: round {i + 1} of {count}{warning}")
             yield i
 
     def alternate(

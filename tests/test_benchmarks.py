@@ -220,9 +220,11 @@ class _FakeWorker:
 @pytest.fixture
 def session(monkeypatch):
     """Returns a function that makes a session whose workers are fake, and what they were asked."""
+    lines = []
 
     def make(reference):
         asked = []
+        monkeypatch.setattr(machine, "busy_cores", lambda seconds: 1.5)
         ours = _FakeWorker("ours", {"train": [0.1, 0.3, 0.2], "matmul": [0.05, 0.02]}, asked)
         theirs = _FakeWorker("original", {"train": [0.4]}, asked)
         monkeypatch.setattr(Session, "start_ours", lambda self, *args, **kwargs: ours)
@@ -231,7 +233,7 @@ def session(monkeypatch):
             "start_original",
             lambda self, *args: theirs if self.options.reference else None,
         )
-        return Session(Options(reference, 2, None, 1000), lambda line: None), asked
+        return Session(Options(reference, 2, None, 1000), lines.append), asked
 
     return make
 
@@ -284,6 +286,33 @@ def test_the_table_is_written_with_its_header(monkeypatch, capsys, tmp_path):
     assert "- rounds: 7; CPU devices: as many as the application takes" in printed
     assert file.read_text() == f"{table.BEGIN}\n\n{printed}\n{table.END}\n"
     assert "old" not in printed
+
+
+def test_other_processes_are_noticed(monkeypatch):
+    lines = []
+    loads = iter([0.0, 1.25, None])
+    monkeypatch.setattr(machine, "busy_cores", lambda seconds: next(loads))
+    made = Session(Options(None, 3, None, 1000), lines.append)
+    assert list(made.rounds("x")) == [0, 1, 2]
+    assert lines == [
+        "x: round 1 of 3",
+        "x: round 2 of 3, other processes use 1.2 cores",
+        "x: round 3 of 3",
+    ]
+    assert made.others == [0.0, 1.25]
+
+
+def test_busy_cores_count_all_but_idle_and_waiting(monkeypatch):
+    ticks = iter(
+        ["cpu  100 10 20 5000 700 1 2 7 0 0\ncpu0 1", "cpu  150 20 30 9000 900 2 4 8 0 0\n"]
+    )
+    now = iter([10.0, 12.0])
+    monkeypatch.setattr(machine.pathlib.Path, "read_text", lambda self: next(ticks))
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    # 74 hundredths of a second in two.
+    assert machine.busy_cores(2.0) == pytest.approx(0.37)
 
 
 def test_devices_divide_the_batch(monkeypatch):
