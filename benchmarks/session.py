@@ -20,7 +20,7 @@ _LEARNING_RATE, _EPSILON = 1e-3, 4e-5
 # How long to look, when a round begins and nothing here works, what other processes do.
 _LISTEN = 0.3
 # Cores of other processes from which on measurements are doubtful.
-BUSY = 0.2
+BUSY = 0.3
 
 
 class _Turn(NamedTuple):
