@@ -4,6 +4,7 @@ Hidden here are the names of flags and environment variables, what they must loo
 and how the cores of a machine without an accelerator are put to use.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -101,6 +102,13 @@ def _in_cluster() -> bool:
     return has_library and any(any(pathlib.Path("/dev").glob(p)) for p in _TPU_DEVICES)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    with contextlib.suppress(AttributeError):  # only Linux tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
     """Returns how many devices the CPU should be for JAX, where there is no accelerator.
 
@@ -114,22 +122,23 @@ def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
     """
     if features >= _CHANNELS_FOR_THREADS:
         return 1
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    most = min(cores, _MOST_CPU_DEVICES, batch_size // _EXAMPLES_PER_DEVICE)
+    most = min(cores(), _MOST_CPU_DEVICES, batch_size // _EXAMPLES_PER_DEVICE)
     fitting = (n for n in range(most, 1, -1) if batch_size % (n * microbatches) == 0)
     return next(fitting, 1)
 
 
-def use_cores(config) -> None:
-    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says.
-
-    Numbers that are no numbers are left to the check of the configuration.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
+def devices_for(config) -> int | None:
+    """Returns the `cpu_devices` of a configuration, or None for one with numbers that its check refuses."""
     model, training = config.model, config.training
     numbers = model.features, training.batch_size, training.microbatches
     if all(isinstance(number, int) and number > 0 for number in numbers):
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices(*numbers)))
+        return cpu_devices(*numbers)
+    return None
+
+
+def use_cores(config) -> None:
+    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if devices := devices_for(config):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))

@@ -1,0 +1,157 @@
+"""Measures the library, beside the authors' PyTorch code where there is a checkout, and prints a table.
+
+    python -m benchmarks [--reference DIR] [--rounds N] [--shapes 16,32] [--only train,start] [--write FILE]
+
+Progress goes to standard error. Ctrl-C prints what was measured so far. This module hides the command
+line; what is measured is in `benchmarks.rows`.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+
+from benchmarks import machine, original, rows, table
+from benchmarks.session import BUSY, LEVELS, Options, Session
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and perhaps writes; returns the exit status."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    _check(parser, options)
+    # What ends the command ends its processes first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    jobs = rows.plan(options.only, options.shapes, options.sampler_steps)
+    settings = Options(options.reference, options.rounds, options.devices, options.sampler_steps)
+    measured: list[table.Row] = []
+    interrupted = False
+    with contextlib.closing(Session(settings, _progress)) as session:
+        try:
+            for job in jobs:
+                measured.append(rows.measure(session, job))
+                _progress(table.summary(measured[-1]))
+        except KeyboardInterrupt:
+            interrupted = True
+    text = f"{_header(options, session.others)}\n\n{table.markdown(measured)}"
+    print(text)
+    if interrupted:
+        _progress(f"interrupted after {len(measured)} of {len(jobs)} rows")
+        return 130
+    if options.write:
+        path = pathlib.Path(options.write)
+        path.write_text(table.replace(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        _progress(f"wrote {path}")
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="DIR",
+        help="a checkout of github.com/ermongroup/ncsn to compare with",
+    )
+    parser.add_argument(
+        "--rounds", type=_whole, default=5, help="how often each side has its turn (default: 5)"
+    )
+    parser.add_argument(
+        "--shapes",
+        type=_several(rows.SHAPES),
+        default=list(rows.SHAPES),
+        help=f"features of the networks, of {_join(rows.SHAPES)} (default: all)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="ROW,...",
+        type=_several(rows.NAMES),
+        default=list(rows.NAMES),
+        help=f"of {_join(rows.NAMES)} (default: all)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=_whole,
+        help="CPU devices of this library (default: as many as the application takes)",
+    )
+    parser.add_argument(
+        "--sampler-steps",
+        type=_whole,
+        default=1000,
+        help=f"steps of annealed Langevin, a multiple of {LEVELS} (default: 1000)",
+    )
+    parser.add_argument(
+        "--write",
+        metavar="FILE",
+        help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file",
+    )
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with one line if something is wrong that would show only after a long time."""
+    if options.sampler_steps % LEVELS:
+        parser.error(f"--sampler-steps={options.sampler_steps} must be a multiple of {LEVELS}")
+    if options.reference is not None:
+        # Workers have another working directory.
+        options.reference = str(pathlib.Path(options.reference).resolve())
+        if missing := original.missing_file(options.reference):
+            parser.error(
+                f"--reference={options.reference} is no checkout of github.com/ermongroup/ncsn: "
+                f"it has no {missing}"
+            )
+        if importlib.util.find_spec("torch") is None:
+            parser.error("--reference needs PyTorch: pip install torch")
+    if options.write is not None:
+        try:
+            table.replace(pathlib.Path(options.write).read_text(encoding="utf-8"), "")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            parser.error(f"--write={options.write}: {reason}")
+
+
+def _header(options: argparse.Namespace, others: list[float]) -> str:
+    devices = options.devices or "as many as the application takes"
+    lines = [*machine.describe(), f"rounds: {options.rounds}; CPU devices: {devices}"]
+    if others:
+        busy = sum(cores > BUSY for cores in others)
+        lines.append(
+            f"cores that other processes used when a round began: {max(others):.1f} at most; "
+            f"above {BUSY} in {busy} of {len(others)} rounds"
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _several(allowed) -> Callable[[str], list]:
+    """Returns a parser of allowed values between commas; every value is taken once."""
+
+    def parse(text: str) -> list:
+        names = {str(value): value for value in allowed}
+        given = list(dict.fromkeys(text.split(",")))
+        if unknown := [name for name in given if name not in names]:
+            raise argparse.ArgumentTypeError(f"must be of {_join(allowed)}, got {unknown[0]!r}")
+        return [names[name] for name in given]
+
+    return parse
+
+
+def _join(values) -> str:
+    return ",".join(map(str, values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

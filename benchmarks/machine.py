@@ -1,0 +1,67 @@
+"""The machine and the versions of what runs on it, and how busy it is.
+
+Hides where the operating system tells of its processor, memory and load.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import time
+
+from ncsn_jax import launch
+
+
+def busy_cores(seconds: float) -> float | None:
+    """Waits so many seconds and returns how many cores were busy meanwhile, or None if that is not known.
+
+    What a virtual machine wanted and others got counts as busy.
+    """
+    started, before = time.monotonic(), _busy_seconds()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    return (_busy_seconds() - before) / (time.monotonic() - started)
+
+
+def _busy_seconds() -> float | None:
+    """Returns the time that all cores together were not idle, since the machine was started."""
+    try:
+        line, _, _ = pathlib.Path("/proc/stat").read_text().partition("\n")
+    except OSError:  # only Linux tells
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, line.split()[1:9])
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def describe() -> list[str]:
+    """Returns lines on the processor, the memory, the system and the versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    packages = ", ".join(
+        f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "torch")
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    return [
+        f"{_processor()}, {launch.cores()} cores, {memory / 2**30:.1f} GiB",
+        f"{platform.platform()}, Python {platform.python_version()}",
+        packages,
+        f"{now:%Y-%m-%d %H:%M} UTC",
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

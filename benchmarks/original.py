@@ -1,0 +1,116 @@
+"""The worker of the authors' PyTorch code: tasks of `benchmarks.ours` with a checkout of ermongroup/ncsn.
+
+    python -m benchmarks.original
+
+answers the requests of `benchmarks.workers`. The network and the loss are imported from the checkout, which
+is under GPL-3 and of which nothing is copied here; what is around them, Adam, dequantization and Algorithm 1
+of the paper, is written anew. Hidden here are the settings that the authors' classes read.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+from benchmarks import workers
+
+# What is imported of the checkout.
+FILES = ("models/cond_refinenet_dilated.py", "losses/dsm.py")
+
+
+def missing_file(reference: str) -> str | None:
+    """Returns the first file that a checkout should have and this directory has not, or None."""
+    return next((name for name in FILES if not (pathlib.Path(reference) / name).is_file()), None)
+
+
+class Original(workers.Subject):
+    """The tasks of the authors' NCSN.
+
+    Args:
+      reference: the checkout.
+      features, side, channels, batch: of the network and its images.
+      learning_rate: of Adam.
+      sigmas: the ladder, decreasing.
+      epsilon, steps_per_level: of Algorithm 1.
+      threads: that PyTorch uses.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        features: int,
+        side: int,
+        channels: int,
+        batch: int,
+        learning_rate: float,
+        sigmas: list[float],
+        epsilon: float,
+        steps_per_level: int,
+        threads: int,
+    ):
+        super().__init__({"train": self._train, "evaluate": self._evaluate, "sample": self._sample})
+        import torch
+
+        sys.path.insert(0, reference)
+        from models.cond_refinenet_dilated import CondRefineNetDilated
+
+        torch.set_num_threads(threads)
+        levels = len(sigmas)
+        data = SimpleNamespace(
+            logit_transform=False, image_size=side, channels=channels, num_classes=levels
+        )
+        model = SimpleNamespace(ngf=features, num_classes=levels)
+        self._network = CondRefineNetDilated(SimpleNamespace(data=data, model=model, device="cpu"))
+        self._images = torch.rand(batch, channels, side, side)
+        self._sigmas, self._learning_rate = torch.tensor(sigmas), learning_rate
+        self._epsilon, self._steps_per_level = epsilon, steps_per_level
+
+    def _train(self) -> Callable:
+        import torch
+        from losses.dsm import anneal_dsm_score_estimation
+
+        self._network.train()
+        optimizer = torch.optim.Adam(self._network.parameters(), lr=self._learning_rate)
+
+        def run():
+            # Uniform dequantization of images in [0, 1].
+            noise = torch.rand_like(self._images)
+            x = (255 * self._images + noise) / 256
+            labels = torch.randint(0, len(self._sigmas), (len(x),))
+            loss = anneal_dsm_score_estimation(self._network, x, labels, self._sigmas)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+        return run
+
+    def _evaluate(self) -> Callable:
+        import torch
+
+        labels = torch.zeros(len(self._images), dtype=torch.long)
+
+        def run():
+            with torch.no_grad():
+                self._network(self._images, labels)
+
+        return run
+
+    def _sample(self) -> Callable:
+        import torch
+
+        def run():
+            x = self._images
+            with torch.no_grad():
+                for level, sigma in enumerate(self._sigmas.tolist()):
+                    labels = torch.full((len(x),), level)
+                    step = self._epsilon * (sigma / float(self._sigmas[-1])) ** 2
+                    for _ in range(self._steps_per_level):
+                        noise = torch.randn_like(x)
+                        x = x + step / 2 * self._network(x, labels) + step**0.5 * noise
+
+        return run
+
+
+if __name__ == "__main__":
+    workers.serve(Original)

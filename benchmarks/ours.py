@@ -1,0 +1,185 @@
+"""The worker of this library: training, evaluation and sampling as the application runs them.
+
+    python -m benchmarks.ours
+
+answers the requests of `benchmarks.workers`. Everything is made of a configuration, as in `run_lib`, and
+mapped over the CPU devices by `ncsn_jax.parallel`. Hidden here are the shapes of what is mapped, and that the
+images are random.
+"""
+
+import functools
+import importlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import workers
+from ncsn_jax import _memory, launch
+
+# Side of the matrices whose product is the measure of what the machine can do.
+_SIDE = 2048
+
+
+class Ours(workers.Subject):
+    """The tasks of a configuration, and its compilation.
+
+    Args:
+      config: a module of `configs`.
+      overrides: of its fields, by their dotted names.
+      devices: how many CPU devices there are; None for as many as the application takes.
+    """
+
+    def __init__(self, config: str, overrides: dict, devices: int | None):
+        self._config = importlib.import_module(f"configs.{config}").get_config()
+        self._config.update_from_flattened_dict(overrides)
+        jax.config.update("jax_num_cpu_devices", devices or launch.devices_for(self._config) or 1)
+        super().__init__(
+            {
+                "train": self._train,
+                "evaluate": self._evaluate,
+                "evaluations": self._evaluations,
+                "sample": self._sample,
+                "batch": self._batch,
+                "matmul": self._matmul,
+            }
+        )
+        from ncsn_jax import config as configuration
+        from ncsn_jax import parallel
+
+        self._configuration, self._parallel = configuration, parallel
+        configuration.check(self._config)
+        self._seed = np.uint32(self._config.seed)
+        self._shape = configuration.image_shape(self._config)
+        self._batch_size = self._config.training.batch_size
+
+    def operations(self) -> int:
+        """Returns the floating point operations of a training step; see `ncsn_jax.report.Cost`."""
+        from ncsn_jax import report
+
+        model = self._configuration.make_model(self._config)
+        cost = report.estimate_cost(model, self._shape, ema=False)
+        return self._batch_size * cost.step_operations
+
+    def compile_seconds(self) -> float:
+        """Returns how long the training step takes to trace and compile."""
+        state, images = self._state(), self._images()
+        started = time.perf_counter()
+        self._compile(state, images)
+        return time.perf_counter() - started
+
+    def _state(self):
+        """Returns the state before the first step."""
+        return self._configuration.make_init(self._config)(jax.random.key(0))
+
+    def _images(self) -> np.ndarray:
+        """Returns a random batch, uint8 `[1, B, H, W, C]`."""
+        shape = (1, self._batch_size, *self._shape)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def _compile(self, state, images) -> Callable:
+        steps, _ = self._parallel.compile_train_steps(
+            self._configuration.make_train_steps(self._config),
+            state,
+            self._parallel.spread(images),
+            self._seed,
+        )
+        _memory.release()
+        return steps
+
+    def _train(self) -> Callable:
+        images = self._images()
+        start = self._state()
+        steps = self._compile(start, images)
+        state = self._parallel.replicate(start)
+        del start
+
+        def run():
+            nonlocal state
+            state, metrics, _ = steps(state, self._parallel.spread(images), self._seed)
+            jax.block_until_ready((state, metrics))
+
+        return run
+
+    def _map(self, function: Callable) -> Callable:
+        """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
+        params = self._parallel.replicate(self._state().params)
+        x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
+        indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
+        mapped = self._parallel.map_examples(function)
+        return lambda: mapped(params, self._seed, indices, x)
+
+    def _call_network(self) -> Callable:
+        model = self._configuration.make_model(self._config)
+
+        def evaluate(params, seed, indices, x):
+            return model.apply(params, x, jnp.zeros(indices.shape, int))
+
+        return self._map(evaluate)
+
+    def _evaluate(self) -> Callable:
+        call = self._call_network()
+        return lambda: jax.block_until_ready(call())
+
+    def _evaluations(self) -> Callable:
+        call = self._call_network()
+        count = self._config.model.num_levels * self._config.sampling.steps_per_level
+
+        def run():
+            for _ in range(count):
+                out = call()
+            jax.block_until_ready(out)
+
+        return run
+
+    def _sample(self) -> Callable:
+        from ncsn_jax import models
+        from ncsn_jax.sampling import annealed_langevin
+
+        model = self._configuration.make_model(self._config)
+        ladder = self._configuration.make_sigmas(self._config)
+        options = self._config.sampling
+
+        def sample(params, seed, indices, x):
+            keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+            return annealed_langevin(
+                keys,
+                models.score_fn(model, params, ladder),
+                x,
+                ladder,
+                epsilon=options.epsilon,
+                steps_per_level=options.steps_per_level,
+            )
+
+        call = self._map(sample)
+        return lambda: jax.block_until_ready(call())
+
+    def _batch(self) -> Callable:
+        """Makes the next training batch of the configuration's images, on the host."""
+        from ncsn_jax import data
+
+        images = self._configuration.load_images(self._config)
+        batches = data.Batches(images, self._config.seed, self._batch_size)
+        step = 0
+
+        def run():
+            nonlocal step
+            self._parallel.spread(batches(step))
+            step += 1
+
+        return run
+
+    def _matmul(self) -> Callable:
+        a = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE))
+        product = jax.jit(jnp.matmul)
+        return lambda: product(a, a).block_until_ready()
+
+    def matmul_operations(self) -> int:
+        """Returns the floating point operations of the task 'matmul'."""
+        return 2 * _SIDE**3
+
+
+if __name__ == "__main__":
+    workers.serve(Ours)

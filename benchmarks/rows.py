@@ -1,0 +1,213 @@
+"""The rows of the table: what each measures, with which processes, and in which order.
+
+Hidden here are the networks that are measured, and that a row which fails leaves the others alone.
+"""
+
+import functools
+import statistics
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks import startup, table
+from benchmarks.session import LEVELS, Network, Session, overrides, timed
+from benchmarks.workers import Worker
+
+NAMES = (
+    "train",
+    "evaluate",
+    "langevin",
+    "overhead",
+    "compile",
+    "start",
+    "memory",
+    "input",
+    "devices",
+)
+
+# Memory does not depend on their number.
+_STEPS_FOR_MEMORY = 2 * LEVELS
+_SIMULATED_DEVICES = 8
+
+SHAPES = {
+    16: Network(16, 28, 1, 32),
+    32: Network(32, 28, 1, 32),
+    64: Network(64, 32, 3, 8),
+    128: Network(128, 32, 3, 8),
+}
+_SMALL = SHAPES[16]
+_SAMPLED = Network(16, 28, 1, 8)
+_OVERHEAD = Network(16, 8, 1, 100)
+# The configuration of the digits as it is, whose batch has to be known.
+_DIGITS = {"training.batch_size": 64}
+_MNIST = Network(64, 28, 1, 8)
+
+
+class Job(NamedTuple):
+    """A row that is to be measured.
+
+    Attributes:
+      name: one of `NAMES`.
+      title: of the row.
+      measure: `measure(session, title)` returns the row.
+    """
+
+    name: str
+    title: str
+    measure: Callable[[Session, str], table.Row]
+
+
+def plan(names: list[str], shapes: list[int], sampler_steps: int) -> list[Job]:
+    """Returns the rows with the given names, in the order of the table."""
+    jobs = []
+
+    def add(name: str, title: str, measure: Callable, **arguments) -> None:
+        if name in names:
+            jobs.append(Job(name, title, functools.partial(measure, **arguments)))
+
+    for network in (SHAPES[shape] for shape in shapes):
+        add("train", f"train step, {network}", _train, network=network)
+        add("evaluate", f"network evaluation, {network}", _run, network=network, task="evaluate")
+    steps = f"{sampler_steps:,}"
+    title = f"annealed Langevin, {steps} steps, {_SAMPLED}"
+    add("langevin", title, _run, network=_SAMPLED, task="sample")
+    add("overhead", f"annealed Langevin, {steps} steps, {_OVERHEAD}", _overhead)
+    add("compile", f"compiling the train step with a filled cache, {_SMALL}", _compile)
+    add("start", "start to first step with a filled cache, configs/digits.py", _start_digits)
+    add("start", f"start to first step with a filled cache, {_MNIST}", _start_mnist)
+    for network in (SHAPES[shape] for shape in shapes):
+        title = f"peak memory of training, {network}"
+        add("memory", title, _memory, network=network, task="train")
+    title = f"peak memory of sampling, {_SAMPLED}"
+    add("memory", title, _memory, network=_SAMPLED, task="sample")
+    add("input", "making a batch, configs/digits.py", _input)
+    title = f"train step on {_SIMULATED_DEVICES} simulated devices, configs/digits.py"
+    add("devices", title, _devices)
+    return jobs
+
+
+def measure(session: Session, job: Job) -> table.Row:
+    """Returns the row of a job, which says so if it cannot be measured."""
+    try:
+        return job.measure(session, job.title)
+    except Exception as error:
+        session.close()
+        return table.failure(job.title, error)
+
+
+def _measures(session: Session, title: str, network: Network, task: str) -> dict[str, Callable]:
+    """Returns a function for each of the pair, when both are ready."""
+    ours, original = session.pair(network)
+    session.prepare(title, (ours, task), (original, task))
+    measures = {"ours": timed(ours, task)}
+    return measures if original is None else measures | {"original": timed(original, task)}
+
+
+def _run(session: Session, title: str, network: Network, task: str) -> table.Row:
+    columns = session.alternate(title, _measures(session, title, network, task))
+    return table.compare(title, columns["ours"], columns.get("original"), unit=table.duration)
+
+
+def _train(session: Session, title: str, network: Network) -> table.Row:
+    measures = _measures(session, title, network, "train")
+    ours, _ = session.pair(network)
+    ours.ask("prepare", task="matmul")
+    measures["matmul"] = timed(ours, "matmul", min)
+    columns = session.alternate(title, measures)
+    speed = table.speed(
+        ours.ask("operations"),
+        statistics.median(columns["ours"]),
+        ours.ask("matmul_operations") / min(columns["matmul"]),
+    )
+    return table.compare(
+        title, columns["ours"], columns.get("original"), unit=table.duration, speed=speed
+    )
+
+
+def _overhead(session: Session, title: str) -> table.Row:
+    steps = session.options.sampler_steps
+    with session.start_ours(overrides(_OVERHEAD, steps)) as worker:
+        tasks = ("sample", "evaluations")
+        session.prepare(title, *((worker, task) for task in tasks))
+        columns = session.alternate(title, {task: timed(worker, task) for task in tasks})
+    name = f"{steps:,} evaluations"
+    return table.compare(
+        title, columns["sample"], columns["evaluations"], unit=table.duration, name=name
+    )
+
+
+def _against_cold(session: Session, title: str, seconds: Callable[[str], float]) -> table.Row:
+    """Returns the row of what is done twice with one cache, empty at first, in every round."""
+    cold, warm = [], []
+    for _ in session.rounds(title):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(seconds(cache))
+            warm.append(seconds(cache))
+    return table.compare(title, warm, cold, unit=table.duration, name="empty cache")
+
+
+def _compile(session: Session, title: str) -> table.Row:
+    changes = overrides(_SMALL, session.options.sampler_steps)
+
+    def seconds(cache: str) -> float:
+        with session.start_ours(changes, cache=cache) as worker:
+            return worker.ask("compile_seconds")
+
+    return _against_cold(session, title, seconds)
+
+
+def _start_digits(session: Session, title: str) -> table.Row:
+    flags = ["--config=configs/digits.py"]
+    return _against_cold(session, title, functools.partial(startup.seconds_to_first_step, flags))
+
+
+def _start_mnist(session: Session, title: str) -> table.Row:
+    with tempfile.TemporaryDirectory() as images:
+        startup.write_images(images, _MNIST.side)
+        flags = [
+            "--config=configs/mnist.py",
+            f"--config.model.features={_MNIST.features}",
+            f"--config.training.batch_size={_MNIST.batch}",
+            "--config.data.dataset=image_folder",
+            f"--config.data.data_dir={images}",
+        ]
+        start = functools.partial(startup.seconds_to_first_step, flags)
+        return _against_cold(session, title, start)
+
+
+def _memory(session: Session, title: str, network: Network, task: str) -> table.Row:
+    """Measures once, in fresh processes, whose memory hardly varies."""
+    session.close()  # whose memory may be needed
+
+    def peak(worker: Worker | None) -> list[int] | None:
+        if worker is None:
+            return None
+        with worker:
+            session.prepare(title, (worker, task))
+            timed(worker, task)()
+            return [worker.ask("peak_memory")]
+
+    ours = peak(session.start_ours(overrides(network, _STEPS_FOR_MEMORY)))
+    original = peak(session.start_original(network, _STEPS_FOR_MEMORY))
+    return table.compare(title, ours, original, unit=table.megabytes)
+
+
+def _input(session: Session, title: str) -> table.Row:
+    with session.start_ours(_DIGITS, "digits") as worker:
+        session.prepare(title, (worker, "batch"), (worker, "train"))
+        measures = {"batch": timed(worker, "batch"), "train": timed(worker, "train")}
+        columns = session.alternate(title, measures)
+    return table.compare(
+        title, columns["batch"], columns["train"], unit=table.duration, name="train step"
+    )
+
+
+def _devices(session: Session, title: str) -> table.Row:
+    start = functools.partial(session.start_ours, _DIGITS, "digits")
+    with start(devices=_SIMULATED_DEVICES) as many, start(devices=1) as one:
+        session.prepare(title, (many, "train"), (one, "train"))
+        measures = {"many": timed(many, "train"), "one": timed(one, "train")}
+        columns = session.alternate(title, measures)
+    return table.compare(
+        title, columns["many"], columns["one"], unit=table.duration, name="1 device"
+    )

@@ -1,0 +1,215 @@
+"""The processes of a measurement, and how they take turns.
+
+Two things that are compared take turns, round by round, so that both see the same machine. Hidden here are
+the settings that make this library's network and training and the authors' the same, and how long a turn is.
+"""
+
+import contextlib
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from benchmarks import machine
+from benchmarks.workers import Worker
+from ncsn_jax import launch
+
+LEVELS = 10
+_SIGMA_BEGIN, _SIGMA_END = 1.0, 0.01
+_LEARNING_RATE, _EPSILON = 1e-3, 4e-5
+
+# How long to look, when a round begins and nothing here works, what other processes do.
+_LISTEN = 0.3
+# Cores of other processes from which on measurements are doubtful.
+BUSY = 0.3
+
+
+class _Turn(NamedTuple):
+    """How long a task is run in a round: for so many seconds of calls, untimed and then timed.
+
+    What idled has lost its caches, and on some machines its memory, to others.
+    """
+
+    warm_up: float = 0.5
+    seconds: float = 1.0
+
+
+_TURN = _Turn()
+# Of the tasks that differ: a thousand steps warm up on their way, and are run once.
+_TURNS = {
+    "sample": _Turn(0.0, 0.0),
+    "evaluations": _Turn(0.0, 0.0),
+    "batch": _Turn(0.05, 0.1),
+    "matmul": _Turn(0.2, 0.5),
+}
+
+
+class Network(NamedTuple):
+    """A network and the batch that it is given.
+
+    Attributes:
+      features: of the first stage.
+      side: of the images, in pixels.
+      channels: of the images.
+      batch: examples.
+    """
+
+    features: int
+    side: int
+    channels: int
+    batch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.features} features, {self.side}x{self.side}x{self.channels}, batch {self.batch}"
+        )
+
+
+class Options(NamedTuple):
+    """How to measure.
+
+    Attributes:
+      reference: a checkout of the authors' code, or None.
+      rounds: how often each side has its turn, >= 1.
+      devices: CPU devices of this library; None for as many as the application takes.
+      sampler_steps: of annealed Langevin dynamics, a multiple of `LEVELS`.
+    """
+
+    reference: str | None
+    rounds: int
+    devices: int | None
+    sampler_steps: int
+
+
+def overrides(network: Network, sampler_steps: int) -> dict[str, object]:
+    """Returns what makes the default configuration that of a network."""
+    return {
+        "data.image_size": network.side,
+        "data.channels": network.channels,
+        "data.random_flip": False,
+        "model.features": network.features,
+        "model.num_levels": LEVELS,
+        "model.sigma_begin": _SIGMA_BEGIN,
+        "model.sigma_end": _SIGMA_END,
+        "training.batch_size": network.batch,
+        "optim.learning_rate": _LEARNING_RATE,
+        "sampling.epsilon": _EPSILON,
+        "sampling.steps_per_level": sampler_steps // LEVELS,
+    }
+
+
+def timed(
+    worker: Worker, task: str, choose: Callable[[list[float]], float] = statistics.median
+) -> Callable[[], float]:
+    """Returns a function that measures a turn.
+
+    Args:
+      worker: that runs it.
+      task: one of its tasks.
+      choose: makes one number of the seconds of all calls of the turn.
+    """
+    turn = _TURNS.get(task, _TURN)
+    return lambda: choose(worker.ask("time", task=task, **turn._asdict()))
+
+
+class Session:
+    """The processes that measure. The pair of one network stays until that of another is asked for.
+
+    Args:
+      options: how to measure.
+      progress: is given a line whenever something begins.
+
+    Attributes:
+      others: how many cores other processes used when each round began, as far as that is known.
+    """
+
+    def __init__(self, options: Options, progress: Callable[[str], None]):
+        self.options, self._progress = options, progress
+        self.others: list[float] = []
+        self._pair, self._network = contextlib.ExitStack(), None
+
+    def rounds(self, title: str) -> Iterator[int]:
+        """Yields the numbers of the rounds, and says which has begun."""
+        count = self.options.rounds
+        for i in range(count):
+            others = machine.busy_cores(_LISTEN)
+            warning = ""
+            if others is not None:
+                self.others.append(others)
+                if others > BUSY:
+                    warning = f", other processes use {others:.1f} cores"
+            self._progress(f"{title}: round {i + 1} of {count}{warning}")
+            yield i
+
+    def alternate(
+        self, title: str, measures: Mapping[str, Callable[[], float]]
+    ) -> dict[str, list[float]]:
+        """Returns what each function measured in every round; they take turns."""
+        columns = {name: [] for name in measures}
+        for _ in self.rounds(title):
+            for name, measure in measures.items():
+                columns[name].append(measure())
+        return columns
+
+    def prepare(self, title: str, *asked: tuple[Worker | None, str]) -> None:
+        """Has each worker, if there is one, compile its task and run it once."""
+        self._progress(f"{title}: compiling")
+        for worker, task in asked:
+            if worker is not None:
+                worker.ask("prepare", task=task)
+
+    def start_ours(
+        self,
+        changes: Mapping[str, object],
+        config: str = "default",
+        *,
+        devices: int | None = None,
+        cache: str | None = None,
+    ) -> Worker:
+        """Starts a worker of this library.
+
+        Args:
+          changes: of the configuration.
+          config: a module of `configs`.
+          devices: instead of those of the options, which are the application's if they are None.
+          cache: a directory for compiled programs; None for no such cache.
+        """
+        devices = devices or self.options.devices
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        if cache is not None:
+            environment["JAX_COMPILATION_CACHE_DIR"] = cache
+        settings = {"config": config, "overrides": dict(changes), "devices": devices}
+        return Worker("benchmarks.ours", settings, environment)
+
+    def start_original(self, network: Network, sampler_steps: int) -> Worker | None:
+        """Starts a worker of the authors' code, if there is a checkout."""
+        if self.options.reference is None:
+            return None
+        ratio = _SIGMA_END / _SIGMA_BEGIN
+        settings = {
+            "reference": self.options.reference,
+            **network._asdict(),
+            "learning_rate": _LEARNING_RATE,
+            "sigmas": [_SIGMA_BEGIN * ratio ** (i / (LEVELS - 1)) for i in range(LEVELS)],
+            "epsilon": _EPSILON,
+            "steps_per_level": sampler_steps // LEVELS,
+            "threads": launch.cores(),
+        }
+        return Worker("benchmarks.original", settings)
+
+    def pair(self, network: Network) -> tuple[Worker, Worker | None]:
+        """Returns the workers of a network, this library's and the authors'."""
+        if self._network != network:
+            self.close()
+            steps = self.options.sampler_steps
+            ours = self._pair.enter_context(self.start_ours(overrides(network, steps)))
+            original = self.start_original(network, steps)
+            if original is not None:
+                self._pair.enter_context(original)
+            self._network, self._workers = network, (ours, original)
+        return self._workers
+
+    def close(self) -> None:
+        """Ends the pair."""
+        self._network = None
+        self._pair.close()

@@ -1,0 +1,67 @@
+"""How long `python main.py` takes from its start to the log line of its first step.
+
+Hides the process, which is killed as soon as that line has come, its work directory, and its images.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks.workers import ROOT, MeasurementError, last_line
+
+
+def seconds_to_first_step(flags: list[str], cache: str) -> float:
+    """Returns the seconds from the start of a training run to its first step.
+
+    Args:
+      flags: of `main.py`, without the work directory.
+      cache: the directory for decoded images and compiled programs, which is filled.
+
+    Raises:
+      MeasurementError: if the run ends before.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["NCSN_JAX_CACHE"] = cache
+    with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile() as log:
+        flags = [*flags, f"--workdir={workdir}/run", "--config.training.log_every=1"]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "main.py", *flags],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            for line in process.stdout:
+                if line.startswith("step 1/"):
+                    return time.perf_counter() - started
+            raise MeasurementError(f"main.py ended with {process.wait()}: {last_line(log)}")
+        finally:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kills a process with all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def write_images(directory: str, side: int, count: int = 64) -> None:
+    """Writes random grey images as PNG files."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(pathlib.Path(directory) / f"{i:03d}.png")

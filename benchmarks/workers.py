@@ -1,0 +1,175 @@
+"""Processes that measure on request: how they are started, asked and ended, and what each of them can do.
+
+A request and its answer are one line of JSON each, on the worker's standard input and output; `Worker` is the
+asking side, `serve` the answering one, and `Subject` what is asked. Hidden here are the lines, that whatever
+libraries print goes elsewhere, and how a worker's end becomes a one-line reason. A worker idles until it is
+asked, so that several can take turns on the same cores.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TextIO
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class MeasurementError(Exception):
+    """Something could not be measured: one line that says why."""
+
+
+class Worker:
+    """A process that runs `python -m module`, which is to call `serve`.
+
+    Args:
+      module: its name.
+      settings: arguments of what the module serves.
+      environment: of the process; None is that of this one.
+
+    Raises:
+      MeasurementError: if it does not start with these settings.
+    """
+
+    def __init__(
+        self, module: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ):
+        self._module, self._log = module, tempfile.TemporaryFile()
+        # Ctrl-C is for the asking process alone; a worker ends with its standard input.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            self.ask("start", **settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Returns what the worker answers.
+
+        Raises:
+          MeasurementError: if it fails, or ends.
+        """
+        try:
+            request = {"command": command, "arguments": arguments}
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise MeasurementError(
+                f"{self._module} ended with {status}: {last_line(self._log)}"
+            ) from None
+        reply = json.loads(line)
+        if "error" in reply:
+            raise MeasurementError(reply["error"])
+        return reply["result"]
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdout, self._log):
+            file.close()
+        with contextlib.suppress(BrokenPipeError):  # what was not read any more
+            self._process.stdin.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.close()
+
+
+def last_line(log) -> str:
+    """Returns the last line of a binary file that says anything."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def serve(make: Callable[..., Any]) -> None:
+    """Answers the requests on standard input until it ends.
+
+    Args:
+      make: makes of the settings the object whose methods are the commands.
+    """
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
+        os.dup2(2, 1)  # What libraries print is no reply.
+        answer(make, sys.stdin, replies)
+
+
+def answer(make: Callable[..., Any], requests: Iterable[str], replies: TextIO) -> None:
+    """Answers every line of `requests` with one line of `replies`; see `serve`."""
+    subject = None
+    for line in requests:
+        request = json.loads(line)
+        try:
+            if request["command"] == "start":
+                subject, result = make(**request["arguments"]), None
+            else:
+                result = getattr(subject, request["command"])(**request["arguments"])
+            reply = {"result": result}
+        except Exception as error:
+            reply = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+class Subject:
+    """What a worker measures: tasks by name, each made when it is first asked for.
+
+    Args:
+      makers: of every task a function without arguments that returns it: a function without arguments
+        that ends when its work is done.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Callable[[], Any]]]):
+        self._makers, self._tasks = makers, {}
+
+    def prepare(self, task: str) -> None:
+        """Makes a task, compiles what there is to compile, and runs it once."""
+        if task not in self._tasks:
+            self._tasks[task] = self._makers[task]()
+            self._tasks[task]()
+
+    def time(self, task: str, warm_up: float, seconds: float) -> list[float]:
+        """Returns how long calls of a task take, one by one, in seconds.
+
+        Args:
+          task: its name.
+          warm_up: before, there are untimed calls until they have taken so many seconds.
+          seconds: there are calls until they have taken so many seconds, and one at least.
+        """
+        self.prepare(task)
+        warm = 0.0
+        while warm < warm_up:
+            warm += self._call(task)
+        times = [self._call(task)]
+        while sum(times) < seconds:
+            times.append(self._call(task))
+        return times
+
+    def _call(self, task: str) -> float:
+        started = time.perf_counter()
+        self._tasks[task]()
+        return time.perf_counter() - started
+
+    def peak_memory(self) -> int:
+        """Returns the largest memory that the process has had, in bytes."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,331 @@
+"""The benchmark command: its table, its arguments and its processes. Nothing here depends on a clock."""
+
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import machine, original, rows, startup, table, workers
+from benchmarks.session import Options, Session
+
+# A module for `python -m` that serves a subject without jax or torch.
+_FAKE = """
+import os
+from benchmarks import workers
+
+class Fake:
+    def __init__(self, start):
+        if start < 0:
+            raise ValueError("start\\nmust be >= 0")
+        self.value = start
+
+    def add(self, amount):
+        print("what a library prints")
+        self.value += amount
+        return self.value
+
+    def fail(self):
+        raise RuntimeError("no\\nluck")
+
+    def end(self):
+        os.write(2, b"the reason\\n\\n")
+        os._exit(7)
+
+workers.serve(Fake)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Returns a function that starts a worker of `_FAKE`."""
+    (tmp_path / "fake_subject.py").write_text(_FAKE)
+    path = os.pathsep.join([str(tmp_path), str(workers.ROOT)])
+
+    def start(**settings):
+        return workers.Worker("fake_subject", settings, {**os.environ, "PYTHONPATH": path})
+
+    return start
+
+
+def test_a_worker_answers_fails_and_ends(fake):
+    with fake(start=3) as worker:
+        assert worker.ask("add", amount=4) == 7
+        with pytest.raises(workers.MeasurementError, match="^RuntimeError: no luck$"):
+            worker.ask("fail")
+        assert worker.ask("add", amount=1) == 8, "a failure leaves the worker as it was"
+        with pytest.raises(workers.MeasurementError, match="ended with 7: the reason$"):
+            worker.ask("end")
+        with pytest.raises(workers.MeasurementError, match="ended with 7"):
+            worker.ask("add", amount=1)
+
+
+def test_a_worker_that_does_not_start_says_why(fake):
+    with pytest.raises(workers.MeasurementError, match="^ValueError: start must be >= 0$"):
+        fake(start=-1)
+    with pytest.raises(workers.MeasurementError, match="No module named benchmarks.absent"):
+        workers.Worker("benchmarks.absent", {})
+
+
+def test_answers_are_lines_of_json():
+    requests = [
+        json.dumps({"command": "start", "arguments": {"makers": {}}}),
+        json.dumps({"command": "prepare", "arguments": {"task": "absent"}}),
+    ]
+    replies = io.StringIO()
+    workers.answer(workers.Subject, requests, replies)
+    assert [json.loads(line) for line in replies.getvalue().splitlines()] == [
+        {"result": None},
+        {"error": "KeyError: 'absent'"},
+    ]
+
+
+def test_a_subject_makes_a_task_once_and_times_calls(monkeypatch):
+    calls = []
+    now = iter(range(100))
+    monkeypatch.setattr(workers.time, "perf_counter", lambda: next(now))
+
+    def make():
+        calls.append("make")
+        return lambda: calls.append("call")
+
+    subject = workers.Subject({"task": make})
+    # Every call takes one second of this clock.
+    assert subject.time("task", warm_up=2, seconds=3) == [1, 1, 1]
+    assert calls == ["make"] + ["call"] * (1 + 2 + 3)
+    assert subject.time("task", warm_up=0, seconds=0) == [1]
+    assert calls.count("make") == 1
+    assert subject.peak_memory() > 1e6
+
+
+def test_the_ratio_is_the_median_of_paired_ratios():
+    # The machine slows down from round to round; the ratio of the medians is 0.6.
+    row = table.compare("x", [1.0, 4.0, 3.0], [2.0, 5.0, 10.0], unit=table.duration)
+    assert row == table.Row("x", "3 s", "original: 5 s", "0.5", "0.3 to 0.8")
+    one = table.compare("x", [0.25], [1.0], unit=table.duration, name="empty cache")
+    assert one == table.Row("x", "250 ms", "empty cache: 1 s", "0.25")
+    assert table.compare("x", [3.0, 1.0, 2.0], unit=table.number) == table.Row("x", "2")
+    with pytest.raises(ValueError, match="zip"):
+        table.compare("x", [1.0], [1.0, 2.0], unit=table.number)
+
+
+def test_units():
+    assert table.duration(0.01234) == "12.3 ms"
+    assert table.duration(123.4) == "123 s"
+    assert table.megabytes(1.5e9) == "1,500 MB"
+    assert table.speed(3e9, 0.1, 120e9) == "30 of 120, 25%"
+
+
+def test_the_table_is_markdown():
+    found = table.markdown(
+        [table.Row("a | b", "1 ms"), table.failure("c", ValueError("first\nsecond"))]
+    ).splitlines()
+    assert len(found) == 4
+    assert found[2] == "| a \\| b | 1 ms |  |  |  |  |"
+    assert found[3] == "| c | failed: first second |  |  |  |  |"
+    # As many cells in each line.
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in found} == {7}
+
+
+def test_only_what_is_between_the_markers_is_replaced():
+    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    replaced = table.replace(text, "new")
+    assert replaced == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    assert table.replace(replaced, "new") == replaced
+    for wrong in ("", table.BEGIN, f"{table.END}{table.BEGIN}", text + text):
+        with pytest.raises(ValueError, match="must have one line"):
+            table.replace(wrong, "new")
+
+
+def test_the_own_readme_has_a_place_for_the_table():
+    readme = (workers.ROOT / "benchmarks" / "README.md").read_text()
+    assert table.replace(readme, "new") != readme
+    for name in rows.NAMES:
+        assert f"| `{name}` |" in readme
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds=0"], "must be a whole number >= 1, got '0'"),
+        (["--shapes=16,17"], "must be of 16,32,64,128, got '17'"),
+        (["--only=train,nothing"], "got 'nothing'"),
+        (["--sampler-steps=15"], "--sampler-steps=15 must be a multiple of 10"),
+        (["--reference={tmp}"], "has no models/cond_refinenet_dilated.py"),
+        (["--write={tmp}/absent.md"], "absent.md: No such file or directory"),
+        (["--write={tmp}/plain.md"], "plain.md: must have one line"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "plain.md").write_text("no markers\n")
+    with pytest.raises(SystemExit) as caught:
+        command.main([a.format(tmp=tmp_path) for a in arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Returns a directory with the files that a checkout of the authors' code must have."""
+    for name in original.FILES:
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    return str(tmp_path / "checkout")
+
+
+def test_a_missing_torch_is_one_line(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        command.main([f"--reference={checkout}"])
+    assert capsys.readouterr().err.endswith("error: --reference needs PyTorch: pip install torch\n")
+
+
+def test_the_plan_has_the_rows_asked_for():
+    everything = rows.plan(list(rows.NAMES), list(rows.SHAPES), 1000)
+    assert {job.name for job in everything} == set(rows.NAMES)
+    assert len({job.title for job in everything}) == len(everything)
+    few = rows.plan(["evaluate", "start"], [32], 1000)
+    assert [job.name for job in few] == ["evaluate", "start", "start"]
+    assert few[0].title == "network evaluation, 32 features, 28x28x1, batch 32"
+
+
+class _FakeWorker:
+    """Answers as a worker does, always the same; notes who was asked to run what."""
+
+    def __init__(self, name, times, asked):
+        self._name, self._times, self._asked = name, times, asked
+
+    def ask(self, command, **arguments):
+        if command == "time":
+            self._asked.append((self._name, arguments["task"]))
+            return self._times[arguments["task"]]
+        return {"prepare": None, "operations": 10**9, "matmul_operations": 10**9}[command]
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def session(monkeypatch):
+    """Returns a function that makes a session whose workers are fake, and what they were asked."""
+    lines = []
+
+    def make(reference):
+        asked = []
+        monkeypatch.setattr(machine, "busy_cores", lambda seconds: 1.5)
+        ours = _FakeWorker("ours", {"train": [0.1, 0.3, 0.2], "matmul": [0.05, 0.02]}, asked)
+        theirs = _FakeWorker("original", {"train": [0.4]}, asked)
+        monkeypatch.setattr(Session, "start_ours", lambda self, *args, **kwargs: ours)
+        monkeypatch.setattr(
+            Session,
+            "start_original",
+            lambda self, *args: theirs if self.options.reference else None,
+        )
+        return Session(Options(reference, 2, None, 1000), lines.append), asked
+
+    return make
+
+
+def test_both_sides_take_turns(session):
+    made, asked = session("checkout")
+    (job,) = rows.plan(["train"], [16], 1000)
+    row = rows.measure(made, job)
+    assert row[1:] == ("200 ms", "original: 400 ms", "0.5", "0.5 to 0.5", "5 of 50, 10%")
+    assert asked == [("ours", "train"), ("original", "train"), ("ours", "matmul")] * 2
+
+
+def test_without_a_checkout_there_is_nothing_to_compare_with(session):
+    made, _ = session(None)
+    (job,) = rows.plan(["train"], [16], 1000)
+    assert rows.measure(made, job)[1:] == ("200 ms", "", "", "", "5 of 50, 10%")
+
+
+def test_a_row_that_fails_says_why(session):
+    made, _ = session("checkout")
+    job = rows.Job("train", "title", lambda session, title: session.pair(rows.SHAPES[16])[2])
+    assert rows.measure(made, job).ours == "failed: tuple index out of range"
+
+
+def _fail_second(session, job):
+    if job.name == "evaluate":
+        raise KeyboardInterrupt
+    return table.Row(job.title, "1 ms")
+
+
+def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(rows, "measure", _fail_second)
+    monkeypatch.setattr(command.signal, "signal", lambda *args: None)
+    file = tmp_path / "table.md"
+    file.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    assert command.main(["--only=train,evaluate", "--shapes=16", f"--write={file}"]) == 130
+    output = capsys.readouterr()
+    assert "| train step, 16 features, 28x28x1, batch 32 | 1 ms |" in output.out
+    assert output.err.endswith("interrupted after 1 of 2 rows\n")
+    assert "old" in file.read_text()
+
+
+def test_the_table_is_written_with_its_header(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(rows, "measure", _fail_second)
+    monkeypatch.setattr(command.signal, "signal", lambda *args: None)
+    file = tmp_path / "table.md"
+    file.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    assert command.main(["--only=train", "--rounds=7", f"--write={file}"]) == 0
+    printed = capsys.readouterr().out
+    assert "- rounds: 7; CPU devices: as many as the application takes" in printed
+    assert file.read_text() == f"{table.BEGIN}\n\n{printed}\n{table.END}\n"
+    assert "old" not in printed
+
+
+def test_other_processes_are_noticed(monkeypatch):
+    lines = []
+    loads = iter([0.0, 1.25, None])
+    monkeypatch.setattr(machine, "busy_cores", lambda seconds: next(loads))
+    made = Session(Options(None, 3, None, 1000), lines.append)
+    assert list(made.rounds("x")) == [0, 1, 2]
+    assert lines == [
+        "x: round 1 of 3",
+        "x: round 2 of 3, other processes use 1.2 cores",
+        "x: round 3 of 3",
+    ]
+    assert made.others == [0.0, 1.25]
+
+
+def test_busy_cores_count_all_but_idle_and_waiting(monkeypatch):
+    ticks = iter(
+        ["cpu  100 10 20 5000 700 1 2 7 0 0\ncpu0 1", "cpu  150 20 30 9000 900 2 4 8 0 0\n"]
+    )
+    now = iter([10.0, 12.0])
+    monkeypatch.setattr(machine.pathlib.Path, "read_text", lambda self: next(ticks))
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    # 74 hundredths of a second in two.
+    assert machine.busy_cores(2.0) == pytest.approx(0.37)
+
+
+def test_a_run_that_does_not_start_says_why(tmp_path, monkeypatch):
+    (tmp_path / "main.py").write_text("import sys\nprint('step 0')\nsys.exit('error: no images')\n")
+    monkeypatch.setattr(startup, "ROOT", pathlib.Path(tmp_path))
+    with pytest.raises(workers.MeasurementError, match="^main.py ended with 1: error: no images$"):
+        startup.seconds_to_first_step([], str(tmp_path))
+    (tmp_path / "main.py").write_text(
+        "import time\nprint('step 1/9  loss', flush=True)\ntime.sleep(600)\n"
+    )
+    assert startup.seconds_to_first_step([], str(tmp_path)) > 0
+
+
+def test_the_command_itself_imports_neither_jax_nor_torch():
+    code = "import sys, benchmarks.__main__; sys.exit(bool({'jax', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=workers.ROOT).returncode == 0
