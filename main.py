@@ -6,7 +6,7 @@ overridden, as in --config.training.batch_size=64.
 
 from absl import flags
 
-from ncsn_jax import cli
+from ncsn_jax import cli, launch
 
 _INTERRUPTED = "the same command continues"
 
@@ -52,7 +52,7 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    from ncsn_jax import _supervisor, launch, signals
+    from ncsn_jax import _supervisor, signals
 
     if _MODE.value == "suggest":
         import run_lib
@@ -79,6 +79,7 @@ def _required():
 
 
 if __name__ == "__main__":
+    launch.use_large_pages()
     cli.run(
         main,
         _CONFIG,

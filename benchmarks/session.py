@@ -175,7 +175,8 @@ class Session:
           cache: a directory for compiled programs; None for no such cache.
         """
         devices = devices or self.options.devices
-        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment = launch.LARGE_PAGES | os.environ
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         if cache is not None:
             environment["JAX_COMPILATION_CACHE_DIR"] = cache
         settings = {"config": config, "overrides": dict(changes), "devices": devices}
