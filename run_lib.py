@@ -110,15 +110,16 @@ def train(config, workdir: str) -> None:
             def first_state() -> training.TrainState:
                 state = found[1] if found else init(key)
                 runlog.describe(config, state, with_table=step == 0)
-                return state
+                return parallel.replicate(state)
 
             train_steps = None
-            # What XLA compiles needs shapes only, and leaves Python alone meanwhile.
+            compile_ = _trace(config, shapes) if step < options.num_steps else None
+            # XLA leaves Python alone while it compiles.
             with concurrent.futures.ThreadPoolExecutor(1) as beside:
                 state = beside.submit(first_state)
-                if step < options.num_steps:
-                    train_steps = _compile(config, shapes)
-                state = parallel.replicate(state.result())
+                if compile_ is not None:
+                    train_steps = compile_()
+                state = state.result()
             runner = chains.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
@@ -273,8 +274,11 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     return state
 
 
-def _compile(config, shapes: training.TrainState) -> Callable:
-    """Compiles the training step, and logs how long that took and what memory the step needs."""
+def _trace(config, shapes: training.TrainState) -> Callable[[], Callable]:
+    """Traces the training step, and returns a function that compiles it.
+
+    Which logs how long all of that took and what memory the step needs.
+    """
     _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
@@ -283,17 +287,22 @@ def _compile(config, shapes: training.TrainState) -> Callable:
         options.batch_size // hosts.count(),
         *configuration.image_shape(config),
     )
-    steps, memory = parallel.compile_train_steps(
+    compile_ = parallel.lower_train_steps(
         configuration.make_train_steps(config),
         shapes,
         parallel.spread(np.empty(batch, np.uint8)),
         np.uint32(config.seed),
         remat=options.remat,
     )
-    runlog.describe_memory(memory, time.perf_counter() - started)
-    _memory.release()
-    hosts.meet("to compile the training step")
-    return steps
+
+    def finish() -> Callable:
+        steps, memory = compile_()
+        runlog.describe_memory(memory, time.perf_counter() - started)
+        _memory.release()
+        hosts.meet("to compile the training step")
+        return steps
+
+    return finish
 
 
 def _lacks_preview(config, workdir: str, step: int) -> bool:

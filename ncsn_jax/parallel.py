@@ -41,10 +41,10 @@ def spread(batch: np.ndarray) -> np.ndarray:
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def compile_train_steps(
+def lower_train_steps(
     train_steps: Callable, state: Any, images: np.ndarray, seed: np.ndarray, *, remat: bool = False
-) -> tuple[Callable, Any]:
-    """Compiles `train_steps(state, images, seed, first, axis_name=...)` for all devices of all processes.
+) -> Callable[[], tuple[Callable, Any]]:
+    """Traces `train_steps(state, images, seed, first, axis_name=...)` for all devices of all processes.
 
     Args:
       train_steps: the pure function.
@@ -54,9 +54,10 @@ def compile_train_steps(
       remat: whether the network is rematerialized.
 
     Returns:
-      `f(state, images, seed, number)`, which donates the state and returns the next one, the metrics and,
-      `int32[local devices]`, the largest of the numbers that the processes gave: so they agree on when to
-      stop; and what the compiler says of its memory, which some backends do not tell.
+      A function that compiles what was traced, during which Python can do something else, and returns
+      `f(state, images, seed, number)` and what the compiler says of its memory, which some backends do not
+      tell. f donates the state and returns the next one, the metrics and, `int32[local devices]`, the
+      largest of the numbers that the processes gave: so they agree on when to stop.
     """
 
     def run(state, images, seed, first, number):
@@ -75,13 +76,22 @@ def compile_train_steps(
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), state)
     keep_barriers = remat and jax.default_backend() == "cpu" and not several
     lowered = mapped.lower(like, images, seed, first, _notes(0))
-    compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
-    function = mapped if several else compiled
 
-    def call(state, images, seed, number=0):
-        return function(state, images, seed, first, _notes(number))
+    def compile_() -> tuple[Callable, Any]:
+        compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
+        function = mapped if several else compiled
 
-    return call, compiled.memory_analysis()
+        def call(state, images, seed, number=0):
+            return function(state, images, seed, first, _notes(number))
+
+        return call, compiled.memory_analysis()
+
+    return compile_
+
+
+def compile_train_steps(*arguments, **options) -> tuple[Callable, Any]:
+    """Traces and compiles: the arguments of `lower_train_steps`, and what its result returns."""
+    return lower_train_steps(*arguments, **options)()
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:
