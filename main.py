@@ -4,6 +4,8 @@ The same command continues a run that was interrupted. Any field of the configur
 overridden, as in --config.training.batch_size=64.
 """
 
+import os
+
 from absl import flags
 
 from ncsn_jax import cli, launch
@@ -79,7 +81,7 @@ def _required():
 
 
 if __name__ == "__main__":
-    launch.use_large_pages()
+    launch.use_large_pages(os.path.abspath(__file__))
     cli.run(
         main,
         _CONFIG,

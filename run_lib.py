@@ -100,26 +100,9 @@ def train(config, workdir: str) -> None:
         hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
-            init, key, shapes = _initialization(config)
-            found = store.restore_latest(shapes)
-            step = found[0] if found else 0
-            _log.info("%d images of shape %s, from step %d", len(dataset), dataset.shape[1:], step)
-            if step > options.num_steps:
-                _log.info("already beyond config.training.num_steps=%d", options.num_steps)
-
-            def first_state() -> training.TrainState:
-                state = found[1] if found else init(key)
-                runlog.describe(config, state, with_table=step == 0)
-                return parallel.replicate(state)
-
-            train_steps = None
-            compile_ = _trace(config, shapes) if step < options.num_steps else None
-            # XLA leaves Python alone while it compiles.
-            with concurrent.futures.ThreadPoolExecutor(1) as beside:
-                state = beside.submit(first_state)
-                if compile_ is not None:
-                    train_steps = compile_()
-                state = state.result()
+            step, state, train_steps = _begin(config, store, dataset.shape)
+            # Of what tracing, compiling and restoring took nothing is needed any more.
+            _memory.release()
             runner = chains.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
@@ -132,11 +115,29 @@ def train(config, workdir: str) -> None:
         results.write_samples(config, workdir, step, state.ema_params or state.params, runner)
 
 
-def _initialization(config) -> tuple[Callable, jax.Array, training.TrainState]:
-    """Returns how the state before the first step is made, its key, and its shapes."""
+def _begin(config, store, images_shape) -> tuple[int, training.TrainState, Callable | None]:
+    """Returns the step to go on from, its replicated state, and the compiled training step, if one is due."""
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
-    return init, key, jax.eval_shape(init, key)
+    shapes = jax.eval_shape(init, key)
+    found = store.restore_latest(shapes)
+    step, state = found or (0, None)
+    last = config.training.num_steps
+    _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
+    if step > last:
+        _log.info("already beyond config.training.num_steps=%d", last)
+    compile_ = _trace(config, shapes) if step < last else None
+
+    def rest() -> training.TrainState:
+        """What is left to do, on this process alone: programs of several must keep one order."""
+        runlog.describe(config, shapes.params, with_table=step == 0)
+        return init(key) if state is None else state
+
+    # XLA leaves Python alone while it compiles.
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        pending = beside.submit(rest)
+        train_steps = compile_() if compile_ is not None else None
+        return step, parallel.replicate(pending.result()), train_steps
 
 
 def suggest(config) -> None:
@@ -298,7 +299,6 @@ def _trace(config, shapes: training.TrainState) -> Callable[[], Callable]:
     def finish() -> Callable:
         steps, memory = compile_()
         runlog.describe_memory(memory, time.perf_counter() - started)
-        _memory.release()
         hosts.meet("to compile the training step")
         return steps
 

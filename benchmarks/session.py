@@ -14,6 +14,11 @@ from benchmarks import machine
 from benchmarks.workers import Worker
 from ncsn_jax import launch
 
+# Of both sides, as the application gives it to itself, and without anybody's compiled programs.
+_ENVIRONMENT = launch.LARGE_PAGES | {
+    name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+}
+
 LEVELS = 10
 _SIGMA_BEGIN, _SIGMA_END = 1.0, 0.01
 _LEARNING_RATE, _EPSILON = 1e-3, 4e-5
@@ -175,8 +180,7 @@ class Session:
           cache: a directory for compiled programs; None for no such cache.
         """
         devices = devices or self.options.devices
-        environment = launch.LARGE_PAGES | os.environ
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        environment = dict(_ENVIRONMENT)
         if cache is not None:
             environment["JAX_COMPILATION_CACHE_DIR"] = cache
         settings = {"config": config, "overrides": dict(changes), "devices": devices}
@@ -196,7 +200,7 @@ class Session:
             "steps_per_level": sampler_steps // LEVELS,
             "threads": launch.cores(),
         }
-        return Worker("benchmarks.original", settings)
+        return Worker("benchmarks.original", settings, _ENVIRONMENT)
 
     def pair(self, network: Network) -> tuple[Worker, Worker | None]:
         """Returns the workers of a network, this library's and the authors'."""

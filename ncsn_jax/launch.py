@@ -23,9 +23,14 @@ _CHANNELS_FOR_THREADS = 96
 # More devices than these, or smaller parts of a batch, cost memory and time for little.
 _MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 
+# The share of the cores' time that a container has.
+_CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
+
 # XLA asks for its working memory anew at every step. In pages of 2 MiB it is there in a fraction of the time,
-# which is a tenth to a fifth of a small network's step. The C library reads this when a process starts.
+# which is a tenth to a fifth of a small network's step. glibc reads this when a process starts.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_LARGE_PAGES_SINCE = (2, 35)
+_LARGE_PAGES_ARE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 _TOGETHER = (
     "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
@@ -108,10 +113,14 @@ def _in_cluster() -> bool:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns how many cores this process may use; in a container, of how many it may use the time."""
+    count = os.cpu_count() or 1
     with contextlib.suppress(AttributeError):  # only Linux tells
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+        quota, period = _CPU_LIMIT.read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
@@ -133,11 +142,12 @@ def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
 
 
 def devices_for(config) -> int | None:
-    """Returns the `cpu_devices` of a configuration, or None for one with numbers that its check refuses."""
-    model, training = config.model, config.training
-    numbers = model.features, training.batch_size, training.microbatches
-    if all(isinstance(number, int) and number > 0 for number in numbers):
-        return cpu_devices(*numbers)
+    """Returns the `cpu_devices` of a configuration, or None for one that its check will refuse."""
+    with contextlib.suppress(AttributeError, KeyError):
+        model, training = config.model, config.training
+        numbers = model.features, training.batch_size, training.microbatches
+        if all(isinstance(number, int) and number > 0 for number in numbers):
+            return cpu_devices(*numbers)
     return None
 
 
@@ -145,15 +155,29 @@ def use_cores(config) -> None:
     """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if devices := devices_for(config):
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
+    if "JAX_NUM_CPU_DEVICES" in os.environ or (devices := devices_for(config)) is None:
+        return
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
+    if "jax" in sys.modules:  # by the user's configuration, and it has read the environment
+        sys.modules["jax"].config.update("jax_num_cpu_devices", devices)
 
 
-def use_large_pages() -> None:
-    """Starts this program again, as the same process, with large pages; once, and where there are such.
+def use_large_pages(program: str) -> None:
+    """Starts a program again, as the same process, with large pages, where the system gives them.
 
-    Nothing happens where the environment has settings of the C library, or on another system than Linux.
+    Nothing happens where it was not started as `python program ...`, or where `$GLIBC_TUNABLES` is set.
+
+    Args:
+      program: its file.
     """
-    if sys.platform == "linux" and not os.environ.keys() & LARGE_PAGES.keys():
-        os.environ.update(LARGE_PAGES)
-        os.execv(sys.executable, sys.orig_argv)
+    arguments = sys.orig_argv[1:]
+    if program not in map(os.path.abspath, arguments) or LARGE_PAGES.keys() & os.environ.keys():
+        return
+    # Whatever is otherwise than expected here, it goes without.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        library, version = os.confstr("CS_GNU_LIBC_VERSION").split()
+        since = tuple(map(int, version.split(".")[:2]))
+        if library != "glibc" or since < _LARGE_PAGES_SINCE:
+            return
+        if "[madvise]" in _LARGE_PAGES_ARE.read_text():
+            os.execve(sys.executable, [sys.executable, *arguments], LARGE_PAGES | os.environ)

@@ -48,7 +48,7 @@ def lower_train_steps(
 
     Args:
       train_steps: the pure function.
-      state: on no device yet; only its shapes are looked at.
+      state: a tree of arrays, or of their shapes, without an axis of devices; only shapes are looked at.
       images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
       seed: of the run.
       remat: whether the network is rematerialized.

@@ -44,14 +44,15 @@ def start(workdir: str) -> None:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
         directory = os.path.join(cache.directory(), f"compiled-{machine}")
         jax.config.update("jax_compilation_cache_dir", directory)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # The many small programs that initialise a network take seconds together.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def describe(config, state, *, with_table: bool) -> None:
-    """Logs the parameter table, the network's cost and the devices."""
+def describe(config, params, *, with_table: bool) -> None:
+    """Logs the table of the parameters or of their shapes, the network's cost and the devices."""
     if with_table:
-        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
         _log.debug("%s", table)
     options = config.training
     model = configuration.make_model(config, dtype=options.dtype, remat=options.remat)

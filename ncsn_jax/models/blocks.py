@@ -3,8 +3,8 @@
 A RefineNet (Lin et al., 2017) is a chain of residual blocks whose outputs, from the coarsest to the
 finest, are merged by refinement blocks: residual convolution units (RCU), multi-resolution fusion
 (MSF) and chained residual pooling (CRP). Which normalization they use, if any, is an argument, so
-that conditional and unconditional networks share the code: `norm(name=...)` makes a layer that maps
-`(x, level)`, and `None` means no normalization.
+that conditional and unconditional networks share the code: `norm(name=..., activate=...)` makes a layer that
+maps `(x, level)`, with ELU after it if it is to activate, and `None` means no normalization.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
       down: widen to `features`. Without a dilation this also halves H and W (which must be even);
         with one the size stays, as the receptive field grows by the dilation instead.
       dilation: of both 3x3 convolutions, and of the shortcut of a dilated `down` block.
-      conv: makes the convolutions; to choose how they are initialised.
+      conv: makes the convolutions, with the arguments of `layers.Conv`; to choose how they are initialised.
     """
 
     features: int

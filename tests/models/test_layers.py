@@ -99,3 +99,32 @@ def test_a_pooled_convolution_is_the_mean_of_the_convolution(kernel_size):
     actual = pooled.apply(params, x)
     # Sums of 36 products, taken in another order.
     np.testing.assert_allclose(actual, expected, rtol=0, atol=36 * 2**-24 * jnp.abs(expected).max())
+
+
+def test_what_a_pooled_convolution_cannot_do_is_refused():
+    x = jnp.zeros((1, 4, 5, 3))
+    with pytest.raises(ValueError, match="even height and width, got 4x5"):
+        layers.Conv(5, pooled=True).init(jax.random.key(0), x)
+    for options in ({"dilation": 2}, {"stride": 2}, {"padding": (1, 1)}):
+        with pytest.raises(ValueError, match="no dilation, stride or padding"):
+            layers.Conv(5, pooled=True, **options).init(jax.random.key(0), x[:, :, :4])
+
+
+def test_a_layer_is_traced_once_for_each_shape(monkeypatch):
+    traced = []
+    convolve = jax.lax.conv_general_dilated
+    monkeypatch.setattr(
+        jax.lax, "conv_general_dilated", lambda *a, **k: traced.append(a) or convolve(*a, **k)
+    )
+
+    @jax.jit
+    def chain(params, x):
+        for _ in range(3):
+            x = layers.Conv(7).apply(params, x)
+        return x
+
+    x = jnp.zeros((1, 5, 5, 7))
+    params = jax.eval_shape(layers.Conv(7).init, jax.random.key(0), x)
+    traced.clear()
+    chain.lower(params, x)
+    assert len(traced) <= 1

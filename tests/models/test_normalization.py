@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax.models.normalization import normalize
+from ncsn_jax.models.normalization import ConditionalInstanceNormPlus, normalize
 
 EPSILON = 1e-5
 
@@ -91,3 +91,14 @@ def test_low_precision_comes_back_as_it_came(arguments):
     # The statistics are those of the rounded input in float32; the result is rounded once more.
     expected = defined(x.astype(jnp.bfloat16).astype(jnp.float32), *coefficients, False)
     np.testing.assert_allclose(z.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_levels_are_indices():
+    layer = ConditionalInstanceNormPlus(3)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
+    params = layer.init(jax.random.key(1), x, jnp.array([0, 2]))
+    with pytest.raises(TypeError):
+        layer.apply(params, x, jnp.array([0.5, 0.1]))
+    # A row that is not finite stays with its level.
+    params["params"]["embedding"] = params["params"]["embedding"].at[1].set(jnp.nan)
+    assert jnp.all(jnp.isfinite(layer.apply(params, x, jnp.array([0, 2]))))
