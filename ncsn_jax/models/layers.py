@@ -2,7 +2,7 @@
 
 Each function or layer here reproduces one PyTorch operation exactly: its padding, its initial
 distribution, its treatment of borders. The rest of the models is built from these and never touches
-`lax`. What networks have often is wrapped in `jax.jit`, so that it is traced once for each shape and a network
+`lax`. What networks have often is wrapped in `jax.jit`, so that it is traced once for each shape and networks
 in two thirds of the time; inside a compiled function that has no other effect. All arrays are `[B, H, W, C]`.
 Everything computes in the type of its input, to which parameters are cast, and returns that type.
 """
