@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ncsn_jax import launch
+from ncsn_jax.errors import UserError
 from tests import tiny
 
 
@@ -44,6 +45,14 @@ def test_the_environment_has_the_last_word(monkeypatch, config):
     monkeypatch.delitem(sys.modules, "jax")
     launch.use_cores(config)
     assert os.environ["JAX_NUM_CPU_DEVICES"] == "4"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", ""])
+def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, config, number):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
+    with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES='{number}' must be a whole number"):
+        launch.use_cores(config)
 
 
 def test_a_jax_that_is_imported_hears_of_the_devices(monkeypatch, config):
