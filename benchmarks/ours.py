@@ -80,12 +80,13 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, state, images) -> Callable:
-        steps, _ = self._parallel.compile_train_steps(
+        compile_ = self._parallel.lower_train_steps(
             self._configuration.make_train_steps(self._config),
             state,
             self._parallel.spread(images),
             self._seed,
         )
+        steps, _ = compile_()
         _memory.release()
         return steps
 

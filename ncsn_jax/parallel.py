@@ -89,11 +89,6 @@ def lower_train_steps(
     return compile_
 
 
-def compile_train_steps(*arguments, **options) -> tuple[Callable, Any]:
-    """Traces and compiles: the arguments of `lower_train_steps`, and what its result returns."""
-    return lower_train_steps(*arguments, **options)()
-
-
 def first_examples(images: np.ndarray) -> np.ndarray:
     """Returns the place in the global batch of each device's first example, int32 `[local devices]`.
 

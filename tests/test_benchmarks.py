@@ -264,11 +264,17 @@ def _fail_second(session, job):
     return table.Row(job.title, "1 ms")
 
 
-def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def file(monkeypatch, tmp_path):
+    """A file to write the table to, where rows take no time and Ctrl-C comes with the second."""
     monkeypatch.setattr(rows, "measure", _fail_second)
     monkeypatch.setattr(command.signal, "signal", lambda *args: None)
-    file = tmp_path / "table.md"
-    file.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    path = tmp_path / "table.md"
+    path.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    return path
+
+
+def test_ctrl_c_prints_what_was_measured(file, capsys):
     assert command.main(["--only=train,evaluate", "--shapes=16", f"--write={file}"]) == 130
     output = capsys.readouterr()
     assert "| train step, 16 features, 28x28x1, batch 32 | 1 ms |" in output.out
@@ -276,11 +282,7 @@ def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, tmp_path):
     assert "old" in file.read_text()
 
 
-def test_the_table_is_written_with_its_header(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(rows, "measure", _fail_second)
-    monkeypatch.setattr(command.signal, "signal", lambda *args: None)
-    file = tmp_path / "table.md"
-    file.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+def test_the_table_is_written_with_its_header(file, capsys):
     assert command.main(["--only=train", "--rounds=7", f"--write={file}"]) == 0
     printed = capsys.readouterr().out
     assert "- rounds: 7; CPU devices: as many as the application takes" in printed

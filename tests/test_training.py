@@ -80,7 +80,7 @@ def test_eight_devices_equal_one(state, batches, one_device):
     assert jax.local_device_count() == 8
     replicated = parallel.replicate(jax.tree.map(np.asarray, state))
     arguments = parallel.spread(batches[:1]), np.uint32(7)
-    p_steps, _ = parallel.compile_train_steps(run, state, *arguments)
+    p_steps, _ = parallel.lower_train_steps(run, state, *arguments)()
     for k in range(2):
         batch = parallel.spread(batches[k : k + 1])
         replicated, measured, heard = p_steps(replicated, batch, np.uint32(7), 15 * k)
@@ -140,7 +140,7 @@ def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_d
     run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
     replicated = parallel.replicate(jax.tree.map(np.asarray, state))
     arguments = replicated, parallel.spread(batches[:2]), np.uint32(7)
-    p_steps, memory = parallel.compile_train_steps(run, state, *arguments[1:], remat=True)
+    p_steps, memory = parallel.lower_train_steps(run, state, *arguments[1:], remat=True)()
     assert memory.temp_size_in_bytes > 0
     found, measured, _ = p_steps(*arguments)
     assert_same(parallel.to_host(found), states[2])
@@ -162,7 +162,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
     images[1, 5] = 300.0
     after = [parallel.replicate(jax.tree.map(np.asarray, state))]
     arguments = parallel.spread(images[:1]), np.uint32(7)
-    p_steps, _ = parallel.compile_train_steps(run, state, *arguments)
+    p_steps, _ = parallel.lower_train_steps(run, state, *arguments)()
     for k in range(3):
         given = jax.tree.map(jnp.copy, after[-1])
         following, measured, _ = p_steps(given, parallel.spread(images[k : k + 1]), np.uint32(7))

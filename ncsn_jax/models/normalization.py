@@ -73,7 +73,7 @@ def _normalize(x, gamma, alpha, beta, activate: bool) -> jax.Array:
 
 @_normalize.defjvp
 def _normalize_jvp(activate: bool, primals, tangents):
-    """The derivative by hand: a quarter of the operations that differentiating each step leaves."""
+    """The derivative by hand: fewer and larger operations than differentiating each step leaves."""
     x, gamma, alpha, beta = primals
     dx, dgamma, dalpha, dbeta = tangents
     moments = _moments(x, alpha is not None)
@@ -118,7 +118,7 @@ def normalize(
     return _normalize(h, *coefficients, activate).astype(x.dtype)
 
 
-# Traced once for each shape, and not once for each layer: a third of the time that a network's trace takes.
+# Traced once for each shape, and not once for each layer, like what `layers` has.
 @functools.partial(jax.jit, static_argnames=("activate",))
 def _normalize_by_vectors(x, gamma, alpha, beta, *, activate: bool) -> jax.Array:
     each = x.shape[0], x.shape[-1]
