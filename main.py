@@ -8,7 +8,7 @@ import os
 
 from absl import flags
 
-from ncsn_jax import cli, launch
+from ncsn_jax import _memory, cli, launch
 
 _INTERRUPTED = "the same command continues"
 
@@ -67,8 +67,9 @@ def main(_) -> None:
     else:
         launch.use_cores(_CONFIG.value)
     signals.install(_INTERRUPTED)
-    import run_lib
-    from ncsn_jax import hosts
+    with _memory.uncollected():
+        import run_lib
+        from ncsn_jax import hosts
 
     if launched is not None:
         hosts.start(launched, _PATIENCE.value)

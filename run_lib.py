@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,24 +100,42 @@ def train(config, workdir: str) -> None:
         workdirs.claim_images(dataset, workdir)
         hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
-        with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
-            step, state, train_steps = _begin(config, store, dataset.shape)
+        with (
+            checkpoints.Checkpoints(workdir, *kept) as store,
+            Writer(workdir) as writer,
+            concurrent.futures.ThreadPoolExecutor(1) as beside,
+        ):
+            step, state, train_steps, described = _begin(config, store, dataset.shape, beside)
             # Of what tracing, compiling and restoring took nothing is needed any more.
             _memory.release()
             runner = chains.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
-                    preview(step, state.ema_params or state.params)
+                    preview(step, train_steps.to_host(state))
                 state = _train_loop(
                     config, dataset, train_steps, step, state, store, writer, preview
                 )
                 step = options.num_steps
-        results.write_samples(config, workdir, step, state.ema_params or state.params, runner)
+            described.result()
+        results.write_samples(config, workdir, step, _weights(state), runner)
 
 
-def _begin(config, store, images_shape) -> tuple[int, training.TrainState, Callable | None]:
-    """Returns the step to go on from, its replicated state, and the compiled training step, if one is due."""
+def _weights(state: training.TrainState) -> Any:
+    """Returns the parameters to sample with, on all devices."""
+    return parallel.replicate(state.ema_params or state.params)
+
+
+@_memory.uncollected()
+def _begin(
+    config, store, images_shape, beside: concurrent.futures.Executor
+) -> tuple[int, Any, parallel.TrainSteps | None, concurrent.futures.Future]:
+    """Prepares the run; while the training step is compiled, `beside` does what it can.
+
+    Returns:
+      The step to go on from; its state; the compiled training step, if one is due: the state is on the
+      devices then; and what describes the run meanwhile.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
     shapes = jax.eval_shape(init, key)
@@ -126,18 +145,19 @@ def _begin(config, store, images_shape) -> tuple[int, training.TrainState, Calla
     _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
     if step > last:
         _log.info("already beyond config.training.num_steps=%d", last)
-    compile_ = _trace(config, shapes) if step < last else None
-
-    def rest() -> training.TrainState:
-        """What is left to do, on this process alone: programs of several must keep one order."""
-        runlog.describe(config, shapes.params, with_table=step == 0)
-        return init(key) if state is None else state
-
-    # XLA leaves Python alone while it compiles.
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
-        pending = beside.submit(rest)
-        train_steps = compile_() if compile_ is not None else None
-        return step, parallel.replicate(pending.result()), train_steps
+    finish = _trace(config, shapes) if step < last else None
+    # XLA leaves Python alone while it compiles. Programs of several processes, which must keep one order, are
+    # not run here.
+    drawn = beside.submit(init.draw, key) if state is None else None
+    described = beside.submit(runlog.describe, config, shapes.params, with_table=step == 0)
+    train_steps = finish() if finish is not None else None
+    if train_steps is None:
+        state = state or init.first(drawn.result())
+    elif drawn is None:
+        state = train_steps.to_devices(state)
+    else:
+        state = train_steps.begin(init.first, drawn.result())
+    return step, state, train_steps, described
 
 
 def suggest(config) -> None:
@@ -194,7 +214,7 @@ def suggest(config) -> None:
 
 
 def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
-    """Runs from `step` to the last one and returns the final replicated state."""
+    """Runs from `step` to the last one and returns the final state, as it is saved."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
@@ -218,6 +238,15 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
                 window.add(at, metrics, store)
                 stop = int(np.max(parallel.to_host(heard)))
             in_flight = None
+
+    def save(with_preview: bool) -> None:
+        saved = train_steps.to_host(state)
+        store.save(step, saved)
+        if with_preview:
+            # What is saved is not lost, and previews may take long.
+            store.wait()
+            with window.paused(), signals.at_once():
+                preview(step, saved)
 
     window.restart(step)
     with signals.deferred():
@@ -258,25 +287,20 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             if due["log"] or due["save"]:
                 writer.flush(now=due["save"])
             if due["save"] or due["sample"]:
-                store.save(step, parallel.to_host(state))
-            if due["sample"] and step < last and not stop:
-                # What is saved is not lost, and previews may take long.
-                store.wait()
-                with window.paused(), signals.at_once():
-                    preview(step, state.ema_params or state.params)
+                save(with_preview=due["sample"] and step < last and not stop)
         settle()
         if stop and step not in store.steps():
-            store.save(step, parallel.to_host(state))
+            save(with_preview=False)
         store.wait()
         stop = int(hosts.gather(np.int32(stop or signals.requested() or 0)).max())
         if stop:
             _log.info("stopped after step %d, which is saved", step)
             raise signals.Stopped(stop, alone=False)
-    return state
+    return train_steps.to_host(state)
 
 
-def _trace(config, shapes: training.TrainState) -> Callable[[], Callable]:
-    """Traces the training step, and returns a function that compiles it.
+def _trace(config, shapes: training.TrainState) -> Callable[[], parallel.TrainSteps]:
+    """Traces the training step, and returns a function that compiles it and returns it.
 
     Which logs how long all of that took and what memory the step needs.
     """
@@ -288,7 +312,7 @@ def _trace(config, shapes: training.TrainState) -> Callable[[], Callable]:
         options.batch_size // hosts.count(),
         *configuration.image_shape(config),
     )
-    compile_ = parallel.lower_train_steps(
+    steps = parallel.TrainSteps(
         configuration.make_train_steps(config),
         shapes,
         parallel.spread(np.empty(batch, np.uint8)),
@@ -296,8 +320,8 @@ def _trace(config, shapes: training.TrainState) -> Callable[[], Callable]:
         remat=options.remat,
     )
 
-    def finish() -> Callable:
-        steps, memory = compile_()
+    def finish() -> parallel.TrainSteps:
+        memory = steps.compile()
         runlog.describe_memory(memory, time.perf_counter() - started)
         hosts.meet("to compile the training step")
         return steps
@@ -318,11 +342,11 @@ def _preview_path(workdir: str, step: int) -> str:
     return os.path.join(workdir, "samples", f"step_{step}", "preview.png")
 
 
-def _write_preview(config, workdir, writer, runner, step, params) -> None:
+def _write_preview(config, workdir, writer, runner, step, state) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
     try:
-        samples = runner.run(params, list(range(size)), size).images
+        samples = runner.run(_weights(state), list(range(size)), size).images
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return

@@ -60,7 +60,7 @@ class Ours(workers.Subject):
         from ncsn_jax import report
 
         model = self._configuration.make_model(self._config)
-        cost = report.estimate_cost(model, self._shape, ema=False)
+        cost = report.estimate_cost(model, self._state().params, self._shape, ema=False)
         return self._batch_size * cost.step_operations
 
     def compile_seconds(self) -> float:
@@ -80,13 +80,13 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, state, images) -> Callable:
-        compile_ = self._parallel.lower_train_steps(
+        steps = self._parallel.TrainSteps(
             self._configuration.make_train_steps(self._config),
             state,
             self._parallel.spread(images),
             self._seed,
         )
-        steps, _ = compile_()
+        steps.compile()
         _memory.release()
         return steps
 
@@ -94,7 +94,7 @@ class Ours(workers.Subject):
         images = self._images()
         start = self._state()
         steps = self._compile(start, images)
-        state = self._parallel.replicate(start)
+        state = steps.to_devices(start)
         del start
 
         def run():

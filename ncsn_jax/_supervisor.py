@@ -16,10 +16,12 @@ import threading
 # Tells the child that it is one: the process that watches it.
 _VARIABLE = "NCSN_JAX_SUPERVISOR"
 
-# What the runtime says, and goes on saying, when it has lost a process.
+# What the runtime says, and goes on saying, when it has lost a process; or the network library of CPUs, which
+# may still find half of a message from it.
 _FATAL = re.compile(
-    rb"^[EF]\d{4} .*(Use error polling to propagate|Polled an error from coordination service|"
-    rb"Terminating process because the JAX distributed service)",
+    rb"^[EF]\d{4} .*(?:Use error polling to propagate|Polled an error from coordination service|"
+    rb"Terminating process because the JAX distributed service)|"
+    rb"^terminate called after throwing an instance of 'gloo::",
     re.MULTILINE,
 )
 _DEAD = re.compile(rb"stopped sending heartbeats\):\s*([\d, ]+)")

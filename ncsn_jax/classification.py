@@ -111,7 +111,7 @@ def train_classifier(
     model = NoisyClassifier(num_classes, features)
     optimizer = training.make_optimizer(learning_rate)
     key = jax.random.fold_in(jax.random.key(seed), _FOR_PARAMETERS)
-    state = training.init_state(key, model, optimizer, images.shape[1:], ema=False)
+    state = training.make_init(model, optimizer, images.shape[1:], ema=False)(key)
     options = {"model": model, "sde": sde, "optimizer": optimizer, "centered": centered}
     step = jax.jit(functools.partial(classifier.train_step, **options), donate_argnums=0)
     batches = Batches(images, seed, batch_size)

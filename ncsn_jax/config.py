@@ -533,14 +533,11 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], training.TrainState]:
+def make_init(config: ml_collections.ConfigDict) -> training.Init:
     """Returns the function from a key to the state before the first step."""
-    return functools.partial(
-        training.init_state,
-        model=make_model(config),
-        optimizer=make_optimizer(config),
-        image_shape=image_shape(config),
-        ema=config.model.ema_decay > 0,
+    ema = config.model.ema_decay > 0
+    return training.make_init(
+        make_model(config), make_optimizer(config), image_shape(config), ema=ema
     )
 
 

@@ -5,13 +5,20 @@ spread, and how the pure functions of `training` and `sampling` are mapped. One 
 case.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from ncsn_jax.packing import Packing
+
 AXIS = "batch"
+
+# The elements of the largest of the small arrays: of larger ones copies cost more than operations. On
+# accelerators, where a vector and its parts lie differently, none is small.
+_LARGEST_SMALL = 2**16
 
 
 def replicate(tree: Any) -> Any:
@@ -41,52 +48,88 @@ def spread(batch: np.ndarray) -> np.ndarray:
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def lower_train_steps(
-    train_steps: Callable, state: Any, images: np.ndarray, seed: np.ndarray, *, remat: bool = False
-) -> Callable[[], tuple[Callable, Any]]:
-    """Traces `train_steps(state, images, seed, first, axis_name=...)` for all devices of all processes.
+class TrainSteps:
+    """The training step for all devices of all processes: traced when made, and compiled by `compile`.
 
     Args:
-      train_steps: the pure function.
+      train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=, view=)`.
       state: a tree of arrays, or of their shapes, without an axis of devices; only shapes are looked at.
       images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
       seed: of the run.
       remat: whether the network is rematerialized.
-
-    Returns:
-      A function that compiles what was traced, during which Python can do something else, and returns
-      `f(state, images, seed, number)` and what the compiler says of its memory, which some backends do not
-      tell. f donates the state and returns the next one, the metrics and, `int32[local devices]`, the
-      largest of the numbers that the processes gave: so they agree on when to stop.
     """
 
-    def run(state, images, seed, first, number):
-        state, metrics = train_steps(state, images, seed, first, axis_name=AXIS)
-        return state, metrics, jax.lax.pmax(number, AXIS)
+    def __init__(
+        self,
+        train_steps: Callable,
+        state: Any,
+        images: np.ndarray,
+        seed: np.ndarray,
+        *,
+        remat: bool = False,
+    ):
+        largest = _LARGEST_SMALL if jax.default_backend() == "cpu" else 0
+        self._packing = packing = Packing(state.params, largest)
+        self._first, self._places = first_examples(images), replicate(packing.places)
 
-    mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
-    first = first_examples(images)
-    # Several processes cannot call the compiled program itself; the mapped function finds it, if it was
-    # compiled without options and for arrays that lie on the devices as the state will.
-    several = jax.process_count() > 1
-    if several:
-        like = replicate(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
-    else:
-        local = jax.local_device_count()
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), state)
-    keep_barriers = remat and jax.default_backend() == "cpu" and not several
-    lowered = mapped.lower(like, images, seed, first, _notes(0))
+        def run(state, images, seed, first, number, places):
+            view = functools.partial(packing.view, places=places)
+            state, metrics = train_steps(state, images, seed, first, axis_name=AXIS, view=view)
+            return state, metrics, jax.lax.pmax(number, AXIS)
 
-    def compile_() -> tuple[Callable, Any]:
-        compiled = lowered.compile(KEEP_BARRIERS if keep_barriers else None)
-        function = mapped if several else compiled
+        axes = (0, 0, None, 0, 0, 0)
+        self._mapped = jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
+        # Several processes cannot call the compiled program itself; the mapped function finds it, if it was
+        # compiled without options and for arrays that lie on the devices as the state will.
+        several = jax.process_count() > 1
+        like = packing.pack_in(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
+        if several:
+            like = replicate(like)
+        else:
+            local = jax.local_device_count()
+            like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), like)
+        keep_barriers = remat and jax.default_backend() == "cpu" and not several
+        self._options = KEEP_BARRIERS if keep_barriers else None
+        self._function = self._mapped if several else None
+        self._lowered = self._mapped.lower(like, images, seed, self._first, _notes(0), self._places)
 
-        def call(state, images, seed, number=0):
-            return function(state, images, seed, first, _notes(number))
+    def compile(self) -> Any:
+        """Compiles the step, while Python can do something else, and returns what memory it needs.
 
-        return call, compiled.memory_analysis()
+        Which some backends do not tell.
+        """
+        compiled = self._lowered.compile(self._options)
+        self._function = self._function or compiled
+        del self._lowered
+        return compiled.memory_analysis()
 
-    return compile_
+    def to_devices(self, state: Any) -> Any:
+        """Returns the state as the devices hold it, in a form that only this object knows."""
+        return replicate(self._packing.pack_in(state))
+
+    def begin(self, first: Callable[[Any], Any], params: Any) -> Any:
+        """Returns `to_devices(first(params))`, for a `first` that treats all parameters alike."""
+        return replicate(first(self._packing.pack(params)))
+
+    def to_host(self, state: Any) -> Any:
+        """Returns the state on the devices as numpy arrays that do not change with it."""
+        return self._packing.unpack_in(to_host(state))
+
+    def __call__(
+        self, state: Any, images: np.ndarray, seed: np.ndarray, number: int = 0
+    ) -> tuple[Any, Any, Any]:
+        """Runs the compiled step.
+
+        Args:
+          state: on the devices; it is donated.
+          images: as those that it was traced with.
+          seed: of the run.
+          number: of this process, by which processes agree on when to stop.
+
+        Returns:
+          The next state, the metrics and, int32 `[local devices]`, the largest of the processes' numbers.
+        """
+        return self._function(state, images, seed, self._first, _notes(number), self._places)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:

@@ -76,18 +76,20 @@ class Cost(NamedTuple):
     activation_bytes: int
 
 
-def estimate_cost(model: nn.Module, image_shape: tuple[int, int, int], *, ema: bool) -> Cost:
+def estimate_cost(
+    model: nn.Module, params: Any, image_shape: tuple[int, int, int], *, ema: bool
+) -> Cost:
     """Estimates what training takes, without computing or compiling anything.
 
     Args:
       model: the network as it is trained, with its `dtype` and `remat`; called as `model.apply(params, x,
         label)`, and so without dropout.
+      params: its parameters, or their shapes.
       image_shape: (H, W, C).
       ema: whether there is a moving average of the parameters.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image, label)
 
     def forward(params, image, label):
         output, backward = jax.vjp(lambda params: model.apply(params, image, label), params)

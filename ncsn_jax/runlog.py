@@ -57,7 +57,7 @@ def describe(config, params, *, with_table: bool) -> None:
     options = config.training
     model = configuration.make_model(config, dtype=options.dtype, remat=options.remat)
     cost = report.estimate_cost(
-        model, configuration.image_shape(config), ema=config.model.ema_decay > 0
+        model, params, configuration.image_shape(config), ema=config.model.ema_decay > 0
     )
     at_once = options.batch_size // (jax.device_count() * options.microbatches)
     _log.info("%s", report.describe_cost(cost, at_once))

@@ -6,6 +6,7 @@ batch. Nothing here jits, replicates, logs or touches files; averages across dev
 `axis_name`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.extend import core as jex
 
 from ncsn_jax._random import expand, fold_in, uniform_like
 from ncsn_jax.objectives import Objective
@@ -90,25 +93,75 @@ def make_optimizer(
     )
 
 
-def init_state(
-    key: jax.Array,
+def draw_params(key: jax.Array, model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """Returns the network's initial parameters, those of `model.init`.
+
+    Only what parameters are made of is computed, one array after the other, and the network is never run:
+    Flax's `lazy_init` computes whatever depends on parameters alone, which is many small programs to
+    compile, and all of `init` in one takes even longer.
+
+    Args:
+      key: of the draws.
+      model: a network, called as `model.init(key, x, level)`.
+      image_shape: (H, W, C).
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
+    closed, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image, level)
+    used, equations = _variables(closed.jaxpr.outvars), []
+    for equation in reversed(closed.jaxpr.eqns):
+        if used.intersection(equation.outvars):
+            equations.append(equation)
+            used |= _variables(equation.invars)
+    draws = jex.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
+    unused = (np.zeros(a.shape, a.dtype) for a in (image, level))
+    arrays = jex.jaxpr_as_fun(draws)(key, *unused)
+    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+
+
+def _variables(atoms: list) -> set:
+    return {atom for atom in atoms if isinstance(atom, jex.Var)}
+
+
+def first_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """Returns the state before the first step."""
+    # A copy, since the state is donated and no buffer can be donated twice.
+    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """The function from a key to the state before the first step, in its two parts.
+
+    Attributes:
+      draw: `draw(key) -> params`.
+      first: `first(params) -> TrainState`.
+    """
+
+    draw: Callable[[jax.Array], Any]
+    first: Callable[[Any], TrainState]
+
+    def __call__(self, key: jax.Array) -> TrainState:
+        """Returns the state before the first step."""
+        return self.first(self.draw(key))
+
+
+def make_init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     *,
     ema: bool,
-) -> TrainState:
-    """Returns the state before the first step; `image_shape` is (H, W, C).
+) -> Init:
+    """Returns what makes the state before the first step; `image_shape` is (H, W, C).
 
     Call it as it is: compiled as a whole, it takes several times as long to start.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    level = jax.ShapeDtypeStruct((1,), jnp.int32)
-    # Draws one array after the other and never runs the network.
-    params = model.lazy_init(key, image, level)
-    # A copy, since the state is donated and no buffer can be donated twice.
-    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+    return Init(
+        functools.partial(draw_params, model=model, image_shape=image_shape),
+        functools.partial(first_state, optimizer=optimizer, ema=ema),
+    )
 
 
 def prepare_images(
@@ -208,6 +261,7 @@ def train_step(
     microbatches: int = 1,
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
+    view: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on one batch, or on this device's part of it.
 
@@ -227,6 +281,8 @@ def train_step(
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
         average and the optimizer's state as they were. It counts, and its metrics say what happened.
       axis_name: the mapped axis over which the batch is spread, or None.
+      view: `view(state.params)` are the network's parameters, where the state holds them in another form,
+        as in a `packing.Packing`.
 
     Returns:
       The next state and the step's metrics.
@@ -235,6 +291,10 @@ def train_step(
       ValueError: if B is not a multiple of `microbatches`.
     """
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
+    if view is not None:
+        objective = objective._replace(
+            score_fn=lambda params, keys, score_fn=objective.score_fn: score_fn(view(params), keys)
+        )
     places = first + jnp.arange(images.shape[0])
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
     measure = functools.partial(

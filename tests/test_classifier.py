@@ -142,7 +142,7 @@ def test_the_network_takes_single_pixels():
 class Brightness:
     """A stand-in for a network: whether an image is bright, by two parameters."""
 
-    def lazy_init(self, key, x, sigma):
+    def init(self, key, x, sigma):
         return {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
 
     def apply(self, params, x, sigma):
@@ -158,7 +158,7 @@ def test_steps_learn_and_are_functions_of_seed_and_step():
     optimizer = optax.sgd(10.0)
     options = dict(model=Brightness(), sde=sde.VE(0.01, 0.1), optimizer=optimizer, centered=True)
     step = jax.jit(functools.partial(classifier.train_step, **options))
-    start = training.init_state(jax.random.key(0), Brightness(), optimizer, (4, 4, 1), ema=False)
+    start = training.make_init(Brightness(), optimizer, (4, 4, 1), ema=False)(jax.random.key(0))
     state, first = step(start, images, labels, 7)
     assert float(first.loss) == pytest.approx(np.log(2)) and float(first.accuracy) == 0.5
     # From logits of zero the gradient of the scale is the mean of (1/2 - y) m, where m is the mean of an

@@ -24,6 +24,16 @@ def test_multiply_adds_of_known_programs():
     assert report.count_multiply_adds(looped, jnp.zeros((5, 5))) == 7 * 125
 
 
+def cost_of(model, image_shape, *, ema):
+    """The estimate for a network, from the shapes of its parameters."""
+    image, level = (
+        jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1,), int),
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0), image, level)
+    return report.estimate_cost(model, params, image_shape, ema=ema)
+
+
 class Sines(nn.Module):
     """A convolution, then sines of convolutions, each a block."""
 
@@ -45,15 +55,15 @@ class Sines(nn.Module):
 def test_activations_of_a_network_that_is_known():
     """A sine's derivative is its cosine, and a convolution's, by its kernel, is its input."""
     map_, weights = 8 * 4 * 6, 9 * (3 + 6 + 6) * 6
-    plain = report.estimate_cost(Sines(), (8, 4, 3), ema=True)
+    plain = cost_of(Sines(), (8, 4, 3), ema=True)
     assert plain.parameters == weights and plain.state_bytes == 5 * 4 * weights
     assert plain.multiply_adds == 8 * 4 * weights and plain.step_operations == 6 * 8 * 4 * weights
     assert plain.activation_bytes == 4 * map_ * 4  # two sines and two cosines; the image is there
-    half = report.estimate_cost(Sines(dtype=jnp.bfloat16), (8, 4, 3), ema=False)
+    half = cost_of(Sines(dtype=jnp.bfloat16), (8, 4, 3), ema=False)
     assert half.state_bytes == 4 * 4 * weights
     # The image and the kernel of the first convolution and the kernels of the others, rounded, besides.
     assert half.activation_bytes == 4 * map_ * 2 + 2 * (8 * 4 * 3 + 2 * 9 * 6 * 6)
-    again = report.estimate_cost(Sines(remat=True), (8, 4, 3), ema=True)
+    again = cost_of(Sines(remat=True), (8, 4, 3), ema=True)
     assert again == plain._replace(activation_bytes=2 * map_ * 4)  # the inputs of the blocks
 
 
@@ -91,7 +101,7 @@ def test_activations_are_those_that_the_compiler_has_room_for():
         return compiled.memory_analysis().temp_size_in_bytes
 
     per_image = (room(24) - room(8)) / 16
-    estimated = report.estimate_cost(model, shape, ema=False).activation_bytes
+    estimated = cost_of(model, shape, ema=False).activation_bytes
     assert 0.5 < per_image / estimated < 2
 
 

@@ -37,7 +37,7 @@ OPTIONS = dict(
 
 @pytest.fixture(scope="module")
 def state():
-    return training.init_state(jax.random.key(0), Tiny(), OPTIMIZER, (8, 8, 1), ema=True)
+    return training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=True)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +78,16 @@ def test_eight_devices_equal_one(state, batches, one_device):
     options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
     run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
-    replicated = parallel.replicate(jax.tree.map(np.asarray, state))
-    arguments = parallel.spread(batches[:1]), np.uint32(7)
-    p_steps, _ = parallel.lower_train_steps(run, state, *arguments)()
+    p_steps = parallel.TrainSteps(run, state, parallel.spread(batches[:1]), np.uint32(7))
+    p_steps.compile()
+    on_devices = p_steps.to_devices(state)
     for k in range(2):
         batch = parallel.spread(batches[k : k + 1])
-        replicated, measured, heard = p_steps(replicated, batch, np.uint32(7), 15 * k)
+        on_devices, measured, heard = p_steps(on_devices, batch, np.uint32(7), 15 * k)
         assert set(np.asarray(heard)) == {15 * k}
-        assert_same(parallel.to_host(replicated), states[k + 1])
+        assert_same(p_steps.to_host(on_devices), states[k + 1])
         assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
-    for replica in jax.tree.leaves(replicated):
+    for replica in jax.tree.leaves(on_devices):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
     assert len(traces) == 1
 
@@ -138,12 +138,11 @@ def test_microbatches_make_the_same_step_in_less_memory(state, loss):
 def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
     states, metrics = one_device
     run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
-    replicated = parallel.replicate(jax.tree.map(np.asarray, state))
-    arguments = replicated, parallel.spread(batches[:2]), np.uint32(7)
-    p_steps, memory = parallel.lower_train_steps(run, state, *arguments[1:], remat=True)()
-    assert memory.temp_size_in_bytes > 0
-    found, measured, _ = p_steps(*arguments)
-    assert_same(parallel.to_host(found), states[2])
+    arguments = parallel.spread(batches[:2]), np.uint32(7)
+    p_steps = parallel.TrainSteps(run, state, *arguments, remat=True)
+    assert p_steps.compile().temp_size_in_bytes > 0
+    found, measured, _ = p_steps(p_steps.to_devices(state), *arguments)
+    assert_same(p_steps.to_host(found), states[2])
     assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
@@ -160,9 +159,9 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
     # Images of 8 bits are at most 1, others are not.
     images = batches[:3].astype(np.float32)
     images[1, 5] = 300.0
-    after = [parallel.replicate(jax.tree.map(np.asarray, state))]
-    arguments = parallel.spread(images[:1]), np.uint32(7)
-    p_steps, _ = parallel.lower_train_steps(run, state, *arguments)()
+    p_steps = parallel.TrainSteps(run, state, parallel.spread(images[:1]), np.uint32(7))
+    p_steps.compile()
+    after = [p_steps.to_devices(state)]
     for k in range(3):
         given = jax.tree.map(jnp.copy, after[-1])
         following, measured, _ = p_steps(given, parallel.spread(images[k : k + 1]), np.uint32(7))
@@ -170,7 +169,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
         assert np.isfinite(parallel.to_host(measured).loss[0]) == (k != 1)
     for replica in jax.tree.leaves(after[2]):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
-    before, skipped, later = (parallel.to_host(s) for s in after[1:])
+    before, skipped, later = (p_steps.to_host(s) for s in after[1:])
     jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
     assert later.step == 3
     for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
@@ -206,7 +205,7 @@ def test_noise_depends_on_seed_and_step(state, batches, step):
 
 
 def test_without_an_average_none_is_kept(batches):
-    state = training.init_state(jax.random.key(0), Tiny(), OPTIMIZER, (8, 8, 1), ema=False)
+    state = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=False)(jax.random.key(0))
     step = functools.partial(training.train_step, **OPTIONS | {"ema_decay": 0.0})
     after, _ = jax.eval_shape(step, state, batches[0], 0)
     assert state.ema_params == after.ema_params == {}
@@ -281,7 +280,7 @@ def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
     objective = objectives.ladder(Scale(), LADDER, objectives.LOSSES[name])
     options = OPTIONS | {"objective": objective, "dequantize": False}
     step = jax.jit(functools.partial(training.train_step, **options))
-    state = training.init_state(jax.random.key(0), Scale(), OPTIMIZER, (4, 4, 1), ema=True)
+    state = training.make_init(Scale(), OPTIMIZER, (4, 4, 1), ema=True)(jax.random.key(0))
     count, d, f = 4096, 16, 0.5
     _, metrics = step(state, jnp.zeros((count, 4, 4, 1), jnp.uint8), 7)
     # ||z||^2 and, in the sliced loss, ||v||^2 of one projection have variance 2 D.
