@@ -22,13 +22,23 @@ _LARGEST_SMALL = 2**16
 
 
 def replicate(tree: Any) -> Any:
-    """Puts a host tree on every local device, with a leading axis `[local devices, ...]`.
+    """Puts a host tree on every device, with a leading axis `[devices, ...]`.
 
-    It is mapped under the same axis name as the steps, so that the first step and all later ones see
-    the same sharding and compile once.
+    Placed as `pmap` places what it returns, so that the first step and all later ones see the same.
     """
-    count = jax.local_device_count()
-    return jax.pmap(lambda _, t: t, axis_name=AXIS, in_axes=(0, None))(np.arange(count), tree)
+    processes = range(jax.process_count())
+    devices = [d for i in processes for d in jax.local_devices(process_index=i)]
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        # A copy on each device: memory of the host, which a CPU could use as it is, cannot be donated.
+        shards = [jax.device_put(array[None], d, may_alias=False) for d in jax.local_devices()]
+        shape = (jax.device_count(), *array.shape)
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return jax.tree.map(put, tree)
 
 
 def to_host(tree: Any) -> Any:
