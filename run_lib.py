@@ -100,41 +100,30 @@ def train(config, workdir: str) -> None:
         workdirs.claim_images(dataset, workdir)
         hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
-        with (
-            checkpoints.Checkpoints(workdir, *kept) as store,
-            Writer(workdir) as writer,
-            concurrent.futures.ThreadPoolExecutor(1) as beside,
-        ):
-            step, state, train_steps, described = _begin(config, store, dataset.shape, beside)
+        with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
+            step, state, train_steps = _begin(config, store, dataset.shape)
             # Of what tracing, compiling and restoring took nothing is needed any more.
             _memory.release()
             runner = chains.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
-                    preview(step, train_steps.to_host(state))
+                    preview(step, train_steps.weights(state))
                 state = _train_loop(
                     config, dataset, train_steps, step, state, store, writer, preview
                 )
-                step = options.num_steps
-            described.result()
-        results.write_samples(config, workdir, step, _weights(state), runner)
-
-
-def _weights(state: training.TrainState) -> Any:
-    """Returns the parameters to sample with, on all devices."""
-    return parallel.replicate(state.ema_params or state.params)
+                step, params = options.num_steps, train_steps.weights(state)
+            else:
+                params = parallel.replicate(state.ema_params or state.params)
+            del state
+        results.write_samples(config, workdir, step, params, runner)
 
 
 @_memory.uncollected()
-def _begin(
-    config, store, images_shape, beside: concurrent.futures.Executor
-) -> tuple[int, Any, parallel.TrainSteps | None, concurrent.futures.Future]:
-    """Prepares the run; while the training step is compiled, `beside` does what it can.
+def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps | None]:
+    """Returns the step to go on from, its state, and the compiled training step, if one is due.
 
-    Returns:
-      The step to go on from; its state; the compiled training step, if one is due: the state is on the
-      devices then; and what describes the run meanwhile.
+    The state is on the devices then.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     init = configuration.make_init(config)
@@ -148,16 +137,18 @@ def _begin(
     finish = _trace(config, shapes) if step < last else None
     # XLA leaves Python alone while it compiles. Programs of several processes, which must keep one order, are
     # not run here.
-    drawn = beside.submit(init.draw, key) if state is None else None
-    described = beside.submit(runlog.describe, config, shapes.params, with_table=step == 0)
-    train_steps = finish() if finish is not None else None
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        drawn = beside.submit(init.draw, key) if state is None else None
+        with_table = step == 0
+        described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
+        train_steps = finish() if finish is not None else None
+        params = drawn.result() if drawn is not None else None
+        described.result()
     if train_steps is None:
-        state = state or init.first(drawn.result())
-    elif drawn is None:
-        state = train_steps.to_devices(state)
-    else:
-        state = train_steps.begin(init.first, drawn.result())
-    return step, state, train_steps, described
+        return step, init.first(params) if state is None else state, None
+    if state is None:
+        return step, train_steps.make_state(init.first, params), train_steps
+    return step, train_steps.to_devices(state), train_steps
 
 
 def suggest(config) -> None:
@@ -214,7 +205,7 @@ def suggest(config) -> None:
 
 
 def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
-    """Runs from `step` to the last one and returns the final state, as it is saved."""
+    """Runs from `step` to the last one and returns the final state, on the devices."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
@@ -240,13 +231,12 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             in_flight = None
 
     def save(with_preview: bool) -> None:
-        saved = train_steps.to_host(state)
-        store.save(step, saved)
+        store.save(step, train_steps.to_host(state))
         if with_preview:
             # What is saved is not lost, and previews may take long.
             store.wait()
             with window.paused(), signals.at_once():
-                preview(step, saved)
+                preview(step, train_steps.weights(state))
 
     window.restart(step)
     with signals.deferred():
@@ -296,7 +286,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         if stop:
             _log.info("stopped after step %d, which is saved", step)
             raise signals.Stopped(stop, alone=False)
-    return train_steps.to_host(state)
+    return state
 
 
 def _trace(config, shapes: training.TrainState) -> Callable[[], parallel.TrainSteps]:
@@ -342,11 +332,11 @@ def _preview_path(workdir: str, step: int) -> str:
     return os.path.join(workdir, "samples", f"step_{step}", "preview.png")
 
 
-def _write_preview(config, workdir, writer, runner, step, state) -> None:
+def _write_preview(config, workdir, writer, runner, step, params) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
     try:
-        samples = runner.run(_weights(state), list(range(size)), size).images
+        samples = runner.run(params, list(range(size)), size).images
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return

@@ -52,6 +52,7 @@ class Ours(workers.Subject):
         self._configuration, self._parallel = configuration, parallel
         configuration.check(self._config)
         self._seed = np.uint32(self._config.seed)
+        self._init = configuration.make_init(self._config)
         self._shape = configuration.image_shape(self._config)
         self._batch_size = self._config.training.batch_size
 
@@ -60,42 +61,44 @@ class Ours(workers.Subject):
         from ncsn_jax import report
 
         model = self._configuration.make_model(self._config)
-        cost = report.estimate_cost(model, self._state().params, self._shape, ema=False)
+        cost = report.estimate_cost(model, self._shapes().params, self._shape, ema=False)
         return self._batch_size * cost.step_operations
 
     def compile_seconds(self) -> float:
         """Returns how long the training step takes to trace and compile."""
-        state, images = self._state(), self._images()
+        shapes, images = self._shapes(), self._images()
         started = time.perf_counter()
-        self._compile(state, images)
+        self._compile(shapes, images)
         return time.perf_counter() - started
 
-    def _state(self):
-        """Returns the state before the first step."""
-        return self._configuration.make_init(self._config)(jax.random.key(0))
+    def _shapes(self):
+        """Returns the shapes of the training state."""
+        return jax.eval_shape(self._init, jax.random.key(0))
+
+    def _params(self):
+        """Returns the network's initial parameters."""
+        return self._init.draw(jax.random.key(0))
 
     def _images(self) -> np.ndarray:
         """Returns a random batch, uint8 `[1, B, H, W, C]`."""
         shape = (1, self._batch_size, *self._shape)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
-    def _compile(self, state, images) -> Callable:
+    def _compile(self, shapes, images) -> Callable:
         steps = self._parallel.TrainSteps(
             self._configuration.make_train_steps(self._config),
-            state,
+            shapes,
             self._parallel.spread(images),
             self._seed,
         )
         steps.compile()
-        _memory.release()
         return steps
 
     def _train(self) -> Callable:
         images = self._images()
-        start = self._state()
-        steps = self._compile(start, images)
-        state = steps.to_devices(start)
-        del start
+        steps = self._compile(self._shapes(), images)
+        state = steps.make_state(self._init.first, self._params())
+        _memory.release()
 
         def run():
             nonlocal state
@@ -106,7 +109,7 @@ class Ours(workers.Subject):
 
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
-        params = self._parallel.replicate(self._state().params)
+        params = self._parallel.replicate(self._params())
         x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
         mapped = self._parallel.map_examples(function)

@@ -25,6 +25,7 @@ _FATAL = re.compile(
     re.MULTILINE,
 )
 _DEAD = re.compile(rb"stopped sending heartbeats\):\s*([\d, ]+)")
+_WHAT = re.compile(rb"what\(\): *([^\n]{1,200})")
 _LEADER = b"Failed to send RPC to coordination service"
 
 # What the network library of CPUs says when all is well.
@@ -39,6 +40,8 @@ def explain(message: bytes) -> str:
         what = "process 0 of this run has ended or cannot be reached"
     else:
         what = "another process of this run has ended or cannot be reached"
+        if found := _WHAT.search(message):
+            what += f" ({found[1].decode(errors='replace').strip()})"
     return f"error: {what}; the same command on all hosts continues from the last checkpoint"
 
 

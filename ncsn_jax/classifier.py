@@ -133,7 +133,7 @@ def train_step(
     """One optimizer step on one batch, with times uniform in (end, 1].
 
     Args:
-      state: as `training.init_state` makes it of this model and this optimizer.
+      state: as `training.make_init` makes it of this model and this optimizer.
       images: uint8 `[B, H, W, C]`.
       labels: integers `[B]` in [0, K).
       seed: integer scalar, the seed of the whole run.

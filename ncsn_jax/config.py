@@ -565,7 +565,7 @@ def make_objective(
 
 
 def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
-    """Returns `train_steps(state, images, seed, first=0, axis_name=None)` of this configuration."""
+    """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
     return functools.partial(
         training.train_steps,
         objective=make_objective(config, dtype=config.training.dtype, remat=config.training.remat),

@@ -1,13 +1,13 @@
-"""Parameters as one vector of all small arrays, beside the large ones: how a training step holds them.
+"""Parameters as one vector of all small arrays, beside the large ones: how training steps on CPUs hold them.
 
 A network of this kind has hundreds of small arrays. What is done to every one of them, by the optimizer, the
-average over devices and the moving average, is thousands of operations, which take longer to compile than the
-network and compute next to nothing. On a vector they are a dozen. Hidden here is which arrays are in it and
-where. Checkpoints, samplers and networks have the parameters as they are.
+average over devices and the moving average, is thousands of operations, which take longer to compile than
+the network and compute next to nothing. On a vector they are a dozen. Hidden here is which arrays are in it
+and where. Checkpoints, samplers and networks have the parameters as they are. An optimizer has to treat all
+elements alike, but for their global norm, as those of `training.make_optimizer` do.
 """
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -35,43 +35,50 @@ class Packing:
       largest: an array of so many elements or fewer is small, if its type is float32; 0 packs nothing.
 
     Attributes:
-      places: int32 scalars, where in the vector the small arrays begin. A compiled function is given them as
-        arguments, since a place that XLA knows makes it compile the same copy anew for every array.
+      offsets: int32 scalars, where in the vector the small arrays begin. A compiled function is given them as
+        arguments, since an offset that XLA knows makes it compile the same copy anew for every array.
     """
 
     def __init__(self, like: Any, largest: int):
         leaves, self._structure = jax.tree.flatten(like)
-        self._shapes = [leaf.shape for leaf in leaves]
-        self._is_small = [
-            leaf.dtype == np.float32 and math.prod(leaf.shape) <= largest for leaf in leaves
-        ]
-        shapes = itertools.compress(self._shapes, self._is_small)
-        self._sizes = [math.prod(shape) for shape in shapes]
+        self._like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        self._is_small = [a.dtype == np.float32 and a.size <= largest for a in self._like]
+        self._sizes = [a.size for a in itertools.compress(self._like, self._is_small)]
         ends = np.cumsum(self._sizes, dtype=np.int32)
-        self.places = tuple(
+        self.offsets = tuple(
             end - np.int32(size) for end, size in zip(ends, self._sizes, strict=True)
         )
 
     def pack(self, tree: Any) -> Packed:
-        """Returns a tree of the structure of `like`, packed, as numpy arrays."""
+        """Returns a tree like `like`, packed, as numpy arrays.
+
+        Raises:
+          ValueError: if an array has another shape or type.
+        """
         leaves = [np.asarray(leaf) for leaf in self._structure.flatten_up_to(tree)]
+        for leaf, expected in zip(leaves, self._like, strict=True):
+            if leaf.shape != expected.shape or leaf.dtype != expected.dtype:
+                raise ValueError(
+                    f"an array of shape {leaf.shape} and type {leaf.dtype} is to be packed as one of "
+                    f"shape {expected.shape} and type {expected.dtype}"
+                )
         small = [leaf.ravel() for leaf in itertools.compress(leaves, self._is_small)]
-        large = tuple(itertools.compress(leaves, (not small for small in self._is_small)))
-        return Packed(np.concatenate(small) if small else None, large)
+        large = itertools.compress(leaves, (not is_small for is_small in self._is_small))
+        return Packed(np.concatenate(small) if small else None, tuple(large))
 
     def unpack(self, packed: Packed) -> Any:
-        """Returns the tree of numpy arrays that was packed."""
-        small = [] if packed.small is None else np.split(packed.small, self.places[1:])
+        """Returns the tree that was packed, of numpy arrays; without small ones, of any arrays."""
+        small = [] if packed.small is None else np.split(packed.small, self.offsets[1:])
         return self._join(small, packed.large)
 
-    def view(self, packed: Packed, places: tuple) -> Any:
+    def view(self, packed: Packed, offsets: tuple) -> Any:
         """Returns, in a function that is traced, the tree that was packed; differentiable once, in reverse.
 
         Args:
           packed: the tree.
-          places: `places`, as arguments of the function.
+          offsets: `offsets`, as arguments of the function.
         """
-        small = () if packed.small is None else self._slices(packed.small, places)
+        small = () if packed.small is None else self._slices(packed.small, offsets)
         return self._join(small, packed.large)
 
     def pack_in(self, tree: Any) -> Any:
@@ -93,21 +100,21 @@ class Packing:
     def _join(self, small: Any, large: tuple) -> Any:
         small, large = iter(small), iter(large)
         return self._structure.unflatten(
-            next(small).reshape(shape) if is_small else next(large)
-            for is_small, shape in zip(self._is_small, self._shapes, strict=True)
+            next(small).reshape(a.shape) if is_small else next(large)
+            for is_small, a in zip(self._is_small, self._like, strict=True)
         )
 
-    def _slices(self, vector: jax.Array, places: tuple) -> tuple:
+    def _slices(self, vector: jax.Array, offsets: tuple) -> tuple:
         """Takes a vector apart; the gradient is put together again, where JAX would add up vectors."""
         sizes = self._sizes
 
         @jax.custom_vjp
-        def slices(vector, places):
-            pairs = zip(places, sizes, strict=True)
+        def slices(vector, offsets):
+            pairs = zip(offsets, sizes, strict=True)
             return tuple(jax.lax.dynamic_slice(vector, (at,), (size,)) for at, size in pairs)
 
         slices.defvjp(
-            lambda vector, places: (slices(vector, places), None),
+            lambda vector, offsets: (slices(vector, offsets), None),
             lambda _, parts: (jnp.concatenate(parts), None),
         )
-        return slices(vector, places)
+        return slices(vector, offsets)

@@ -22,23 +22,21 @@ _LARGEST_SMALL = 2**16
 
 
 def replicate(tree: Any) -> Any:
-    """Puts a host tree on every device, with a leading axis `[devices, ...]`.
+    """Puts a host tree on every local device, with a leading axis `[local devices, ...]`.
 
-    Placed as `pmap` places what it returns, so that the first step and all later ones see the same.
+    Placed as `pmap` places what it returns, so that the first step and all later ones see the same. A CPU may
+    share memory with the tree, which must not be written to afterwards.
     """
-    processes = range(jax.process_count())
-    devices = [d for i in processes for d in jax.local_devices(process_index=i)]
+    devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    tree = jax.tree.map(lambda array: np.asarray(array)[None], tree)
 
-    def put(array: Any) -> jax.Array:
-        array = np.asarray(array)
-        # A copy on each device: memory of the host, which a CPU could use as it is, cannot be donated.
-        shards = [jax.device_put(array[None], d, may_alias=False) for d in jax.local_devices()]
-        shape = (jax.device_count(), *array.shape)
-        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+    def join(*shards: jax.Array) -> jax.Array:
+        shape = (len(shards), *shards[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(join, *(jax.device_put(tree, device) for device in devices))
 
 
 def to_host(tree: Any) -> Any:
@@ -57,20 +55,23 @@ def spread(batch: np.ndarray) -> np.ndarray:
 # and then schedules all of it early, where it saves no memory. This keeps them.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# It orders operations so that many can run at the same time, by which a training step gains nothing, as large
-# ones use all cores anyway, and takes a third more memory. This orders them for memory.
+# XLA for CPUs orders operations so that many can run at the same time, by which a training step gains
+# nothing, and takes a third more memory. This orders them for memory.
 _SAVE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 class TrainSteps:
-    """The training step for all devices of all processes: traced when made, and compiled by `compile`.
+    """The training step for all devices of all processes: traced when made; `compile` comes before calls.
 
     Args:
       train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=, view=)`.
-      state: a tree of arrays, or of their shapes, without an axis of devices; only shapes are looked at.
+      state: a `TrainState` of arrays, or of their shapes, without an axis of devices; only shapes are
+        looked at.
       images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
       seed: of the run.
       remat: whether the network is rematerialized.
+      largest_small: elements of the largest of the arrays that are packed (see `packing`); by default none
+        are on accelerators.
     """
 
     def __init__(
@@ -81,13 +82,15 @@ class TrainSteps:
         seed: np.ndarray,
         *,
         remat: bool = False,
+        largest_small: int | None = None,
     ):
-        largest = _LARGEST_SMALL if jax.default_backend() == "cpu" else 0
-        self._packing = packing = Packing(state.params, largest)
-        self._first, self._places = first_examples(images), replicate(packing.places)
+        if largest_small is None:
+            largest_small = _LARGEST_SMALL if jax.default_backend() == "cpu" else 0
+        self._packing = packing = Packing(state.params, largest_small)
+        self._first, self._offsets = first_examples(images), replicate(packing.offsets)
 
-        def run(state, images, seed, first, number, places):
-            view = functools.partial(packing.view, places=places)
+        def run(state, images, seed, first, number, offsets):
+            view = functools.partial(packing.view, offsets=offsets)
             state, metrics = train_steps(state, images, seed, first, axis_name=AXIS, view=view)
             return state, metrics, jax.lax.pmax(number, AXIS)
 
@@ -102,29 +105,38 @@ class TrainSteps:
         else:
             local = jax.local_device_count()
             like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), like)
-        self._options = None
+        self._options = {}
         if jax.default_backend() == "cpu" and not several:
             self._options = _SAVE_MEMORY | (KEEP_BARRIERS if remat else {})
-        self._function = self._mapped if several else None
-        self._lowered = self._mapped.lower(like, images, seed, self._first, _notes(0), self._places)
+        self._function = None
+        self._lowered = self._mapped.lower(
+            like, images, seed, self._first, _notes(0), self._offsets
+        )
 
     def compile(self) -> Any:
         """Compiles the step, while Python can do something else, and returns what memory it needs.
 
         Which some backends do not tell.
         """
-        compiled = self._lowered.compile(self._options)
-        self._function = self._function or compiled
-        del self._lowered
+        compiled = _compile(self._lowered, self._options)
+        self._function = self._mapped if jax.process_count() > 1 else compiled
+        self._lowered = None
         return compiled.memory_analysis()
 
     def to_devices(self, state: Any) -> Any:
         """Returns the state as the devices hold it, in a form that only this object knows."""
         return replicate(self._packing.pack_in(state))
 
-    def begin(self, first: Callable[[Any], Any], params: Any) -> Any:
-        """Returns `to_devices(first(params))`, for a `first` that treats all parameters alike."""
+    def make_state(self, first: Callable[[Any], Any], params: Any) -> Any:
+        """Returns `to_devices(first(params))`, for a `first` that treats all elements alike."""
         return replicate(first(self._packing.pack(params)))
+
+    def weights(self, state: Any) -> Any:
+        """Returns the network's parameters of a state on the devices, replicated: averaged, if they are."""
+        packed = state.ema_params or state.params
+        if packed.small is None:
+            return self._packing.unpack(packed)
+        return replicate(self._packing.unpack(to_host(packed)))
 
     def to_host(self, state: Any) -> Any:
         """Returns the state on the devices as numpy arrays that do not change with it."""
@@ -144,7 +156,18 @@ class TrainSteps:
         Returns:
           The next state, the metrics and, int32 `[local devices]`, the largest of the processes' numbers.
         """
-        return self._function(state, images, seed, self._first, _notes(number), self._places)
+        return self._function(state, images, seed, self._first, _notes(number), self._offsets)
+
+
+def _compile(lowered: Any, options: dict[str, str]) -> Any:
+    """Compiles with those of the options that this version of XLA knows."""
+    try:
+        return lowered.compile(options or None)
+    except jax.errors.JaxRuntimeError as error:
+        known = {k: v for k, v in options.items() if k not in str(error) and v not in str(error)}
+        if known == options:
+            raise
+        return _compile(lowered, known)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:

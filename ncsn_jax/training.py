@@ -96,27 +96,39 @@ def make_optimizer(
 def draw_params(key: jax.Array, model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     """Returns the network's initial parameters, those of `model.init`.
 
-    Only what parameters are made of is computed, one array after the other, and the network is never run:
-    Flax's `lazy_init` computes whatever depends on parameters alone, which is many small programs to
-    compile, and all of `init` in one takes even longer.
+    Only what parameters are made of is computed, one array after the other: Flax's `lazy_init` computes
+    whatever depends on parameters alone, which is many small programs to compile, and all of `init` in one
+    takes even longer. A block that is one operation for JAX, as a rematerialized one, is computed as a whole.
 
     Args:
       key: of the draws.
       model: a network, called as `model.init(key, x, level)`.
       image_shape: (H, W, C).
+
+    Raises:
+      ValueError: if a parameter depends on the image or the level.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     closed, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image, level)
+    try:
+        draws = jex.jaxpr_as_fun(_without_unused(closed, closed.jaxpr.invars[-2:]))
+    except (AttributeError, TypeError):  # what a traced function looks like may change with JAX
+        return model.lazy_init(key, image, level)
+    unused = (np.zeros(a.shape, a.dtype) for a in (image, level))
+    return jax.tree.unflatten(jax.tree.structure(shapes), draws(key, *unused))
+
+
+def _without_unused(closed: jex.ClosedJaxpr, inputs: list) -> jex.ClosedJaxpr:
+    """Returns a function without what its outputs are not made of, among which `inputs` must be."""
     used, equations = _variables(closed.jaxpr.outvars), []
     for equation in reversed(closed.jaxpr.eqns):
         if used.intersection(equation.outvars):
             equations.append(equation)
             used |= _variables(equation.invars)
-    draws = jex.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
-    unused = (np.zeros(a.shape, a.dtype) for a in (image, level))
-    arrays = jex.jaxpr_as_fun(draws)(key, *unused)
-    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+    if used.intersection(inputs):
+        raise ValueError("the network's initial parameters depend on the image or the level")
+    return jex.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
 
 
 def _variables(atoms: list) -> set:
@@ -292,9 +304,8 @@ def train_step(
     """
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
     if view is not None:
-        objective = objective._replace(
-            score_fn=lambda params, keys, score_fn=objective.score_fn: score_fn(view(params), keys)
-        )
+        score_fn = objective.score_fn
+        objective = objective._replace(score_fn=lambda p, keys: score_fn(view(p), keys))
     places = first + jnp.arange(images.shape[0])
     keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
     measure = functools.partial(

@@ -136,7 +136,11 @@ def test_waiting_for_others_has_a_limit(tmp_path):
         (
             b"two\nterminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  [enforce "
             b"fail at pair.cc:459] op.preamble.length <= op.nbytes. 24 vs 4.\nFatal Python error: Aborted\n",
-            ("two\n", "error: another process of this run has ended or cannot be reached"),
+            (
+                "two\n",
+                "error: another process of this run has ended or cannot be reached ([enforce fail at "
+                "pair.cc:459] op.preamble.length <= op.nbytes. 24 vs 4.)",
+            ),
         ),
         (
             b"10 %\r20 %\r[Gloo] Rank 1 is connected\nE1122 of another kind\nlast",

@@ -42,7 +42,7 @@ def test_small_arrays_of_float32_are_one_vector(largest, small, large):
     assert len(packed.large) == large
     assert (0 if packed.small is None else packed.small.size) == small
     assert equal(packing.unpack(packed), TREE)
-    assert equal(jax.jit(packing.view)(packed, packing.places), TREE)
+    assert equal(jax.jit(packing.view)(packed, packing.offsets), TREE)
 
 
 def test_every_part_of_a_state_is_packed():
@@ -74,11 +74,21 @@ def test_adam_of_what_is_packed_is_adam():
         return gradient, optax.apply_updates(params, updates), state
 
     expected = step(tree, lambda p: p)
-    run = jax.jit(lambda params, places: step(params, lambda p: packing.view(p, places)))
-    found = jax.tree.map(np.asarray, run(packing.pack(tree), packing.places))
+    run = jax.jit(lambda params, offsets: step(params, lambda p: packing.view(p, offsets)))
+    found = jax.tree.map(np.asarray, run(packing.pack(tree), packing.offsets))
     assert isinstance(found[0], Packed) and found[0].small.shape == (30,)
     found = packing.unpack_in(found)
     assert jax.tree.structure(found) == jax.tree.structure(jax.tree.map(np.asarray, expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
     )
+
+
+def test_what_is_like_the_parameters_in_structure_only_is_refused():
+    packing = Packing(TREE, 6)
+    with pytest.raises(
+        ValueError, match=r"shape \(6,\) and type float16 .* shape \(6,\) and type f"
+    ):
+        packing.pack(jax.tree.map(lambda a: a.astype(np.float16), TREE))
+    with pytest.raises(ValueError, match="shape "):
+        packing.pack(jax.tree.map(np.transpose, TREE))

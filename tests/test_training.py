@@ -67,7 +67,8 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
-def test_eight_devices_equal_one(state, batches, one_device):
+@pytest.mark.parametrize("largest_small", [0, 10, None])
+def test_eight_devices_equal_one(state, batches, one_device, largest_small):
     states, metrics = one_device
     traces = []
 
@@ -78,14 +79,22 @@ def test_eight_devices_equal_one(state, batches, one_device):
     options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
     run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
-    p_steps = parallel.TrainSteps(run, state, parallel.spread(batches[:1]), np.uint32(7))
+    p_steps = parallel.TrainSteps(
+        run, state, parallel.spread(batches[:1]), np.uint32(7), largest_small=largest_small
+    )
     p_steps.compile()
     on_devices = p_steps.to_devices(state)
+    first = functools.partial(training.first_state, optimizer=OPTIMIZER, ema=True)
+    made = p_steps.make_state(first, state.params)
+    jax.tree.map(np.testing.assert_array_equal, p_steps.to_host(made), p_steps.to_host(on_devices))
+    placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
     for k in range(2):
         batch = parallel.spread(batches[k : k + 1])
         on_devices, measured, heard = p_steps(on_devices, batch, np.uint32(7), 15 * k)
         assert set(np.asarray(heard)) == {15 * k}
         assert_same(p_steps.to_host(on_devices), states[k + 1])
+        assert_same(parallel.to_host(p_steps.weights(on_devices)), states[k + 1].ema_params)
+        assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
         assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     for replica in jax.tree.leaves(on_devices):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
@@ -144,6 +153,35 @@ def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_d
     found, measured, _ = p_steps(p_steps.to_devices(state), *arguments)
     assert_same(p_steps.to_host(found), states[2])
     assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+
+
+def test_options_that_xla_does_not_know_are_left_out():
+    lowered = jax.jit(lambda x: 2 * x).lower(np.float32(1))
+    known = {"xla_backend_optimization_level": "0"}
+    unknown = {"xla_of_another_time": "1", "xla_cpu_scheduler_type": "OF_ANOTHER_TIME"}
+    assert parallel._compile(lowered, unknown | known)(np.float32(3)) == 6
+    lowered.compile(parallel._SAVE_MEMORY | parallel.KEEP_BARRIERS)  # these are known
+
+
+def test_initial_parameters_are_those_of_the_network_alone():
+    """None of the network's own operations is left; a parameter made of the image is refused."""
+
+    class Network(nn.Module):
+        from_image: bool = False
+
+        @nn.compact
+        def __call__(self, x, level):
+            h = nn.Conv(3, (3, 3))(x) * nn.Embed(4, 3)(level)[:, None, None]
+            init = lambda key: jax.random.normal(key, (3,)) + (x.sum() if self.from_image else 0)
+            return h + self.param("shift", init)[None, None, None]
+
+    key, (image, level) = jax.random.key(3), (jnp.ones((1, 4, 4, 1)), jnp.zeros(1, int))
+    draw = functools.partial(training.draw_params, model=Network(), image_shape=(4, 4, 1))
+    jax.tree.map(np.testing.assert_array_equal, draw(key), Network().init(key, image, level))
+    assert "conv_general" in str(jax.make_jaxpr(Network().init)(key, image, level))
+    assert "conv_general" not in str(jax.make_jaxpr(draw)(key))
+    with pytest.raises(ValueError, match="depend on the image"):
+        training.draw_params(key, Network(from_image=True), (4, 4, 1))
 
 
 def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one_device):
