@@ -56,7 +56,7 @@ def spread(batch: np.ndarray) -> np.ndarray:
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # XLA for CPUs orders operations so that many can run at the same time, by which a training step gains
-# nothing, and takes a third more memory. This orders them for memory.
+# nothing, and takes a third more memory. This orders them for memory; with barriers it would take more.
 _SAVE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
@@ -107,7 +107,7 @@ class TrainSteps:
             like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), like)
         self._options = {}
         if jax.default_backend() == "cpu" and not several:
-            self._options = _SAVE_MEMORY | (KEEP_BARRIERS if remat else {})
+            self._options = KEEP_BARRIERS if remat else _SAVE_MEMORY
         self._function = None
         self._lowered = self._mapped.lower(
             like, images, seed, self._first, _notes(0), self._offsets
