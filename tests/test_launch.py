@@ -53,6 +53,7 @@ def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, config, number
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
     with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES='{number}' must be a whole number"):
         launch.use_cores(config)
+    assert "JAX_NUM_CPU_DEVICES" not in os.environ  # and JAX can be imported
 
 
 def test_a_jax_that_is_imported_hears_of_the_devices(monkeypatch, config):
