@@ -435,7 +435,7 @@ def test_a_changed_config_json_is_one_line(text, message, tmp_path):
 
 
 def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
-    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null byte")):
+    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null")):
         with pytest.raises(UserError, match=message):
             workdirs.make(str(tmp_path / name))
 

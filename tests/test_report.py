@@ -26,10 +26,8 @@ def test_multiply_adds_of_known_programs():
 
 def cost_of(model, image_shape, *, ema):
     """The estimate for a network, from the shapes of its parameters."""
-    image, level = (
-        jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
-        jax.ShapeDtypeStruct((1,), int),
-    )
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), image, level)
     return report.estimate_cost(model, params, image_shape, ema=ema)
 
