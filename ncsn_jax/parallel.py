@@ -16,7 +16,7 @@ from ncsn_jax.packing import Packing
 
 AXIS = "batch"
 
-# The elements of the largest of the small arrays: of larger ones copies cost more than operations. On
+# The elements of the largest of the small arrays: copies of larger ones take more memory than is saved. On
 # accelerators, where a vector and its parts lie differently, none is small.
 _LARGEST_SMALL = 2**16
 
@@ -55,8 +55,8 @@ def spread(batch: np.ndarray) -> np.ndarray:
 # and then schedules all of it early, where it saves no memory. This keeps them.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# XLA for CPUs orders operations so that many can run at the same time, by which a training step gains
-# nothing, and takes a third more memory. This orders them for memory; with barriers it would take more.
+# XLA for CPUs orders operations so that many can run at the same time, by which a training step gains a few
+# per cent at most, and takes a third more memory. This orders them for memory; with barriers it takes more.
 _SAVE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
