@@ -162,9 +162,8 @@ def use_cores(config) -> None:
         return
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):
-        del os.environ[
-            "JAX_NUM_CPU_DEVICES"
-        ]  # or JAX, where it is imported to end the run, fails too
+        # Or JAX fails too, where it is imported to end the run.
+        del os.environ["JAX_NUM_CPU_DEVICES"]
         raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be a whole number, 1 or more")
     if chosen is not None or (devices := devices_for(config)) is None:
         return

@@ -60,7 +60,7 @@ def test_every_part_of_a_state_is_packed():
 
 
 def test_adam_of_what_is_packed_is_adam():
-    """One step and its gradient: sums of squares of sines, so that no two elements have the same."""
+    """One step and its gradient, of sines of the elements with another frequency in each array."""
     tree = dict(TREE["params"]["a"])
     tree["wide"] = np.linspace(0, 1, 90, dtype=np.float32).reshape(9, 10)
     packing, optimizer = Packing(tree, 30), optax.adam(0.1)
