@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ncsn_jax import launch
 from ncsn_jax.packing import Packing
 
 AXIS = "batch"
@@ -59,6 +60,27 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 # per cent at most, and takes a third more memory. This orders them for memory; with barriers it takes more.
 _SAVE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
+# What XLA for CPUs leaves to YNNPACK: by default reductions, matrix products and convolutions. Its
+# convolutions run on one thread each, which is best if every core has a device; else XLA's own, spread over the
+# cores, are up to twice as fast. Its matrix products are no faster, and take time in a program's first call.
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_WITHOUT_CONVOLUTIONS = {_YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+_WITHOUT_PRODUCTS = {
+    _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+}
+
+
+def _takes_options() -> bool:
+    """Whether programs can be compiled with options for CPUs.
+
+    Several processes cannot call a compiled program itself; the mapped function finds it if it has no options.
+    """
+    return jax.default_backend() == "cpu" and jax.process_count() == 1
+
+
+def _has_spare_cores() -> bool:
+    return launch.cores() > jax.local_device_count()
+
 
 class TrainSteps:
     """The training step for all devices of all processes: traced when made; `compile` comes before calls.
@@ -96,8 +118,7 @@ class TrainSteps:
 
         axes = (0, 0, None, 0, 0, 0)
         self._mapped = jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
-        # Several processes cannot call the compiled program itself; the mapped function finds it, if it was
-        # compiled without options and for arrays that lie on the devices as the state will.
+        # To be found by the mapped function a program is compiled for arrays that lie as the state will.
         several = jax.process_count() > 1
         like = packing.pack_in(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
         if several:
@@ -106,8 +127,9 @@ class TrainSteps:
             local = jax.local_device_count()
             like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), like)
         self._options = {}
-        if jax.default_backend() == "cpu" and not several:
-            self._options = KEEP_BARRIERS if remat else _SAVE_MEMORY
+        if _takes_options():
+            library = _WITHOUT_CONVOLUTIONS if _has_spare_cores() else _WITHOUT_PRODUCTS
+            self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
         self._function = None
         self._lowered = self._mapped.lower(
             like, images, seed, self._first, _notes(0), self._offsets
@@ -187,6 +209,22 @@ def _notes(number: int) -> np.ndarray:
     return np.full(jax.local_device_count(), number, np.int32)
 
 
+def _with_options(mapped: Callable) -> Callable:
+    """Returns a mapped function whose convolutions are spread over the cores, if these have no device each."""
+    if not (_takes_options() and _has_spare_cores()):
+        return mapped
+    programs = {}
+
+    def call(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = structure, tuple((a.shape, a.dtype) for a in leaves)
+        if shapes not in programs:
+            programs[shapes] = _compile(mapped.lower(*arguments), _WITHOUT_CONVOLUTIONS)
+        return programs[shapes](*arguments)
+
+    return call
+
+
 def map_chain_start(start: Callable) -> Callable:
     """Maps `start(seed, indices) -> x` over the local devices: indices `[devices, b]`."""
     return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
@@ -207,6 +245,7 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
         return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
+    optimized = _with_options(mapped)
 
     def call(params, seed, indices, x, start, stop, *rest):
         nonlocal is_compiled
@@ -215,7 +254,7 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
             mapped.lower(*arguments).compile()
             ready()
             is_compiled = True
-        return mapped(*arguments)
+        return optimized(*arguments)
 
     return call
 
@@ -225,4 +264,4 @@ def map_examples(function: Callable) -> Callable:
 
     `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
+    return _with_options(jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0)))

@@ -108,15 +108,27 @@ def draw_params(key: jax.Array, model: nn.Module, image_shape: tuple[int, int, i
     Raises:
       ValueError: if a parameter depends on the image or the level.
     """
+    return _trace_draws(_shape_of(key), model, image_shape)(key)
+
+
+def _shape_of(array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _trace_draws(
+    key: jax.ShapeDtypeStruct, model: nn.Module, image_shape: tuple[int, int, int]
+) -> Callable[[jax.Array], Any]:
+    """Returns `draw_params` as a function of keys like `key`."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     closed, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image, level)
     try:
         draws = jex.jaxpr_as_fun(_without_unused(closed, closed.jaxpr.invars[-2:]))
     except (AttributeError, TypeError):  # what a traced function looks like may change with JAX
-        return model.lazy_init(key, image, level)
-    unused = (np.zeros(a.shape, a.dtype) for a in (image, level))
-    return jax.tree.unflatten(jax.tree.structure(shapes), draws(key, *unused))
+        return lambda key: model.lazy_init(key, image, level)
+    unused = [np.zeros(a.shape, a.dtype) for a in (image, level)]
+    structure = jax.tree.structure(shapes)
+    return lambda key: jax.tree.unflatten(structure, draws(key, *unused))
 
 
 def _without_unused(closed: jex.ClosedJaxpr, inputs: list) -> jex.ClosedJaxpr:
@@ -168,10 +180,16 @@ def make_init(
 ) -> Init:
     """Returns what makes the state before the first step; `image_shape` is (H, W, C).
 
-    Call it as it is: compiled as a whole, it takes several times as long to start.
+    Call it as it is: compiled as a whole, it takes several times as long to start. The network is traced once,
+    when it is first called.
     """
+
+    @functools.cache
+    def trace(like: jax.ShapeDtypeStruct) -> Callable[[jax.Array], Any]:
+        return _trace_draws(like, model, image_shape)
+
     return Init(
-        functools.partial(draw_params, model=model, image_shape=image_shape),
+        lambda key: trace(_shape_of(key))(key),
         functools.partial(first_state, optimizer=optimizer, ema=ema),
     )
 

@@ -16,15 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 
 
-# Drawn flat, since XLA compiles that far sooner than a shaped draw, and in one program for each shape.
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _uniform(key, bound, *, shape: tuple[int, ...], dtype) -> jax.Array:
-    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+# What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw takes
+# five times as long to compile as a cut. The numbers are those of a draw of that size, of which others do not
+# depend on how many follow.
+_LENGTHS = [4**k for k in range(7, 16)]
+
+
+@functools.partial(jax.jit, static_argnames=("length", "dtype"))
+def _draw(key, *, length: int, dtype) -> jax.Array:
+    return jax.random.uniform(key, (length,), dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _cut(x, bound, *, shape: tuple[int, ...]) -> jax.Array:
+    return (x[: math.prod(shape)] * (2.0 * bound) - bound).reshape(shape)
+
+
+def _uniform(key, bound, shape: tuple[int, ...], dtype) -> jax.Array:
+    size = math.prod(shape)
+    length = next((n for n in _LENGTHS if n >= size), size)
+    return _cut(_draw(key, length=length, dtype=dtype), bound, shape=shape)
 
 
 def _uniform_init(bound: float):
     """U(-bound, bound)."""
-    return lambda key, shape, dtype=jnp.float32: _uniform(key, bound, shape=shape, dtype=dtype)
+    return lambda key, shape, dtype=jnp.float32: _uniform(key, bound, shape, dtype)
 
 
 def _xavier_init(fan_in: int, fan_out: int, scale: float):
