@@ -6,9 +6,14 @@ overridden, as in --config.training.batch_size=64.
 
 import os
 
+from ncsn_jax import launch
+
+if __name__ == "__main__":  # before anything is imported in vain
+    launch.use_large_pages(os.path.abspath(__file__))
+
 from absl import flags
 
-from ncsn_jax import _memory, cli, launch
+from ncsn_jax import _memory, cli
 
 _INTERRUPTED = "the same command continues"
 
@@ -82,7 +87,6 @@ def _required():
 
 
 if __name__ == "__main__":
-    launch.use_large_pages(os.path.abspath(__file__))
     cli.run(
         main,
         _CONFIG,

@@ -5,6 +5,8 @@ with a format version and the CRC-32 of every leaf and of itself: orbax keeps no
 so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that cannot
 be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 
+orbax is imported when there is a checkpoint to read or to write, for which a new run does not wait.
+
 Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
 it read. So no file system is waited for by two, and only process 0 has to see the work directory.
 """
@@ -20,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ncsn_jax import hosts, storage
 from ncsn_jax.errors import UserError, one_line
@@ -99,16 +100,26 @@ class Checkpoints:
         self._workdir = storage.absolute(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
-        self._manager = None
+        self._keep, self._keep_every = keep, keep_every
+        self._opened = None
         if not hosts.is_first():
             return
         _refuse_pipes(self._directory)
-        options = {"read_only": True}
         if not read_only:
             storage.make_directory(self._directory)
+
+    @property
+    def _manager(self) -> Any:
+        """orbax's; in process 0 only."""
+        if self._opened is not None:
+            return self._opened
+        import orbax.checkpoint as ocp
+
+        options = {"read_only": True}
+        if not self._read_only:
             options = {
-                "max_to_keep": keep,
-                "keep_period": keep_every or None,
+                "max_to_keep": self._keep,
+                "keep_period": self._keep_every or None,
                 "cleanup_tmp_directories": True,
                 "create": False,
             }
@@ -116,25 +127,32 @@ class Checkpoints:
             options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
             )
-        self._manager = ocp.CheckpointManager(
+        self._opened = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(**options)
         )
+        return self._opened
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._manager is None:
+        if self._opened is None:
             return
         try:
-            self._manager.close()
+            self._opened.close()
         except Exception as failure:
             if error is None:
                 raise self._not_saved(failure) from None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, the newest first."""
-        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+        if not hosts.is_first():
+            return []
+        if self._opened is None and not any(
+            map(str.isdecimal, storage.list_names(self._directory))
+        ):
+            return []
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving a tree of numpy arrays; returns before it is on disk.
@@ -142,8 +160,10 @@ class Checkpoints:
         Raises:
           UserError: if it cannot be saved, or the one before could not be.
         """
-        if self._manager is None:
+        if not hosts.is_first():
             return
+        import orbax.checkpoint as ocp
+
         meta = {"format": FORMAT, "leaves": _describe(state), "crc32": _checksums(state)}
         meta["crc32_of_this"] = _checksum(meta)
         composite = ocp.args.Composite(
@@ -159,10 +179,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until every save that was started is on disk; raises UserError if one failed."""
-        if self._manager is None:
+        if self._opened is None:
             return
         try:
-            self._manager.wait_until_finished()
+            self._opened.wait_until_finished()
         except Exception as error:
             raise self._not_saved(error) from None
 
@@ -195,6 +215,8 @@ class Checkpoints:
           UserError: if the checkpoint is sound but holds something else.
           Exception: whatever the damage makes orbax raise, or ValueError where a checksum differs.
         """
+        import orbax.checkpoint as ocp
+
         composite = ocp.args.Composite
         meta = self._manager.restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
         path = os.path.join(self._directory, str(step))

@@ -19,8 +19,9 @@ _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # What a machine with TPUs has, which may be part of a pod: JAX's library for them, and devices.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
-# XLA computes a convolution of fewer channels on a CPU with one thread, whatever its size.
-_CHANNELS_FOR_THREADS = 96
+# Convolutions of fewer channels than these take about a tenth less time on a device for each core than spread
+# over the cores by one device; those of more take the same.
+_CHANNELS_FOR_THREADS = 64
 # More devices than these, or smaller parts of a batch, cost memory and time for little.
 _MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 

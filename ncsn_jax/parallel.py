@@ -61,11 +61,12 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 _SAVE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 # What XLA for CPUs leaves to YNNPACK: by default reductions, matrix products and convolutions. Its
-# convolutions run on one thread each, which is best if every core has a device; else XLA's own, spread over the
-# cores, are up to twice as fast. Its matrix products are no faster, and take time in a program's first call.
+# convolutions run on one thread each, which is best if every core has a device; else XLA's own, spread over
+# the cores, are up to twice as fast. Its matrix products are no faster than XLA's, and each takes time in a
+# program's first call.
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-_WITHOUT_CONVOLUTIONS = {_YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_WITHOUT_PRODUCTS = {
+_REDUCTIONS = {_YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
+_REDUCTIONS_AND_CONVOLUTIONS = {
     _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 }
 
@@ -73,7 +74,7 @@ _WITHOUT_PRODUCTS = {
 def _takes_options() -> bool:
     """Whether programs can be compiled with options for CPUs.
 
-    Several processes cannot call a compiled program itself; the mapped function finds it if it has no options.
+    Several processes cannot call a compiled program itself; the mapped function finds it without options.
     """
     return jax.default_backend() == "cpu" and jax.process_count() == 1
 
@@ -128,7 +129,7 @@ class TrainSteps:
             like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((local, *a.shape), a.dtype), like)
         self._options = {}
         if _takes_options():
-            library = _WITHOUT_CONVOLUTIONS if _has_spare_cores() else _WITHOUT_PRODUCTS
+            library = _REDUCTIONS if _has_spare_cores() else _REDUCTIONS_AND_CONVOLUTIONS
             self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
         self._function = None
         self._lowered = self._mapped.lower(
@@ -210,7 +211,7 @@ def _notes(number: int) -> np.ndarray:
 
 
 def _with_options(mapped: Callable) -> Callable:
-    """Returns a mapped function whose convolutions are spread over the cores, if these have no device each."""
+    """Returns a mapped function that spreads its convolutions over cores that have no device each."""
     if not (_takes_options() and _has_spare_cores()):
         return mapped
     programs = {}
@@ -219,7 +220,7 @@ def _with_options(mapped: Callable) -> Callable:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = structure, tuple((a.shape, a.dtype) for a in leaves)
         if shapes not in programs:
-            programs[shapes] = _compile(mapped.lower(*arguments), _WITHOUT_CONVOLUTIONS)
+            programs[shapes] = _compile(mapped.lower(*arguments), _REDUCTIONS)
         return programs[shapes](*arguments)
 
     return call

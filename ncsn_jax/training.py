@@ -180,8 +180,8 @@ def make_init(
 ) -> Init:
     """Returns what makes the state before the first step; `image_shape` is (H, W, C).
 
-    Call it as it is: compiled as a whole, it takes several times as long to start. The network is traced once,
-    when it is first called.
+    Call it as it is: compiled as a whole, it takes several times as long to start. The network is traced
+    once, in the first call.
     """
 
     @functools.cache

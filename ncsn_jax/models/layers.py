@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncsn_jax.models.parameters import parameter
 
 # What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw takes
 # five times as long to compile as a cut. The numbers are those of a draw of that size, of which others do not
@@ -114,9 +115,9 @@ class Conv(nn.Module):
             bias_init = nn.initializers.zeros_init()
         else:
             init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
-        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        kernel = parameter(self, "kernel", init, (k, k, channels, self.features))
         pad = self.padding or (self.dilation * (k // 2),) * 2
-        bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
+        bias = parameter(self, "bias", bias_init, (self.features,)) if self.use_bias else None
         stride = self.stride
         if self.pooled:
             kernel, stride = _with_mean_pool(kernel), 2
@@ -139,8 +140,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         init = _xavier_init(channels, self.features, self.scale)
-        kernel = self.param("kernel", init, (channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = parameter(self, "kernel", init, (channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
         bias = jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - 1)))
         return x @ kernel.astype(x.dtype) + bias
 

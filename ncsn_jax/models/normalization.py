@@ -16,6 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax.models.parameters import parameter
+
 EPSILON = 1e-5
 
 
@@ -189,7 +191,9 @@ class ConditionalInstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        table = self.param("embedding", self.embedding_init, (self.num_levels, 2 * x.shape[-1]))
+        table = parameter(
+            self, "embedding", self.embedding_init, (self.num_levels, 2 * x.shape[-1])
+        )
         return _normalize_by_table(x, table, level, plus=False, activate=self.activate)
 
 
@@ -220,7 +224,9 @@ class ConditionalInstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        table = self.param("embedding", _scale_scale_shift_init, (self.num_levels, 3 * channels))
+        table = parameter(
+            self, "embedding", _scale_scale_shift_init, (self.num_levels, 3 * channels)
+        )
         return _normalize_by_table(x, table, level, plus=True, activate=self.activate)
 
 
@@ -240,8 +246,8 @@ class InstanceNormPlus(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         del level
         shape = x.shape[-1:]
-        gamma, alpha = (self.param(name, _near_one_init, shape) for name in ("gamma", "alpha"))
-        beta = self.param("beta", nn.initializers.zeros_init(), shape)
+        gamma, alpha = (parameter(self, name, _near_one_init, shape) for name in ("gamma", "alpha"))
+        beta = parameter(self, "beta", nn.initializers.zeros_init(), shape)
         return _normalize_by_vectors(x, gamma, alpha, beta, activate=self.activate)
 
 
@@ -267,8 +273,8 @@ class GroupNorm(nn.Module):
                 f"GroupNorm needs at least 4 channels in groups of one size, got {channels} channels "
                 f"for {groups} groups"
             )
-        gamma = self.param("gamma", nn.initializers.ones_init(), (channels,))
-        beta = self.param("beta", nn.initializers.zeros_init(), (channels,))
+        gamma = parameter(self, "gamma", nn.initializers.ones_init(), (channels,))
+        beta = parameter(self, "beta", nn.initializers.zeros_init(), (channels,))
         h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         h = h.reshape(*outer, groups, channels // groups)
         h = h - jnp.mean(h, axis=(1, 2, 4), keepdims=True)
