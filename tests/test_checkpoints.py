@@ -1,4 +1,5 @@
 import logging
+import sys
 
 import jax
 import numpy as np
@@ -36,8 +37,12 @@ def test_round_trip_keeps_the_last_ones(workdir):
         assert store.steps() == [3, 2]
 
 
-def test_nothing_there_is_none(tmp_path):
+def test_nothing_there_is_none(tmp_path, monkeypatch):
+    """For which orbax is not even imported."""
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     assert restore(tmp_path) is None
+    with checkpoints.Checkpoints(str(tmp_path)) as store, pytest.raises(ImportError):
+        store.save(1, make_state(1))
 
 
 def largest_file(directory):

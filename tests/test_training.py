@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax import losses, objectives, parallel, sigmas, training
+from ncsn_jax import launch, losses, objectives, parallel, sigmas, training
 from tests.models.comparison import compiled_quickly, run
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
@@ -67,8 +67,9 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
-@pytest.mark.parametrize("largest_small", [0, 10, None])
-def test_eight_devices_equal_one(state, batches, one_device, largest_small):
+@pytest.mark.parametrize(("largest_small", "cores"), [(0, 8), (10, 8), (None, 8), (None, 9)])
+def test_eight_devices_equal_one(state, batches, one_device, monkeypatch, largest_small, cores):
+    monkeypatch.setattr(launch, "cores", lambda: cores)
     states, metrics = one_device
     traces = []
 
@@ -160,7 +161,36 @@ def test_options_that_xla_does_not_know_are_left_out():
     known = {"xla_backend_optimization_level": "0"}
     unknown = {"xla_of_another_time": "1", "xla_cpu_scheduler_type": "OF_ANOTHER_TIME"}
     assert parallel._compile(lowered, unknown | known)(np.float32(3)) == 6
-    lowered.compile(parallel._SAVE_MEMORY | parallel.KEEP_BARRIERS)  # these are known
+    # These are known.
+    lowered.compile(parallel._SAVE_MEMORY | parallel.KEEP_BARRIERS | parallel._REDUCTIONS)
+    lowered.compile(parallel._REDUCTIONS_AND_CONVOLUTIONS)
+
+
+def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch):
+    """They are compiled with other options then, once for each shape."""
+    options, compile_ = [], parallel._compile
+
+    def count(lowered, these):
+        options.append(these)
+        return compile_(lowered, these)
+
+    monkeypatch.setattr(parallel, "_compile", count)
+
+    def convolve(params, seed, indices, x):
+        return jax.lax.conv(x, params, (1, 1), "SAME") + seed * indices[:, None, None, None]
+
+    draw = np.random.default_rng(0).normal
+    params = parallel.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
+    mapped = {}
+    for cores in (8, 9):
+        monkeypatch.setattr(launch, "cores", lambda n=cores: n)
+        mapped[cores] = parallel.map_examples(convolve)
+    for size in (2, 1, 2):
+        x = draw(size=(8, size, 3, 6, 6)).astype(np.float32)
+        indices = np.arange(8 * size, dtype=np.uint32).reshape(8, size)
+        one, other = (f(params, np.uint32(3), indices, x) for f in mapped.values())
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert options == [parallel._REDUCTIONS] * 2
 
 
 def test_initial_parameters_are_those_of_the_network_alone():

@@ -18,8 +18,8 @@ import numpy as np
 from ncsn_jax.models.parameters import parameter
 
 # What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw takes
-# five times as long to compile as a cut. The numbers are those of a draw of that size, of which others do not
-# depend on how many follow.
+# three times as long to compile as a cut. The numbers are those of a draw of that size, as a number that JAX
+# draws does not depend on how many follow.
 _LENGTHS = [4**k for k in range(7, 16)]
 
 

@@ -1,5 +1,6 @@
 """Single layers and blocks against the original implementations' figures."""
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +129,21 @@ def test_a_layer_is_traced_once_for_each_shape(monkeypatch):
     traced.clear()
     chain.lower(params, x)
     assert len(traced) <= 1
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3, 4, 7), (128, 128), (3, 43, 128), (3, 3, 192, 160)])
+def test_a_draw_cut_to_size_is_a_draw_of_that_size(shape):
+    """Below, at and above the lengths that are drawn."""
+    key, bound = jax.random.key(5), 0.25  # a power of two, with which nothing is rounded
+    expected = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    drawn = layers._uniform_init(bound)(key, shape)
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    layer, x = layers.Dense(3), jnp.ones((2, 5))
+    params = layer.init(jax.random.key(0), x)
+    assert layer.apply(params, x).shape == (2, 3)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="kernel"):
+        layer.apply(params, x[:, :4])
