@@ -139,10 +139,12 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
     # not run here.
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
         drawn = beside.submit(init.draw, key) if state is None else None
+        opened = beside.submit(store.open)
         with_table = step == 0
         described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
         train_steps = finish() if finish is not None else None
         params = drawn.result() if drawn is not None else None
+        opened.result()
         described.result()
     if train_steps is None:
         return step, init.first(params) if state is None else state, None

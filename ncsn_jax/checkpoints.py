@@ -5,7 +5,7 @@ with a format version and the CRC-32 of every leaf and of itself: orbax keeps no
 so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that cannot
 be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 
-orbax is imported when there is a checkpoint to read or to write, for which a new run does not wait.
+orbax is imported when there is a checkpoint to read or to write, or by `open`, which need not be waited for.
 
 Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
 it read. So no file system is waited for by two, and only process 0 has to see the work directory.
@@ -108,15 +108,23 @@ class Checkpoints:
         if not read_only:
             storage.make_directory(self._directory)
 
-    @property
-    def _manager(self) -> Any:
-        """orbax's; in process 0 only."""
+    def open(self) -> None:
+        """Imports what saving takes, so that the first `save` does not have to."""
+        if hosts.is_first():
+            self._open()
+
+    def _open(self) -> Any:
+        """Returns orbax's manager, made in the first call, which removes what killed saves left.
+
+        For process 0 alone.
+        """
         if self._opened is not None:
             return self._opened
         import orbax.checkpoint as ocp
 
         options = {"read_only": True}
         if not self._read_only:
+            storage.make_directory(self._directory)
             options = {
                 "max_to_keep": self._keep,
                 "keep_period": self._keep_every or None,
@@ -148,11 +156,12 @@ class Checkpoints:
         """Returns the steps that have a complete checkpoint, the newest first."""
         if not hosts.is_first():
             return []
+        # Of names that are no number none is a checkpoint, and orbax need not be imported.
         if self._opened is None and not any(
             map(str.isdecimal, storage.list_names(self._directory))
         ):
             return []
-        return sorted(self._manager.all_steps(), reverse=True)
+        return sorted(self._open().all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving a tree of numpy arrays; returns before it is on disk.
@@ -170,7 +179,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
         try:
-            saved = self._manager.save(step, args=composite, force=True)
+            saved = self._open().save(step, args=composite, force=True)
         # Full disks and lost mounts raise all kinds of exceptions.
         except Exception as error:
             raise self._not_saved(error) from None
@@ -218,7 +227,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         composite = ocp.args.Composite
-        meta = self._manager.restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
+        meta = self._open().restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
         path = os.path.join(self._directory, str(step))
         # Checkpoints of version 0.1 have no checksum of the item itself.
         rest = {key: meta[key] for key in ("format", "leaves", "crc32")}
@@ -229,9 +238,9 @@ class Checkpoints:
         if differing := _difference(meta["leaves"], _describe(like)):
             raise UserError(f"{path} does not fit this network and optimizer: {differing}")
         target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
-        state = self._manager.restore(
-            step, args=composite(state=ocp.args.StandardRestore(target))
-        ).state
+        state = (
+            self._open().restore(step, args=composite(state=ocp.args.StandardRestore(target))).state
+        )
         if meta["crc32"] != _checksums(state):
             raise ValueError("a checksum differs")
         return state
@@ -293,5 +302,5 @@ class Checkpoints:
             number += 1
             target = os.path.join(folder, f"{step}_{number}")
         storage.rename(os.path.join(self._directory, str(step)), target)
-        self._manager.reload()
+        self._open().reload()
         _log.warning("checkpoint %d was moved to %s", step, target)

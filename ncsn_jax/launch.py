@@ -19,9 +19,9 @@ _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # What a machine with TPUs has, which may be part of a pod: JAX's library for them, and devices.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
-# Convolutions of fewer channels than these take about a tenth less time on a device for each core than spread
-# over the cores by one device; those of more take the same.
-_CHANNELS_FOR_THREADS = 64
+# A step of a network of fewer features takes a tenth less time on a device for each core than on one
+# device whose convolutions are spread over the cores; with 128 as long, and more memory (two cores).
+_FEATURES_FOR_ONE_DEVICE = 96
 # More devices than these, or smaller parts of a batch, cost memory and time for little.
 _MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 
@@ -128,15 +128,15 @@ def cores() -> int:
 def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
     """Returns how many devices the CPU should be for JAX, where there is no accelerator.
 
-    One for each core, so that all compute parts of a batch; or one alone if the convolutions are wide
-    enough to be spread over the cores themselves, as every device holds the whole state.
+    One for each core, so that all compute parts of a batch; or one alone, which spreads its convolutions over
+    the cores, where that is as fast, as every device holds the whole state.
 
     Args:
       features: of the network's widest resolution, its narrowest convolutions.
       batch_size: of training; every device gets as many examples.
       microbatches: in which each device computes them.
     """
-    if features >= _CHANNELS_FOR_THREADS:
+    if features >= _FEATURES_FOR_ONE_DEVICE:
         return 1
     most = min(cores(), _MOST_CPU_DEVICES, batch_size // _EXAMPLES_PER_DEVICE)
     fitting = (n for n in range(most, 1, -1) if batch_size % (n * microbatches) == 0)

@@ -38,11 +38,18 @@ def test_round_trip_keeps_the_last_ones(workdir):
 
 
 def test_nothing_there_is_none(tmp_path, monkeypatch):
-    """For which orbax is not even imported."""
-    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
-    assert restore(tmp_path) is None
-    with checkpoints.Checkpoints(str(tmp_path)) as store, pytest.raises(ImportError):
-        store.save(1, make_state(1))
+    """For which orbax is not even imported; nor for what a killed save left, which the first save removes."""
+    leftover = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    leftover.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "orbax.checkpoint", None)
+        assert restore(tmp_path) is None
+    assert leftover.exists()
+    with checkpoints.Checkpoints(str(tmp_path)) as store:
+        store.open()
+        store.save(5, make_state(5))
+    assert not leftover.exists()
+    assert restore(tmp_path)[0] == 5
 
 
 def largest_file(directory):

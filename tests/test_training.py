@@ -67,8 +67,23 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
-@pytest.mark.parametrize(("largest_small", "cores"), [(0, 8), (10, 8), (None, 8), (None, 9)])
-def test_eight_devices_equal_one(state, batches, one_device, monkeypatch, largest_small, cores):
+@pytest.fixture
+def options_of_programs(monkeypatch):
+    """The options with which `parallel` has compiled."""
+    options, compile_ = [], parallel._compile
+
+    def note(lowered, these):
+        options.append(these)
+        return compile_(lowered, these)
+
+    monkeypatch.setattr(parallel, "_compile", note)
+    return options
+
+
+@pytest.mark.parametrize(("largest_small", "cores"), [(0, 8), (10, 8), (None, 15), (None, 16)])
+def test_eight_devices_equal_one(
+    state, batches, one_device, monkeypatch, largest_small, cores, options_of_programs
+):
     monkeypatch.setattr(launch, "cores", lambda: cores)
     states, metrics = one_device
     traces = []
@@ -100,6 +115,8 @@ def test_eight_devices_equal_one(state, batches, one_device, monkeypatch, larges
     for replica in jax.tree.leaves(on_devices):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
     assert len(traces) == 1
+    library = parallel._REDUCTIONS if cores == 16 else parallel._REDUCTIONS_AND_CONVOLUTIONS
+    assert options_of_programs == [library | parallel._SAVE_MEMORY]
 
 
 def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
@@ -166,15 +183,8 @@ def test_options_that_xla_does_not_know_are_left_out():
     lowered.compile(parallel._REDUCTIONS_AND_CONVOLUTIONS)
 
 
-def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch):
+def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, options_of_programs):
     """They are compiled with other options then, once for each shape."""
-    options, compile_ = [], parallel._compile
-
-    def count(lowered, these):
-        options.append(these)
-        return compile_(lowered, these)
-
-    monkeypatch.setattr(parallel, "_compile", count)
 
     def convolve(params, seed, indices, x):
         return jax.lax.conv(x, params, (1, 1), "SAME") + seed * indices[:, None, None, None]
@@ -182,7 +192,7 @@ def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch):
     draw = np.random.default_rng(0).normal
     params = parallel.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
     mapped = {}
-    for cores in (8, 9):
+    for cores in (8, 16):
         monkeypatch.setattr(launch, "cores", lambda n=cores: n)
         mapped[cores] = parallel.map_examples(convolve)
     for size in (2, 1, 2):
@@ -190,7 +200,22 @@ def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch):
         indices = np.arange(8 * size, dtype=np.uint32).reshape(8, size)
         one, other = (f(params, np.uint32(3), indices, x) for f in mapped.values())
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert options == [parallel._REDUCTIONS] * 2
+    assert options_of_programs == [parallel._REDUCTIONS] * 2
+
+
+def test_a_network_is_traced_once_for_its_shapes_and_its_weights():
+    traces = []
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, level):
+            traces.append(None)
+            return nn.Dense(3)(x)
+
+    init, key = training.make_init(Network(), OPTIMIZER, (4, 4, 1), ema=False), jax.random.key(0)
+    shapes = jax.eval_shape(init, key).params
+    jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail(), shapes, init.draw(key))
+    assert len(traces) == 1
 
 
 def test_initial_parameters_are_those_of_the_network_alone():

@@ -17,10 +17,11 @@ import numpy as np
 
 from ncsn_jax.models.parameters import parameter
 
-# What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw takes
-# three times as long to compile as a cut. The numbers are those of a draw of that size, as a number that JAX
-# draws does not depend on how many follow.
-_LENGTHS = [4**k for k in range(7, 16)]
+# What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw
+# takes three times as long to compile as a cut. The numbers are those of a draw of that size, as a
+# number that JAX draws does not depend on how many follow (with `jax_threefry_partitionable`, JAX's
+# default). Larger arrays, for which a program is nothing, are drawn as they are.
+_LENGTHS = [4**k for k in range(7, 12)]
 
 
 @functools.partial(jax.jit, static_argnames=("length", "dtype"))

@@ -1,6 +1,9 @@
 """Single layers and blocks against the original implementations' figures."""
 
+import itertools
+
 import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from flax import traverse_util
 
 from ncsn_jax import convert
 from ncsn_jax.models import blocks, layers, normalization
+from ncsn_jax.models.parameters import parameter
 from tests.models.comparison import assert_close, nhwc
 
 LEVELS = 5
@@ -131,19 +135,34 @@ def test_a_layer_is_traced_once_for_each_shape(monkeypatch):
     assert len(traced) <= 1
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 3, 4, 7), (128, 128), (3, 43, 128), (3, 3, 192, 160)])
-def test_a_draw_cut_to_size_is_a_draw_of_that_size(shape):
+def test_a_draw_cut_to_size_is_a_draw_of_that_size(monkeypatch):
     """Below, at and above the lengths that are drawn."""
-    key, bound = jax.random.key(5), 0.25  # a power of two, with which nothing is rounded
-    expected = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-    drawn = layers._uniform_init(bound)(key, shape)
-    assert drawn.dtype == np.float32
-    np.testing.assert_array_equal(drawn, expected)
+    monkeypatch.setattr(layers, "_LENGTHS", [64, 256])
+    before = layers._draw._cache_size()
+    key = jax.random.key(5)
+    shapes, bounds = ((3,), (8, 8), (5, 13), (3, 3, 4, 7), (257,)), (0.25, 1 / 33.9)
+    for shape, bound in itertools.product(shapes, bounds):
+        expected = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        drawn = layers._uniform_init(bound)(key, shape)
+        assert drawn.dtype == np.float32
+        # The product and the sum may be rounded once or twice.
+        np.testing.assert_allclose(drawn, expected, rtol=0, atol=np.spacing(np.float32(bound)))
+    assert layers._draw._cache_size() - before == 3
 
 
 def test_a_parameter_of_another_shape_is_refused():
-    layer, x = layers.Dense(3), jnp.ones((2, 5))
+    """And one that exists is not drawn."""
+    draws = []
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = lambda key, shape: draws.append(None) or jax.random.normal(key, shape)
+            return x * parameter(self, "scale", init, x.shape[-1:])[None]
+
+    layer, x = Layer(), jnp.ones((2, 5))
     params = layer.init(jax.random.key(0), x)
-    assert layer.apply(params, x).shape == (2, 3)
-    with pytest.raises(flax.errors.ScopeParamShapeError, match="kernel"):
+    assert layer.apply(params, x).shape == (2, 5)
+    assert len(draws) == 1
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r"\(4,\).*\(5,\)"):
         layer.apply(params, x[:, :4])
