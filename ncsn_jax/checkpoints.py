@@ -5,7 +5,7 @@ with a format version and the CRC-32 of every leaf and of itself: orbax keeps no
 so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that cannot
 be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 
-orbax is imported when there is a checkpoint to read or to write, or by `open`, which need not be waited for.
+orbax is imported when there is a checkpoint to read or to write, or by `open`, beside something else.
 
 Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
 it read. So no file system is waited for by two, and only process 0 has to see the work directory.
@@ -109,7 +109,7 @@ class Checkpoints:
             storage.make_directory(self._directory)
 
     def open(self) -> None:
-        """Imports what saving takes, so that the first `save` does not have to."""
+        """Imports orbax and makes its manager, so that the first `save` does not have to."""
         if hosts.is_first():
             self._open()
 
