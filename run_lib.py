@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from ncsn_jax import (
     hosts,
     images,
     parallel,
+    programs,
     results,
     runlog,
     samplers,
@@ -64,6 +64,9 @@ _log = logging.getLogger("ncsn_jax")
 
 # What the first random numbers of a run are for, folded into the key of the seed.
 _FOR_PARAMETERS = 0
+
+# Of what the training step is not made.
+_OTHER_SECTIONS = ("sampling.", "likelihood.", "interpolation.", "classifier.", "inpainting.")
 
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
@@ -126,23 +129,32 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
     The state is on the devices then.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
-    init = configuration.make_init(config)
-    shapes = jax.eval_shape(init, key)
-    found = store.restore_latest(shapes)
-    step, state = found or (0, None)
-    last = config.training.num_steps
-    _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
-    if step > last:
-        _log.info("already beyond config.training.num_steps=%d", last)
-    finish = _trace(config, shapes) if step < last else None
-    # XLA leaves Python alone while it compiles. Programs of several processes, which must keep one order, are
-    # not run here.
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+    description = programs.describe(config, "training step", without=_OTHER_SECTIONS)
+    # XLA leaves Python alone while it loads and compiles. Programs of several processes, which must keep one
+    # order, are not run beside each other.
+    with concurrent.futures.ThreadPoolExecutor(2) as beside:
+        load = programs.find(description)
+        loading = beside.submit(load) if load is not None else None
+        init = configuration.make_init(config)
+        shapes = jax.eval_shape(init, key)
+        found = store.restore_latest(shapes)
+        step, state = found or (0, None)
+        last = config.training.num_steps
+        _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
+        if step > last:
+            _log.info("already beyond config.training.num_steps=%d", last)
         drawn = beside.submit(init.draw, key) if state is None else None
+        train_steps = None
+        # Python's other work waits for the tracing, which is Python's too, but not for the loading.
+        if step < last and loading is None:
+            train_steps = _trace(config, shapes, description)
         opened = beside.submit(store.open)
         with_table = step == 0
         described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
-        train_steps = finish() if finish is not None else None
+        if step < last:
+            kept = loading.result() if loading is not None else None
+            train_steps = train_steps or _trace(config, shapes, description, kept)
+            _compile(train_steps, is_kept=kept is not None)
         params = drawn.result() if drawn is not None else None
         opened.result()
         described.result()
@@ -291,34 +303,35 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     return state
 
 
-def _trace(config, shapes: training.TrainState) -> Callable[[], parallel.TrainSteps]:
-    """Traces the training step, and returns a function that compiles it and returns it.
-
-    Which logs how long all of that took and what memory the step needs.
-    """
-    _log.info("compiling the training step")
-    started = time.perf_counter()
+def _trace(
+    config, shapes: training.TrainState, description: str, kept: Any | None = None
+) -> parallel.TrainSteps:
+    """Traces the training step, unless its compiled program was kept."""
     options = config.training
     batch = (
         options.steps_per_call,
         options.batch_size // hosts.count(),
         *configuration.image_shape(config),
     )
-    steps = parallel.TrainSteps(
+    return parallel.TrainSteps(
         configuration.make_train_steps(config),
         shapes,
         parallel.spread(np.empty(batch, np.uint8)),
         np.uint32(config.seed),
         remat=options.remat,
+        description=description,
+        kept=kept,
     )
 
-    def finish() -> parallel.TrainSteps:
-        memory = steps.compile()
-        runlog.describe_memory(memory, time.perf_counter() - started)
-        hosts.meet("to compile the training step")
-        return steps
 
-    return finish
+def _compile(train_steps: parallel.TrainSteps, *, is_kept: bool) -> None:
+    """Compiles the training step, and logs how long that took and what memory it needs."""
+    if not is_kept:
+        _log.info("compiling the training step")
+    started = time.perf_counter()
+    memory = train_steps.compile()
+    runlog.describe_memory(memory, None if is_kept else time.perf_counter() - started)
+    hosts.meet("to compile the training step")
 
 
 def _lacks_preview(config, workdir: str, step: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax import launch
+from ncsn_jax import _memory, launch, programs
 from ncsn_jax.packing import Packing
 
 AXIS = "batch"
@@ -87,6 +87,8 @@ def _has_spare_cores() -> bool:
 class TrainSteps:
     """The training step for all devices of all processes: traced when made; `compile` comes before calls.
 
+    Neither is done where an earlier process kept the program.
+
     Args:
       train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=, view=)`.
       state: a `TrainState` of arrays, or of their shapes, without an axis of devices; only shapes are
@@ -96,6 +98,8 @@ class TrainSteps:
       remat: whether the network is rematerialized.
       largest_small: elements of the largest of the arrays that are packed (see `packing`); by default none
         are on accelerators.
+      description: of the program for `programs`, which keeps it; None not to keep it.
+      kept: the program that `programs` has kept under this description, or None.
     """
 
     def __init__(
@@ -107,11 +111,16 @@ class TrainSteps:
         *,
         remat: bool = False,
         largest_small: int | None = None,
+        description: str | None = None,
+        kept: Any | None = None,
     ):
         if largest_small is None:
             largest_small = _LARGEST_SMALL if jax.default_backend() == "cpu" else 0
         self._packing = packing = Packing(state.params, largest_small)
         self._first, self._offsets = first_examples(images), replicate(packing.offsets)
+        self._description, self._function = description, kept
+        if kept is not None:
+            return
 
         def run(state, images, seed, first, number, offsets):
             view = functools.partial(packing.view, offsets=offsets)
@@ -133,7 +142,6 @@ class TrainSteps:
         if _takes_options():
             library = _REDUCTIONS if _has_spare_cores() else _REDUCTIONS_AND_CONVOLUTIONS
             self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
-        self._function = None
         self._lowered = self._mapped.lower(
             like, images, seed, self._first, _notes(0), self._offsets
         )
@@ -143,7 +151,9 @@ class TrainSteps:
 
         Which some backends do not tell.
         """
-        compiled = _compile(self._lowered, self._options)
+        if self._function is not None:
+            return self._function.memory_analysis()
+        compiled = programs.make(self._description, lambda: _compile(self._lowered, self._options))
         self._function = self._mapped if jax.process_count() > 1 else compiled
         self._lowered = None
         return compiled.memory_analysis()
@@ -212,22 +222,30 @@ def _notes(number: int) -> np.ndarray:
     return np.full(jax.local_device_count(), number, np.int32)
 
 
-def _with_options(mapped: Callable) -> Callable:
+def _with_options(mapped: Callable, description: str | None) -> Callable:
     """Returns a mapped function of arrays, compiled with the options that suit this machine's cores.
 
-    Itself, where there are none: then every core has a device, or there are several processes.
+    Itself, where the compiled program cannot be called. With a description its programs are kept, one for
+    all shapes alike.
     """
-    if not (_takes_options() and _has_spare_cores()):
+    if not _takes_options():
         return mapped
-    programs = {}
+    options = _REDUCTIONS if _has_spare_cores() else {}
+    compiled = {}
 
     def call(*arguments):
         leaves, structure = jax.tree.flatten(arguments)
         # Where the arrays lie is the mapped function's, and does not differ.
         shapes = structure, tuple((a.shape, a.dtype) for a in leaves)
-        if shapes not in programs:
-            programs[shapes] = _compile(mapped.lower(*arguments), _REDUCTIONS)
-        return programs[shapes](*arguments)
+        if shapes not in compiled:
+            whole = None if description is None else f"{description} {shapes}"
+            load = programs.find(whole)
+            kept = load() if load is not None else None
+            compiled[shapes] = kept or programs.make(
+                whole, lambda: _compile(mapped.lower(*arguments), options)
+            )
+            _memory.release()  # of which loading and compiling took more than is needed from now on
+        return compiled[shapes](*arguments)
 
     return call
 
@@ -237,13 +255,16 @@ def map_chain_start(start: Callable) -> Callable:
     return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
 
 
-def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
+def map_chains(
+    advance: Callable, ready: Callable[[], None], description: str | None = None
+) -> Callable:
     """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
     `params` are replicated; `indices`, `x`, `more` and what follows the step numbers are `[devices, b, ...]`.
     What is returned says whether the chains of all devices of all processes are sound. Of several
     processes each compiles first and calls `ready`, which waits for the others: their connections, which
-    are made when the program begins, do not wait as long as a compilation may take.
+    are made when the program begins, do not wait as long as a compilation may take. A process on its
+    own keeps the program under its description, if it has one.
     """
     is_compiled = False
 
@@ -252,7 +273,7 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
         return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
-    optimized = _with_options(mapped)
+    optimized = _with_options(mapped, description)
 
     def call(params, seed, indices, x, start, stop, *rest):
         nonlocal is_compiled
@@ -266,9 +287,11 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     return call
 
 
-def map_examples(function: Callable) -> Callable:
+def map_examples(function: Callable, description: str | None = None) -> Callable:
     """Maps `function(params, seed, indices, x)` over the local devices.
 
-    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
+    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`. A process on its
+    own keeps the program under its description, if it has one.
     """
-    return _with_options(jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0)))
+    mapped = jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
+    return _with_options(mapped, description)

@@ -70,15 +70,21 @@ def describe(config, params, *, with_table: bool) -> None:
         )
 
 
-def describe_memory(memory, seconds: float) -> None:
-    """Logs how long the step took to compile and how much memory it needs on each device."""
+def describe_memory(memory, seconds: float | None) -> None:
+    """Logs how long the step took to compile and how much memory it needs on each device.
+
+    Args:
+      memory: as the compiler tells it, or None.
+      seconds: to compile; None for a program of an earlier run.
+    """
+    how = "as compiled before" if seconds is None else f"compiled in {report.human_time(seconds)}"
     if memory is None:  # Some backends do not tell.
-        _log.info("compiled in %s", report.human_time(seconds))
+        _log.info("training step %s", how)
         return
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     _log.info(
-        "compiled in %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
-        report.human_time(seconds),
+        "training step %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
+        how,
         report.human_bytes(total),
         report.human_bytes(memory.argument_size_in_bytes),
     )
