@@ -128,13 +128,13 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
 
     The state is on the devices then.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
     description = programs.describe(config, "training step", without=_OTHER_SECTIONS)
     # XLA leaves Python alone while it loads and compiles. Programs of several processes, which must keep one
     # order, are not run beside each other.
     with concurrent.futures.ThreadPoolExecutor(2) as beside:
         load = programs.find(description)
         loading = beside.submit(load) if load is not None else None
+        key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
         init = configuration.make_init(config)
         shapes = jax.eval_shape(init, key)
         found = store.restore_latest(shapes)
@@ -144,7 +144,7 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
         if step > last:
             _log.info("already beyond config.training.num_steps=%d", last)
         drawn = beside.submit(init.draw, key) if state is None else None
-        train_steps = None
+        train_steps, started = None, time.perf_counter()
         # Python's other work waits for the tracing, which is Python's too, but not for the loading.
         if step < last and loading is None:
             train_steps = _trace(config, shapes, description)
@@ -154,7 +154,7 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
         if step < last:
             kept = loading.result() if loading is not None else None
             train_steps = train_steps or _trace(config, shapes, description, kept)
-            _compile(train_steps, is_kept=kept is not None)
+            _compile(train_steps, started if kept is None else None)
         params = drawn.result() if drawn is not None else None
         opened.result()
         described.result()
@@ -307,6 +307,8 @@ def _trace(
     config, shapes: training.TrainState, description: str, kept: Any | None = None
 ) -> parallel.TrainSteps:
     """Traces the training step, unless its compiled program was kept."""
+    if kept is None:
+        _log.info("compiling the training step")
     options = config.training
     batch = (
         options.steps_per_call,
@@ -324,13 +326,15 @@ def _trace(
     )
 
 
-def _compile(train_steps: parallel.TrainSteps, *, is_kept: bool) -> None:
-    """Compiles the training step, and logs how long that took and what memory it needs."""
-    if not is_kept:
-        _log.info("compiling the training step")
-    started = time.perf_counter()
+def _compile(train_steps: parallel.TrainSteps, started: float | None) -> None:
+    """Compiles the training step, and logs how long that took and what memory it needs.
+
+    Args:
+      train_steps: the step.
+      started: when its tracing began; None if its program was kept.
+    """
     memory = train_steps.compile()
-    runlog.describe_memory(memory, None if is_kept else time.perf_counter() - started)
+    runlog.describe_memory(memory, None if started is None else time.perf_counter() - started)
     hosts.meet("to compile the training step")
 
 

@@ -47,9 +47,9 @@ class Ours(workers.Subject):
             }
         )
         from ncsn_jax import config as configuration
-        from ncsn_jax import parallel
+        from ncsn_jax import parallel, programs
 
-        self._configuration, self._parallel = configuration, parallel
+        self._configuration, self._parallel, self._programs = configuration, parallel, programs
         configuration.check(self._config)
         self._seed = np.uint32(self._config.seed)
         self._init = configuration.make_init(self._config)
@@ -85,11 +85,15 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, shapes, images) -> Callable:
+        description = self._programs.describe(self._config, "train")
+        load = self._programs.find(description)
         steps = self._parallel.TrainSteps(
             self._configuration.make_train_steps(self._config),
             shapes,
             self._parallel.spread(images),
             self._seed,
+            description=description,
+            kept=load() if load is not None else None,
         )
         steps.compile()
         return steps
@@ -107,12 +111,19 @@ class Ours(workers.Subject):
 
         return run
 
+    def peak_memory(self) -> int:
+        """Returns the largest memory that the process has had, in bytes, when its programs are kept."""
+        self._programs.wait()
+        return super().peak_memory()
+
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
         params = self._parallel.replicate(self._params())
+        _memory.release()
         x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
-        mapped = self._parallel.map_examples(function)
+        description = self._programs.describe(self._config, function.__name__)
+        mapped = self._parallel.map_examples(function, description)
         return lambda: mapped(params, self._seed, indices, x)
 
     def _call_network(self) -> Callable:

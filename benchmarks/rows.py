@@ -80,6 +80,8 @@ def plan(names: list[str], shapes: list[int], sampler_steps: int) -> list[Job]:
         add("memory", title, _memory, network=network, task="train")
     title = f"peak memory of sampling, {_SAMPLED}"
     add("memory", title, _memory, network=_SAMPLED, task="sample")
+    title = f"peak memory of sampling with a filled cache, {_SAMPLED}"
+    add("memory", title, _memory, network=_SAMPLED, task="sample", filled=True)
     add("input", "making a batch, configs/digits.py", _input)
     title = f"train step on {_SIMULATED_DEVICES} simulated devices, configs/digits.py"
     add("devices", title, _devices)
@@ -175,8 +177,15 @@ def _start_mnist(session: Session, title: str) -> table.Row:
         return _against_cold(session, title, start)
 
 
-def _memory(session: Session, title: str, network: Network, task: str) -> table.Row:
-    """Measures once, in fresh processes, whose memory hardly varies."""
+def _memory(
+    session: Session, title: str, network: Network, task: str, filled: bool = False
+) -> table.Row:
+    """Measures once, in fresh processes, whose memory hardly varies.
+
+    Args:
+      session, title, network, task: of the row.
+      filled: whether to measure with the compiled programs that another process has kept.
+    """
     session.close()  # whose memory may be needed
 
     def peak(worker: Worker | None) -> list[int] | None:
@@ -187,7 +196,9 @@ def _memory(session: Session, title: str, network: Network, task: str) -> table.
             timed(worker, task)()
             return [worker.ask("peak_memory")]
 
-    ours = peak(session.start_ours(overrides(network, _STEPS_FOR_MEMORY)))
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(1 + filled):
+            ours = peak(session.start_ours(overrides(network, _STEPS_FOR_MEMORY), cache=cache))
     original = peak(session.start_original(network, _STEPS_FOR_MEMORY))
     return table.compare(title, ours, original, unit=table.megabytes)
 

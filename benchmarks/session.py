@@ -177,12 +177,13 @@ class Session:
           changes: of the configuration.
           config: a module of `configs`.
           devices: instead of those of the options, which are the application's if they are None.
-          cache: a directory for compiled programs; None for no such cache.
+          cache: a directory for compiled programs, where all are kept; None for no such cache.
         """
         devices = devices or self.options.devices
         environment = dict(_ENVIRONMENT)
         if cache is not None:
             environment["JAX_COMPILATION_CACHE_DIR"] = cache
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         settings = {"config": config, "overrides": dict(changes), "devices": devices}
         return Worker("benchmarks.ours", settings, environment)
 

@@ -200,7 +200,7 @@ def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, opt
         indices = np.arange(8 * size, dtype=np.uint32).reshape(8, size)
         one, other = (f(params, np.uint32(3), indices, x) for f in mapped.values())
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert options_of_programs == [parallel._REDUCTIONS] * 2
+    assert options_of_programs == [{}, parallel._REDUCTIONS] * 2
 
 
 def test_a_network_is_traced_once_for_its_shapes_and_its_weights():
