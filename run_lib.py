@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,9 +65,6 @@ _log = logging.getLogger("ncsn_jax")
 
 # What the first random numbers of a run are for, folded into the key of the seed.
 _FOR_PARAMETERS = 0
-
-# Of what the training step is not made.
-_OTHER_SECTIONS = ("sampling.", "likelihood.", "interpolation.", "classifier.", "inpainting.")
 
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
@@ -128,9 +126,9 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
 
     The state is on the devices then.
     """
-    description = programs.describe(config, "training step", without=_OTHER_SECTIONS)
-    # XLA leaves Python alone while it loads and compiles. Programs of several processes, which must keep one
-    # order, are not run beside each other.
+    description = configuration.describe_training(config)
+    # XLA leaves Python alone while it loads and compiles. Programs that several processes run together must
+    # keep one order: none of them is run here.
     with concurrent.futures.ThreadPoolExecutor(2) as beside:
         load = programs.find(description)
         loading = beside.submit(load) if load is not None else None
@@ -144,17 +142,16 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
         if step > last:
             _log.info("already beyond config.training.num_steps=%d", last)
         drawn = beside.submit(init.draw, key) if state is None else None
-        train_steps, started = None, time.perf_counter()
+        finish = None
         # Python's other work waits for the tracing, which is Python's too, but not for the loading.
         if step < last and loading is None:
-            train_steps = _trace(config, shapes, description)
+            finish = _prepare(config, shapes, description, None)
         opened = beside.submit(store.open)
         with_table = step == 0
         described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
-        if step < last:
-            kept = loading.result() if loading is not None else None
-            train_steps = train_steps or _trace(config, shapes, description, kept)
-            _compile(train_steps, started if kept is None else None)
+        if step < last and loading is not None:
+            finish = _prepare(config, shapes, description, loading.result())
+        train_steps = finish() if finish is not None else None
         params = drawn.result() if drawn is not None else None
         opened.result()
         described.result()
@@ -303,19 +300,29 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     return state
 
 
-def _trace(
-    config, shapes: training.TrainState, description: str, kept: Any | None = None
-) -> parallel.TrainSteps:
-    """Traces the training step, unless its compiled program was kept."""
+def _prepare(
+    config, shapes: training.TrainState, description: str | None, kept: Any | None
+) -> Callable[[], parallel.TrainSteps]:
+    """Traces the training step, and returns a function that compiles it and returns it.
+
+    Which logs how long all of that took and what memory the step needs.
+
+    Args:
+      config: the configuration.
+      shapes: of the training state.
+      description: of the compiled step; see `programs`.
+      kept: the compiled step of an earlier run, with which nothing is traced or compiled, or None.
+    """
     if kept is None:
         _log.info("compiling the training step")
+    started = time.perf_counter()
     options = config.training
     batch = (
         options.steps_per_call,
         options.batch_size // hosts.count(),
         *configuration.image_shape(config),
     )
-    return parallel.TrainSteps(
+    steps = parallel.TrainSteps(
         configuration.make_train_steps(config),
         shapes,
         parallel.spread(np.empty(batch, np.uint8)),
@@ -325,17 +332,13 @@ def _trace(
         kept=kept,
     )
 
+    def finish() -> parallel.TrainSteps:
+        memory = steps.compile()
+        runlog.describe_memory(memory, time.perf_counter() - started if kept is None else None)
+        hosts.meet("to compile the training step")
+        return steps
 
-def _compile(train_steps: parallel.TrainSteps, started: float | None) -> None:
-    """Compiles the training step, and logs how long that took and what memory it needs.
-
-    Args:
-      train_steps: the step.
-      started: when its tracing began; None if its program was kept.
-    """
-    memory = train_steps.compile()
-    runlog.describe_memory(memory, None if started is None else time.perf_counter() - started)
-    hosts.meet("to compile the training step")
+    return finish
 
 
 def _lacks_preview(config, workdir: str, step: int) -> bool:

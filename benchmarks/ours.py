@@ -85,7 +85,7 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, shapes, images) -> Callable:
-        description = self._programs.describe(self._config, "train")
+        description = self._configuration.describe_training(self._config)
         load = self._programs.find(description)
         steps = self._parallel.TrainSteps(
             self._configuration.make_train_steps(self._config),
@@ -94,6 +94,7 @@ class Ours(workers.Subject):
             self._seed,
             description=description,
             kept=load() if load is not None else None,
+            remat=self._config.training.remat,
         )
         steps.compile()
         return steps
@@ -122,7 +123,7 @@ class Ours(workers.Subject):
         _memory.release()
         x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
-        description = self._programs.describe(self._config, function.__name__)
+        description = self._configuration.describe_sampling(self._config, function.__name__)
         mapped = self._parallel.map_examples(function, description)
         return lambda: mapped(params, self._seed, indices, x)
 

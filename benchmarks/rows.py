@@ -196,9 +196,11 @@ def _memory(
             timed(worker, task)()
             return [worker.ask("peak_memory")]
 
+    start = functools.partial(session.start_ours, overrides(network, _STEPS_FOR_MEMORY))
     with tempfile.TemporaryDirectory() as cache:
-        for _ in range(1 + filled):
-            ours = peak(session.start_ours(overrides(network, _STEPS_FOR_MEMORY), cache=cache))
+        ours = peak(start(cache=cache))
+        if filled:
+            ours = peak(start(cache=cache))
     original = peak(session.start_original(network, _STEPS_FOR_MEMORY))
     return table.compare(title, ours, original, unit=table.megabytes)
 

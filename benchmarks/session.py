@@ -177,7 +177,7 @@ class Session:
           changes: of the configuration.
           config: a module of `configs`.
           devices: instead of those of the options, which are the application's if they are None.
-          cache: a directory for compiled programs, where all are kept; None for no such cache.
+          cache: a directory for compiled programs, however small; None for no such cache.
         """
         devices = devices or self.options.devices
         environment = dict(_ENVIRONMENT)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax import hosts, images, parallel, programs, samplers
+from ncsn_jax import config as configuration
+from ncsn_jax import hosts, images, parallel, samplers
 from ncsn_jax.errors import UserError
 from ncsn_jax.sampling.langevin import frame_stops
 
@@ -59,7 +60,7 @@ class Chains:
         self._advance = parallel.map_chains(
             functools.partial(_advance, self._sampler, keys),
             lambda: hosts.meet("to compile the sampler"),
-            programs.describe(config, "chains", purpose, repr(of_classes)),
+            configuration.describe_sampling(config, "chains", purpose, repr(of_classes)),
         )
 
     def run(

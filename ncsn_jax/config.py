@@ -5,6 +5,7 @@ work before anything is loaded or compiled; the `make_*` functions build what th
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable
 
@@ -206,6 +207,69 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
         else:
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+# Fields that no compiled program is made of: of files, and of what programs are given as arguments.
+_NOT_COMPILED = frozenset(
+    (
+        "seed",
+        "data.data_dir",
+        "data.dataset",
+        "data.crop_size",
+        "training.num_steps",
+        "training.checkpoint_every",
+        "training.log_every",
+        "training.sample_every",
+        "training.checkpoints_kept",
+        "training.keep_every",
+        "sampling.num_samples",
+        "sampling.batch_size",
+        "sampling.preview_samples",
+        "sampling.gif",
+        "sampling.name",
+    )
+)
+# Sections of which the training step is not made.
+_NOT_OF_TRAINING = ("sampling.", "likelihood.", "interpolation.", "classifier.", "inpainting.")
+
+
+def describe_training(config: ml_collections.ConfigDict) -> str | None:
+    """Returns what tells the compiled training step of one configuration from those of others.
+
+    None, as below, where networks, losses or SDEs are not this package's, whose source nobody knows.
+    """
+    return _describe(config, "training step", without=_NOT_OF_TRAINING)
+
+
+def describe_sampling(config: ml_collections.ConfigDict, *purpose: str | int) -> str | None:
+    """Returns what tells a compiled program that uses a trained network from others.
+
+    Args:
+      config: the configuration.
+      *purpose: what it is for, and what else it is made of.
+    """
+    return _describe(config, *purpose, without=("optim.",))
+
+
+def _describe(config, *purpose: str | int, without: tuple[str, ...]) -> str | None:
+    sde, loss = config.training.sde, config.training.loss
+    parts = [
+        MODELS[config.model.name],
+        objectives.LOSSES[loss],
+        *([SDES[sde]] if sde in SDES else []),
+    ]
+    if not all(map(_is_own, parts)):
+        return None
+    fields = {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in _NOT_COMPILED and not name.startswith(without)
+    }
+    return json.dumps([fields, *purpose], sort_keys=True)
+
+
+def _is_own(part: Callable) -> bool:
+    return part.__module__.startswith(f"{__package__}.")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ncsn_jax import chains, likelihood, parallel, programs, samplers, sampling
+from ncsn_jax import chains, likelihood, parallel, samplers, sampling
 from ncsn_jax import config as configuration
 
 # What the random numbers are for, folded into the key of the seed.
@@ -37,7 +37,8 @@ class Flow:
         self._seed = np.uint32(config.seed)
         self._mapped = {
             f: parallel.map_examples(
-                functools.partial(f, config), programs.describe(config, "flow", f.__name__)
+                functools.partial(f, config),
+                configuration.describe_sampling(config, "flow", f.__name__),
             )
             for f in (_bits_per_dim, _encode, _decode)
         }

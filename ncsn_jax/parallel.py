@@ -87,7 +87,7 @@ def _has_spare_cores() -> bool:
 class TrainSteps:
     """The training step for all devices of all processes: traced when made; `compile` comes before calls.
 
-    Neither is done where an earlier process kept the program.
+    With a program that was kept nothing is traced, and nothing compiled.
 
     Args:
       train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=, view=)`.
@@ -142,6 +142,7 @@ class TrainSteps:
         if _takes_options():
             library = _REDUCTIONS if _has_spare_cores() else _REDUCTIONS_AND_CONVOLUTIONS
             self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
+            self._options |= programs.options(description)
         self._lowered = self._mapped.lower(
             like, images, seed, self._first, _notes(0), self._offsets
         )
@@ -222,11 +223,11 @@ def _notes(number: int) -> np.ndarray:
     return np.full(jax.local_device_count(), number, np.int32)
 
 
-def _with_options(mapped: Callable, description: str | None) -> Callable:
+def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
     """Returns a mapped function of arrays, compiled with the options that suit this machine's cores.
 
-    Itself, where the compiled program cannot be called. With a description its programs are kept, one for
-    all shapes alike.
+    Itself, where compiled programs cannot be called. With a description its programs are kept, one for each
+    set of shapes.
     """
     if not _takes_options():
         return mapped
@@ -240,11 +241,11 @@ def _with_options(mapped: Callable, description: str | None) -> Callable:
         if shapes not in compiled:
             whole = None if description is None else f"{description} {shapes}"
             load = programs.find(whole)
-            kept = load() if load is not None else None
-            compiled[shapes] = kept or programs.make(
-                whole, lambda: _compile(mapped.lower(*arguments), options)
-            )
-            _memory.release()  # of which loading and compiling took more than is needed from now on
+            compiled[shapes] = load() if load is not None else None
+            if compiled[shapes] is None:
+                lowered, with_options = mapped.lower(*arguments), options | programs.options(whole)
+                compiled[shapes] = programs.make(whole, lambda: _compile(lowered, with_options))
+            _memory.release()  # Loading and compiling took more than is needed from now on.
         return compiled[shapes](*arguments)
 
     return call
@@ -273,7 +274,7 @@ def map_chains(
         return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
-    optimized = _with_options(mapped, description)
+    optimized = _compiled_ahead(mapped, description)
 
     def call(params, seed, indices, x, start, stop, *rest):
         nonlocal is_compiled
@@ -294,4 +295,4 @@ def map_examples(function: Callable, description: str | None = None) -> Callable
     own keeps the program under its description, if it has one.
     """
     mapped = jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
-    return _with_options(mapped, description)
+    return _compiled_ahead(mapped, description)

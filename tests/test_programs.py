@@ -1,18 +1,21 @@
 """Compiled programs on disk: found again where all is as it was, and only there."""
 
 import hashlib
-import json
+import operator
 import os
 import pickle
 
+import flax
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import run_lib
-from ncsn_jax import checkpoints, launch, parallel, programs
+from configs import digits, digits_vp
+from ncsn_jax import checkpoints, launch, parallel, programs, samplers
 from ncsn_jax import config as configuration
 from tests import tiny
 
@@ -35,13 +38,10 @@ def kept(tmp_path):
 X = np.linspace(0, 1, 24, dtype=np.float32).reshape(jax.local_device_count(), -1)
 
 
-def compile_(factor):
-    """Compiles what JAX's cache tells apart by the factor."""
-    return jax.pmap(lambda x: jnp.sin(factor * x)).lower(X).compile()
-
-
 def make(description, factor=1.0):
-    program = programs.make(description, lambda: compile_(factor))
+    """Makes a program that JAX's cache tells apart by the factor; it donates its argument."""
+    lowered = jax.pmap(lambda x: jnp.sin(factor * x), donate_argnums=0).lower(X)
+    program = programs.make(description, lambda: lowered.compile(programs.options(description)))
     programs.wait()
     return program
 
@@ -55,6 +55,9 @@ def test_a_program_is_found_again_and_does_the_same(kept):
     program = make("a")
     np.testing.assert_array_equal(load("a")(X), program(X))
     np.testing.assert_allclose(program(X), np.sin(X), rtol=1e-6)
+    donated = program(X)
+    load("a")(donated)
+    assert donated.is_deleted()
     assert load("b") is None and load(None) is None
     make(None, 2.0)
     assert len(os.listdir(kept)) == 1
@@ -64,8 +67,11 @@ def test_a_program_is_found_again_and_does_the_same(kept):
     "change",
     [
         lambda patch: patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " "),
+        lambda patch: patch.setenv("PJRT_NPROC", "3"),
+        lambda patch: patch.setenv("FLAX_PROFILE", "0"),
         lambda patch: patch.setattr(jax, "process_count", lambda: 2),
         lambda patch: patch.setattr(jax, "default_backend", lambda: "gpu"),
+        lambda patch: patch.setattr(programs, "_SOURCE", "other"),
         lambda patch: patch.setattr(programs, "_surroundings", lambda: ["another machine"]),
     ],
 )
@@ -87,24 +93,34 @@ def test_none_is_found_with_another_setting_of_jax_and_none_without_its_cache(ke
         jax.config.update(name, value)
         try:
             assert programs.find("a") is None
+            assert (programs.options("a") == {}) == ("cache" in name)
         finally:
             jax.config.update(name, before)
+    with flax.config.temp_flip_flag("fix_rng_separator", True):
+        assert programs.find("a") is None
     assert programs.find("a") is not None
 
 
-def test_surroundings_are_the_source_and_the_cores(monkeypatch, tmp_path):
-    programs._surroundings.cache_clear()
-    before = programs._surroundings()
-    programs._surroundings.cache_clear()
+def test_surroundings_are_versions_and_cores(monkeypatch):
+    surroundings = programs._surroundings.__wrapped__
+    before = surroundings()
+    assert before == surroundings() and jax.__version__ in before[1]
     monkeypatch.setattr(launch, "cores", lambda: 77)
-    assert programs._surroundings() != before
-    monkeypatch.undo()
-    programs._surroundings.cache_clear()
-    (tmp_path / "module.py").write_text("")
-    monkeypatch.setattr(programs, "__file__", str(tmp_path / "module.py"))
-    assert programs._surroundings()[0] != before[0]
-    assert programs._surroundings()[1:] == before[1:]
-    programs._surroundings.cache_clear()
+    assert surroundings() != before and surroundings()[:-1] == before[:-1]
+
+
+def test_the_source_is_that_of_the_import(kept, monkeypatch, tmp_path):
+    package = tmp_path / "ncsn_jax_copy"
+    package.mkdir()
+    (package / "module.py").write_text("one = 1")
+    monkeypatch.setattr(programs, "__file__", str(package / "module.py"))
+    seen = {programs._source()}
+    for name in ("module.py", "other.py", "../run_lib.py"):
+        (package / name).write_text("two = 2")
+        seen.add(programs._source())
+    assert len(seen) == 4 and programs._SOURCE not in seen
+    make("a")  # of a source that has changed since
+    assert not list(kept.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not a program", "no pickle"])
@@ -129,8 +145,22 @@ def test_what_jax_had_in_its_cache_is_not_kept(kept):
     jax.clear_caches()
     make("a")
     assert not list(kept.iterdir())
-    make("a", 3.0)
-    np.testing.assert_allclose(load("a")(X), np.sin(3 * X), rtol=1e-6)
+
+
+def test_jax_has_in_its_cache_what_was_kept_and_nothing_else(kept):
+    make("a")
+    jax.clear_caches()
+    make("b")  # the same program by its text
+    np.testing.assert_allclose(load("b")(X), np.sin(X), rtol=1e-6)
+
+
+def test_a_program_of_others_is_found(kept, monkeypatch):
+    def utime(path):
+        raise PermissionError
+
+    make("a")
+    monkeypatch.setattr(os, "utime", utime)
+    assert load("a") is not None
 
 
 def test_the_least_recently_used_is_removed(kept, monkeypatch):
@@ -138,43 +168,107 @@ def test_the_least_recently_used_is_removed(kept, monkeypatch):
     for at, name in enumerate("ab"):
         make(name, float(at + 2))
         os.utime(programs._path(name), (at, at))
+    (kept / "not a program").write_text("")
     assert load("a") is not None  # and so it is newer than b
     make("c", 9.0)
     assert [programs.find(name) is not None for name in "abc"] == [True, False, True]
+    assert (kept / "not a program").exists()
 
 
-def test_a_directory_that_cannot_be_written_keeps_nothing(kept):
+def test_a_directory_that_cannot_be_made_keeps_nothing(kept):
     kept.write_text("in the way")
     program = make("a")
     assert program(X)[0, 0] == 0 and load("a") is None
 
 
-def test_descriptions_differ_with_what_programs_are_made_of(monkeypatch):
-    def describe(*purpose, without=(), **changes):
-        config = tiny.get_config()
-        config.model.name = "ncsn"
-        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-        return programs.describe(config, *purpose, without=without)
+def changed(**changes):
+    config = tiny.get_config()
+    config.model.name = "ncsn"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
 
-    assert describe("a") == describe("a", seed=3, training__num_steps=7, data__data_dir="/b")
-    others = [
-        describe("b"),
-        describe("a", 1),
-        describe("a", model__sigma_end=0.02),
-        describe("a", training__microbatches=2),
-        describe("a", sampling__epsilon=1.0),
+
+def test_descriptions_differ_with_what_programs_are_made_of(monkeypatch):
+    training, sampling = configuration.describe_training, configuration.describe_sampling
+    steps = [
+        changed(),
+        changed(model__sigma_end=0.02),
+        changed(training__microbatches=2),
+        changed(optim__learning_rate=0.5),
     ]
-    assert len({describe("a"), *others}) == 6
-    parts = ("sampling.",)
-    assert describe("a", without=parts) == describe("a", without=parts, sampling__epsilon=1.0)
-    assert "sampling.num_steps" in json.loads(describe("a"))[0]
-    assert programs.describe(tiny.get_config(), "a") is None  # a network of the user's
-    monkeypatch.setitem(configuration.objectives.LOSSES, "dsm", lambda *_: 0.0)
-    assert describe("a") is None
+    assert len({*map(training, steps)}) == 4
+    chains = [*steps[:-1], changed(sampling__epsilon=1.0), changed(sampling__num_steps=7)]
+    assert len({*(sampling(c, "a") for c in chains), sampling(chains[0], "b")}) == 6
+    same = changed(seed=3, training__num_steps=7, data__data_dir="/b")
+    assert training(same) == training(changed()) and sampling(same) == sampling(changed())
+    assert training(chains[-1]) == training(changed())
+    assert sampling(steps[-1]) == sampling(changed())
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [("MODELS", "ncsn"), ("SDES", "ve"), ("objectives.LOSSES", "dsm")]
+)
+def test_parts_of_other_packages_have_no_description(monkeypatch, table, name):
+    config = changed(training__sde="ve")
+    assert configuration.describe_training(config) is not None
+    assert configuration.describe_training(tiny.get_config()) is None
+    parts = operator.attrgetter(table)(configuration)
+    monkeypatch.setitem(parts, name, lambda *_: None)
+    assert configuration.describe_training(config) is None
+    assert configuration.describe_sampling(config, "a") is None
+
+
+class Recorded:
+    """A configuration, or a section of it, that notes which fields are read."""
+
+    def __init__(self, values, read, prefix=""):
+        self._values, self._read, self._prefix = values, read, prefix
+
+    def __getattr__(self, name):
+        value, whole = self._values[name], self._prefix + name
+        if isinstance(value, ml_collections.ConfigDict):
+            return Recorded(value, self._read, f"{whole}.")
+        self._read.add(whole)
+        return value
+
+    __getitem__ = __getattr__
+
+    def keys(self):
+        return self._values.keys()
+
+    def items(self):
+        return [(name, self[name]) for name in self.keys()]
+
+
+@pytest.mark.parametrize("config", [digits, digits_vp], ids=["ladder", "vp"])
+def test_programs_are_not_made_of_what_their_descriptions_leave_out(config, monkeypatch):
+    config, read = config.get_config(), set()
+    everything = configuration.flatten(config).keys()
+    assert everything >= configuration._NOT_COMPILED
+    monkeypatch.setattr(configuration, "flatten", lambda _: pytest.fail("all are read"))
+    recorded = Recorded(config, read)
+    init = configuration.make_init(recorded)
+    train_steps = configuration.make_train_steps(recorded)
+    images = np.zeros((1, 8, 8, 8, 1), np.uint8)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    jax.eval_shape(train_steps, shapes, images, np.uint32(0))
+    assert {"model.features", "optim.learning_rate", "data.random_flip"} <= read
+    assert not read & configuration._NOT_COMPILED
+    assert not [name for name in read if name.startswith(configuration._NOT_OF_TRAINING)]
+
+    read.clear()
+    monkeypatch.setattr(samplers, "check", lambda *_: None)
+    sampler = samplers.make(recorded)
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jax.eval_shape(lambda k: sampler.start(k, 8), keys)
+    jax.eval_shape(sampler.advance, keys, shapes.params, x, np.int32(0), np.int32(1))
+    assert "model.features" in read
+    assert not read & configuration._NOT_COMPILED
+    assert not [name for name in read if name.startswith("optim.")]
 
 
 def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "_is_own", lambda part: True)
+    monkeypatch.setattr(configuration, "_is_own", lambda part: True)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept.parent))
     config = tiny.get_config()
     config.training.num_steps = config.training.checkpoint_every = 3
@@ -183,10 +277,9 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
     def train(name):
         run_lib.train(config, str(tmp_path / name))
         programs.wait()
+        shapes = jax.eval_shape(configuration.make_init(config), jax.random.key(0))
         with checkpoints.Checkpoints(str(tmp_path / name)) as store:
-            state = store.restore(
-                3, jax.eval_shape(configuration.make_init(config), jax.random.key(0))
-            )
+            state = store.restore(3, shapes)
         samples = np.load(tmp_path / name / "samples" / "step_3" / "samples.npz")["samples"]
         return state, samples, (tmp_path / name / "log.txt").read_text()
 
@@ -194,10 +287,10 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
     assert len(os.listdir(kept)) == 2  # the training step and the chains
     assert "step compiled in" in log
 
-    def compile_(lowered, options):
+    def refuse(lowered, options):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(parallel, "_compile", compile_)
+    monkeypatch.setattr(parallel, "_compile", refuse)
     *second, log = train("second")
     assert "step as compiled before; memory per device" in log
     jax.tree.map(np.testing.assert_array_equal, second, first)
