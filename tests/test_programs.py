@@ -3,7 +3,10 @@
 import hashlib
 import operator
 import os
+import pathlib
 import pickle
+import subprocess
+import sys
 
 import flax
 import jax
@@ -36,6 +39,25 @@ def kept(tmp_path):
 
 
 X = np.linspace(0, 1, 24, dtype=np.float32).reshape(jax.local_device_count(), -1)
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+from ncsn_jax import programs
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+x = np.ones((jax.local_device_count(), 1), np.float32)
+load = programs.find("a")
+if load is None:
+    options = programs.options("a")
+    lowered = jax.pmap(jax.numpy.sin).lower(x)
+    program = programs.make("a", lambda: lowered.compile(options))
+else:
+    program = load()
+print("made" if load is None else "found", f"{float(program(x)[0, 0]):.6f}")
+"""
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def make(description, factor=1.0):
@@ -121,6 +143,22 @@ def test_the_source_is_that_of_the_import(kept, monkeypatch, tmp_path):
     assert len(seen) == 4 and programs._SOURCE not in seen
     make("a")  # of a source that has changed since
     assert not list(kept.iterdir())
+
+
+def test_another_process_finds_a_program(tmp_path):
+    def output():
+        result = subprocess.run(
+            [sys.executable, "-c", PROCESS, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert output() == f"made {np.sin(np.float32(1)):.6f}\n"
+    assert output() == f"found {np.sin(np.float32(1)):.6f}\n"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not a program", "no pickle"])
