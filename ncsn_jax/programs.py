@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from jax.experimental import serialize_executable
 
-from ncsn_jax import launch, storage
+from ncsn_jax import _memory, launch, storage
 
 # Below the directory of JAX's cache; of its files the least recently used are removed.
 _FOLDER, _MOST_FILES = "ncsn_jax", 32
@@ -161,6 +161,12 @@ def _listen() -> None:
 
 
 def _keep(path: str, program: Any) -> None:
+    _memory.release()  # Serializing takes as much again as is left of compiling.
+    _serialize(path, program)
+    _memory.release()
+
+
+def _serialize(path: str, program: Any) -> None:
     folder = pathlib.Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
