@@ -88,14 +88,13 @@ class Ours(workers.Subject):
 
     def _compile(self, shapes, images) -> Callable:
         description = self._configuration.describe_training(self._config)
-        load = self._programs.find(description)
         steps = self._parallel.TrainSteps(
             self._configuration.make_train_steps(self._config),
             shapes,
             self._parallel.spread(images),
             self._seed,
             description=description,
-            kept=load() if load is not None else None,
+            kept=self._programs.load(description),
             remat=self._config.training.remat,
         )
         steps.compile()
@@ -122,7 +121,6 @@ class Ours(workers.Subject):
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
         params = self._parallel.replicate(self._params())
-        _memory.release()
         x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
         description = self._configuration.describe_sampling(self._config, function.__name__)

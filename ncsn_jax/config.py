@@ -209,6 +209,18 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
     return flat
 
 
+# When training ends, and what it writes on its way: nothing of the steps themselves.
+SCHEDULE = (
+    "training.num_steps",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoints_kept",
+    "training.keep_every",
+)
+# How the fields begin that are of what is made with a trained network.
+NOT_OF_TRAINING = ("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.")
+
 # Fields that no compiled program is made of: of files, and of what programs are given as arguments.
 _NOT_COMPILED = frozenset(
     (
@@ -216,12 +228,7 @@ _NOT_COMPILED = frozenset(
         "data.data_dir",
         "data.dataset",
         "data.crop_size",
-        "training.num_steps",
-        "training.checkpoint_every",
-        "training.log_every",
-        "training.sample_every",
-        "training.checkpoints_kept",
-        "training.keep_every",
+        *SCHEDULE,
         "sampling.num_samples",
         "sampling.batch_size",
         "sampling.preview_samples",
@@ -229,8 +236,6 @@ _NOT_COMPILED = frozenset(
         "sampling.name",
     )
 )
-# Sections of which the training step is not made.
-_NOT_OF_TRAINING = ("sampling.", "likelihood.", "interpolation.", "classifier.", "inpainting.")
 
 
 def describe_training(config: ml_collections.ConfigDict) -> str | None:
@@ -238,7 +243,7 @@ def describe_training(config: ml_collections.ConfigDict) -> str | None:
 
     None, as below, where networks, losses or SDEs are not this package's, whose source nobody knows.
     """
-    return _describe(config, "training step", without=_NOT_OF_TRAINING)
+    return _describe(config, "training step", without=NOT_OF_TRAINING)
 
 
 def describe_sampling(config: ml_collections.ConfigDict, *purpose: str | int) -> str | None:

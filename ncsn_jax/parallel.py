@@ -240,8 +240,7 @@ def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
         shapes = structure, tuple((a.shape, a.dtype) for a in leaves)
         if shapes not in compiled:
             whole = None if description is None else f"{description} {shapes}"
-            load = programs.find(whole)
-            compiled[shapes] = load() if load is not None else None
+            compiled[shapes] = programs.load(whole)
             if compiled[shapes] is None:
                 lowered, with_options = mapped.lower(*arguments), options | programs.options(whole)
                 compiled[shapes] = programs.make(whole, lambda: _compile(lowered, with_options))

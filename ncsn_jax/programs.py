@@ -74,7 +74,8 @@ def _source() -> str:
     for file in [*sorted(package.rglob("*.py")), package.parent / "run_lib.py"]:
         with contextlib.suppress(OSError):
             content = file.read_bytes()
-            digest.update(f"{file.name} {len(content)} ".encode() + content)
+            name = file.relative_to(package.parent)
+            digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()
 
 
@@ -104,6 +105,12 @@ def find(description: str | None) -> Callable[[], Any] | None:
     with contextlib.suppress(OSError):  # of others, or read-only
         os.utime(path)
     return functools.partial(_load, path, *parts)
+
+
+def load(description: str | None) -> Any | None:
+    """Returns the program with a description, or None: what `find` reads, loaded."""
+    found = find(description)
+    return None if found is None else found()
 
 
 def _load(path: str, program: bytes, inputs: Any, outputs: Any) -> Any | None:

@@ -17,27 +17,18 @@ import ml_collections
 import numpy as np
 
 from ncsn_jax import checkpoints, hosts, jsonfiles, storage, training
-from ncsn_jax.config import flatten, make_init
+from ncsn_jax.config import NOT_OF_TRAINING, SCHEDULE, flatten, make_init
 from ncsn_jax.errors import UserError, show
 
 # What may differ between two invocations on one work directory: it does not change the parameters
 # that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
 _CHANGEABLE = (
     "data.data_dir",
-    "training.num_steps",
-    "training.checkpoint_every",
-    "training.log_every",
-    "training.sample_every",
-    "training.checkpoints_kept",
-    "training.keep_every",
+    *SCHEDULE,
     "training.microbatches",  # as the number of devices, it changes nothing but rounding
     "training.remat",
     "training.skip_nonfinite",  # before the first such step there is nothing to skip
-    "sampling.",
-    "inpainting.",
-    "likelihood.",
-    "interpolation.",
-    "classifier.",
+    *NOT_OF_TRAINING,
 )
 
 # Fields that runs of version 0.1 did not have yet, with what those did.

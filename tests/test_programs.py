@@ -48,14 +48,13 @@ from ncsn_jax import programs
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 x = np.ones((jax.local_device_count(), 1), np.float32)
-load = programs.find("a")
-if load is None:
+program = programs.load("a")
+found = program is not None
+if not found:
     options = programs.options("a")
     lowered = jax.pmap(jax.numpy.sin).lower(x)
     program = programs.make("a", lambda: lowered.compile(options))
-else:
-    program = load()
-print("made" if load is None else "found", f"{float(program(x)[0, 0]):.6f}")
+print("found" if found else "made", f"{float(program(x)[0, 0]):.6f}")
 """
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -68,19 +67,14 @@ def make(description, factor=1.0):
     return program
 
 
-def load(description):
-    found = programs.find(description)
-    return None if found is None else found()
-
-
 def test_a_program_is_found_again_and_does_the_same(kept):
     program = make("a")
-    np.testing.assert_array_equal(load("a")(X), program(X))
+    np.testing.assert_array_equal(programs.load("a")(X), program(X))
     np.testing.assert_allclose(program(X), np.sin(X), rtol=1e-6)
     donated = program(X)
-    load("a")(donated)
+    programs.load("a")(donated)
     assert donated.is_deleted()
-    assert load("b") is None and load(None) is None
+    assert programs.load("b") is None and programs.load(None) is None
     make(None, 2.0)
     assert len(os.listdir(kept)) == 1
 
@@ -172,7 +166,7 @@ def test_a_damaged_file_is_none(kept, damage):
         payload = pickle.dumps((b"", 1, 2)) if damage == "not a program" else b"text"
         content = hashlib.sha256(payload).digest() + payload
     file.write_bytes(content[:1000] if damage == "cut" else content)
-    assert load("a") is None
+    assert programs.load("a") is None
 
 
 def test_what_jax_had_in_its_cache_is_not_kept(kept):
@@ -189,7 +183,7 @@ def test_jax_has_in_its_cache_what_was_kept_and_nothing_else(kept):
     make("a")
     jax.clear_caches()
     make("b")  # the same program by its text
-    np.testing.assert_allclose(load("b")(X), np.sin(X), rtol=1e-6)
+    np.testing.assert_allclose(programs.load("b")(X), np.sin(X), rtol=1e-6)
 
 
 def test_a_program_of_others_is_found(kept, monkeypatch):
@@ -198,7 +192,7 @@ def test_a_program_of_others_is_found(kept, monkeypatch):
 
     make("a")
     monkeypatch.setattr(os, "utime", utime)
-    assert load("a") is not None
+    assert programs.load("a") is not None
 
 
 def test_the_least_recently_used_is_removed(kept, monkeypatch):
@@ -207,7 +201,7 @@ def test_the_least_recently_used_is_removed(kept, monkeypatch):
         make(name, float(at + 2))
         os.utime(programs._path(name), (at, at))
     (kept / "not a program").write_text("")
-    assert load("a") is not None  # and so it is newer than b
+    assert programs.load("a") is not None  # and so it is newer than b
     make("c", 9.0)
     assert [programs.find(name) is not None for name in "abc"] == [True, False, True]
     assert (kept / "not a program").exists()
@@ -216,7 +210,7 @@ def test_the_least_recently_used_is_removed(kept, monkeypatch):
 def test_a_directory_that_cannot_be_made_keeps_nothing(kept):
     kept.write_text("in the way")
     program = make("a")
-    assert program(X)[0, 0] == 0 and load("a") is None
+    assert program(X)[0, 0] == 0 and programs.load("a") is None
 
 
 def changed(**changes):
@@ -292,7 +286,7 @@ def test_programs_are_not_made_of_what_their_descriptions_leave_out(config, monk
     jax.eval_shape(train_steps, shapes, images, np.uint32(0))
     assert {"model.features", "optim.learning_rate", "data.random_flip"} <= read
     assert not read & configuration._NOT_COMPILED
-    assert not [name for name in read if name.startswith(configuration._NOT_OF_TRAINING)]
+    assert not [name for name in read if name.startswith(configuration.NOT_OF_TRAINING)]
 
     read.clear()
     monkeypatch.setattr(samplers, "check", lambda *_: None)
