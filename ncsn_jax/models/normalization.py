@@ -128,9 +128,27 @@ def _normalize_by_vectors(x, gamma, alpha, beta, *, activate: bool) -> jax.Array
     return normalize(x, gamma, alpha, beta, activate=activate)
 
 
+@jax.custom_jvp
+def _look_up(table, level) -> jax.Array:
+    """The rows of a table `[L, W]` at `int[B]`."""
+    return jnp.asarray(table)[level]
+
+
+@_look_up.defjvp
+def _look_up_jvp(primals, tangents):
+    """A product, and so is its transpose: for a sum over rows XLA would compile a loop for each table."""
+    table, level = primals
+    rows = jax.nn.one_hot(level, table.shape[0], dtype=table.dtype)
+    return _look_up(table, level), jnp.matmul(
+        rows, tangents[0], precision=jax.lax.Precision.HIGHEST
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("plus", "activate"))
 def _normalize_by_table(x, table, level, *, plus: bool, activate: bool) -> jax.Array:
-    gamma, *alpha, beta = jnp.split(jnp.asarray(table)[level], 3 if plus else 2, axis=-1)
+    rows, channels = _look_up(table, level), x.shape[-1]
+    # Slices, since for the transpose of a split XLA would compile a copy for each table.
+    gamma, *alpha, beta = (rows[:, i : i + channels] for i in range(0, rows.shape[1], channels))
     return normalize(x, gamma, alpha[0] if plus else None, beta, activate=activate)
 
 
