@@ -141,17 +141,17 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
         _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
         if step > last:
             _log.info("already beyond config.training.num_steps=%d", last)
-        drawn = beside.submit(init.draw, key) if state is None else None
         finish = None
         # Python's other work waits for the tracing, which is Python's too, but not for the loading.
         if step < last and loading is None:
             finish = _prepare(config, shapes, description, None)
+        drawn = beside.submit(init.draw, key) if state is None else None
         opened = beside.submit(store.open)
         with_table = step == 0
         described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
         if step < last and loading is not None:
             finish = _prepare(config, shapes, description, loading.result())
-        train_steps = finish() if finish is not None else None
+        train_steps = finish(drawn) if finish is not None else None
         params = drawn.result() if drawn is not None else None
         opened.result()
         described.result()
@@ -302,10 +302,11 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
 
 def _prepare(
     config, shapes: training.TrainState, description: str | None, kept: Any | None
-) -> Callable[[], parallel.TrainSteps]:
+) -> Callable[[concurrent.futures.Future | None], parallel.TrainSteps]:
     """Traces the training step, and returns a function that compiles it and returns it.
 
-    Which logs how long all of that took and what memory the step needs.
+    Which logs how long all of that took and what memory the step needs. It is given what another thread
+    compiles meanwhile, if any does; see `programs.make`.
 
     Args:
       config: the configuration.
@@ -332,8 +333,8 @@ def _prepare(
         kept=kept,
     )
 
-    def finish() -> parallel.TrainSteps:
-        memory = steps.compile()
+    def finish(meanwhile: concurrent.futures.Future | None) -> parallel.TrainSteps:
+        memory = steps.compile(meanwhile)
         runlog.describe_memory(memory, time.perf_counter() - started if kept is None else None)
         hosts.meet("to compile the training step")
         return steps

@@ -7,6 +7,7 @@ case.
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -142,19 +143,20 @@ class TrainSteps:
         if _takes_options():
             library = _REDUCTIONS if _has_spare_cores() else _REDUCTIONS_AND_CONVOLUTIONS
             self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
-            self._options |= programs.options(description)
         self._lowered = self._mapped.lower(
             like, images, seed, self._first, _notes(0), self._offsets
         )
 
-    def compile(self) -> Any:
+    def compile(self, meanwhile: Future | None = None) -> Any:
         """Compiles the step, while Python can do something else, and returns what memory it needs.
 
-        Which some backends do not tell.
+        Which some backends do not tell. For `meanwhile` see `programs.make`.
         """
         if self._function is not None:
             return self._function.memory_analysis()
-        compiled = programs.make(self._description, lambda: _compile(self._lowered, self._options))
+        compiled = programs.make(
+            self._description, lambda: _compile(self._lowered, self._options), meanwhile
+        )
         self._function = self._mapped if jax.process_count() > 1 else compiled
         self._lowered = None
         return compiled.memory_analysis()
@@ -192,7 +194,11 @@ class TrainSteps:
         Returns:
           The next state, the metrics and, int32 `[local devices]`, the largest of the processes' numbers.
         """
-        return self._function(state, images, seed, self._first, _notes(number), self._offsets)
+        state, metrics, heard = self._function(
+            state, images, seed, self._first, _notes(number), self._offsets
+        )
+        programs.keep(heard)
+        return state, metrics, heard
 
 
 def _compile(lowered: Any, options: dict[str, str]) -> Any:
@@ -242,10 +248,12 @@ def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
             whole = None if description is None else f"{description} {shapes}"
             compiled[shapes] = programs.load(whole)
             if compiled[shapes] is None:
-                lowered, with_options = mapped.lower(*arguments), options | programs.options(whole)
-                compiled[shapes] = programs.make(whole, lambda: _compile(lowered, with_options))
+                lowered = mapped.lower(*arguments)
+                compiled[shapes] = programs.make(whole, lambda: _compile(lowered, options))
             _memory.release()  # Loading and compiling took more than is needed from now on.
-        return compiled[shapes](*arguments)
+        outputs = compiled[shapes](*arguments)
+        programs.keep(outputs)
+        return outputs
 
     return call
 

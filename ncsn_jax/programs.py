@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import pickle
@@ -22,7 +23,8 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import flax
@@ -40,12 +42,12 @@ _FOLDER, _MOST_FILES = "ncsn_jax", 32
 # In a file, before the program.
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
-# What JAX tells when it has found a program in its cache, and when it has written one that XLA compiled.
-_FOUND, _COMPILED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
+# What JAX tells when it looks for a program in its cache, and when it has found it there.
+_SOUGHT = "/jax/compilation_cache/compile_requests_use_cache"
+_FOUND = "/jax/compilation_cache/cache_hits"
 
-# An option that XLA does not look at on CPUs. With it a program is in JAX's cache only if it was kept here:
-# otherwise what JAX finds, which cannot be kept, it would find in every later run, too.
-_UNUSED_OPTION = "xla_gpu_algorithm_denylist_path"
+# JAX writes what took longer to compile to its cache.
+_LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 
 # The beginnings of variables that XLA and Flax read; JAX's are among its settings.
 _VARIABLES = ("XLA_", "FLAX_", "PJRT_", "NPROC")
@@ -54,14 +56,16 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 _OF_CPU = r"^(?:model name|flags|Features|CPU \w+)\s*:.*$"
 
 _log = logging.getLogger(__name__)
+# What is still to be kept, with its path; and what is being kept.
+_made: list[tuple[str, Any]] = []
 _keeping: list[threading.Thread] = []
 
 
 class _Heard(threading.local):
     """What JAX has told in this thread."""
 
+    sought = 0
     found = 0
-    compiled = 0
 
 
 _heard = _Heard()
@@ -123,37 +127,48 @@ def _load(path: str, program: bytes, inputs: Any, outputs: Any) -> Any | None:
         return None
 
 
-def options(description: str | None) -> dict[str, str]:
-    """Returns the compiler's options that `make` wants, in addition to others."""
-    path = _path(description)
-    return {} if path is None else {_UNUSED_OPTION: os.path.basename(path)}
-
-
-def make(description: str | None, compile_: Callable[[], Any]) -> Any:
-    """Compiles a program, and keeps it, in a thread that ends before the process does.
+def make(
+    description: str | None, compile_: Callable[[], Any], meanwhile: Future | None = None
+) -> Any:
+    """Compiles a program, for `keep` to keep it; JAX writes no copy of it to its own cache.
 
     Args:
       description: of the program; None not to keep it.
-      compile_: returns a `jax.stages.Compiled` for all devices, compiled with `options(description)`; it must
-        compile nothing else.
+      compile_: returns a `jax.stages.Compiled` for all devices; it must compile nothing else.
+      meanwhile: what another thread does at the same time, of whose programs JAX is to write copies; once it
+        is done it must compile nothing more.
     """
     path = _path(description)
     if path is None:
         return compile_()
     _listen()
-    _heard.found = _heard.compiled = 0
-    program = compile_()
+    _heard.sought = _heard.found = 0
+    with _unwritten(meanwhile):
+        program = compile_()
     # XLA cannot serialize once more what JAX has found in its cache: functions would be missing. So only
     # what is known to be new is kept.
-    if (_heard.found, _heard.compiled) == (0, 1):
-        thread = threading.Thread(target=_keep, args=(path, program), name="keep a program")
-        thread.start()
-        _keeping.append(thread)
+    if (_heard.sought, _heard.found) == (1, 0):
+        _made.append((path, program))
     return program
 
 
+def keep(computed: Any) -> None:
+    """Keeps what was made, in a thread that ends before the process does.
+
+    Args:
+      computed: arrays; nothing is done before they are computed, which would take longer otherwise.
+    """
+    while _made:
+        thread = threading.Thread(
+            target=_keep, args=(*_made.pop(), computed), name="keep a program"
+        )
+        thread.start()
+        _keeping.append(thread)
+
+
 def wait() -> None:
-    """Waits until what was made is kept. A process that ends as usual does so itself."""
+    """Keeps what was made, and waits until it is kept."""
+    keep(None)
     while _keeping:
         _keeping.pop().join()
 
@@ -161,13 +176,39 @@ def wait() -> None:
 @functools.cache
 def _listen() -> None:
     def hear(event: str, **_) -> None:
+        _heard.sought += event == _SOUGHT
         _heard.found += event == _FOUND
-        _heard.compiled += event == _COMPILED
 
     jax.monitoring.register_event_listener(hear)
 
 
-def _keep(path: str, program: Any) -> None:
+@contextlib.contextmanager
+def _unwritten(meanwhile: Future | None) -> Iterator[None]:
+    """Keeps JAX from writing what is compiled to its cache, as soon as `meanwhile` is done."""
+    before = getattr(jax.config, _LEAST_SECONDS)
+    lock, ended = threading.Lock(), False
+
+    def begin(_: Future | None) -> None:
+        with lock:
+            if not ended:
+                jax.config.update(_LEAST_SECONDS, math.inf)
+
+    if meanwhile is None:
+        begin(None)
+    else:
+        meanwhile.add_done_callback(begin)
+    try:
+        yield
+    finally:
+        with lock:
+            ended = True
+            jax.config.update(_LEAST_SECONDS, before)
+
+
+def _keep(path: str, program: Any, computed: Any) -> None:
+    # A failure is its caller's to see, and what was donated since is computed.
+    with contextlib.suppress(RuntimeError):
+        jax.block_until_ready(computed)
     _memory.release()  # Serializing takes as much again as is left of compiling.
     _serialize(path, program)
     _memory.release()

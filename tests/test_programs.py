@@ -1,5 +1,6 @@
 """Compiled programs on disk: found again where all is as it was, and only there."""
 
+import concurrent.futures
 import hashlib
 import operator
 import os
@@ -51,20 +52,27 @@ x = np.ones((jax.local_device_count(), 1), np.float32)
 program = programs.load("a")
 found = program is not None
 if not found:
-    options = programs.options("a")
-    lowered = jax.pmap(jax.numpy.sin).lower(x)
-    program = programs.make("a", lambda: lowered.compile(options))
-print("found" if found else "made", f"{float(program(x)[0, 0]):.6f}")
+    program = programs.make("a", jax.pmap(jax.numpy.sin).lower(x).compile)
+result = program(x)
+programs.keep(result)
+print("found" if found else "made", f"{float(result[0, 0]):.6f}")
 """
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def lower(factor=1.0):
+    """Returns a program that JAX's cache tells apart by the factor; it donates its argument."""
+    return jax.pmap(lambda x: jnp.sin(factor * x), donate_argnums=0).lower(X)
+
+
 def make(description, factor=1.0):
-    """Makes a program that JAX's cache tells apart by the factor; it donates its argument."""
-    lowered = jax.pmap(lambda x: jnp.sin(factor * x), donate_argnums=0).lower(X)
-    program = programs.make(description, lambda: lowered.compile(programs.options(description)))
+    program = programs.make(description, lower(factor).compile)
     programs.wait()
     return program
+
+
+def written_by_jax(kept):
+    return [name for name in os.listdir(kept.parent) if name != kept.name]
 
 
 def test_a_program_is_found_again_and_does_the_same(kept):
@@ -109,7 +117,6 @@ def test_none_is_found_with_another_setting_of_jax_and_none_without_its_cache(ke
         jax.config.update(name, value)
         try:
             assert programs.find("a") is None
-            assert (programs.options("a") == {}) == ("cache" in name)
         finally:
             jax.config.update(name, before)
     with flax.config.temp_flip_flag("fix_rng_separator", True):
@@ -171,19 +178,66 @@ def test_a_damaged_file_is_none(kept, damage):
 
 def test_what_jax_had_in_its_cache_is_not_kept(kept):
     """XLA would serialize it without its functions."""
-    make("a")
-    (file,) = kept.iterdir()
-    file.unlink()
+    lower().compile()
+    assert written_by_jax(kept)
     jax.clear_caches()
     make("a")
-    assert not list(kept.iterdir())
+    assert not kept.exists()
 
 
-def test_jax_has_in_its_cache_what_was_kept_and_nothing_else(kept):
+def test_jax_writes_no_copy_of_what_is_kept_and_all_else_as_before(kept):
     make("a")
-    jax.clear_caches()
-    make("b")  # the same program by its text
-    np.testing.assert_allclose(programs.load("b")(X), np.sin(X), rtol=1e-6)
+    assert not written_by_jax(kept)
+    with pytest.raises(ZeroDivisionError):
+        programs.make("b", lambda: 1 / 0)
+    lower(2.0).compile()
+    assert written_by_jax(kept)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+def test_jax_writes_what_is_compiled_until_another_thread_is_done(kept, when):
+    others = concurrent.futures.Future()
+
+    def compile_():
+        if when == "meanwhile":
+            others.set_result(None)
+        return lower().compile()
+
+    if when == "before":
+        others.set_result(None)
+    programs.make("a", compile_, others)
+    if when == "after":
+        others.set_result(None)
+    before = written_by_jax(kept)
+    assert bool(before) == (when == "after")
+    lower(2.0).compile()
+    assert len(written_by_jax(kept)) > len(before)
+    programs.wait()
+    np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("donated", [False, True])
+def test_a_program_is_kept_when_its_first_result_is_there(kept, monkeypatch, donated):
+    program, order = programs.make("a", lower().compile), []
+    block = jax.block_until_ready
+
+    def wait(arrays):
+        order.append("waited")
+        return block(arrays)
+
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    serialize = programs._serialize
+    monkeypatch.setattr(
+        programs, "_serialize", lambda *a: (order.append("serialized"), serialize(*a))
+    )
+    assert not kept.exists()
+    result = program(X)
+    if donated:
+        program(result)
+    programs.keep(result)
+    programs.wait()
+    assert order == ["waited", "serialized"]
+    assert programs.load("a") is not None
 
 
 def test_a_program_of_others_is_found(kept, monkeypatch):
