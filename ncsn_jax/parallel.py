@@ -123,10 +123,13 @@ class TrainSteps:
         if kept is not None:
             return
 
+        # One device has nobody to share with: a sum over it would keep all gradients until the last is there.
+        axis_name = AXIS if jax.device_count() > 1 else None
+
         def run(state, images, seed, first, number, offsets):
             view = functools.partial(packing.view, offsets=offsets)
-            state, metrics = train_steps(state, images, seed, first, axis_name=AXIS, view=view)
-            return state, metrics, jax.lax.pmax(number, AXIS)
+            state, metrics = train_steps(state, images, seed, first, axis_name=axis_name, view=view)
+            return state, metrics, number if axis_name is None else jax.lax.pmax(number, AXIS)
 
         axes = (0, 0, None, 0, 0, 0)
         self._mapped = jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
