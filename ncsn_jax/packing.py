@@ -111,7 +111,10 @@ class Packing:
         @jax.custom_vjp
         def slices(vector, offsets):
             pairs = zip(offsets, sizes, strict=True)
-            return tuple(jax.lax.dynamic_slice(vector, (at,), (size,)) for at, size in pairs)
+            return tuple(
+                jax.lax.dynamic_slice(vector, (at,), (size,), allow_negative_indices=False)
+                for at, size in pairs
+            )
 
         slices.defvjp(
             lambda vector, offsets: (slices(vector, offsets), None),

@@ -26,11 +26,11 @@ def _over_pixels(a: jax.Array) -> jax.Array:
     return a[:, None, None, :]
 
 
-def _centred(mean: jax.Array) -> jax.Array:
-    """Subtracts from `[B, C]` its mean over C, as a product with a matrix: one operation to compile."""
-    channels = mean.shape[-1]
-    centring = jnp.eye(channels, dtype=mean.dtype) - 1.0 / channels
-    return jnp.matmul(mean, centring, precision=jax.lax.Precision.HIGHEST)
+def _centred_means(sums: jax.Array, count: int) -> jax.Array:
+    """Divides `[B, C]` by a count and subtracts the mean over C, as one product with a matrix."""
+    channels = sums.shape[-1]
+    centring = (jnp.eye(channels, dtype=sums.dtype) - 1.0 / channels) / count
+    return jnp.matmul(sums, centring, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unbiased_mean(a: jax.Array) -> jax.Array:
@@ -51,12 +51,12 @@ class _Moments(NamedTuple):
 
 def _moments(x: jax.Array, of_means: bool) -> _Moments:
     """Takes the moments over the pixels, and those of the means over the channels (`of_means`)."""
-    mean = jnp.mean(x, axis=(1, 2))
-    centred = x - _over_pixels(mean)
+    sums, count = jnp.sum(x, axis=(1, 2)), x.shape[1] * x.shape[2]
+    centred = x - _over_pixels(sums / count)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(1, 2)) + EPSILON)
     if not of_means:
         return _Moments(centred, inverse, None, None)
-    mean = _centred(mean)
+    mean = _centred_means(sums, count)
     mean_inverse = jax.lax.rsqrt(_unbiased_mean(jnp.square(mean)) + EPSILON)
     return _Moments(centred, inverse, mean * mean_inverse, mean_inverse)
 
@@ -82,15 +82,15 @@ def _normalize_jvp(activate: bool, primals, tangents):
     centred, inverse, standardized, mean_inverse = moments
     z = _combine(moments, gamma, alpha, beta, activate)
 
-    scale, dmean = gamma * inverse, jnp.mean(dx, axis=(1, 2))
+    scale, dsums, count = gamma * inverse, jnp.sum(dx, axis=(1, 2)), x.shape[1] * x.shape[2]
+    dmean = dsums / count
     covariance = jnp.mean(dx * centred, axis=(1, 2))
     dscale = dgamma * inverse - scale * jnp.square(inverse) * covariance
     dshift = dbeta - scale * dmean
     if alpha is not None:
-        dcentred = _centred(dmean)
-        dstandardized = mean_inverse * (
-            dcentred - standardized * _unbiased_mean(standardized * dcentred)
-        )
+        # The standardized means have a mean of zero, so that the derivatives need not be centred for this.
+        drelative = standardized * _unbiased_mean(standardized * dmean)
+        dstandardized = mean_inverse * (_centred_means(dsums, count) - drelative)
         dshift += (dgamma * alpha + gamma * dalpha) * standardized + gamma * alpha * dstandardized
     dz = dx * _over_pixels(scale) + centred * _over_pixels(dscale) + _over_pixels(dshift)
     return z, dz * jnp.where(z > 0.0, 1.0, z + 1.0) if activate else dz
