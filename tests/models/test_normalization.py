@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax.models.normalization import ConditionalInstanceNormPlus, normalize
+from ncsn_jax.models.normalization import (
+    ConditionalInstanceNorm,
+    ConditionalInstanceNormPlus,
+    normalize,
+)
 
 EPSILON = 1e-5
 
@@ -102,3 +106,23 @@ def test_levels_are_indices():
     # A row that is not finite stays with its level.
     params["params"]["embedding"] = params["params"]["embedding"].at[1].set(jnp.nan)
     assert jnp.all(jnp.isfinite(layer.apply(params, x, jnp.array([0, 2]))))
+
+
+@pytest.mark.parametrize("layer", [ConditionalInstanceNorm, ConditionalInstanceNormPlus])
+def test_each_level_gets_the_gradients_of_its_examples(layer):
+    """A layer's table, against tables of one row, each for one example."""
+    keys = jax.random.split(jax.random.key(5), 3)
+    x, weights = (jax.random.normal(key, (4, 4, 4, 6)) for key in keys[:2])
+    model, level = layer(num_levels=3), np.array([2, 0, 2, 2])
+    params = model.init(keys[2], x, level)
+
+    def weighted(params, x, level, weights):
+        return jnp.sum(weights * model.apply(params, x, level))
+
+    (actual,) = jax.tree.leaves(jax.grad(weighted)(params, x, level, weights))
+    expected = np.zeros_like(actual)
+    for i in range(4):
+        one = jax.grad(weighted)(params, x[i : i + 1], level[i : i + 1], weights[i : i + 1])
+        expected[level[i]] += jax.tree.leaves(one)[0][level[i]]
+    close(actual, expected)
+    assert np.any(actual != 0, axis=1).tolist() == [True, False, True]
