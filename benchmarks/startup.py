@@ -15,6 +15,7 @@ import time
 import numpy as np
 
 from benchmarks.workers import ROOT, MeasurementError, last_line
+from ncsn_jax.signals import STATUS
 
 # Seconds for a run to end, which it does at once when its state is saved.
 _PATIENCE = 120
@@ -28,7 +29,7 @@ def seconds_to_first_step(flags: list[str], cache: str) -> float:
       cache: the directory for decoded images and compiled programs, which is filled.
 
     Raises:
-      MeasurementError: if the run ends before.
+      MeasurementError: if the run ends before, or does not end as it should when it is told to.
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["NCSN_JAX_CACHE"] = cache
@@ -48,10 +49,14 @@ def seconds_to_first_step(flags: list[str], cache: str) -> float:
             for line in process.stdout:
                 if line.startswith("step 1/"):
                     seconds = time.perf_counter() - started
-                    process.terminate()  # It keeps its programs before it ends.
+                    process.terminate()  # It saves its state and keeps its programs before it ends.
                     process.communicate(timeout=_PATIENCE)
+                    if process.returncode != STATUS[signal.SIGTERM]:
+                        break
                     return seconds
             raise MeasurementError(f"main.py ended with {process.wait()}: {last_line(log)}")
+        except subprocess.TimeoutExpired:
+            raise MeasurementError(f"main.py did not end within {_PATIENCE} s of SIGTERM") from None
         finally:
             _kill(process)
 

@@ -1,8 +1,8 @@
 """The one place where `pmap` is used: the same program on every device, on one host or many.
 
 Everything that knows about devices is here: how a state is replicated and read back, how a batch is
-spread, and how the pure functions of `training` and `sampling` are mapped. One device needs no special
-case.
+spread, and how the pure functions of `training` and `sampling` are mapped. One device is no special case,
+but for averages over devices, which its training step does without.
 """
 
 import functools
@@ -123,7 +123,7 @@ class TrainSteps:
         if kept is not None:
             return
 
-        # One device has nobody to share with: a sum over it would keep all gradients until the last is there.
+        # XLA for CPUs makes an operation, and copies, of an average over one device.
         axis_name = AXIS if jax.device_count() > 1 else None
 
         def run(state, images, seed, first, number, offsets):
@@ -200,7 +200,7 @@ class TrainSteps:
         state, metrics, heard = self._function(
             state, images, seed, self._first, _notes(number), self._offsets
         )
-        programs.keep(heard)
+        programs.keep(self._function, heard)
         return state, metrics, heard
 
 
@@ -254,9 +254,8 @@ def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
                 lowered = mapped.lower(*arguments)
                 compiled[shapes] = programs.make(whole, lambda: _compile(lowered, options))
             _memory.release()  # Loading and compiling took more than is needed from now on.
-        outputs = compiled[shapes](*arguments)
-        programs.keep(outputs)
-        return outputs
+            programs.keep(compiled[shapes])
+        return compiled[shapes](*arguments)
 
     return call
 

@@ -130,13 +130,15 @@ def _load(path: str, program: bytes, inputs: Any, outputs: Any) -> Any | None:
 def make(
     description: str | None, compile_: Callable[[], Any], meanwhile: Future | None = None
 ) -> Any:
-    """Compiles a program, for `keep` to keep it; JAX writes no copy of it to its own cache.
+    """Compiles a program, for `keep` to keep it; called from one thread at a time.
+
+    JAX writes no copy of it to its own cache, for which a setting of the whole process is changed meanwhile.
 
     Args:
       description: of the program; None not to keep it.
       compile_: returns a `jax.stages.Compiled` for all devices; it must compile nothing else.
-      meanwhile: what another thread does at the same time, of whose programs JAX is to write copies; once it
-        is done it must compile nothing more.
+      meanwhile: what another thread does, of whose programs JAX is to write copies, if there is one. If it
+        ends after the compilation, JAX writes a copy of this program, too.
     """
     path = _path(description)
     if path is None:
@@ -146,29 +148,35 @@ def make(
     with _unwritten(meanwhile):
         program = compile_()
     # XLA cannot serialize once more what JAX has found in its cache: functions would be missing. So only
-    # what is known to be new is kept.
-    if (_heard.sought, _heard.found) == (1, 0):
+    # what is known to be new is kept. It may have been sought with options that XLA refused.
+    if _heard.sought and not _heard.found:
         _made.append((path, program))
+    else:
+        _log.debug("not kept: JAX has sought %d and found %d", _heard.sought, _heard.found)
     return program
 
 
-def keep(computed: Any) -> None:
-    """Keeps what was made, in a thread that ends before the process does.
+def keep(program: Any, computed: Any = None) -> None:
+    """Keeps a program, if `make` has just made it, in a thread that the process waits for when it ends.
+
+    Unless a signal ends it: then the next run compiles once more.
 
     Args:
-      computed: arrays; nothing is done before they are computed, which would take longer otherwise.
+      program: as returned by `make`, or any other.
+      computed: arrays that are not donated. Serializing waits until they are computed, and does not delay
+        them.
     """
-    while _made:
-        thread = threading.Thread(
-            target=_keep, args=(*_made.pop(), computed), name="keep a program"
-        )
+    for made in [made for made in _made if made[1] is program]:
+        _made.remove(made)
+        thread = threading.Thread(target=_keep, args=(*made, computed), name="keep a program")
         thread.start()
         _keeping.append(thread)
 
 
 def wait() -> None:
     """Keeps what was made, and waits until it is kept."""
-    keep(None)
+    for _, program in list(_made):
+        keep(program)
     while _keeping:
         _keeping.pop().join()
 
@@ -184,7 +192,7 @@ def _listen() -> None:
 
 @contextlib.contextmanager
 def _unwritten(meanwhile: Future | None) -> Iterator[None]:
-    """Keeps JAX from writing what is compiled to its cache, as soon as `meanwhile` is done."""
+    """Keeps JAX from writing what is compiled to its cache, from when `meanwhile` is done."""
     before = getattr(jax.config, _LEAST_SECONDS)
     lock, ended = threading.Lock(), False
 
@@ -206,8 +214,7 @@ def _unwritten(meanwhile: Future | None) -> Iterator[None]:
 
 
 def _keep(path: str, program: Any, computed: Any) -> None:
-    # A failure is its caller's to see, and what was donated since is computed.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError):  # which the caller sees, too
         jax.block_until_ready(computed)
     _memory.release()  # Serializing takes as much again as is left of compiling.
     _serialize(path, program)

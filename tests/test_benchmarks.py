@@ -322,10 +322,21 @@ def test_a_run_that_does_not_start_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "ROOT", pathlib.Path(tmp_path))
     with pytest.raises(workers.MeasurementError, match="^main.py ended with 1: error: no images$"):
         startup.seconds_to_first_step([], str(tmp_path))
-    (tmp_path / "main.py").write_text(
-        "import time\nprint('step 1/9  loss', flush=True)\ntime.sleep(600)\n"
+    starts = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit({}))\n"
+        "print('step 1/9  loss', flush=True)\n"
+        "time.sleep(600)\n"
     )
+    (tmp_path / "main.py").write_text(starts.format(75))
     assert startup.seconds_to_first_step([], str(tmp_path)) > 0
+    (tmp_path / "main.py").write_text(starts.format("'error: not saved'"))
+    with pytest.raises(workers.MeasurementError, match="^main.py ended with 1: error: not saved$"):
+        startup.seconds_to_first_step([], str(tmp_path))
+    (tmp_path / "main.py").write_text(starts.format("time.sleep(600)"))
+    monkeypatch.setattr(startup, "_PATIENCE", 0.5)
+    with pytest.raises(workers.MeasurementError, match="did not end within 0.5 s of SIGTERM"):
+        startup.seconds_to_first_step([], str(tmp_path))
 
 
 def test_the_command_itself_imports_neither_jax_nor_torch():

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import threading
 
 import flax
 import jax
@@ -54,7 +55,7 @@ found = program is not None
 if not found:
     program = programs.make("a", jax.pmap(jax.numpy.sin).lower(x).compile)
 result = program(x)
-programs.keep(result)
+programs.keep(program, result)
 print("found" if found else "made", f"{float(result[0, 0]):.6f}")
 """
 ROOT = pathlib.Path(__file__).parent.parent
@@ -216,28 +217,35 @@ def test_jax_writes_what_is_compiled_until_another_thread_is_done(kept, when):
     np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
 
 
-@pytest.mark.parametrize("donated", [False, True])
-def test_a_program_is_kept_when_its_first_result_is_there(kept, monkeypatch, donated):
-    program, order = programs.make("a", lower().compile), []
-    block = jax.block_until_ready
-
-    def wait(arrays):
-        order.append("waited")
-        return block(arrays)
-
-    monkeypatch.setattr(jax, "block_until_ready", wait)
-    serialize = programs._serialize
-    monkeypatch.setattr(
-        programs, "_serialize", lambda *a: (order.append("serialized"), serialize(*a))
-    )
+def test_a_program_is_kept_when_its_first_result_is_there(kept, monkeypatch):
+    program = programs.make("a", lower().compile)
+    result, waited, computed = program(X), [], threading.Event()
+    monkeypatch.setattr(jax, "block_until_ready", lambda a: waited.append((a, computed.wait(60))))
+    programs.keep(object())
+    programs.keep(program, result)
     assert not kept.exists()
-    result = program(X)
-    if donated:
-        program(result)
-    programs.keep(result)
+    computed.set()
     programs.wait()
-    assert order == ["waited", "serialized"]
+    assert waited == [(result, True)]
     assert programs.load("a") is not None
+
+
+def test_a_program_whose_first_call_fails_is_kept(kept, monkeypatch):
+    def fail(arrays):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    program = programs.make("a", lower().compile)
+    monkeypatch.setattr(jax, "block_until_ready", fail)
+    programs.keep(program, program(X))
+    programs.wait()
+    assert programs.load("a") is not None
+
+
+def test_a_program_is_kept_with_the_options_that_xla_knows(kept):
+    unknown = {"xla_no_such_option": "1"}
+    programs.make("a", lambda: parallel._compile(lower(), unknown))
+    programs.wait()
+    np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
 
 
 def test_a_program_of_others_is_found(kept, monkeypatch):
@@ -362,6 +370,7 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
 
     def train(name):
         run_lib.train(config, str(tmp_path / name))
+        assert not programs._made
         programs.wait()
         shapes = jax.eval_shape(configuration.make_init(config), jax.random.key(0))
         with checkpoints.Checkpoints(str(tmp_path / name)) as store:

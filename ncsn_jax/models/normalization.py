@@ -88,9 +88,10 @@ def _normalize_jvp(activate: bool, primals, tangents):
     dscale = dgamma * inverse - scale * jnp.square(inverse) * covariance
     dshift = dbeta - scale * dmean
     if alpha is not None:
-        # The standardized means have a mean of zero, so that the derivatives need not be centred for this.
-        drelative = standardized * _unbiased_mean(standardized * dmean)
-        dstandardized = mean_inverse * (_centred_means(dsums, count) - drelative)
+        dcentred = _centred_means(dsums, count)
+        dstandardized = mean_inverse * (
+            dcentred - standardized * _unbiased_mean(standardized * dcentred)
+        )
         dshift += (dgamma * alpha + gamma * dalpha) * standardized + gamma * alpha * dstandardized
     dz = dx * _over_pixels(scale) + centred * _over_pixels(dscale) + _over_pixels(dshift)
     return z, dz * jnp.where(z > 0.0, 1.0, z + 1.0) if activate else dz
@@ -130,7 +131,10 @@ def _normalize_by_vectors(x, gamma, alpha, beta, *, activate: bool) -> jax.Array
 
 @jax.custom_jvp
 def _look_up(table, level) -> jax.Array:
-    """The rows of a table `[L, W]` at `int[B]`."""
+    """The rows of a table `[L, W]` at `int[B]` in [0, L).
+
+    In a derivative, what is not finite in one row is not finite in all.
+    """
     return jnp.asarray(table)[level]
 
 
@@ -148,8 +152,9 @@ def _look_up_jvp(primals, tangents):
 def _normalize_by_table(x, table, level, *, plus: bool, activate: bool) -> jax.Array:
     rows, channels = _look_up(table, level), x.shape[-1]
     # Slices, since for the transpose of a split XLA would compile a copy for each table.
-    gamma, *alpha, beta = (rows[:, i : i + channels] for i in range(0, rows.shape[1], channels))
-    return normalize(x, gamma, alpha[0] if plus else None, beta, activate=activate)
+    parts = [rows[:, i * channels : (i + 1) * channels] for i in range(3 if plus else 2)]
+    gamma, alpha, beta = parts if plus else (parts[0], None, parts[1])
+    return normalize(x, gamma, alpha, beta, activate=activate)
 
 
 # One program for each shape, which is sooner compiled than one for each operation.
