@@ -6,6 +6,7 @@ What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that i
 import itertools
 import logging as std_logging
 import os
+import re
 import stat
 import sys
 import traceback
@@ -128,7 +129,7 @@ def run(
                 .replace("\\'", "")
                 .strip("'\"")
             )
-            text = text.replace(" Did you mean", "; did you mean")
+            text = re.sub(r"'?\s+Did you mean", "; did you mean", text)
             fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
         # A configuration is the user's code, which may raise anything.
         except Exception as error:

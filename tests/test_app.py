@@ -246,7 +246,8 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.training.bacth_size=8"], "batch_size"),
+        (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
+        (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
