@@ -70,7 +70,7 @@ class Ours(workers.Subject):
         started = time.perf_counter()
         self._compile(shapes, images)
         seconds = time.perf_counter() - started
-        self._programs.wait()
+        self._programs.keep_all()
         return seconds
 
     def _shapes(self):
@@ -115,7 +115,7 @@ class Ours(workers.Subject):
 
     def peak_memory(self) -> int:
         """Returns the largest memory that the process has had, in bytes, when its programs are kept."""
-        self._programs.wait()
+        self._programs.keep_all()
         return super().peak_memory()
 
     def _map(self, function: Callable) -> Callable:

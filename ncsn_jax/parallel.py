@@ -197,6 +197,7 @@ class TrainSteps:
         Returns:
           The next state, the metrics and, int32 `[local devices]`, the largest of the processes' numbers.
         """
+        programs.wait()  # Between two steps serializing has the memory that they need.
         state, metrics, heard = self._function(
             state, images, seed, self._first, _notes(number), self._offsets
         )

@@ -174,11 +174,16 @@ def keep(program: Any, computed: Any = None) -> None:
 
 
 def wait() -> None:
-    """Keeps what was made, and waits until it is kept."""
-    for _, program in list(_made):
-        keep(program)
+    """Waits until what `keep` was called for is kept."""
     while _keeping:
         _keeping.pop().join()
+
+
+def keep_all() -> None:
+    """Keeps all that was made, and waits until it is kept."""
+    for _, program in list(_made):
+        keep(program)
+    wait()
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def kept(tmp_path):
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield tmp_path / "ncsn_jax"
-    programs.wait()
+    programs.keep_all()
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -68,7 +68,7 @@ def lower(factor=1.0):
 
 def make(description, factor=1.0):
     program = programs.make(description, lower(factor).compile)
-    programs.wait()
+    programs.keep_all()
     return program
 
 
@@ -213,7 +213,7 @@ def test_jax_writes_what_is_compiled_until_another_thread_is_done(kept, when):
     assert bool(before) == (when == "after")
     lower(2.0).compile()
     assert len(written_by_jax(kept)) > len(before)
-    programs.wait()
+    programs.keep_all()
     np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
 
 
@@ -225,7 +225,7 @@ def test_a_program_is_kept_when_its_first_result_is_there(kept, monkeypatch):
     programs.keep(program, result)
     assert not kept.exists()
     computed.set()
-    programs.wait()
+    programs.keep_all()
     assert waited == [(result, True)]
     assert programs.load("a") is not None
 
@@ -237,14 +237,14 @@ def test_a_program_whose_first_call_fails_is_kept(kept, monkeypatch):
     program = programs.make("a", lower().compile)
     monkeypatch.setattr(jax, "block_until_ready", fail)
     programs.keep(program, program(X))
-    programs.wait()
+    programs.keep_all()
     assert programs.load("a") is not None
 
 
 def test_a_program_is_kept_with_the_options_that_xla_knows(kept):
     unknown = {"xla_no_such_option": "1"}
     programs.make("a", lambda: parallel._compile(lower(), unknown))
-    programs.wait()
+    programs.keep_all()
     np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
 
 
@@ -371,7 +371,7 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
     def train(name):
         run_lib.train(config, str(tmp_path / name))
         assert not programs._made
-        programs.wait()
+        programs.keep_all()
         shapes = jax.eval_shape(configuration.make_init(config), jax.random.key(0))
         with checkpoints.Checkpoints(str(tmp_path / name)) as store:
             state = store.restore(3, shapes)
