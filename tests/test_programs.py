@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import flax
 import jax
@@ -378,7 +379,23 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
         samples = np.load(tmp_path / name / "samples" / "step_3" / "samples.npz")["samples"]
         return state, samples, (tmp_path / name / "log.txt").read_text()
 
+    being_kept, seen = [], []
+    keep, notes = programs._keep, parallel._notes
+
+    def keep_slowly(*arguments):
+        being_kept.append(True)
+        time.sleep(0.5)
+        keep(*arguments)
+        being_kept.clear()
+
+    def begin_step(number):
+        seen.append(bool(being_kept))
+        return notes(number)
+
+    monkeypatch.setattr(programs, "_keep", keep_slowly)
+    monkeypatch.setattr(parallel, "_notes", begin_step)
     *first, log = train("first")
+    assert not any(seen) and len(seen) >= 3  # No step takes memory while the program does.
     assert len(os.listdir(kept)) == 2  # the training step and the chains
     assert "step compiled in" in log
 
