@@ -26,7 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     # What ends the command ends its processes first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = rows.plan(options.only, options.shapes, options.sampler_steps)
-    settings = Options(options.reference, options.rounds, options.devices, options.sampler_steps)
+    settings = Options(
+        options.reference,
+        options.rounds,
+        options.devices,
+        options.sampler_steps,
+        options.warm_up,
+        options.flush_denormals,
+    )
     measured: list[table.Row] = []
     interrupted = False
     with contextlib.closing(Session(settings, _progress)) as session:
@@ -89,6 +96,17 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"steps of annealed Langevin, a multiple of {LEVELS} (default: 1000)",
     )
     parser.add_argument(
+        "--warm-up",
+        type=_whole,
+        default=32,
+        help="training steps before the first that is timed (default: 32)",
+    )
+    parser.add_argument(
+        "--flush-denormals",
+        action="store_true",
+        help="let PyTorch flush denormal numbers to zero, which the authors' code does not do",
+    )
+    parser.add_argument(
         "--write",
         metavar="FILE",
         help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file",
@@ -110,6 +128,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             )
         if importlib.util.find_spec("torch") is None:
             parser.error("--reference needs PyTorch: pip install torch")
+    elif options.flush_denormals:
+        parser.error("--flush-denormals is for PyTorch, which only --reference runs")
     if options.write is not None:
         try:
             table.replace(pathlib.Path(options.write).read_text(encoding="utf-8"), "")
@@ -120,7 +140,15 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def _header(options: argparse.Namespace, others: list[float]) -> str:
     devices = options.devices or "as many as the application takes"
-    lines = [*machine.describe(), f"rounds: {options.rounds}; CPU devices: {devices}"]
+    lines = [
+        *machine.describe(),
+        f"rounds: {options.rounds}; CPU devices: {devices}; training steps before those timed: "
+        f"{options.warm_up}",
+    ]
+    if options.flush_denormals:
+        lines.append(
+            "PyTorch flushed denormal numbers to zero, which the authors' code does not do"
+        )
     if others:
         busy = sum(cores > BUSY for cores in others)
         lines.append(

@@ -7,6 +7,7 @@ is under GPL-3 and of which nothing is copied here; what is around them, Adam, d
 of the paper, is written anew. Hidden here are the settings that the authors' classes read.
 """
 
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -33,6 +34,10 @@ class Original(workers.Subject):
       sigmas: the ladder, decreasing.
       epsilon, steps_per_level: of Algorithm 1.
       threads: that PyTorch uses.
+      flush_denormals: whether it takes numbers too small for full precision as zero.
+
+    Raises:
+      ValueError: if it cannot do so.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Original(workers.Subject):
         epsilon: float,
         steps_per_level: int,
         threads: int,
+        flush_denormals: bool,
     ):
         super().__init__({"train": self._train, "evaluate": self._evaluate, "sample": self._sample})
         import torch
@@ -54,13 +60,18 @@ class Original(workers.Subject):
         sys.path.insert(0, reference)
         from models.cond_refinenet_dilated import CondRefineNetDilated
 
+        # Threads that PyTorch makes later inherit this.
+        if not torch.set_flush_denormal(flush_denormals) and flush_denormals:
+            raise ValueError("PyTorch cannot flush denormal numbers on this processor")
         torch.set_num_threads(threads)
         levels = len(sigmas)
         data = SimpleNamespace(
             logit_transform=False, image_size=side, channels=channels, num_classes=levels
         )
         model = SimpleNamespace(ngf=features, num_classes=levels)
-        self._network = CondRefineNetDilated(SimpleNamespace(data=data, model=model, device="cpu"))
+        config = SimpleNamespace(data=data, model=model, device="cpu")
+        # Of each task its own, so that none has weights that another has trained.
+        self._make_network = functools.partial(CondRefineNetDilated, config)
         self._images = torch.rand(batch, channels, side, side)
         self._sigmas, self._learning_rate = torch.tensor(sigmas), learning_rate
         self._epsilon, self._steps_per_level = epsilon, steps_per_level
@@ -69,15 +80,15 @@ class Original(workers.Subject):
         import torch
         from losses.dsm import anneal_dsm_score_estimation
 
-        self._network.train()
-        optimizer = torch.optim.Adam(self._network.parameters(), lr=self._learning_rate)
+        network = self._make_network().train()
+        optimizer = torch.optim.Adam(network.parameters(), lr=self._learning_rate)
 
         def run():
             # Uniform dequantization of images in [0, 1].
             noise = torch.rand_like(self._images)
             x = (255 * self._images + noise) / 256
             labels = torch.randint(0, len(self._sigmas), (len(x),))
-            loss = anneal_dsm_score_estimation(self._network, x, labels, self._sigmas)
+            loss = anneal_dsm_score_estimation(network, x, labels, self._sigmas)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -88,16 +99,19 @@ class Original(workers.Subject):
     def _evaluate(self) -> Callable:
         import torch
 
+        network = self._make_network()
         labels = torch.zeros(len(self._images), dtype=torch.long)
 
         def run():
             with torch.no_grad():
-                self._network(self._images, labels)
+                network(self._images, labels)
 
         return run
 
     def _sample(self) -> Callable:
         import torch
+
+        network = self._make_network()
 
         def run():
             x = self._images
@@ -107,7 +121,7 @@ class Original(workers.Subject):
                     step = self._epsilon * (sigma / float(self._sigmas[-1])) ** 2
                     for _ in range(self._steps_per_level):
                         noise = torch.randn_like(x)
-                        x = x + step / 2 * self._network(x, labels) + step**0.5 * noise
+                        x = x + step / 2 * network(x, labels) + step**0.5 * noise
 
         return run
 

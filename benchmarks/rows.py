@@ -97,10 +97,12 @@ def measure(session: Session, job: Job) -> table.Row:
         return table.failure(job.title, error)
 
 
-def _measures(session: Session, title: str, network: Network, task: str) -> dict[str, Callable]:
-    """Returns a function for each of the pair, when both are ready."""
+def _measures(
+    session: Session, title: str, network: Network, task: str, calls: int = 1
+) -> dict[str, Callable]:
+    """Returns a function for each of the pair, when both are ready and have run the task `calls` times."""
     ours, original = session.pair(network)
-    session.prepare(title, (ours, task), (original, task))
+    session.prepare(title, (ours, task), (original, task), calls=calls)
     measures = {"ours": timed(ours, task)}
     return measures if original is None else measures | {"original": timed(original, task)}
 
@@ -111,7 +113,7 @@ def _run(session: Session, title: str, network: Network, task: str) -> table.Row
 
 
 def _train(session: Session, title: str, network: Network) -> table.Row:
-    measures = _measures(session, title, network, "train")
+    measures = _measures(session, title, network, "train", session.options.warm_up)
     ours, _ = session.pair(network)
     ours.ask("prepare", task="matmul")
     measures["matmul"] = timed(ours, "matmul", min)

@@ -78,12 +78,17 @@ class Options(NamedTuple):
       rounds: how often each side has its turn, >= 1.
       devices: CPU devices of this library; None for as many as the application takes.
       sampler_steps: of annealed Langevin dynamics, a multiple of `LEVELS`.
+      warm_up: training steps before the first that is timed, >= 1.
+      flush_denormals: whether PyTorch takes numbers too small for float32's full precision as zero, as XLA
+        does; without, as the authors' code.
     """
 
     reference: str | None
     rounds: int
     devices: int | None
     sampler_steps: int
+    warm_up: int
+    flush_denormals: bool
 
 
 def overrides(network: Network, sampler_steps: int) -> dict[str, object]:
@@ -156,12 +161,13 @@ class Session:
                 columns[name].append(measure())
         return columns
 
-    def prepare(self, title: str, *asked: tuple[Worker | None, str]) -> None:
-        """Has each worker, if there is one, compile its task and run it once."""
-        self._progress(f"{title}: compiling")
+    def prepare(self, title: str, *asked: tuple[Worker | None, str], calls: int = 1) -> None:
+        """Has each worker, if there is one, compile its task and run it `calls` times, once at least."""
+        untimed = f" and {calls} untimed calls" if calls > 1 else ""
+        self._progress(f"{title}: compiling{untimed}")
         for worker, task in asked:
             if worker is not None:
-                worker.ask("prepare", task=task)
+                worker.ask("prepare", task=task, calls=calls)
 
     def start_ours(
         self,
@@ -200,6 +206,7 @@ class Session:
             "epsilon": _EPSILON,
             "steps_per_level": sampler_steps // LEVELS,
             "threads": launch.cores(),
+            "flush_denormals": self.options.flush_denormals,
         }
         return Worker("benchmarks.original", settings, _ENVIRONMENT)
 

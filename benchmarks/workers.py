@@ -141,11 +141,12 @@ class Subject:
     def __init__(self, makers: Mapping[str, Callable[[], Callable[[], Any]]]):
         self._makers, self._tasks = makers, {}
 
-    def prepare(self, task: str) -> None:
-        """Makes a task, compiles what there is to compile, and runs it once."""
+    def prepare(self, task: str, calls: int = 1) -> None:
+        """Makes a task, compiles what there is to compile, and runs it `calls` times, once at least."""
         if task not in self._tasks:
             self._tasks[task] = self._makers[task]()
-            self._tasks[task]()
+            for _ in range(calls):
+                self._tasks[task]()
 
     def time(self, task: str, warm_up: float, seconds: float) -> list[float]:
         """Returns how long calls of a task take, one by one, in seconds.

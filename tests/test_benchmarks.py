@@ -100,6 +100,12 @@ def test_a_subject_makes_a_task_once_and_times_calls(monkeypatch):
     assert calls == ["make"] + ["call"] * (1 + 2 + 3)
     assert subject.time("task", warm_up=0, seconds=0) == [1]
     assert calls.count("make") == 1
+
+    calls.clear()
+    subject = workers.Subject({"task": make})
+    subject.prepare("task", calls=4)
+    subject.prepare("task", calls=4)
+    assert calls == ["make"] + ["call"] * 4
     assert subject.peak_memory() > 1e6
 
 
@@ -157,6 +163,8 @@ def test_the_own_readme_has_a_place_for_the_table():
         (["--only=train,nothing"], "got 'nothing'"),
         (["--sampler-steps=15"], "--sampler-steps=15 must be a multiple of 10"),
         (["--reference={tmp}"], "has no models/cond_refinenet_dilated.py"),
+        (["--warm-up=0"], "must be a whole number >= 1, got '0'"),
+        (["--flush-denormals"], "--flush-denormals is for PyTorch, which only --reference runs"),
         (["--write={tmp}/absent.md"], "absent.md: No such file or directory"),
         (["--write={tmp}/plain.md"], "plain.md: must have one line"),
     ],
@@ -205,6 +213,8 @@ class _FakeWorker:
         if command == "time":
             self._asked.append((self._name, arguments["task"]))
             return self._times[arguments["task"]]
+        if arguments.get("calls", 1) > 1:
+            self._asked.append((self._name, arguments["task"], arguments["calls"]))
         return {"prepare": None, "operations": 10**9, "matmul_operations": 10**9}[command]
 
     def close(self):
@@ -233,7 +243,7 @@ def session(monkeypatch):
             "start_original",
             lambda self, *args: theirs if self.options.reference else None,
         )
-        return Session(Options(reference, 2, None, 1000), lines.append), asked
+        return Session(Options(reference, 2, None, 1000, 5, False), lines.append), asked
 
     return make
 
@@ -243,7 +253,9 @@ def test_both_sides_take_turns(session):
     (job,) = rows.plan(["train"], [16], 1000)
     row = rows.measure(made, job)
     assert row[1:] == ("200 ms", "original: 400 ms", "0.5", "0.5 to 0.5", "5 of 50, 10%")
-    assert asked == [("ours", "train"), ("original", "train"), ("ours", "matmul")] * 2
+    before = [("ours", "train", 5), ("original", "train", 5)]
+    turn = [("ours", "train"), ("original", "train"), ("ours", "matmul")]
+    assert asked == before + 2 * turn
 
 
 def test_without_a_checkout_there_is_nothing_to_compare_with(session):
@@ -285,7 +297,10 @@ def test_ctrl_c_prints_what_was_measured(file, capsys):
 def test_the_table_is_written_with_its_header(file, capsys):
     assert command.main(["--only=train", "--rounds=7", f"--write={file}"]) == 0
     printed = capsys.readouterr().out
-    assert "- rounds: 7; CPU devices: as many as the application takes" in printed
+    assert (
+        "- rounds: 7; CPU devices: as many as the application takes; training steps before those timed: 32\n"
+        in printed
+    )
     assert file.read_text() == f"{table.BEGIN}\n\n{printed}\n{table.END}\n"
     assert "old" not in printed
 
@@ -294,7 +309,7 @@ def test_other_processes_are_noticed(monkeypatch):
     lines = []
     loads = iter([0.0, 1.25, None])
     monkeypatch.setattr(machine, "busy_cores", lambda seconds: next(loads))
-    made = Session(Options(None, 3, None, 1000), lines.append)
+    made = Session(Options(None, 3, None, 1000, 1, False), lines.append)
     assert list(made.rounds("x")) == [0, 1, 2]
     assert lines == [
         "x: round 1 of 3",
