@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import machine, original, rows, startup, table, workers
+from benchmarks import session as session_module
 from benchmarks.session import Options, Session
 
 # A module for `python -m` that serves a subject without jax or torch.
@@ -268,6 +269,93 @@ def test_a_row_that_fails_says_why(session):
     made, _ = session("checkout")
     job = rows.Job("train", "title", lambda session, title: session.pair(rows.SHAPES[16])[2])
     assert rows.measure(made, job).ours == "failed: tuple index out of range"
+
+
+def test_options_reach_the_authors_code(checkout, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(
+        session_module, "Worker", lambda module, settings, environment: started.append(settings)
+    )
+
+    def measure(session, job):
+        session.start_original(rows.SHAPES[16], 1000)
+        return table.Row(job.title, f"{session.options.warm_up} steps")
+
+    monkeypatch.setattr(rows, "measure", measure)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(command.signal, "signal", lambda *args: None)
+    arguments = [f"--reference={checkout}", "--only=train", "--shapes=16"]
+    assert command.main([*arguments, "--warm-up=4", "--flush-denormals"]) == 0
+    printed = capsys.readouterr().out
+    assert "| 4 steps |" in printed
+    assert "training steps before those timed: 4\n- PyTorch flushed denormal numbers" in printed
+    assert command.main(arguments) == 0
+    assert "PyTorch" not in capsys.readouterr().out
+    assert [settings["flush_denormals"] for settings in started] == [True, False]
+    assert {settings["reference"] for settings in started} == {checkout}
+
+
+# A checkout whose network has one weight, and whose loss says what becomes of a denormal number.
+_NETWORK = """
+import torch
+
+class CondRefineNetDilated(torch.nn.Module):
+    made = []
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.made.append(self)
+
+    def forward(self, x, labels):
+        return self.weight * x
+"""
+_LOSS = """
+import torch
+
+products = []
+
+def anneal_dsm_score_estimation(network, x, labels, sigmas):
+    products.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
+    return network(x, labels).square().mean()
+"""
+
+
+@pytest.fixture
+def make_original(checkout, monkeypatch):
+    """Returns a function that makes an `Original` of `_NETWORK` and `_LOSS`."""
+    torch = pytest.importorskip("torch")
+    for name, text in zip(original.FILES, (_NETWORK, _LOSS), strict=True):
+        (pathlib.Path(checkout) / name).write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    yield lambda flush: original.Original(
+        checkout, 4, 2, 1, 3, 0.1, [1.0, 0.1], 1e-5, 2, threads, flush_denormals=flush
+    )
+    torch.set_flush_denormal(False)
+    for name in ("models", "models.cond_refinenet_dilated", "losses", "losses.dsm"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_tasks_of_the_authors_code_have_weights_of_their_own(make_original, flush):
+    subject = make_original(flush)
+    for task, calls in (("train", 2), ("evaluate", 1), ("sample", 1)):
+        subject.prepare(task, calls)
+    made = sys.modules["models.cond_refinenet_dilated"].CondRefineNetDilated.made
+    trained, *others = (float(network.weight.detach()) for network in made)
+    # Adam's first steps are of the size of the learning rate.
+    assert abs(trained - 0.8) < 0.02
+    assert others == [1.0, 1.0]
+    products = sys.modules["losses.dsm"].products
+    assert [product == 0.0 for product in products] == [flush] * 2
+
+
+def test_a_processor_that_cannot_flush_denormals_is_told(make_original, monkeypatch):
+    monkeypatch.setattr("torch.set_flush_denormal", lambda mode: False)
+    make_original(False)
+    with pytest.raises(ValueError, match="^PyTorch cannot flush denormal numbers on this proc"):
+        make_original(True)
 
 
 def _fail_second(session, job):
