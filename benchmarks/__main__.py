@@ -3,12 +3,13 @@
     python -m benchmarks [--reference DIR] [--rounds N] [--shapes 16,32] [--only train,start] [--write FILE]
 
 Progress goes to standard error. Ctrl-C prints what was measured so far. This module hides the command
-line; what is measured is in `benchmarks.rows`.
+line and what becomes of the table; what is measured is in `benchmarks.rows`.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import os
 import pathlib
 import signal
 import sys
@@ -25,15 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     _check(parser, options)
     # What ends the command ends its processes first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    jobs = rows.plan(options.only, options.shapes, options.sampler_steps)
     settings = Options(
-        options.reference,
-        options.rounds,
-        options.devices,
-        options.sampler_steps,
-        options.warm_up,
-        options.flush_denormals,
+        reference=options.reference,
+        rounds=options.rounds,
+        devices=options.devices,
+        sampler_steps=options.sampler_steps,
+        warm_up_steps=options.warm_up_steps,
     )
+    jobs = rows.plan(options.only, options.shapes, settings)
     measured: list[table.Row] = []
     interrupted = False
     with contextlib.closing(Session(settings, _progress)) as session:
@@ -44,15 +44,46 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupted = True
     text = f"{_header(options, session.others)}\n\n{table.markdown(measured)}"
-    print(text)
+    failed = sum(row.failed for row in measured)
     if interrupted:
-        _progress(f"interrupted after {len(measured)} of {len(jobs)} rows")
-        return 130
+        problems = [f"interrupted after {len(measured)} of {len(jobs)} rows"]
+    else:
+        problems = [f"{failed} of {len(jobs)} rows failed"] if failed else []
     if options.write:
-        path = pathlib.Path(options.write)
+        problems += (
+            _write(options.write, text) if not problems else [f"{options.write} is as it was"]
+        )
+    problems += _print(text)
+    if problems:
+        _progress("; ".join(problems))
+    return 130 if interrupted else int(bool(problems))
+
+
+def _write(file: str, text: str) -> list[str]:
+    """Puts the table into a file, and returns what went wrong."""
+    path = pathlib.Path(file)
+    try:
         path.write_text(table.replace(path.read_text(encoding="utf-8"), text), encoding="utf-8")
-        _progress(f"wrote {path}")
-    return 0
+    except (OSError, ValueError) as error:
+        return [f"--write={file}: {_reason(error)}"]
+    _progress(f"wrote {path}")
+    return []
+
+
+def _print(text: str) -> list[str]:
+    """Prints the table, on standard error if need be, and returns what went wrong."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _progress(text)
+        return [f"standard output: {_reason(error)}"]
+    return []
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def _progress(line: str) -> None:
@@ -96,20 +127,16 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"steps of annealed Langevin, a multiple of {LEVELS} (default: 1000)",
     )
     parser.add_argument(
-        "--warm-up",
+        "--warm-up-steps",
         type=_whole,
         default=32,
-        help="training steps before the first that is timed (default: 32)",
-    )
-    parser.add_argument(
-        "--flush-denormals",
-        action="store_true",
-        help="let PyTorch flush denormal numbers to zero, which the authors' code does not do",
+        help="training steps before the rounds of the rows 'train' (default: 32)",
     )
     parser.add_argument(
         "--write",
         metavar="FILE",
-        help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file",
+        help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file, in place of "
+        "what is there, unless a row failed",
     )
     return parser
 
@@ -128,32 +155,25 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             )
         if importlib.util.find_spec("torch") is None:
             parser.error("--reference needs PyTorch: pip install torch")
-    elif options.flush_denormals:
-        parser.error("--flush-denormals is for PyTorch, which only --reference runs")
     if options.write is not None:
         try:
             table.replace(pathlib.Path(options.write).read_text(encoding="utf-8"), "")
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            parser.error(f"--write={options.write}: {reason}")
+            parser.error(f"--write={options.write}: {_reason(error)}")
 
 
 def _header(options: argparse.Namespace, others: list[float]) -> str:
     devices = options.devices or "as many as the application takes"
     lines = [
         *machine.describe(),
-        f"rounds: {options.rounds}; CPU devices: {devices}; training steps before those timed: "
-        f"{options.warm_up}",
+        f"rounds: {options.rounds}; CPU devices: {devices}; training steps before the "
+        f"rounds of the rows 'train': {options.warm_up_steps}",
     ]
-    if options.flush_denormals:
-        lines.append(
-            "PyTorch flushed denormal numbers to zero, which the authors' code does not do"
-        )
     if others:
         busy = sum(cores > BUSY for cores in others)
         lines.append(
             f"cores that other processes used when a round began: {max(others):.1f} at most; "
-            f"above {BUSY} in {busy} of {len(others)} rounds"
+            f"above {BUSY}, where times mean little, in {busy} of {len(others)} rounds"
         )
     return "\n".join(f"- {line}" for line in lines)
 

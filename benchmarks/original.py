@@ -37,7 +37,7 @@ class Original(workers.Subject):
       flush_denormals: whether it takes numbers too small for full precision as zero.
 
     Raises:
-      ValueError: if it cannot do so.
+      ValueError: if it is to flush and cannot on this processor.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Original(workers.Subject):
         sys.path.insert(0, reference)
         from models.cond_refinenet_dilated import CondRefineNetDilated
 
+        # When denormal numbers come up, which slow it down, depends on all that is drawn.
+        torch.manual_seed(0)
         # Threads that PyTorch makes later inherit this.
-        if not torch.set_flush_denormal(flush_denormals) and flush_denormals:
+        if flush_denormals and not torch.set_flush_denormal(True):
             raise ValueError("PyTorch cannot flush denormal numbers on this processor")
         torch.set_num_threads(threads)
         levels = len(sigmas)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks import startup, table
-from benchmarks.session import LEVELS, Network, Session, overrides, timed
+from benchmarks.session import LEVELS, Network, Options, Session, overrides, timed
 from benchmarks.workers import Worker
 
 NAMES = (
@@ -57,8 +57,8 @@ class Job(NamedTuple):
     measure: Callable[[Session, str], table.Row]
 
 
-def plan(names: list[str], shapes: list[int], sampler_steps: int) -> list[Job]:
-    """Returns the rows with the given names, in the order of the table."""
+def plan(names: list[str], shapes: list[int], options: Options) -> list[Job]:
+    """Returns the rows with the given names, of networks with the given features, in the table's order."""
     jobs = []
 
     def add(name: str, title: str, measure: Callable, **arguments) -> None:
@@ -68,7 +68,10 @@ def plan(names: list[str], shapes: list[int], sampler_steps: int) -> list[Job]:
     for network in (SHAPES[shape] for shape in shapes):
         add("train", f"train step, {network}", _train, network=network)
         add("evaluate", f"network evaluation, {network}", _run, network=network, task="evaluate")
-    steps = f"{sampler_steps:,}"
+        if options.reference is not None:
+            title = f"train step, {network}, PyTorch flushing denormals"
+            add("train", title, _train, network=network, flush_denormals=True)
+    steps = f"{options.sampler_steps:,}"
     title = f"annealed Langevin, {steps} steps, {_SAMPLED}"
     add("langevin", title, _run, network=_SAMPLED, task="sample")
     add("overhead", f"annealed Langevin, {steps} steps, {_OVERHEAD}", _overhead)
@@ -97,24 +100,27 @@ def measure(session: Session, job: Job) -> table.Row:
         return table.failure(job.title, error)
 
 
-def _measures(
-    session: Session, title: str, network: Network, task: str, calls: int = 1
-) -> dict[str, Callable]:
-    """Returns a function for each of the pair, when both are ready and have run the task `calls` times."""
-    ours, original = session.pair(network)
-    session.prepare(title, (ours, task), (original, task), calls=calls)
+def _measures(pair: tuple[Worker, Worker | None], task: str) -> dict[str, Callable]:
+    """Returns a function for each of a pair."""
+    ours, original = pair
     measures = {"ours": timed(ours, task)}
     return measures if original is None else measures | {"original": timed(original, task)}
 
 
 def _run(session: Session, title: str, network: Network, task: str) -> table.Row:
-    columns = session.alternate(title, _measures(session, title, network, task))
+    pair = session.pair(network)
+    session.prepare(title, *((worker, task) for worker in pair))
+    columns = session.alternate(title, _measures(pair, task))
     return table.compare(title, columns["ours"], columns.get("original"), unit=table.duration)
 
 
-def _train(session: Session, title: str, network: Network) -> table.Row:
-    measures = _measures(session, title, network, "train", session.options.warm_up)
-    ours, _ = session.pair(network)
+def _train(
+    session: Session, title: str, network: Network, flush_denormals: bool = False
+) -> table.Row:
+    pair = session.pair(network, flush_denormals)
+    calls = session.options.warm_up_steps
+    session.prepare(title, *((worker, "train") for worker in pair), calls=calls)
+    measures, (ours, _) = _measures(pair, "train"), pair
     ours.ask("prepare", task="matmul")
     measures["matmul"] = timed(ours, "matmul", min)
     columns = session.alternate(title, measures)

@@ -78,17 +78,14 @@ class Options(NamedTuple):
       rounds: how often each side has its turn, >= 1.
       devices: CPU devices of this library; None for as many as the application takes.
       sampler_steps: of annealed Langevin dynamics, a multiple of `LEVELS`.
-      warm_up: training steps before the first that is timed, >= 1.
-      flush_denormals: whether PyTorch takes numbers too small for float32's full precision as zero, as XLA
-        does; without, as the authors' code.
+      warm_up_steps: training steps before the rounds in which they are timed, >= 1.
     """
 
     reference: str | None
     rounds: int
     devices: int | None
     sampler_steps: int
-    warm_up: int
-    flush_denormals: bool
+    warm_up_steps: int
 
 
 def overrides(network: Network, sampler_steps: int) -> dict[str, object]:
@@ -136,7 +133,7 @@ class Session:
     def __init__(self, options: Options, progress: Callable[[str], None]):
         self.options, self._progress = options, progress
         self.others: list[float] = []
-        self._pair, self._network = contextlib.ExitStack(), None
+        self._pair, self._made_for = contextlib.ExitStack(), None
 
     def rounds(self, title: str) -> Iterator[int]:
         """Yields the numbers of the rounds, and says which has begun."""
@@ -162,12 +159,19 @@ class Session:
         return columns
 
     def prepare(self, title: str, *asked: tuple[Worker | None, str], calls: int = 1) -> None:
-        """Has each worker, if there is one, compile its task and run it `calls` times, once at least."""
-        untimed = f" and {calls} untimed calls" if calls > 1 else ""
-        self._progress(f"{title}: compiling{untimed}")
-        for worker, task in asked:
-            if worker is not None:
-                worker.ask("prepare", task=task, calls=calls)
+        """Has workers compile their tasks, one after the other, and run them.
+
+        Args:
+          title: of the row.
+          asked: workers, or None where there is none, and the task of each.
+          calls: how often a task is run, >= 1.
+        """
+        workers = [(worker, task) for worker, task in asked if worker is not None]
+        for i, (worker, task) in enumerate(workers, 1):
+            untimed = f" and {calls} untimed calls, side {i} of {len(workers)}" if calls > 1 else ""
+            if untimed or i == 1:
+                self._progress(f"{title}: compiling{untimed}")
+            worker.ask("prepare", task=task, calls=calls)
 
     def start_ours(
         self,
@@ -193,8 +197,17 @@ class Session:
         settings = {"config": config, "overrides": dict(changes), "devices": devices}
         return Worker("benchmarks.ours", settings, environment)
 
-    def start_original(self, network: Network, sampler_steps: int) -> Worker | None:
-        """Starts a worker of the authors' code, if there is a checkout."""
+    def start_original(
+        self, network: Network, sampler_steps: int, flush_denormals: bool = False
+    ) -> Worker | None:
+        """Starts a worker of the authors' code, if there is a checkout.
+
+        Args:
+          network: that it has.
+          sampler_steps: of annealed Langevin dynamics.
+          flush_denormals: whether PyTorch takes numbers too small for float32's full precision as zero, as
+            XLA does, and the authors' code does not.
+        """
         if self.options.reference is None:
             return None
         ratio = _SIGMA_END / _SIGMA_BEGIN
@@ -206,23 +219,23 @@ class Session:
             "epsilon": _EPSILON,
             "steps_per_level": sampler_steps // LEVELS,
             "threads": launch.cores(),
-            "flush_denormals": self.options.flush_denormals,
+            "flush_denormals": flush_denormals,
         }
         return Worker("benchmarks.original", settings, _ENVIRONMENT)
 
-    def pair(self, network: Network) -> tuple[Worker, Worker | None]:
-        """Returns the workers of a network, this library's and the authors'."""
-        if self._network != network:
+    def pair(self, network: Network, flush_denormals: bool = False) -> tuple[Worker, Worker | None]:
+        """Returns the workers of a network, this library's and the authors'; see `start_original`."""
+        if self._made_for != (network, flush_denormals):
             self.close()
             steps = self.options.sampler_steps
             ours = self._pair.enter_context(self.start_ours(overrides(network, steps)))
-            original = self.start_original(network, steps)
+            original = self.start_original(network, steps, flush_denormals)
             if original is not None:
                 self._pair.enter_context(original)
-            self._network, self._workers = network, (ours, original)
+            self._made_for, self._workers = (network, flush_denormals), (ours, original)
         return self._workers
 
     def close(self) -> None:
         """Ends the pair."""
-        self._network = None
+        self._made_for = None
         self._pair.close()

@@ -12,6 +12,8 @@ from typing import NamedTuple
 # Of a file: what is between them is replaced.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
+_FAILED = "failed: "
+
 
 class Row(NamedTuple):
     """A line of the table; an empty text is an empty cell.
@@ -31,6 +33,11 @@ class Row(NamedTuple):
     ratio: str = ""
     spread: str = ""
     speed: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it says why something could not be measured."""
+        return self.ours.startswith(_FAILED)
 
 
 _HEADS = Row(
@@ -93,7 +100,7 @@ def speed(operations: float, seconds: float, peak: float) -> str:
 def failure(title: str, error: Exception) -> Row:
     """Returns the row of what could not be measured."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return Row(title, f"failed: {reason}")
+    return Row(title, f"{_FAILED}{reason}")
 
 
 def markdown(rows: Iterable[Row]) -> str:

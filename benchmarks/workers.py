@@ -142,7 +142,12 @@ class Subject:
         self._makers, self._tasks = makers, {}
 
     def prepare(self, task: str, calls: int = 1) -> None:
-        """Makes a task, compiles what there is to compile, and runs it `calls` times, once at least."""
+        """Makes a task, compiles what there is to compile, and runs it; unless that was done before.
+
+        Args:
+          task: its name.
+          calls: how often it is run, >= 1.
+        """
         if task not in self._tasks:
             self._tasks[task] = self._makers[task]()
             for _ in range(calls):

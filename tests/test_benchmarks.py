@@ -1,5 +1,6 @@
 """The benchmark command: its table, its arguments and its processes. Nothing here depends on a clock."""
 
+import inspect
 import io
 import json
 import os
@@ -14,6 +15,8 @@ from benchmarks import __main__ as command
 from benchmarks import machine, original, rows, startup, table, workers
 from benchmarks import session as session_module
 from benchmarks.session import Options, Session
+
+_OPTIONS = Options(reference=None, rounds=2, devices=None, sampler_steps=1000, warm_up_steps=5)
 
 # A module for `python -m` that serves a subject without jax or torch.
 _FAKE = """
@@ -164,13 +167,13 @@ def test_the_own_readme_has_a_place_for_the_table():
         (["--only=train,nothing"], "got 'nothing'"),
         (["--sampler-steps=15"], "--sampler-steps=15 must be a multiple of 10"),
         (["--reference={tmp}"], "has no models/cond_refinenet_dilated.py"),
-        (["--warm-up=0"], "must be a whole number >= 1, got '0'"),
-        (["--flush-denormals"], "--flush-denormals is for PyTorch, which only --reference runs"),
+        (["--warm-up-steps=0"], "must be a whole number >= 1, got '0'"),
         (["--write={tmp}/absent.md"], "absent.md: No such file or directory"),
         (["--write={tmp}/plain.md"], "plain.md: must have one line"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys):
+def test_wrong_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "plan", lambda *plan: pytest.fail("it would measure"))
     (tmp_path / "plain.md").write_text("no markers\n")
     with pytest.raises(SystemExit) as caught:
         command.main([a.format(tmp=tmp_path) for a in arguments])
@@ -196,10 +199,17 @@ def test_a_missing_torch_is_one_line(checkout, monkeypatch, capsys):
 
 
 def test_the_plan_has_the_rows_asked_for():
-    everything = rows.plan(list(rows.NAMES), list(rows.SHAPES), 1000)
+    everything = rows.plan(list(rows.NAMES), list(rows.SHAPES), _OPTIONS)
     assert {job.name for job in everything} == set(rows.NAMES)
     assert len({job.title for job in everything}) == len(everything)
-    few = rows.plan(["evaluate", "start"], [32], 1000)
+    compared = rows.plan(["train"], [16, 64], _OPTIONS._replace(reference="checkout"))
+    assert [job.title.partition("batch ")[2] for job in compared] == [
+        "32",
+        "32, PyTorch flushing denormals",
+        "8",
+        "8, PyTorch flushing denormals",
+    ]
+    few = rows.plan(["evaluate", "start"], [32], _OPTIONS)
     assert [job.name for job in few] == ["evaluate", "start", "start"]
     assert few[0].title == "network evaluation, 32 features, 28x28x1, batch 32"
 
@@ -236,32 +246,48 @@ def session(monkeypatch):
     def make(reference):
         asked = []
         monkeypatch.setattr(machine, "busy_cores", lambda seconds: 1.5)
-        ours = _FakeWorker("ours", {"train": [0.1, 0.3, 0.2], "matmul": [0.05, 0.02]}, asked)
-        theirs = _FakeWorker("original", {"train": [0.4]}, asked)
-        monkeypatch.setattr(Session, "start_ours", lambda self, *args, **kwargs: ours)
-        monkeypatch.setattr(
-            Session,
-            "start_original",
-            lambda self, *args: theirs if self.options.reference else None,
-        )
-        return Session(Options(reference, 2, None, 1000, 5, False), lines.append), asked
+        times = {"train": [0.1, 0.3, 0.2], "evaluate": [0.1], "matmul": [0.05, 0.02]}
+        ours = _FakeWorker("ours", times, asked)
+        theirs = _FakeWorker("original", {"train": [0.4], "evaluate": [0.4]}, asked)
+
+        class FakeSession(Session):
+            def start_ours(self, *args, **kwargs):
+                return ours
+
+            def start_original(self, network, sampler_steps, flush_denormals=False):
+                self.flushing.append(flush_denormals)
+                return theirs if self.options.reference else None
+
+        FakeSession.flushing = []
+        return FakeSession(_OPTIONS._replace(reference=reference), lines.append), asked
 
     return make
 
 
 def test_both_sides_take_turns(session):
     made, asked = session("checkout")
-    (job,) = rows.plan(["train"], [16], 1000)
+    job, flushing = rows.plan(["train"], [16], made.options)
     row = rows.measure(made, job)
     assert row[1:] == ("200 ms", "original: 400 ms", "0.5", "0.5 to 0.5", "5 of 50, 10%")
     before = [("ours", "train", 5), ("original", "train", 5)]
     turn = [("ours", "train"), ("original", "train"), ("ours", "matmul")]
     assert asked == before + 2 * turn
+    assert made.flushing == [False]
+    rows.measure(made, flushing)
+    assert asked == 2 * (before + 2 * turn)
+    assert made.flushing == [False, True]
+
+
+def test_only_training_warms_up(session):
+    made, asked = session("checkout")
+    (job,) = rows.plan(["evaluate"], [16], made.options)
+    rows.measure(made, job)
+    assert asked == [("ours", "evaluate"), ("original", "evaluate")] * 2
 
 
 def test_without_a_checkout_there_is_nothing_to_compare_with(session):
     made, _ = session(None)
-    (job,) = rows.plan(["train"], [16], 1000)
+    (job,) = rows.plan(["train"], [16], made.options)
     assert rows.measure(made, job)[1:] == ("200 ms", "", "", "", "5 of 50, 10%")
 
 
@@ -271,27 +297,33 @@ def test_a_row_that_fails_says_why(session):
     assert rows.measure(made, job).ours == "failed: tuple index out of range"
 
 
-def test_options_reach_the_authors_code(checkout, monkeypatch, capsys):
+def test_options_reach_the_session_and_the_head(file, monkeypatch, checkout, capsys):
+    seen = []
+
+    def measure(session, job):
+        seen.append(session.options)
+        return table.Row(job.title, "1 ms")
+
+    monkeypatch.setattr(rows, "measure", measure)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
+    arguments = ["--only=train", "--shapes=16", f"--reference={checkout}", "--rounds=2"]
+    counts = ["--devices=3", "--sampler-steps=40", "--warm-up-steps=7"]
+    assert command.main(arguments + counts) == 0
+    assert seen == [Options(checkout, 2, 3, 40, 7)] * 2
+    assert "training steps before the rounds of the rows 'train': 7\n" in capsys.readouterr().out
+
+
+def test_the_authors_code_is_given_what_it_takes(checkout, monkeypatch):
     started = []
     monkeypatch.setattr(
         session_module, "Worker", lambda module, settings, environment: started.append(settings)
     )
-
-    def measure(session, job):
-        session.start_original(rows.SHAPES[16], 1000)
-        return table.Row(job.title, f"{session.options.warm_up} steps")
-
-    monkeypatch.setattr(rows, "measure", measure)
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(command.signal, "signal", lambda *args: None)
-    arguments = [f"--reference={checkout}", "--only=train", "--shapes=16"]
-    assert command.main([*arguments, "--warm-up=4", "--flush-denormals"]) == 0
-    printed = capsys.readouterr().out
-    assert "| 4 steps |" in printed
-    assert "training steps before those timed: 4\n- PyTorch flushed denormal numbers" in printed
-    assert command.main(arguments) == 0
-    assert "PyTorch" not in capsys.readouterr().out
-    assert [settings["flush_denormals"] for settings in started] == [True, False]
+    made = Session(_OPTIONS._replace(reference=checkout), print)
+    for flush in (False, True):
+        made.start_original(rows.SHAPES[16], 1000, flush)
+    parameters = inspect.signature(original.Original).parameters.keys()
+    assert all(settings.keys() == parameters for settings in started)
+    assert [settings["flush_denormals"] for settings in started] == [False, True]
     assert {settings["reference"] for settings in started} == {checkout}
 
 
@@ -378,17 +410,59 @@ def test_ctrl_c_prints_what_was_measured(file, capsys):
     assert command.main(["--only=train,evaluate", "--shapes=16", f"--write={file}"]) == 130
     output = capsys.readouterr()
     assert "| train step, 16 features, 28x28x1, batch 32 | 1 ms |" in output.out
-    assert output.err.endswith("interrupted after 1 of 2 rows\n")
+    assert output.err.endswith(f"interrupted after 1 of 2 rows; {file} is as it was\n")
     assert "old" in file.read_text()
+
+
+def test_a_failed_row_is_a_failure_and_nothing_is_written(file, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "measure", lambda session, job: table.failure(job.title, OSError()))
+    assert command.main(["--only=start", f"--write={file}"]) == 1
+    output = capsys.readouterr()
+    assert output.out.count("| failed: OSError |") == 2
+    assert output.err.endswith(f"2 of 2 rows failed; {file} is as it was\n")
+    assert "old" in file.read_text()
+
+
+def test_a_table_that_cannot_be_printed_or_written_is_not_lost(file, tmp_path):
+    """In a process of its own, whose standard output is a device that is full."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no device that is always full")
+    code = (
+        "import os, sys; from benchmarks import __main__ as command, rows, table\n"
+        "def measure(session, job):\n"
+        "    if len(sys.argv) > 1: os.remove(sys.argv[1])\n"
+        "    return table.Row(job.title, '1 ms')\n"
+        "rows.measure = measure\n"
+        f"sys.exit(command.main(['--only=input', {f'--write={file}'!r}]))"
+    )
+
+    def run(*arguments):
+        with open("/dev/full", "w") as full:
+            return subprocess.run(
+                [sys.executable, "-c", code, *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=workers.ROOT,
+            )
+
+    done = run()
+    assert done.returncode == 1
+    assert "| making a batch, configs/digits.py | 1 ms |" in done.stderr
+    assert done.stderr.endswith("\nstandard output: No space left on device\n")
+    assert "1 ms" in file.read_text()
+    done = run(str(file))
+    assert done.returncode == 1
+    assert "| making a batch, configs/digits.py | 1 ms |" in done.stderr
+    reasons = "No such file or directory; standard output: No space left on device\n"
+    assert done.stderr.endswith(f"--write={file}: {reasons}")
 
 
 def test_the_table_is_written_with_its_header(file, capsys):
     assert command.main(["--only=train", "--rounds=7", f"--write={file}"]) == 0
     printed = capsys.readouterr().out
-    assert (
-        "- rounds: 7; CPU devices: as many as the application takes; training steps before those timed: 32\n"
-        in printed
-    )
+    assert "- rounds: 7; CPU devices: as many as the application takes; training" in printed
+    assert "steps before the rounds of the rows 'train': 32\n" in printed
     assert file.read_text() == f"{table.BEGIN}\n\n{printed}\n{table.END}\n"
     assert "old" not in printed
 
@@ -397,7 +471,7 @@ def test_other_processes_are_noticed(monkeypatch):
     lines = []
     loads = iter([0.0, 1.25, None])
     monkeypatch.setattr(machine, "busy_cores", lambda seconds: next(loads))
-    made = Session(Options(None, 3, None, 1000, 1, False), lines.append)
+    made = Session(_OPTIONS._replace(rounds=3), lines.append)
     assert list(made.rounds("x")) == [0, 1, 2]
     assert lines == [
         "x: round 1 of 3",
