@@ -383,6 +383,16 @@ def test_tasks_of_the_authors_code_have_weights_of_their_own(make_original, flus
     assert [product == 0.0 for product in products] == [flush] * 2
 
 
+def test_the_authors_code_draws_the_same_in_every_process(make_original):
+    import torch
+
+    def draw():
+        make_original(False)
+        return float(torch.rand(()))
+
+    assert draw() == draw()
+
+
 def test_a_processor_that_cannot_flush_denormals_is_told(make_original, monkeypatch):
     monkeypatch.setattr("torch.set_flush_denormal", lambda mode: False)
     make_original(False)
