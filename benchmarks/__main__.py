@@ -9,7 +9,6 @@ line and what becomes of the table; what is measured is in `benchmarks.rows`.
 import argparse
 import contextlib
 import importlib.util
-import os
 import pathlib
 import signal
 import sys
@@ -45,14 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
             interrupted = True
     text = f"{_header(options, session.others)}\n\n{table.markdown(measured)}"
     failed = sum(row.failed for row in measured)
+    problems = []
     if interrupted:
-        problems = [f"interrupted after {len(measured)} of {len(jobs)} rows"]
-    else:
-        problems = [f"{failed} of {len(jobs)} rows failed"] if failed else []
-    if options.write:
-        problems += (
-            _write(options.write, text) if not problems else [f"{options.write} is as it was"]
-        )
+        problems.append(f"interrupted after {len(measured)} of {len(jobs)} rows")
+    elif failed:
+        problems.append(f"{failed} of {len(jobs)} rows failed")
+    if options.write and problems:
+        problems.append(f"{options.write} is as it was")
+    elif options.write:
+        problems += _write(options.write, text)
     problems += _print(text)
     if problems:
         _progress("; ".join(problems))
@@ -75,8 +75,6 @@ def _print(text: str) -> list[str]:
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is left in the buffer would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _progress(text)
         return [f"standard output: {_reason(error)}"]
     return []
