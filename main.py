@@ -6,14 +6,14 @@ overridden, as in --config.training.batch_size=64.
 
 import os
 
-from ncsn_jax import launch
+from ncsn_jax.app import launch
 
 if __name__ == "__main__":  # before anything is imported in vain
     launch.use_large_pages(os.path.abspath(__file__))
 
 from absl import flags
 
-from ncsn_jax import _memory, cli
+from ncsn_jax.app import _memory, cli
 
 _INTERRUPTED = "the same command continues"
 
@@ -59,7 +59,7 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    from ncsn_jax import _supervisor, signals
+    from ncsn_jax.app import _supervisor, signals
 
     if _MODE.value == "suggest":
         import run_lib
@@ -74,12 +74,12 @@ def main(_) -> None:
     signals.install(_INTERRUPTED)
     with _memory.uncollected():
         import run_lib
-        from ncsn_jax import hosts
+        from ncsn_jax.app import distributed
 
     if launched is not None:
-        hosts.start(launched, _PATIENCE.value)
+        distributed.start(launched, _PATIENCE.value)
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
-    hosts.meet("to finish")  # One that ended early would be missed by the others.
+    distributed.meet("to finish")  # One that ended early would be missed by the others.
 
 
 def _required():

@@ -1,7 +1,7 @@
 """The loops behind the modes of `main.py`: load, compile, train, log, save, sample.
 
 Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` and `ncsn_jax.sampling`,
-everything about devices in `ncsn_jax.parallel`, and every file format has a module of its own.
+everything about devices in `ncsn_jax.app.devices`, and every file format has a module of its own.
 """
 
 import concurrent.futures
@@ -16,28 +16,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax import (
+from ncsn_jax import sigmas, training
+from ncsn_jax.app import (
     _memory,
-    chains,
     checkpoints,
     data,
-    hosts,
-    images,
-    parallel,
+    devices,
+    distributed,
+    logs,
+    pictures,
     programs,
     results,
-    runlog,
+    run_samplers,
     samplers,
-    sigmas,
     signals,
     storage,
-    training,
     workdirs,
 )
-from ncsn_jax import config as configuration
-from ncsn_jax.errors import UserError
-from ncsn_jax.metrics import Window, Writer
-from ncsn_jax.results import (
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app.metrics import Window, Writer
+from ncsn_jax.app.results import (
     classconditional,
     classifier,
     colorize,
@@ -47,6 +45,7 @@ from ncsn_jax.results import (
     nearest,
     sample,
 )
+from ncsn_jax.errors import UserError
 
 __all__ = [
     "classconditional",
@@ -95,17 +94,17 @@ def train(config, workdir: str) -> None:
                 storage.remove_leftovers(directory)
             stack.enter_context(workdirs.lock(workdir))
 
-        hosts.on_first("to open the work directory", open_workdir)
-        runlog.start(workdir)
+        distributed.on_first("to open the work directory", open_workdir)
+        logs.start(workdir)
         dataset = configuration.load_images(config)
         workdirs.claim_images(dataset, workdir)
-        hosts.on_first("to begin", lambda: workdirs.write_config(config, workdir))
+        distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state, train_steps = _begin(config, store, dataset.shape)
             # Of what tracing, compiling and restoring took nothing is needed any more.
             _memory.release()
-            runner = chains.Chains(config)
+            runner = run_samplers.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
@@ -115,13 +114,13 @@ def train(config, workdir: str) -> None:
                 )
                 step, params = options.num_steps, train_steps.weights(state)
             else:
-                params = parallel.replicate(state.ema_params or state.params)
+                params = devices.replicate(state.ema_params or state.params)
             del state
         results.write_samples(config, workdir, step, params, runner)
 
 
 @_memory.uncollected()
-def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps | None]:
+def _begin(config, store, images_shape) -> tuple[int, Any, devices.TrainSteps | None]:
     """Returns the step to go on from, its state, and the compiled training step, if one is due.
 
     The state is on the devices then.
@@ -148,7 +147,7 @@ def _begin(config, store, images_shape) -> tuple[int, Any, parallel.TrainSteps |
         drawn = beside.submit(init.draw, key) if state is None else None
         opened = beside.submit(store.open)
         with_table = step == 0
-        described = beside.submit(runlog.describe, config, shapes.params, with_table=with_table)
+        described = beside.submit(logs.describe, config, shapes.params, with_table=with_table)
         if step < last and loading is not None:
             finish = _prepare(config, shapes, description, loading.result())
         train_steps = finish(drawn) if finish is not None else None
@@ -221,7 +220,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
     batches = data.Batches(
-        dataset, config.seed, options.batch_size, jax.process_index(), hosts.count()
+        dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
     window = Window(
         configuration.make_objective(config).sigmas,
@@ -236,9 +235,9 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         nonlocal in_flight, stop
         if in_flight is not None:
             at, metrics, heard = in_flight
-            with hosts.limit("in a training step", factor=per_call):
+            with distributed.limit("in a training step", factor=per_call):
                 window.add(at, metrics, store)
-                stop = int(np.max(parallel.to_host(heard)))
+                stop = int(np.max(devices.to_host(heard)))
             in_flight = None
 
     def save(with_preview: bool) -> None:
@@ -253,7 +252,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     with signals.deferred():
         while step < last and not stop:
             started = time.perf_counter()
-            batch = parallel.spread(batches(step, per_call))
+            batch = devices.spread(batches(step, per_call))
             window.input_seconds += time.perf_counter() - started
             wish = signals.requested() or 0
             state, metrics, heard = train_steps(state, batch, seed, wish)
@@ -278,7 +277,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
                 )
             }
             # Several processes stop after the same call, since all hear of it with its metrics.
-            if any(due.values()) or (wish and hosts.count() == 1):
+            if any(due.values()) or (wish and distributed.count() == 1):
                 settle()
             if due["log"]:
                 scalars = window.scalars()
@@ -293,7 +292,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         if stop and step not in store.steps():
             save(with_preview=False)
         store.wait()
-        stop = int(hosts.gather(np.int32(stop or signals.requested() or 0)).max())
+        stop = int(distributed.gather(np.int32(stop or signals.requested() or 0)).max())
         if stop:
             _log.info("stopped after step %d, which is saved", step)
             raise signals.Stopped(stop, alone=False)
@@ -302,7 +301,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
 
 def _prepare(
     config, shapes: training.TrainState, description: str | None, kept: Any | None
-) -> Callable[[concurrent.futures.Future | None], parallel.TrainSteps]:
+) -> Callable[[concurrent.futures.Future | None], devices.TrainSteps]:
     """Traces the training step, and returns a function that compiles it and returns it.
 
     Which logs how long all of that took and what memory the step needs. It is given what another thread
@@ -320,23 +319,23 @@ def _prepare(
     options = config.training
     batch = (
         options.steps_per_call,
-        options.batch_size // hosts.count(),
+        options.batch_size // distributed.count(),
         *configuration.image_shape(config),
     )
-    steps = parallel.TrainSteps(
+    steps = devices.TrainSteps(
         configuration.make_train_steps(config),
         shapes,
-        parallel.spread(np.empty(batch, np.uint8)),
+        devices.spread(np.empty(batch, np.uint8)),
         np.uint32(config.seed),
         remat=options.remat,
         description=description,
         kept=kept,
     )
 
-    def finish(meanwhile: concurrent.futures.Future | None) -> parallel.TrainSteps:
+    def finish(meanwhile: concurrent.futures.Future | None) -> devices.TrainSteps:
         memory = steps.compile(meanwhile)
-        runlog.describe_memory(memory, time.perf_counter() - started if kept is None else None)
-        hosts.meet("to compile the training step")
+        logs.describe_memory(memory, time.perf_counter() - started if kept is None else None)
+        distributed.meet("to compile the training step")
         return steps
 
     return finish
@@ -346,7 +345,7 @@ def _lacks_preview(config, workdir: str, step: int) -> bool:
     """Whether a run that was killed had saved a step and not yet written its preview."""
     every = config.training.sample_every
     path = _preview_path(workdir, step)
-    return bool(step and every and step % every == 0) and hosts.on_first(
+    return bool(step and every and step % every == 0) and distributed.on_first(
         "to look for the preview", lambda: not storage.exists(path)
     )
 
@@ -363,10 +362,10 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return
-    if not hosts.is_first():
+    if not distributed.is_first():
         return
-    grid = images.grid(samples)
-    png = images.encode_png(grid, min_side=200)
+    grid = pictures.grid(samples)
+    png = pictures.encode_png(grid, min_side=200)
     path = _preview_path(workdir, step)
     storage.make_directory(os.path.dirname(path))
     storage.write(path, png)

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from ncsn_jax import data, images
+from ncsn_jax.app import data, pictures
 from ncsn_jax.errors import one_line
 
 THRESHOLD = 0.9
@@ -74,7 +74,7 @@ def real_digits(split: str) -> np.ndarray:
 def main(path: str) -> None:
     """Prints the figures for one file of samples."""
     try:
-        (samples,) = images.read_npz(path, "samples")
+        (samples,) = pictures.read_npz(path, "samples")
     # Damaged files raise all kinds of exceptions.
     except Exception as error:
         sys.exit(one_line(f"error: {path} cannot be read ({type(error).__name__})"))

@@ -11,7 +11,7 @@ import pathlib
 import platform
 import time
 
-from ncsn_jax import launch
+from ncsn_jax.app import launch
 
 
 def busy_cores(seconds: float) -> float | None:

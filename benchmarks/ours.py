@@ -3,8 +3,8 @@
     python -m benchmarks.ours
 
 answers the requests of `benchmarks.workers`. Everything is made of a configuration, as in `run_lib`, and
-mapped over the CPU devices by `ncsn_jax.parallel`. Hidden here are the shapes of what is mapped, and that the
-images are random.
+mapped over the CPU devices by `ncsn_jax.app.devices`. Hidden here are the shapes of what is mapped, and that
+the images are random.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workers
-from ncsn_jax import _memory, launch
+from ncsn_jax.app import _memory, launch
 
 # Side of the matrices whose product is the measure of what the machine can do.
 _SIDE = 2048
@@ -46,10 +46,10 @@ class Ours(workers.Subject):
                 "matmul": self._matmul,
             }
         )
-        from ncsn_jax import config as configuration
-        from ncsn_jax import parallel, programs
+        from ncsn_jax.app import config as configuration
+        from ncsn_jax.app import devices, programs
 
-        self._configuration, self._parallel, self._programs = configuration, parallel, programs
+        self._configuration, self._parallel, self._programs = configuration, devices, programs
         configuration.check(self._config)
         self._seed = np.uint32(self._config.seed)
         self._init = configuration.make_init(self._config)
@@ -57,12 +57,12 @@ class Ours(workers.Subject):
         self._batch_size = self._config.training.batch_size
 
     def operations(self) -> int:
-        """Returns the floating point operations of a training step; see `ncsn_jax.report.Cost`."""
-        from ncsn_jax import report
+        """Returns the floating point operations of a training step; see `ncsn_jax.app.cost.Cost`."""
+        from ncsn_jax.app import cost
 
         model = self._configuration.make_model(self._config)
-        cost = report.estimate_cost(model, self._shapes().params, self._shape, ema=False)
-        return self._batch_size * cost.step_operations
+        found = cost.estimate_cost(model, self._shapes().params, self._shape, ema=False)
+        return self._batch_size * found.step_operations
 
     def compile_seconds(self) -> float:
         """Returns how long the training step takes to trace and compile, or to load where it was kept."""
@@ -174,7 +174,7 @@ class Ours(workers.Subject):
 
     def _batch(self) -> Callable:
         """Makes the next training batch of the configuration's images, on the host."""
-        from ncsn_jax import data
+        from ncsn_jax.app import data
 
         images = self._configuration.load_images(self._config)
         batches = data.Batches(images, self._config.seed, self._batch_size)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import digits_quality
-from ncsn_jax import cli
+from ncsn_jax.app import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
@@ -122,8 +122,9 @@ def _draw(rows: list[dict], real: float, floor: float) -> bytes:
 
 def main(_) -> None:
     """Measures, prints and draws."""
-    from ncsn_jax import chains, parallel, report, sigmas, storage, workdirs
-    from ncsn_jax import config as configuration
+    from ncsn_jax import sigmas
+    from ncsn_jax.app import config as configuration
+    from ncsn_jax.app import cost, devices, run_samplers, storage, workdirs
     from ncsn_jax.errors import UserError
 
     config, workdir = _CONFIG.value, _WORKDIR.value
@@ -133,17 +134,17 @@ def main(_) -> None:
     if config.training.sde != "none" and not config.training.continuous:
         raise UserError("config.training.continuous=False must be True: the ladder is changed")
     step, state = workdirs.load_newest(config, workdir)
-    params = parallel.replicate(state.ema_params or state.params)
+    params = devices.replicate(state.ema_params or state.params)
     count, size = _SAMPLES.value, config.sampling.batch_size
     reference = digits_quality.real_digits("train")
     rows = []
     todo = _samplers(sigmas, config)
-    with report.progress("measuring", len(todo)) as advanced:
+    with cost.progress("measuring", len(todo)) as advanced:
         for name, overrides in todo:
             changed = config.copy_and_resolve_references()
             changed.update_from_flattened_dict(overrides)
             configuration.check(changed)
-            runner = chains.Chains(changed)
+            runner = run_samplers.Chains(changed)
             found, seconds = [], []
             for first in range(0, count, size):
                 started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.workers import Worker
-from ncsn_jax import launch
+from ncsn_jax.app import launch
 
 # Of both sides, as the application gives it to itself, and without anybody's compiled programs.
 _ENVIRONMENT = launch.LARGE_PAGES | {

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from benchmarks.workers import ROOT, MeasurementError, last_line
-from ncsn_jax.signals import STATUS
+from ncsn_jax.app.signals import STATUS
 
 # Seconds for a run to end, which it does at once when its state is saved.
 _PATIENCE = 120

@@ -14,7 +14,8 @@ from matplotlib import pyplot
 
 import examples
 from examples import mlp
-from ncsn_jax import data, losses
+from ncsn_jax import losses
+from ncsn_jax.app import data
 
 STEPS = 2000
 

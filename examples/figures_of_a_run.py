@@ -15,7 +15,7 @@ writes to `WORKDIR/figures/step_<step>`:
 
 import os
 
-from ncsn_jax import cli
+from ncsn_jax.app import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
@@ -28,19 +28,10 @@ def make_figures(config, workdir: str) -> str:
     import numpy as np
     from matplotlib import pyplot
 
-    from ncsn_jax import (
-        chains,
-        images,
-        inpainting,
-        losses,
-        models,
-        parallel,
-        samplers,
-        sampling,
-        storage,
-        workdirs,
-    )
-    from ncsn_jax import config as configuration
+    from ncsn_jax import losses, models, sampling
+    from ncsn_jax.app import config as configuration
+    from ncsn_jax.app import devices, pictures, run_samplers, samplers, storage, workdirs
+    from ncsn_jax.app.data.masks import make_masks
 
     configuration.check(config)
     step, state = workdirs.load_newest(config, workdir)
@@ -50,20 +41,20 @@ def make_figures(config, workdir: str) -> str:
     shape = configuration.image_shape(config)
 
     def write(name, picture):
-        images.write_png(os.path.join(directory, name), picture)
+        pictures.write_png(os.path.join(directory, name), picture)
 
     # Figures 4 and 5: one batch of chains.
-    replicated = parallel.replicate(params)
+    replicated = devices.replicate(params)
     indices = list(range(64))
-    made = chains.Chains(config).run(replicated, indices, len(indices), num_frames=10)
-    write("figure4.png", images.filmstrip(made.frames, rows=8, columns=10))
-    write("figure5.png", images.grid(made.images))
+    made = run_samplers.Chains(config).run(replicated, indices, len(indices), num_frames=10)
+    write("figure4.png", pictures.filmstrip(made.frames, rows=8, columns=10))
+    write("figure5.png", pictures.grid(made.images))
 
     # Figure 6: six images, five completions each.
     originals = np.asarray(configuration.load_images(config, "test")[:6])
-    masks = inpainting.make_masks("left", shape, len(originals), config.seed)
+    masks = make_masks("left", shape, len(originals), config.seed)
     which = np.repeat(np.arange(len(originals)), 5)
-    runner = chains.Chains(config, samplers.FOR_INPAINTING)
+    runner = run_samplers.Chains(config, samplers.FOR_INPAINTING)
     completions = runner.run(
         replicated,
         list(range(len(which))),
@@ -76,7 +67,7 @@ def make_figures(config, workdir: str) -> str:
         [occluded[:, None], completions.reshape(len(originals), 5, *shape), originals[:, None]],
         axis=1,
     )
-    write("figure6.png", images.grid(rows.reshape(-1, *shape), columns=7))
+    write("figure6.png", pictures.grid(rows.reshape(-1, *shape), columns=7))
 
     # The norm of the score and the loss of every level, on perturbed images.
     ladder = configuration.make_sigmas(config)

@@ -4,7 +4,7 @@ The flow is a map between data and noise that can be inverted (Song et al., 2021
 D). `log_prob` is the density that it gives to data, by the change of variables; `bits_per_dim` and
 `dequantize` are what it takes to compare such numbers for images. `encode` and `decode` go to latents and
 back, `interpolate` goes from one latent to another. Hidden here is how a divergence is had from a score
-function; the solver is in `ncsn_jax.sampling.ode`, and needs diffrax.
+function; the solver is in `ncsn_jax.sampling._probability_flow`, and needs diffrax.
 """
 
 import math
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import _draw, check_batch, check_key, fold_in, normal_like, rademacher_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import check_count
-from ncsn_jax.sampling.ode import (
+from ncsn_jax.sampling._langevin import check_count
+from ncsn_jax.sampling._predictor_corrector import SamplerInfo
+from ncsn_jax.sampling._probability_flow import (
     MAX_STEPS,
     check_sde,
     check_state,
@@ -26,7 +27,6 @@ from ncsn_jax.sampling.ode import (
     score_of_one,
     velocity,
 )
-from ncsn_jax.sampling.reverse_sde import SamplerInfo
 from ncsn_jax.sde import SDE, TimeScoreFn
 
 PROJECTIONS = {"rademacher": rademacher_like, "gaussian": normal_like}

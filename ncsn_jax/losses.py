@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sde import SDE, TimeScoreFn
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn

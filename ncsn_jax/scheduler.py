@@ -24,7 +24,7 @@ import numpy as np
 
 from ncsn_jax._random import check_batch, check_key, expand
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import annealed_steps, check_count, langevin_update
+from ncsn_jax.sampling._langevin import annealed_steps, check_count, langevin_update
 from ncsn_jax.sigmas import as_float, geometric
 
 # Of float32, about.

@@ -24,8 +24,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ncsn_jax import checkpoints
-from ncsn_jax import config as configuration
+from ncsn_jax.app import checkpoints
+from ncsn_jax.app import config as configuration
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

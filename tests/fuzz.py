@@ -211,7 +211,7 @@ def run_case(entry, case: Case, surroundings: Surroundings) -> str:
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     except refusals as error:
-        # As `ncsn_jax.cli` prints it.
+        # As `ncsn_jax.app.cli` prints it.
         text = str(error)
         if isinstance(error, OSError):
             text = one_line(f"{error.filename}: {error.strerror or error}")
@@ -244,7 +244,7 @@ def work(seed: int, plan: list[tuple[str, int]]) -> None:
         surroundings = Surroundings(base)
         for module in sorted({m for name, _ in plan for m in hostile.ENTRIES[name].modules}):
             importlib.import_module(module)
-        importlib.import_module("ncsn_jax.cli")  # as every child would
+        importlib.import_module("ncsn_jax.app.cli")  # as every child would
 
         if "jax" in sys.modules:
             sys.modules["jax"].devices()

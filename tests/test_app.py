@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import checkpoints, samplers, workdirs
-from ncsn_jax import config as configuration
+from ncsn_jax.app import checkpoints, samplers, workdirs
+from ncsn_jax.app import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
 
@@ -124,7 +124,7 @@ def test_tensorboard_reads_the_events(finished):
 
 
 def test_loss_curves_are_drawn(workdir):
-    draw = [sys.executable, "-m", "ncsn_jax.images", "losses"]
+    draw = [sys.executable, "-m", "ncsn_jax.app.pictures", "losses"]
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
     result = subprocess.run([*draw, str(workdir)], **options)
     assert result.returncode == 0, result.stderr
@@ -470,7 +470,7 @@ def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
 
 def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
     script = """
-from ncsn_jax import cli
+from ncsn_jax.app import cli
 config = cli.define_config()
 cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrupted="")
 """
@@ -657,7 +657,7 @@ import {modules}
         (("optax", "orbax", "ml_collections", "clu", "PIL", "tensorflow"), "ncsn_jax.models"),
         (
             ("tensorflow",),
-            "run_lib, ncsn_jax.data.digits, tensorboard.summary.writer.record_writer",
+            "run_lib, ncsn_jax.app.data.digits, tensorboard.summary.writer.record_writer",
         ),
     ]
     for hidden, modules in cases:

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from ncsn_jax import checkpoints, training
+from ncsn_jax import training
+from ncsn_jax.app import checkpoints
 from ncsn_jax.errors import UserError
 
 
@@ -73,11 +74,11 @@ def flip_a_bit(path):
 )
 def test_falls_back_to_the_one_before(workdir, damage, caplog):
     damage(workdir / "checkpoints" / "3")
-    with caplog.at_level(logging.WARNING, "ncsn_jax.checkpoints"):
+    with caplog.at_level(logging.WARNING, "ncsn_jax.app.checkpoints"):
         step, state = restore(workdir)
     assert step == 2
     jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
-    messages = [r.getMessage() for r in caplog.records if r.name == "ncsn_jax.checkpoints"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "ncsn_jax.app.checkpoints"]
     assert messages[0].startswith("checkpoint 3 is damaged")
     assert messages[1].startswith("checkpoint 3 was moved to")
     assert (workdir / "damaged" / "3").is_dir()

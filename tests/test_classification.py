@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from ncsn_jax import classification, images, sde
+from ncsn_jax import sde
+from ncsn_jax.app import classification, pictures
 from ncsn_jax.errors import UserError, show
 from ncsn_jax.models import NoisyClassifier
 
@@ -220,7 +221,7 @@ def test_files_that_describe_no_classifier_are_refused(name, value, weights, tmp
     with pytest.raises(ValueError, match=message):
         classification.save(str(path), weights, meta)
     assert not path.exists()
-    images.write_npz(str(path), meta=np.asarray(json.dumps(meta)))
+    pictures.write_npz(str(path), meta=np.asarray(json.dumps(meta)))
     refused(path, "ValueError")
 
 

@@ -18,10 +18,10 @@ from flax import traverse_util
 
 from configs import mnist, ncsnv2_cifar10, simplified_celeba
 from configs.score_sde import ve_cifar10_ncsnpp_continuous
-from ncsn_jax import config as configuration
 from ncsn_jax import convert, models, training
-from ncsn_jax import workdirs as work_directories
-from ncsn_jax.convert import files, workdirs
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app import torch_files, torch_runs
+from ncsn_jax.app import workdirs as work_directories
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
 from tests.models.comparison import assert_close, compiled_quickly, nhwc, run
@@ -176,13 +176,13 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
         params, opt_state, value = compiled(params, opt_state, *batch)
         assert float(value) == pytest.approx(float(g["out/v1/losses"][i]), rel=1e-4)
 
-    found = files.read(str(V1))
+    found = torch_files.read(str(V1))
     expected = convert.from_torch(found.model, model)
     difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).ravel(), params, expected)
     difference = np.concatenate(jax.tree.leaves(difference))
     # Where a gradient is zero up to rounding Adam follows its sign: a few weights move the other way.
     assert np.mean(difference < 1e-6) > 0.97 and difference.max() < 3 * 2.01e-3
-    adam = files.read_adam(str(V1), found)
+    adam = torch_files.read_adam(str(V1), found)
     assert adam.count == 3
     for name, moments in (("mu", adam.first), ("nu", adam.second)):
         ours = np.concatenate([a.ravel() for a in jax.tree.leaves(optax.tree.get(opt_state, name))])
@@ -195,10 +195,10 @@ def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
 def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     pytest.importorskip("torch")
     config, workdir = make(), str(tmp_path / "run")
-    message = workdirs.import_checkpoint(config, str(path), workdir)
+    message = torch_runs.import_checkpoint(config, str(path), workdir)
     assert str(path) in message and "note" not in message
     step, state = work_directories.load_newest(config, workdir)
-    found = files.read(str(path))
+    found = torch_files.read(str(path))
     model = configuration.make_model(config)
     version = "v1" if path == V1 else "v2"
     assert (step, int(state.step)) == ((3, 3) if version == "v1" else (5000, 5000))
@@ -213,15 +213,15 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         assert_close(network(params, x, y), nhwc(g[f"out/{version}/{name}"]))
         back = convert.to_torch(params, model)
         assert all(np.array_equal(back[key], value) for key, value in arrays.items())
-    adam = files.read_adam(str(path), found)
+    adam = torch_files.read_adam(str(path), found)
     for name, moments in (("mu", adam.first), ("nu", adam.second)):
         back = convert.to_torch(optax.tree.get(state.opt_state, name), model)
         assert all(np.array_equal(back[key], value) for key, value in moments.items())
     with pytest.raises(UserError, match="holds a run already"):
-        workdirs.import_checkpoint(config, str(path), workdir)
+        torch_runs.import_checkpoint(config, str(path), workdir)
 
     target = tmp_path / "weights.npz"
-    workdirs.export(config, workdir, str(target))
+    torch_runs.export(config, workdir, str(target))
     with np.load(target) as arrays:
         names = {f"model/module.{name}" for name in found.model}
         names |= {f"ema/{name}" for name in found.ema or {}}
@@ -230,7 +230,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
             arrays["model/module.end_conv.weight"], found.model["end_conv.weight"]
         )
     with pytest.raises(UserError, match=r"weights.npz' is there already"):
-        workdirs.export(config, workdir, str(target))
+        torch_runs.export(config, workdir, str(target))
 
 
 def test_a_file_of_score_sde_is_read_whole(golden):
@@ -240,8 +240,8 @@ def test_a_file_of_score_sde_is_read_whole(golden):
     trained = [
         name.removeprefix("module.") for name in json.loads(str(g["meta"]))["parameter_order"]
     ]
-    found = files.read(str(PP))
-    adam = files.read_adam(str(PP), found)
+    found = torch_files.read(str(PP))
+    adam = torch_files.read_adam(str(PP), found)
     assert (found.step, found.ema_decay, adam.count) == (3, 0.999, 3)
     rate = content["optimizer"]["param_groups"][0]["lr"]
     assert adam.hyperparameters["learning_rate"] == float(rate)
@@ -283,11 +283,11 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
         }
     )
     # The rate of the file is that of step 4002 of a warm-up of 5000, of which there is none here.
-    message = workdirs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
+    message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
     assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
-    found = files.read(str(PP))
+    found = torch_files.read(str(PP))
     step, state = work_directories.load_newest(config, str(tmp_path / "run"))
-    adam = files.read_adam(str(PP), found)
+    adam = torch_files.read_adam(str(PP), found)
     trees = {"mu": adam.first, "nu": adam.second, "ema": found.ema}
     for name, arrays in trees.items():
         tree = state.ema_params if name == "ema" else optax.tree.get(state.opt_state, name)
@@ -295,7 +295,7 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
         assert all(np.array_equal(back[key], array) for key, array in arrays.items()), name
     assert step == 3 and int(optax.tree.get(state.opt_state, "count")) == 3
 
-    workdirs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
+    torch_runs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
     with np.load(tmp_path / "weights.npz") as arrays:
         assert set(arrays.files) == {f"model/module.{name}" for name in found.model} | {
             f"ema/{name}" for name in found.ema
@@ -305,7 +305,7 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
 
     config.update_from_flattened_dict({"model.ema_decay": 0.99, "model.num_levels": 500})
     config.optim.learning_rate, config.optim.warmup_steps = 0.00016008, 2
-    message = "\n".join(workdirs._make_state(config, str(PP), found)[1])
+    message = "\n".join(convert._make_state(config, str(PP), found)[1])
     assert "learning_rate" not in message  # reached after two of the three steps
     assert "its moving average was of decay 0.999; training would go on with" in message
     assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
@@ -386,9 +386,9 @@ def test_numpy_is_read_as_plain_numbers_or_refused(value, expected, options, tmp
     torch.save({"model": {"a": torch.ones(1)}, "optimizer": {"lr": value}}, path, **options)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=f"file.pth is refused: .*{expected}"):
-            files.read(path)
+            torch_files.read(path)
     else:
-        found = files.read(path).optimizer["lr"]
+        found = torch_files.read(path).optimizer["lr"]
         assert found == expected and type(found) is type(expected)
     assert set(torch.serialization.get_safe_globals()) == before
 
@@ -402,7 +402,7 @@ def test_numpy_of_before_its_second_version_is_read(tmp_path):
     data = path.read_bytes()
     assert names[0] in data
     path.write_bytes(data.replace(*names))
-    assert files.read(str(path)).step == 5
+    assert torch_files.read(str(path)).step == 5
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_a_file_of_score_sde_that_is_not_sound_is_one_line(change, message, tmp_
     path = str(tmp_path / "file.pth")
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
-        files.read(path)
+        torch_files.read(path)
 
 
 def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
@@ -440,7 +440,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
 
     def refused(config, message):
         with pytest.raises(UserError) as error:
-            workdirs.import_checkpoint(config, str(path), str(tmp_path / "run"))
+            torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run"))
         text = str(error.value)
         assert re.search(message, text) and "\n" not in text and "file.pth" in text, text
         assert not (tmp_path / "run").exists()
@@ -518,7 +518,7 @@ def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(torch.load(V1, weights_only=True)[0], path)
     workdir = str(tmp_path / "run")
-    message = workdirs.import_checkpoint(v1_config(), str(path), workdir)
+    message = torch_runs.import_checkpoint(v1_config(), str(path), workdir)
     assert "holds no optimizer" in message
     step, state = work_directories.load_newest(v1_config(), workdir)
     assert step == 0 and not any(
@@ -529,7 +529,7 @@ def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
 def test_another_learning_rate_is_said(tmp_path):
     pytest.importorskip("torch")
     config = v1_config(**{"optim.learning_rate": 1e-4})
-    message = workdirs.import_checkpoint(config, str(V1), str(tmp_path / "run"))
+    message = torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "run"))
     assert "trained with learning_rate 0.001; training would go on with" in message
     assert json.loads((tmp_path / "run/config.json").read_text())["optim.learning_rate"] == 1e-4
 
@@ -539,7 +539,7 @@ def test_without_torch_the_line_says_so(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="can be read with torch only, which is missing: pip install"
     ):
-        files.read(str(V1))
+        torch_files.read(str(V1))
 
 
 def test_a_torch_that_does_not_keep_its_promise_is_not_used(monkeypatch):
@@ -547,7 +547,7 @@ def test_a_torch_that_does_not_keep_its_promise_is_not_used(monkeypatch):
     with pytest.raises(
         UserError, match=r"is not read with torch 2.9.1\+cpu, which may execute code"
     ):
-        files.read(str(V1))
+        torch_files.read(str(V1))
 
 
 def test_a_file_of_the_simplified_network_and_back(golden, tmp_path):
@@ -560,9 +560,9 @@ def test_a_file_of_the_simplified_network_and_back(golden, tmp_path):
     torch.save({"epoch": 3, "model_state": state, "cfg": {"model": {"nf": 8}}}, path)
     config = simplified_celeba.get_config()
     config.model.features = 8
-    workdirs.import_checkpoint(config, str(path), str(tmp_path / "run"))
+    torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run"))
     target = tmp_path / "weights.npz"
-    workdirs.export(config, str(tmp_path / "run"), str(target))
+    torch_runs.export(config, str(tmp_path / "run"), str(target))
     with np.load(target) as arrays:
         assert set(arrays.files) == {f"model/{name}" for name in state}
         for name, value in state.items():
@@ -578,12 +578,12 @@ def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(work_directories, "write_config", fail)
-        workdirs.import_checkpoint(config, str(V1), workdir)
-    workdirs.import_checkpoint(config, str(V1), workdir)
+        torch_runs.import_checkpoint(config, str(V1), workdir)
+    torch_runs.import_checkpoint(config, str(V1), workdir)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoints").write_text("mine")
     with pytest.raises(UserError, match="holds a run already"):
-        workdirs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
+        torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
     assert (tmp_path / "other" / "checkpoints").read_text() == "mine"
 
 
@@ -640,7 +640,7 @@ def test_an_optimizer_of_other_things_is_one_line(change, tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save(content, path)
     with pytest.raises(UserError, match="holds an optimizer that is not Adam"):
-        files.read_adam(path, files.read(path))
+        torch_files.read_adam(path, torch_files.read(path))
 
 
 def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
@@ -648,4 +648,4 @@ def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save([{"a": torch.ones(1)}, None, 0, 0, torch.ones(3)], path)
     with pytest.raises(UserError, match="holds Tensor as its moving average"):
-        files.read(path)
+        torch_files.read(path)

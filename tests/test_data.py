@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax import data
-from ncsn_jax.data import cache, image_folder, sources
+from ncsn_jax.app import data
+from ncsn_jax.app.data import cache, image_folder, sources
 from ncsn_jax.errors import UserError
 
 

@@ -20,21 +20,9 @@ from configs.score_sde import (
     ve_cifar10_ncsnpp_continuous,
     vp_cifar10_ddpmpp_deep_continuous,
 )
-from ncsn_jax import (
-    chains,
-    classification,
-    flows,
-    likelihood,
-    losses,
-    models,
-    objectives,
-    parallel,
-    sde,
-    storage,
-    training,
-    workdirs,
-)
-from ncsn_jax import config as configuration
+from ncsn_jax import likelihood, losses, models, objectives, sde, training
+from ncsn_jax.app import classification, devices, run_flows, run_samplers, storage, workdirs
+from ncsn_jax.app import config as configuration
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.models.comparison import run
@@ -133,7 +121,7 @@ def test_every_sampler_samples_from_an_sde(method, vp_run):
     run_lib.sample(config, vp_run)
     samples = read(vp_run, "samples", f"step_4_{method}", "samples.npz")["samples"]
     assert samples.shape == (8, 8, 8, 1) and samples.dtype == np.uint8
-    runner = chains.Chains(config)
+    runner = run_samplers.Chains(config)
     assert runner.evaluations == evaluations
 
 
@@ -170,7 +158,7 @@ def test_samples_do_not_depend_on_their_batch(vp_run):
         digits_vp, **{"sampling.method": "predictor_corrector", "sampling.num_steps": 21}
     )
     _, state = workdirs.load_newest(config, vp_run)
-    runner, params = chains.Chains(config), parallel.replicate(state.ema_params)
+    runner, params = run_samplers.Chains(config), devices.replicate(state.ema_params)
     whole = runner.run(params, list(range(8)), 8)
     part = runner.run(params, [2, 5, 7], 8, num_frames=2)
     # One grey level, where rounding differs at its edge.
@@ -434,8 +422,8 @@ def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
     of_time = sde.from_sigma_score(process, score)
     monkeypatch.setattr(configuration, "make_score_fn", lambda *_: (score, of_time))
     images = np.random.default_rng(0).integers(60, 200, (3, 8, 8, 1), dtype=np.uint8)
-    found = flows.Flow(config).bits_per_dim(parallel.replicate({}), [0, 1, 2], images, 3)
-    key = jax.random.fold_in(jax.random.key(config.seed), flows._FOR_LIKELIHOOD)
+    found = run_flows.Flow(config).bits_per_dim(devices.replicate({}), [0, 1, 2], images, 3)
+    key = jax.random.fold_in(jax.random.key(config.seed), run_flows._FOR_LIKELIHOOD)
     keys = jnp.stack([jax.random.split(jax.random.fold_in(key, i))[0] for i in range(3)])
     x = np.asarray(likelihood.dequantize(keys, images))
     nats = np.mean((x - 0.5) ** 2, axis=(1, 2, 3)) / 2 / 0.09 + np.log(0.3 * np.sqrt(2 * np.pi))

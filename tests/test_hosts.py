@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from ncsn_jax import _supervisor, launch, signals
-from ncsn_jax import config as configuration
+from ncsn_jax.app import _supervisor, launch, signals
+from ncsn_jax.app import config as configuration
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
@@ -192,7 +192,7 @@ def test_different_configurations_are_refused(tmp_path):
 def test_a_signal_is_heard_where_nobody_reads_standard_error(number):
     script = f"""
 import os, signal, time
-from ncsn_jax import signals
+from ncsn_jax.app import signals
 signals.install("")
 reading, writing = os.pipe()
 os.dup2(writing, 2)
@@ -217,7 +217,7 @@ with signals.deferred():
 def test_a_signal_that_nobody_acted_upon_stops_at_the_end_and_is_forgotten():
     script = """
 import os, signal, time
-from ncsn_jax import signals
+from ncsn_jax.app import signals
 signals.install("")
 try:
     with signals.deferred():

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax import inpainting
+from ncsn_jax.app.data.masks import make_masks, read_images
 from ncsn_jax.errors import UserError
 
 
 def test_left_half_is_observed():
-    masks = inpainting.make_masks("left", (4, 6, 3), 2, seed=0)
+    masks = make_masks("left", (4, 6, 3), 2, seed=0)
     assert masks.shape == (2, 4, 6, 3)
     assert masks[:, :, :3].all() and not masks[:, :, 3:].any()
 
 
 def test_boxes_are_random_and_of_the_stated_size_and_do_not_depend_on_their_number():
-    masks = inpainting.make_masks("box", (9, 12, 1), 50, seed=3)
-    np.testing.assert_array_equal(masks[:5], inpainting.make_masks("box", (9, 12, 1), 5, seed=3))
-    assert not np.array_equal(masks[:5], inpainting.make_masks("box", (9, 12, 1), 5, seed=4))
+    masks = make_masks("box", (9, 12, 1), 50, seed=3)
+    np.testing.assert_array_equal(masks[:5], make_masks("box", (9, 12, 1), 5, seed=3))
+    assert not np.array_equal(masks[:5], make_masks("box", (9, 12, 1), 5, seed=4))
     sizes = set()
     for mask in masks[..., 0]:
         rows, columns = np.nonzero(~mask)
@@ -33,10 +33,10 @@ def test_a_mask_file_is_white_where_observed(tmp_path):
     pixels[1:3, 2:5] = 255
     path = str(tmp_path / "mask.png")
     Image.fromarray(pixels).save(path)
-    masks = inpainting.make_masks(path, (4, 6, 3), 2, seed=0)
+    masks = make_masks(path, (4, 6, 3), 2, seed=0)
     np.testing.assert_array_equal(masks, np.broadcast_to((pixels > 0)[..., None], (2, 4, 6, 3)))
     with pytest.raises(UserError, match=r"mask.png' is 6x4 pixels, but the images have 8x8"):
-        inpainting.make_masks(path, (8, 8, 1), 1, seed=0)
+        make_masks(path, (8, 8, 1), 1, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        inpainting.make_masks(str(path), (8, 8, 1), 1, seed=0)
+        make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 
 def test_a_directory_without_images_names_its_field(tmp_path):
     with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
-        inpainting.read_images(str(tmp_path), 8, 1, -1)
+        read_images(str(tmp_path), 8, 1, -1)
 
 
 def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
@@ -67,15 +67,15 @@ def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
     path = tmp_path / "mask.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + bytes(4) + b"IDAT" + bytes(4))
     with pytest.raises(UserError, match="is 12000x12000 pixels, but the images have 8x8"):
-        inpainting.make_masks(str(path), (8, 8, 1), 1, seed=0)
+        make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 
 def test_the_smallest_box():
-    assert not inpainting.make_masks("box", (1, 1, 1), 2, seed=0).any()
+    assert not make_masks("box", (1, 1, 1), 2, seed=0).any()
 
 
 def test_only_the_field_of_a_message_is_replaced(tmp_path):
     folder = tmp_path / "data.data_dir"
     folder.mkdir()
     with pytest.raises(UserError, match=r"config.inpainting.images='.*/data.data_dir' holds no"):
-        inpainting.read_images(str(folder), 8, 1, -1)
+        read_images(str(folder), 8, 1, -1)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ncsn_jax import launch
+from ncsn_jax.app import launch
 from ncsn_jax.errors import UserError
 from tests import tiny
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from ncsn_jax import neighbours
+from ncsn_jax.app import neighbours
 
 
 def test_finds_the_nearest_of_all_in_order(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax.packing import Packed, Packing
+from ncsn_jax.app.packing import Packed, Packing
 
 # The sizes of the float32 arrays are 1, 6, 6, 7 and 24.
 TREE = {

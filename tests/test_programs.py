@@ -21,8 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import run_lib
 from configs import digits, digits_vp
-from ncsn_jax import checkpoints, launch, parallel, programs, samplers
-from ncsn_jax import config as configuration
+from ncsn_jax.app import checkpoints, devices, launch, programs, samplers
+from ncsn_jax.app import config as configuration
 from tests import tiny
 
 
@@ -47,7 +47,7 @@ X = np.linspace(0, 1, 24, dtype=np.float32).reshape(jax.local_device_count(), -1
 PROCESS = """
 import sys
 import jax, numpy as np
-from ncsn_jax import programs
+from ncsn_jax.app import programs
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 x = np.ones((jax.local_device_count(), 1), np.float32)
@@ -244,7 +244,7 @@ def test_a_program_whose_first_call_fails_is_kept(kept, monkeypatch):
 
 def test_a_program_is_kept_with_the_options_that_xla_knows(kept):
     unknown = {"xla_no_such_option": "1"}
-    programs.make("a", lambda: parallel._compile(lower(), unknown))
+    programs.make("a", lambda: devices._compile(lower(), unknown))
     programs.keep_all()
     np.testing.assert_allclose(programs.load("a")(X), np.sin(X), rtol=1e-6)
 
@@ -380,7 +380,7 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
         return state, samples, (tmp_path / name / "log.txt").read_text()
 
     being_kept, seen = [], []
-    keep, notes = programs._keep, parallel._notes
+    keep, notes = programs._keep, devices._notes
 
     def keep_slowly(*arguments):
         being_kept.append(True)
@@ -393,7 +393,7 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
         return notes(number)
 
     monkeypatch.setattr(programs, "_keep", keep_slowly)
-    monkeypatch.setattr(parallel, "_notes", begin_step)
+    monkeypatch.setattr(devices, "_notes", begin_step)
     *first, log = train("first")
     assert not any(seen) and len(seen) >= 3  # No step takes memory while the program does.
     assert len(os.listdir(kept)) == 2  # the training step and the chains
@@ -402,7 +402,7 @@ def test_a_run_like_an_earlier_one_compiles_nothing_and_is_the_same(kept, tmp_pa
     def refuse(lowered, options):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(parallel, "_compile", refuse)
+    monkeypatch.setattr(devices, "_compile", refuse)
     *second, log = train("second")
     assert "step as compiled before; memory per device" in log
     jax.tree.map(np.testing.assert_array_equal, second, first)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax import metrics, report, training
+from ncsn_jax import training
+from ncsn_jax.app import cost, metrics
 from ncsn_jax.errors import UserError
 
 
@@ -19,9 +20,9 @@ def test_multiply_adds_of_known_programs():
     def looped(a):
         return jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(c, a), None), a, length=7)[0]
 
-    assert report.count_multiply_adds(conv, x, w) == 2 * 4 * 3 * 5 * 27
-    assert report.count_multiply_adds(jnp.matmul, jnp.zeros((4, 5)), jnp.zeros((5, 6))) == 120
-    assert report.count_multiply_adds(looped, jnp.zeros((5, 5))) == 7 * 125
+    assert cost.count_multiply_adds(conv, x, w) == 2 * 4 * 3 * 5 * 27
+    assert cost.count_multiply_adds(jnp.matmul, jnp.zeros((4, 5)), jnp.zeros((5, 6))) == 120
+    assert cost.count_multiply_adds(looped, jnp.zeros((5, 5))) == 7 * 125
 
 
 def cost_of(model, image_shape, *, ema):
@@ -29,7 +30,7 @@ def cost_of(model, image_shape, *, ema):
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), image, level)
-    return report.estimate_cost(model, params, image_shape, ema=ema)
+    return cost.estimate_cost(model, params, image_shape, ema=ema)
 
 
 class Sines(nn.Module):
@@ -66,8 +67,8 @@ def test_activations_of_a_network_that_is_known():
 
 
 def test_cost_is_told_for_the_images_that_are_computed_at_once():
-    cost = report.Cost(143_505, 3_000_000, 18_000_000, 2 * 2**20, 2**20)
-    assert report.describe_cost(cost, 16) == (
+    found = cost.Cost(143_505, 3_000_000, 18_000_000, 2 * 2**20, 2**20)
+    assert cost.describe_cost(found, 16) == (
         "143505 parameters, 3e+06 multiply-adds per image and evaluation; about 1.8e+07 operations per "
         "image and training step, 2 MiB for the state of training and 16 MiB for the activations of 16 "
         "image(s) per device"
@@ -104,8 +105,8 @@ def test_activations_are_those_that_the_compiler_has_room_for():
 
 
 def test_units():
-    assert report.human_bytes(1536) == "1.5 KiB" and report.human_bytes(3 * 2**40) == "3 TiB"
-    assert [report.human_time(s) for s in (5, 600, 36000)] == ["5 s", "10.0 min", "10.0 h"]
+    assert cost.human_bytes(1536) == "1.5 KiB" and cost.human_bytes(3 * 2**40) == "3 TiB"
+    assert [cost.human_time(s) for s in (5, 600, 36000)] == ["5 s", "10.0 min", "10.0 h"]
 
 
 def test_loss_by_level_is_one_for_a_score_of_zero(monkeypatch):
@@ -116,7 +117,7 @@ def test_loss_by_level_is_one_for_a_score_of_zero(monkeypatch):
         level_loss=np.array([[24.0, 4.0]]),
         level_count=np.array([[3.0, 1.0]]),
     )
-    monkeypatch.setattr(metrics.parallel, "to_host", lambda tree: tree)
+    monkeypatch.setattr(metrics.devices, "to_host", lambda tree: tree)
     window.add(1, measured, store=None)
     scalars = window.scalars()
     assert scalars["loss_by_level/0000_sigma_1"] == 1.0
@@ -132,7 +133,7 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row(monke
         def steps(self):
             return [3]
 
-    monkeypatch.setattr(metrics.parallel, "to_host", lambda tree: tree)
+    monkeypatch.setattr(metrics.devices, "to_host", lambda tree: tree)
     window = metrics.Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0, skip_nonfinite=2)
 
     def add(step, *values):

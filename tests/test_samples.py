@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax import images
+from ncsn_jax.app import pictures
+from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
-from ncsn_jax.samples import SampleStore
 
 SETTINGS = {"seed": 0, "sampling.epsilon": 1e-4}
 
@@ -73,11 +73,11 @@ def test_a_damaged_result_is_not_overwritten(tmp_path):
 
 def test_rounding_and_grids():
     x = np.array([-0.2, 0.0, 0.5, 127.4 / 255, 1.0, 1.7])
-    np.testing.assert_array_equal(images.to_uint8(x), [0, 0, 128, 127, 255, 255])
-    grid = images.grid(fake([10, 20, 30]), columns=2)
+    np.testing.assert_array_equal(pictures.to_uint8(x), [0, 0, 128, 127, 255, 255])
+    grid = pictures.grid(fake([10, 20, 30]), columns=2)
     assert grid.shape == (11, 11, 1)
     assert [grid[1, 1, 0], grid[1, 6, 0], grid[6, 1, 0], grid[6, 6, 0]] == [10, 20, 30, 128]
-    assert images.encode_png(grid, min_side=30)[:4] == b"\x89PNG"
+    assert pictures.encode_png(grid, min_side=30)[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_samples_of_another_type_are_refused(tmp_path):
 
 
 def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "_ALWAYS_UNPACKED", 10_000)
+    monkeypatch.setattr(pictures, "_ALWAYS_UNPACKED", 10_000)
     np.savez_compressed(tmp_path / "bomb.npz", samples=np.zeros(10**6, np.uint8))
     with pytest.raises(ValueError, match="samples.npy unpacks to 1000128 bytes"):
-        images.read_npz(str(tmp_path / "bomb.npz"), "samples")
+        pictures.read_npz(str(tmp_path / "bomb.npz"), "samples")
     np.savez_compressed(tmp_path / "fine.npz", samples=np.zeros(5000, np.uint8))
-    assert not images.read_npz(str(tmp_path / "fine.npz"), "samples")[0].any()
+    assert not pictures.read_npz(str(tmp_path / "fine.npz"), "samples")[0].any()
 
 
 @pytest.mark.parametrize(
@@ -161,16 +161,16 @@ def test_lines_of_metrics_that_are_none_are_named(line, sound, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "loss": 1.0}\n' + line + '\n{"step": 2, "lo')
     if sound:
-        images.main(["losses", str(tmp_path)])
+        pictures.main(["losses", str(tmp_path)])
         assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
     else:
         with pytest.raises(
             SystemExit, match=r"metrics.jsonl cannot be read: line 2 is no JSON object"
         ):
-            images.main(["losses", str(tmp_path)])
+            pictures.main(["losses", str(tmp_path)])
 
 
 def test_losses_without_levels_are_drawn():
     """Without a warning, which would be an error here."""
     pytest.importorskip("matplotlib")
-    assert images.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")
+    assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")

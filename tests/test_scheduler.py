@@ -44,7 +44,7 @@ def test_noise_and_steps_are_the_originals(golden, monkeypatch):
     np.testing.assert_allclose(noisy, g["out/add_noise"], rtol=1e-5, atol=1e-6)
 
     stored = {"z": g["in/step/noise"]}
-    samplers = importlib.import_module("ncsn_jax.sampling.langevin")
+    samplers = importlib.import_module("ncsn_jax.sampling._langevin")
     monkeypatch.setattr(samplers, "normal_like", lambda key, x: jnp.asarray(stored["z"]))
     x, score = jnp.asarray(g["in/step/x"]), jnp.asarray(g["in/step/score"])
     for t in (0, 4, 9):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax import storage
+from ncsn_jax.app import storage
 from ncsn_jax.errors import UserError
 from tests import faults
 from tests.fake_gcs import FakeGcs

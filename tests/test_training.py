@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax import launch, losses, objectives, parallel, sigmas, training
+from ncsn_jax import losses, objectives, sigmas, training
+from ncsn_jax.app import devices, launch
 from tests.models.comparison import compiled_quickly, run
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
@@ -70,13 +71,13 @@ def assert_same(a, b):
 @pytest.fixture
 def options_of_programs(monkeypatch):
     """The options with which `parallel` has compiled."""
-    options, compile_ = [], parallel._compile
+    options, compile_ = [], devices._compile
 
     def note(lowered, these):
         options.append(these)
         return compile_(lowered, these)
 
-    monkeypatch.setattr(parallel, "_compile", note)
+    monkeypatch.setattr(devices, "_compile", note)
     return options
 
 
@@ -95,8 +96,8 @@ def test_eight_devices_equal_one(
     options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
     run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
-    p_steps = parallel.TrainSteps(
-        run, state, parallel.spread(batches[:1]), np.uint32(7), largest_small=largest_small
+    p_steps = devices.TrainSteps(
+        run, state, devices.spread(batches[:1]), np.uint32(7), largest_small=largest_small
     )
     p_steps.compile()
     on_devices = p_steps.to_devices(state)
@@ -105,18 +106,18 @@ def test_eight_devices_equal_one(
     jax.tree.map(np.testing.assert_array_equal, p_steps.to_host(made), p_steps.to_host(on_devices))
     placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
     for k in range(2):
-        batch = parallel.spread(batches[k : k + 1])
+        batch = devices.spread(batches[k : k + 1])
         on_devices, measured, heard = p_steps(on_devices, batch, np.uint32(7), 15 * k)
         assert set(np.asarray(heard)) == {15 * k}
         assert_same(p_steps.to_host(on_devices), states[k + 1])
-        assert_same(parallel.to_host(p_steps.weights(on_devices)), states[k + 1].ema_params)
+        assert_same(devices.to_host(p_steps.weights(on_devices)), states[k + 1].ema_params)
         assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
-        assert_same(parallel.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
+        assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     for replica in jax.tree.leaves(on_devices):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
     assert len(traces) == 1
-    library = parallel._REDUCTIONS if cores == 16 else parallel._REDUCTIONS_AND_CONVOLUTIONS
-    assert options_of_programs == [library | parallel._SAVE_MEMORY]
+    library = devices._REDUCTIONS if cores == 16 else devices._REDUCTIONS_AND_CONVOLUTIONS
+    assert options_of_programs == [library | devices._SAVE_MEMORY]
 
 
 def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
@@ -132,9 +133,9 @@ def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
 
 def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
     batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
-    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(0, 16, 2))
+    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(0, 16, 2))
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    np.testing.assert_array_equal(parallel.first_examples(batch), np.arange(32, 48, 2))
+    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(32, 48, 2))
 
 
 def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
@@ -165,22 +166,22 @@ def test_microbatches_make_the_same_step_in_less_memory(state, loss):
 def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
     states, metrics = one_device
     run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
-    arguments = parallel.spread(batches[:2]), np.uint32(7)
-    p_steps = parallel.TrainSteps(run, state, *arguments, remat=True)
+    arguments = devices.spread(batches[:2]), np.uint32(7)
+    p_steps = devices.TrainSteps(run, state, *arguments, remat=True)
     assert p_steps.compile().temp_size_in_bytes > 0
     found, measured, _ = p_steps(p_steps.to_devices(state), *arguments)
     assert_same(p_steps.to_host(found), states[2])
-    assert_same(parallel.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+    assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
 def test_options_that_xla_does_not_know_are_left_out():
     lowered = jax.jit(lambda x: 2 * x).lower(np.float32(1))
     known = {"xla_backend_optimization_level": "0"}
     unknown = {"xla_of_another_time": "1", "xla_cpu_scheduler_type": "OF_ANOTHER_TIME"}
-    assert parallel._compile(lowered, unknown | known)(np.float32(3)) == 6
+    assert devices._compile(lowered, unknown | known)(np.float32(3)) == 6
     # These are known.
-    lowered.compile(parallel._SAVE_MEMORY | parallel.KEEP_BARRIERS | parallel._REDUCTIONS)
-    lowered.compile(parallel._REDUCTIONS_AND_CONVOLUTIONS)
+    lowered.compile(devices._SAVE_MEMORY | devices.KEEP_BARRIERS | devices._REDUCTIONS)
+    lowered.compile(devices._REDUCTIONS_AND_CONVOLUTIONS)
 
 
 def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, options_of_programs):
@@ -190,17 +191,17 @@ def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, opt
         return jax.lax.conv(x, params, (1, 1), "SAME") + seed * indices[:, None, None, None]
 
     draw = np.random.default_rng(0).normal
-    params = parallel.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
+    params = devices.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
     mapped = {}
     for cores in (8, 16):
         monkeypatch.setattr(launch, "cores", lambda n=cores: n)
-        mapped[cores] = parallel.map_examples(convolve)
+        mapped[cores] = devices.map_examples(convolve)
     for size in (2, 1, 2):
         x = draw(size=(8, size, 3, 6, 6)).astype(np.float32)
         indices = np.arange(8 * size, dtype=np.uint32).reshape(8, size)
         one, other = (f(params, np.uint32(3), indices, x) for f in mapped.values())
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert options_of_programs == [{}, parallel._REDUCTIONS] * 2
+    assert options_of_programs == [{}, devices._REDUCTIONS] * 2
 
 
 def test_a_network_is_traced_once_for_its_shapes_and_its_weights():
@@ -252,14 +253,14 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
     # Images of 8 bits are at most 1, others are not.
     images = batches[:3].astype(np.float32)
     images[1, 5] = 300.0
-    p_steps = parallel.TrainSteps(run, state, parallel.spread(images[:1]), np.uint32(7))
+    p_steps = devices.TrainSteps(run, state, devices.spread(images[:1]), np.uint32(7))
     p_steps.compile()
     after = [p_steps.to_devices(state)]
     for k in range(3):
         given = jax.tree.map(jnp.copy, after[-1])
-        following, measured, _ = p_steps(given, parallel.spread(images[k : k + 1]), np.uint32(7))
+        following, measured, _ = p_steps(given, devices.spread(images[k : k + 1]), np.uint32(7))
         after.append(following)
-        assert np.isfinite(parallel.to_host(measured).loss[0]) == (k != 1)
+        assert np.isfinite(devices.to_host(measured).loss[0]) == (k != 1)
     for replica in jax.tree.leaves(after[2]):
         np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
     before, skipped, later = (p_steps.to_host(s) for s in after[1:])

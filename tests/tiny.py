@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from configs import digits
-from ncsn_jax import config as configuration
 from ncsn_jax import models
+from ncsn_jax.app import config as configuration
 
 
 class Tiny(nn.Module):

@@ -9,7 +9,7 @@ newest checkpoint's parameters under their PyTorch names. Only the flags are her
 
 from absl import flags
 
-from ncsn_jax import cli
+from ncsn_jax.app import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
@@ -27,12 +27,12 @@ def main(arguments: list[str]) -> None:
         cli.fail("the file to convert is required: python -m ncsn_jax.convert FILE.pth ...", 2)
     if _EXPORT.value is not None and arguments:
         cli.fail(f"--export and the file {arguments[0]!r} exclude each other", 2)
-    from ncsn_jax.convert import workdirs
+    from ncsn_jax.app import torch_runs
 
     if arguments:
-        print(workdirs.import_checkpoint(_CONFIG.value, arguments[0], _WORKDIR.value))
+        print(torch_runs.import_checkpoint(_CONFIG.value, arguments[0], _WORKDIR.value))
     else:
-        print(workdirs.export(_CONFIG.value, _WORKDIR.value, _EXPORT.value))
+        print(torch_runs.export(_CONFIG.value, _WORKDIR.value, _EXPORT.value))
 
 
 if __name__ == "__main__":

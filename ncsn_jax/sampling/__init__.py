@@ -3,9 +3,9 @@
 `probability_flow` imports diffrax when it is called.
 """
 
-from ncsn_jax.sampling.controllable import guided, known_grey, known_pixels
-from ncsn_jax.sampling.karras import heun
-from ncsn_jax.sampling.langevin import (
+from ncsn_jax.sampling._controllable import guided, known_grey, known_pixels
+from ncsn_jax.sampling._heun import heun
+from ncsn_jax.sampling._langevin import (
     LangevinInfo,
     annealed_langevin,
     annealed_steps,
@@ -14,13 +14,13 @@ from ncsn_jax.sampling.langevin import (
     langevin,
     langevin_update,
 )
-from ncsn_jax.sampling.ode import probability_flow
-from ncsn_jax.sampling.reverse_sde import (
+from ncsn_jax.sampling._predictor_corrector import (
     CORRECTORS,
     SamplerInfo,
     check_choice,
     predictor_corrector,
 )
+from ncsn_jax.sampling._probability_flow import probability_flow
 
 __all__ = [
     "CORRECTORS",

@@ -34,14 +34,14 @@ SUPERVISOR = {"supervise": _nothing}  # which would start this very command once
 MODES = "train|sample|inpaint|colorize|interpolate|likelihood|classifier|classconditional|nearest|suggest"
 RUN_LIB = dict.fromkeys(listed(MODES), _nothing)
 WORKDIRS = dict.fromkeys(["import_checkpoint", "export"], _nothing)
-CONVERT = {"ncsn_jax.convert": {}, "ncsn_jax.convert.workdirs": WORKDIRS}
+CONVERT = {"ncsn_jax.convert": {}, "ncsn_jax.app.torch_runs": WORKDIRS}
 STUBS = {
     "main.py": {
         "run_lib": RUN_LIB,
-        "ncsn_jax.hosts": HOSTS,
-        "ncsn_jax._supervisor": SUPERVISOR,
+        "ncsn_jax.app.distributed": HOSTS,
+        "ncsn_jax.app._supervisor": SUPERVISOR,
     },
-    "ncsn_jax/convert/__main__.py": {**CONVERT, "ncsn_jax.hosts": HOSTS},
+    "ncsn_jax/convert/__main__.py": {**CONVERT, "ncsn_jax.app.distributed": HOSTS},
 }
 
 
@@ -129,14 +129,14 @@ def make_config_file(case):
 CHOICES = [*STRINGS, "ncsnv2", "ncsn_simplified", "ssm", "sm", "instance", "normal"]
 
 
-@entry(20, "ncsn_jax.config")
+@entry(20, "ncsn_jax.app.config")
 def make_config(case):
     """Any value in any field, and what is then made of the configuration."""
     from ml_collections import ConfigDict
 
     from configs import default, digits, ncsnv2_cifar10
-    from ncsn_jax import config as configuration
-    from ncsn_jax import samplers, workdirs
+    from ncsn_jax.app import config as configuration
+    from ncsn_jax.app import samplers, workdirs
 
     rng = case.rng
     config = rng.choice([default, digits, digits, ncsnv2_cifar10]).get_config()

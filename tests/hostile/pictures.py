@@ -123,10 +123,10 @@ def _judge_images(x: np.ndarray, size: int, channels: int) -> None:
         raise Failure(f"returned {x.dtype} {x.shape}")
 
 
-@entry(8, "ncsn_jax.data")
+@entry(8, "ncsn_jax.app.data")
 def make_image_folder(case):
     """A directory of training images."""
-    from ncsn_jax import data
+    from ncsn_jax.app import data
 
     (folder, size, channels, crop), named = _folder_case(case)
     split = case.rng.choice(["train"] * 9 + ["test", "", "\n"])
@@ -139,15 +139,15 @@ def make_image_folder(case):
     return call, named if split == "train" else None
 
 
-@entry(3, "ncsn_jax.inpainting")
+@entry(3, "ncsn_jax.app.data.masks")
 def make_inpainting_images(case):
     """A directory of images to complete."""
-    from ncsn_jax import inpainting
+    from ncsn_jax.app.data.masks import read_images
 
     arguments, named = _folder_case(case)
 
     def call():
-        x, text = inpainting.read_images(*arguments)
+        x, text = read_images(*arguments)
         _judge_images(x, *arguments[1:3])
         if text:
             judge(text, None)
@@ -155,10 +155,10 @@ def make_inpainting_images(case):
     return call, named
 
 
-@entry(8, "ncsn_jax.inpainting")
+@entry(8, "ncsn_jax.app.data.masks")
 def make_mask(case):
     """A mask file."""
-    from ncsn_jax import inpainting
+    from ncsn_jax.app.data.masks import make_masks
 
     rng = case.rng
     path = case.path(rng.choice(NAMES))
@@ -168,7 +168,7 @@ def make_mask(case):
     count, seed = rng.choice([1, 2]), rng.choice([0, 5, 2**32 - 1])
 
     def call():
-        masks = inpainting.make_masks(name, shape, count, seed)
+        masks = make_masks(name, shape, count, seed)
         if masks.shape != (count, *shape) or masks.dtype != bool:
             raise Failure(f"returned {masks.dtype} {masks.shape}")
 
@@ -192,19 +192,19 @@ def _dataset_case(case, others: list[str]) -> str:
     return name
 
 
-@entry(1, "ncsn_jax.data")
+@entry(1, "ncsn_jax.app.data")
 def make_dataset(case):
     """Names of datasets, and directories of prepared ones."""
-    from ncsn_jax import data
+    from ncsn_jax.app import data
 
     name = _dataset_case(case, [])
     return lambda: data.load(name, case.room, 8, 1), None
 
 
-@entry(1, "ncsn_jax.data")
+@entry(1, "ncsn_jax.app.data")
 def make_labels(case):
     """Likewise for the labels."""
-    from ncsn_jax import data
+    from ncsn_jax.app import data
 
     name = _dataset_case(case, ["image_folder"] * 3 + ["digits"] * 30)
     splits = ["train", "test", "train[:10]", "train[5:5]", "train[", "", "\n", "\ud800", "x" * 5000]
@@ -218,10 +218,10 @@ def make_labels(case):
     return call, None
 
 
-@entry(2, "ncsn_jax.data.cache")
+@entry(2, "ncsn_jax.app.data.cache")
 def make_cache(case):
     """Files of the cache of images."""
-    from ncsn_jax.data import cache
+    from ncsn_jax.app.data import cache
 
     rng = case.rng
     array = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)

@@ -76,18 +76,18 @@ def _save(rng) -> bytes:
     return mutate(rng, data) if rng.random() < 0.5 else data
 
 
-@entry(6, "torch", "ncsn_jax.convert.files")
+@entry(6, "torch", "ncsn_jax.app.torch_files")
 def make_torch_file(case):
     """Checkpoint files of PyTorch, in both formats."""
-    from ncsn_jax.convert import files
+    from ncsn_jax.app import torch_files
 
     path = case.path(case.rng.choice(["c.pth", "\udcff.pth", "new\nline.pth", "c"]))
     place(case.rng, path, lambda: _save(case.rng))
 
     def call():
-        found = files.read(path)
+        found = torch_files.read(path)
         if found.optimizer is not None:
-            files.read_adam(path, found)
+            torch_files.read_adam(path, found)
 
     return call, path
 

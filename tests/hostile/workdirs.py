@@ -38,18 +38,18 @@ def json_text(rng, valid: dict) -> bytes:
     return rng.choice([json.dumps(changed).encode()] * 6 + wrong)
 
 
-@entry(10, "ncsn_jax.config")
+@entry(10, "ncsn_jax.app.config")
 def make_workdir(case):
-    """`config.json` and `images.json`, what else has its place there, and the directory itself."""
+    """`config.json` and `pictures.json`, what else has its place there, and the directory itself."""
     from configs import digits
-    from ncsn_jax import config as configuration
-    from ncsn_jax import workdirs
+    from ncsn_jax.app import config as configuration
+    from ncsn_jax.app import workdirs
 
     rng, config = case.rng, digits.get_config()
     images = np.zeros((3, 2, 2, 1), np.uint8)
     contents = {
         "config.json": configuration.flatten(config),
-        "images.json": {"shape": [3, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images)},
+        "pictures.json": {"shape": [3, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images)},
     }
     name = rng.choice([*contents] * 5 + ["lock", "checkpoints", ""])
     workdir = case.work
@@ -114,10 +114,10 @@ def npz(rng, key: str, array: np.ndarray, **others) -> bytes:
     return buffer.getvalue()
 
 
-@entry(9, "ncsn_jax.samples")
+@entry(9, "ncsn_jax.app.sample_store")
 def make_sample_store(case):
     """`settings.json`, `samples.npz` and the parts of a directory of samples."""
-    from ncsn_jax.samples import SampleStore
+    from ncsn_jax.app.sample_store import SampleStore
 
     rng = case.rng
     shape = (4, 4, 1)
@@ -162,7 +162,8 @@ def make_sample_store(case):
 
 def _classifier():
     """Returns the parameters of a small classifier by name, and its description."""
-    from ncsn_jax import classification, models, sde
+    from ncsn_jax import models, sde
+    from ncsn_jax.app import classification
 
     model = models.NoisyClassifier(3, 4, (1,))
     options = {"dataset": "digits", "image_shape": (8, 8, 1), "centered": True}
@@ -171,10 +172,10 @@ def _classifier():
     return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, meta
 
 
-@entry(2, "ncsn_jax.classification")
+@entry(2, "ncsn_jax.app.classification")
 def make_classifier(case):
     """The file of a classifier."""
-    from ncsn_jax import classification
+    from ncsn_jax.app import classification
 
     rng = case.rng
     arrays, meta = _classifier()
@@ -203,10 +204,10 @@ def make_classifier(case):
     return call, path
 
 
-@entry(3, "ncsn_jax.images", "matplotlib.figure")
+@entry(3, "ncsn_jax.app.pictures", "matplotlib.figure")
 def make_losses_plot(case):
-    """`metrics.jsonl`, as `python -m ncsn_jax.images losses` reads it."""
-    from ncsn_jax import images
+    """`metrics.jsonl`, as `python -m ncsn_jax.app.pictures losses` reads it."""
+    from ncsn_jax.app import pictures
     from ncsn_jax.errors import UserError
 
     rng = case.rng
@@ -233,7 +234,7 @@ def make_losses_plot(case):
 
     def call():
         try:
-            images.main(arguments)
+            pictures.main(arguments)
         except SystemExit as error:
             if error.code not in (None, 0):
                 raise UserError(str(error.code).removeprefix("error: ")) from None
@@ -241,10 +242,10 @@ def make_losses_plot(case):
     return call, path if arguments == usual else None
 
 
-@entry(0.5, "ncsn_jax.checkpoints")
+@entry(0.5, "ncsn_jax.app.checkpoints")
 def make_checkpoints(case):
     """Directories of checkpoints with damaged files, and with other things in them."""
-    from ncsn_jax import checkpoints
+    from ncsn_jax.app import checkpoints
 
     rng = case.rng
     checkpoints.quiet_orbax()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.extend import core as jex
 
-from ncsn_jax import models, parallel
+from ncsn_jax import models
+from ncsn_jax.app import devices
 from ncsn_jax.models import blocks, normalization
 from tests.models.comparison import run
 
@@ -117,7 +118,7 @@ def test_remat_changes_no_gradient_and_takes_less_memory():
 
     def compiled(remat):
         loss = lambda params: jnp.square(Chain(remat).apply(params, x, level)).mean()
-        options = parallel.KEEP_BARRIERS | {"xla_backend_optimization_level": 0}
+        options = devices.KEEP_BARRIERS | {"xla_backend_optimization_level": 0}
         return jax.jit(jax.value_and_grad(loss)).lower(params).compile(options)
 
     plain, remat = compiled(False), compiled(True)

@@ -20,7 +20,7 @@ def score(x, sigma):
 @pytest.fixture
 def replay(monkeypatch):
     """Makes the sampler use stored noise: steps [k, ...] and what is put on the observed part [k, ...]."""
-    module = importlib.import_module("ncsn_jax.sampling.langevin")
+    module = importlib.import_module("ncsn_jax.sampling._langevin")
 
     def use(steps, observed):
         steps, observed = jnp.asarray(steps), jnp.asarray(observed)

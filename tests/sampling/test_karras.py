@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from ncsn_jax import scores, sigmas
-from ncsn_jax.sampling import heun, karras
+from ncsn_jax.sampling import _heun, heun
 
 MEAN, STD = 0.6, 0.25
 
@@ -48,8 +48,8 @@ def test_is_the_algorithm(second_order, monkeypatch):
     rng = np.random.default_rng(0)
     start, noise = 3 * rng.normal(size=(2, 5)), rng.normal(size=(4, 2, 5))
     ladder = np.array([3.0, 1.0, 0.4, 0.1])
-    monkeypatch.setattr(karras, "fold_in", lambda key, step: step)
-    monkeypatch.setattr(karras, "normal_like", lambda step, x: jnp.asarray(noise, x.dtype)[step])
+    monkeypatch.setattr(_heun, "fold_in", lambda key, step: step)
+    monkeypatch.setattr(_heun, "normal_like", lambda step, x: jnp.asarray(noise, x.dtype)[step])
     denoised = lambda x, sigma: (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
     x, evaluations = start, 0

@@ -98,7 +98,7 @@ def test_steps_are_the_originals(golden, monkeypatch, convention):
     """Every state of the originals' chains, with their noise: the factor 2 between conventions too."""
     import importlib
 
-    implementation = importlib.import_module("ncsn_jax.sampling.langevin")
+    implementation = importlib.import_module("ncsn_jax.sampling._langevin")
     g = golden("ald")
     noise = jnp.asarray(g["in/gmm/noise"]).reshape(20, 6, 2)
     monkeypatch.setattr(implementation, "fold_in", lambda key, index: index)
@@ -412,7 +412,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 
 
 def test_frames_never_miss_the_end_whatever_their_number():
-    from ncsn_jax.sampling.langevin import frame_stops
+    from ncsn_jax.sampling._langevin import frame_stops
 
     for total in range(1, 200):
         for count in range(1, total + 1):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from ncsn_jax import scores, sde
 from ncsn_jax._random import expand
-from ncsn_jax.sampling import reverse_sde as pc
+from ncsn_jax.sampling import _predictor_corrector as pc
 
 SDES = {
     "ve": sde.VE(0.01, 50.0),

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax import _memory, launch, programs
-from ncsn_jax.packing import Packing
+from ncsn_jax.app import _memory, launch, programs
+from ncsn_jax.app.packing import Packing
 
 AXIS = "batch"
 

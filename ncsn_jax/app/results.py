@@ -14,26 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ncsn_jax import (
-    chains,
+from ncsn_jax import likelihood as likelihoods
+from ncsn_jax import models
+from ncsn_jax.app import (
     classification,
-    flows,
-    hosts,
-    images,
-    inpainting,
-    models,
+    cost,
+    devices,
+    distributed,
+    logs,
     neighbours,
-    parallel,
-    report,
-    runlog,
+    pictures,
+    run_flows,
+    run_samplers,
     samplers,
     storage,
     workdirs,
 )
-from ncsn_jax import config as configuration
-from ncsn_jax import likelihood as likelihoods
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app.data.masks import make_masks, read_images
+from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError, one_line
-from ncsn_jax.samples import SampleStore
 
 _log = logging.getLogger("ncsn_jax")
 
@@ -51,7 +51,7 @@ def sample(config, workdir: str) -> None:
     samplers.check(config)
     agree(config, "sample")
     step, params = _load(config, workdir)
-    write_samples(config, workdir, step, params, chains.Chains(config))
+    write_samples(config, workdir, step, params, run_samplers.Chains(config))
 
 
 def inpaint(config, workdir: str) -> None:
@@ -59,7 +59,7 @@ def inpaint(config, workdir: str) -> None:
     options, shape = config.inpainting, configuration.image_shape(config)
 
     def hide(originals: np.ndarray) -> _Hidden:
-        masks = inpainting.make_masks(options.mask, shape, len(originals), config.seed)
+        masks = make_masks(options.mask, shape, len(originals), config.seed)
         settings = {
             "inpainting.keep_observed": options.keep_observed,
             "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
@@ -79,8 +79,8 @@ def colorize(config, workdir: str) -> None:
     def hide(originals: np.ndarray) -> _Hidden:
         grey = np.mean(originals / np.float32(255), axis=-1, keepdims=True)
         settings = {"images": zlib.crc32(originals.tobytes())}
-        shown = np.broadcast_to(images.to_uint8(grey), originals.shape)
-        return _Hidden((grey,), shown, settings, {"grey": images.to_uint8(grey)})
+        shown = np.broadcast_to(pictures.to_uint8(grey), originals.shape)
+        return _Hidden((grey,), shown, settings, {"grey": pictures.to_uint8(grey)})
 
     _complete_images(config, workdir, "colorize", samplers.FOR_COLORIZING, hide)
 
@@ -106,18 +106,18 @@ def _complete_images(config, workdir: str, mode: str, purpose: int, hide: Callab
     configuration.check(config)
     samplers.check(config, purpose)
     agree(config, mode)
-    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options, shape = config.inpainting, configuration.image_shape(config)
     originals, left_out = _originals(config, options.num_images)
     hidden = hide(originals)
     step, params = _load(config, workdir)
-    runner = chains.Chains(config, purpose)
+    runner = run_samplers.Chains(config, purpose)
 
     each, size = options.num_completions, config.sampling.batch_size
     directory = _directory(config, workdir, samplers.NAMES[purpose], step)
     settings = _settings(config, step) | {"inpainting.num_completions": each} | hidden.settings
-    hosts.agree("what it completes", settings)
-    if hosts.is_first():
+    distributed.agree("what it completes", settings)
+    if distributed.is_first():
         storage.remove_leftovers(directory)
     _log.info("completing %d images, %d times each, from step %d", len(originals), each, step)
     if left_out:
@@ -140,15 +140,15 @@ def _complete_images(config, workdir: str, mode: str, purpose: int, hide: Callab
     if completions is None:
         return
     completions = completions.reshape(len(originals), each, *shape)
-    images.write_npz(
+    pictures.write_npz(
         os.path.join(directory, "completions.npz"),
         originals=originals,
         completions=completions,
         **hidden.kept,
     )
     rows = np.concatenate([originals[:, None], hidden.shown[:, None], completions], axis=1)
-    picture = images.grid(rows.reshape(-1, *shape), columns=each + 2)
-    images.write_png(os.path.join(directory, "completions.png"), picture)
+    picture = pictures.grid(rows.reshape(-1, *shape), columns=each + 2)
+    pictures.write_png(os.path.join(directory, "completions.png"), picture)
     _log.info("wrote completions.npz and completions.png to %s", directory)
 
 
@@ -158,9 +158,7 @@ def _originals(config, count: int) -> tuple[np.ndarray, str]:
     if not directory:
         return np.asarray(configuration.load_images(config, "test")[:count]), ""
     data = config.data
-    found, left_out = inpainting.read_images(
-        directory, data.image_size, data.channels, data.crop_size or -1
-    )
+    found, left_out = read_images(directory, data.image_size, data.channels, data.crop_size or -1)
     return np.asarray(found[:count]), left_out
 
 
@@ -168,7 +166,7 @@ def interpolate(config, workdir: str) -> None:
     """Encodes pairs of images, and decodes what lies between their latents."""
     configuration.check(config)
     agree(config, "interpolate")
-    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options, shape = config.interpolation, configuration.image_shape(config)
     originals, left_out = _originals(config, 2 * options.num_pairs)
     pairs = len(originals) // 2
@@ -184,8 +182,8 @@ def interpolate(config, workdir: str) -> None:
         "step": step,
         "images": zlib.crc32(originals.tobytes()),
     }
-    hosts.agree("what it interpolates", settings)
-    flow, count = flows.Flow(config), options.num_steps
+    distributed.agree("what it interpolates", settings)
+    flow, count = run_flows.Flow(config), options.num_steps
     at_once = min(pairs, max(1, config.sampling.batch_size // count))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
@@ -199,7 +197,7 @@ def interpolate(config, workdir: str) -> None:
                 "float32"
             )
         advanced(len(indices))
-        return images.to_uint8(decoded).reshape(-1, count, *shape)
+        return pictures.to_uint8(decoded).reshape(-1, count, *shape)
 
     found = _complete(
         "interpolation",
@@ -215,12 +213,12 @@ def interpolate(config, workdir: str) -> None:
     )
     if found is None:
         return
-    images.write_npz(
+    pictures.write_npz(
         os.path.join(directory, "interpolation.npz"), originals=originals, interpolations=found
     )
     rows = np.concatenate([originals[:, :1], found, originals[:, 1:]], axis=1)
-    picture = images.grid(rows.reshape(-1, *shape), columns=count + 2)
-    images.write_png(os.path.join(directory, "interpolation.png"), picture)
+    picture = pictures.grid(rows.reshape(-1, *shape), columns=count + 2)
+    pictures.write_png(os.path.join(directory, "interpolation.png"), picture)
     _log.info("wrote interpolation.png and interpolation.npz to %s", directory)
 
 
@@ -228,7 +226,7 @@ def likelihood(config, workdir: str) -> None:
     """Computes the bits per dimension of images under the newest checkpoint."""
     configuration.check(config)
     agree(config, "likelihood")
-    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options = config.likelihood
     dataset = configuration.load_images(config, options.split)
     described = workdirs.describe_images(dataset)
@@ -238,8 +236,8 @@ def likelihood(config, workdir: str) -> None:
     fields = ("split", "exact", "num_projections", "rtol", "atol", "end")
     settings = _chosen(config, [*(f"likelihood.{f}" for f in fields), "sampling.dtype"])
     settings |= {"step": step, "images": described}
-    hosts.agree("what it judges", settings)
-    flow, size = flows.Flow(config), min(config.sampling.batch_size, len(dataset))
+    distributed.agree("what it judges", settings)
+    flow, size = run_flows.Flow(config), min(config.sampling.batch_size, len(dataset))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         found = flow.bits_per_dim(params, indices, dataset[np.asarray(indices)], size)
@@ -291,7 +289,7 @@ def classifier(config, workdir: str) -> None:
     """Trains the classifier of noisy images that class-conditional sampling needs."""
     configuration.check(config)
     agree(config, "classifier")
-    if hosts.count() > 1:
+    if distributed.count() > 1:
         raise UserError("--mode=classifier runs in one process: it trains on one device")
     workdirs.require_run(config, workdir)
     options, process = config.classifier, configuration.make_sde(config)
@@ -304,9 +302,9 @@ def classifier(config, workdir: str) -> None:
     )
     dataset, unseen = (configuration.load_images(config, s) for s in ("train", "test"))
     workdirs.claim_images(dataset, workdir, read_only=True)
-    runlog.start(workdir)
+    logs.start(workdir)
     _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
-    with report.progress("training", options.num_steps) as progressed:
+    with cost.progress("training", options.num_steps) as progressed:
         done = 0
 
         def advanced(step: int, loss: float, accuracy: float) -> None:
@@ -350,7 +348,7 @@ def classconditional(config, workdir: str) -> None:
     configuration.check(config)
     agree(config, "classconditional")
     samplers.check(config, samplers.FOR_CLASSES)
-    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     model, classifier_params, checksum = _load_classifier(config, workdir)
     count, wanted = model.num_classes, config.classifier.label
     if wanted >= count:
@@ -358,8 +356,8 @@ def classconditional(config, workdir: str) -> None:
             f"config.classifier.label={wanted} must be -1 (all), or below the classifier's {count} classes"
         )
     step, params = _load(config, workdir)
-    runner = chains.Chains(config, samplers.FOR_CLASSES, model)
-    params = (params, parallel.replicate(classifier_params))
+    runner = run_samplers.Chains(config, samplers.FOR_CLASSES, model)
+    params = (params, devices.replicate(classifier_params))
     directory = _directory(config, workdir, samplers.NAMES[samplers.FOR_CLASSES], step)
     size = config.sampling.batch_size
     settings = _settings(config, step) | {
@@ -412,9 +410,9 @@ def _load_classifier(config, workdir: str) -> tuple[models.NoisyClassifier, Any,
         trained = classification.load(path, expected)
         return {"meta": trained.meta, "checksum": zlib.crc32(storage.read(path))}
 
-    found = hosts.on_first("to read the classifier", read)
+    found = distributed.on_first("to read the classifier", read)
     model, like = classification.rebuild(found["meta"])
-    params = hosts.broadcast(None if trained is None else trained.params, like)
+    params = distributed.broadcast(None if trained is None else trained.params, like)
     return model, params, found["checksum"]
 
 
@@ -436,12 +434,12 @@ def nearest(config, workdir: str) -> None:
     step, params = _load(config, workdir)
     dataset = configuration.load_images(config)
     workdirs.claim_images(dataset, workdir, read_only=True)
-    samples = write_samples(config, workdir, step, params, chains.Chains(config))
+    samples = write_samples(config, workdir, step, params, run_samplers.Chains(config))
     if samples is None:
         return
     samples = samples[: config.sampling.num_samples]
     count = min(_NEIGHBOURS, len(dataset))
-    with report.progress("comparing", len(samples)) as advanced:
+    with cost.progress("comparing", len(samples)) as advanced:
         found = []
         for first in range(0, len(samples), _COMPARED_AT_ONCE):
             some = samples[first : first + _COMPARED_AT_ONCE]
@@ -449,11 +447,11 @@ def nearest(config, workdir: str) -> None:
             advanced(len(some))
     indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     directory = _directory(config, workdir, "samples", step)
-    images.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
+    pictures.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
     shown = samples[: config.sampling.preview_samples]
     rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
-    picture = images.grid(np.concatenate(rows), columns=count + 1)
-    images.write_png(os.path.join(directory, "nearest.png"), picture)
+    picture = pictures.grid(np.concatenate(rows), columns=count + 1)
+    pictures.write_png(os.path.join(directory, "nearest.png"), picture)
     _log.info(
         "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
         "nearest.npz to %s",
@@ -488,14 +486,14 @@ def write_samples(config, workdir, step, params, runner) -> np.ndarray | None:
     _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
     if config.sampling.gif:
         indices = list(range(min(count, size, _GIF_SAMPLES)))
-        with report.progress("filming", runner.num_steps) as advanced:
+        with cost.progress("filming", runner.num_steps) as advanced:
             film = runner.run(params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced)
-        if hosts.is_first():
+        if distributed.is_first():
             _write_film(directory, film.frames)
     return samples
 
 
-def _cost(runner: chains.Chains) -> str:
+def _cost(runner: run_samplers.Chains) -> str:
     """Says what a sample takes."""
     if runner.evaluations is None:
         return _BY_TOLERANCE
@@ -509,7 +507,7 @@ def _complete(
     size: int,
     steps: int,
     make: Callable,
-    cost: str,
+    price: str,
     unit: str = "images",
 ) -> np.ndarray | None:
     """Makes those of `count` samples, or values of images, that are missing; returns all, in process 0.
@@ -521,7 +519,7 @@ def _complete(
       size: how many are made at once.
       steps: of a batch, which are counted; 0 to count what is made.
       make: returns samples, `make(indices, advanced)`.
-      cost: what one takes, for the log.
+      price: what one takes, for the log.
       unit: what is made, in the plural.
     """
     store = None
@@ -531,14 +529,14 @@ def _complete(
         store = open_store()
         return store.missing(count)
 
-    missing = hosts.on_first("to list what is there", list_missing)
+    missing = distributed.on_first("to list what is there", list_missing)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     if missing:
-        _log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, cost)
+        _log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
     else:
         _log.info("all of it is there")
     total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
-    with report.progress(what, total, unit) as advanced:
+    with cost.progress(what, total, unit) as advanced:
         for indices in batches:
             made = make(indices, advanced)
             if store is not None:
@@ -549,10 +547,10 @@ def _complete(
 def _write_film(directory: str, taken: np.ndarray) -> None:
     """Writes `annealing.gif` and `filmstrip.png` of frames `[F, N, H, W, C]`."""
     columns = int(np.ceil(np.sqrt(taken.shape[1])))
-    gif = images.encode_gif(np.stack([images.grid(f, columns) for f in taken]), min_side=400)
+    gif = pictures.encode_gif(np.stack([pictures.grid(f, columns) for f in taken]), min_side=400)
     storage.write(os.path.join(directory, "annealing.gif"), gif)
-    strip = images.filmstrip(taken, rows=8, columns=12)
-    images.write_png(os.path.join(directory, "filmstrip.png"), strip)
+    strip = pictures.filmstrip(taken, rows=8, columns=12)
+    pictures.write_png(os.path.join(directory, "filmstrip.png"), strip)
     _log.info("wrote annealing.gif and filmstrip.png there")
 
 
@@ -577,14 +575,14 @@ def agree(config, mode: str) -> None:
     """Raises UserError unless all processes were started to do the same."""
     fields = configuration.flatten(config)
     local = ("data.data_dir", "inpainting.images", "inpainting.mask")
-    hosts.agree(
+    distributed.agree(
         "its configuration", {"mode": mode} | {f: fields[f] for f in fields if f not in local}
     )
 
 
 def _load(config, workdir: str) -> tuple[int, dict]:
     """Returns step and replicated parameters of a work directory's newest checkpoint."""
-    hosts.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
-    runlog.start(workdir)
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    logs.start(workdir)
     step, state = workdirs.load_newest(config, workdir)
-    return step, parallel.replicate(state.ema_params or state.params)
+    return step, devices.replicate(state.ema_params or state.params)

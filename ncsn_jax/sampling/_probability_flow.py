@@ -16,8 +16,8 @@ import numpy as np
 
 from ncsn_jax._random import check_batch
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import check_count
-from ncsn_jax.sampling.reverse_sde import SamplerInfo
+from ncsn_jax.sampling._langevin import check_count
+from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sde import SDE, TimeScoreFn
 
 _FIRST_STEP = 0.01

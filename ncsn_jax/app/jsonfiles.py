@@ -2,7 +2,7 @@
 
 import json
 
-from ncsn_jax import storage
+from ncsn_jax.app import storage
 from ncsn_jax.errors import UserError
 
 

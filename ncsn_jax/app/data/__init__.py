@@ -7,7 +7,7 @@ resumed run sees the same batches as one that was never stopped. Flips and dequa
 device (`ncsn_jax.training.prepare_images`). TensorFlow is never imported.
 """
 
-from ncsn_jax.data.batches import Batches
-from ncsn_jax.data.sources import load, load_labels
+from ncsn_jax.app.data.batches import Batches
+from ncsn_jax.app.data.sources import load, load_labels
 
 __all__ = ["Batches", "load", "load_labels"]

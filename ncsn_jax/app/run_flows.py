@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ncsn_jax import chains, likelihood, parallel, samplers, sampling
-from ncsn_jax import config as configuration
+from ncsn_jax import likelihood, sampling
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app import devices, run_samplers, samplers
 
 # What the random numbers are for, folded into the key of the seed.
 _FOR_LIKELIHOOD = 6
@@ -36,7 +37,7 @@ class Flow:
     def __init__(self, config):
         self._seed = np.uint32(config.seed)
         self._mapped = {
-            f: parallel.map_examples(
+            f: devices.map_examples(
                 functools.partial(f, config),
                 configuration.describe_sampling(config, "flow", f.__name__),
             )
@@ -72,10 +73,10 @@ class Flow:
 
     def _run(self, function, params, indices, array, size) -> Found:
         per_device = -(-size // jax.device_count())
-        spread = functools.partial(chains.spread, per_device=per_device)
+        spread = functools.partial(run_samplers.spread, per_device=per_device)
         found = self._mapped[function](params, self._seed, spread(indices), spread(array))
         found = jax.tree.map(np.asarray, found)
-        return Found(*(chains.gather(a, len(indices)) for a in found))
+        return Found(*(run_samplers.gather(a, len(indices)) for a in found))
 
 
 def _bits_per_dim(config, params, seed, indices, images):

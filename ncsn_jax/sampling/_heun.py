@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, check_score, run_steps
-from ncsn_jax.sampling.langevin import check_ladder
-from ncsn_jax.sampling.reverse_sde import SamplerInfo
+from ncsn_jax.sampling._langevin import check_ladder
+from ncsn_jax.sampling._loop import check_part, check_score, run_steps
+from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 

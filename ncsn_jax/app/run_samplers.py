@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax import config as configuration
-from ncsn_jax import hosts, images, parallel, samplers
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app import devices, distributed, pictures, samplers
 from ncsn_jax.errors import UserError
-from ncsn_jax.sampling.langevin import frame_stops
+from ncsn_jax.sampling._langevin import frame_stops
 
 # In how many parts the steps are run, where there are as many.
 _PARTS = 25
@@ -56,10 +56,10 @@ class Chains:
         self._config, self._sampler = config, samplers.make(config, purpose, of_classes)
         self.num_steps, self.evaluations = self._sampler.num_steps, self._sampler.evaluations
         keys = functools.partial(_keys, purpose)
-        self._start = parallel.map_chain_start(functools.partial(_start, self._sampler, keys))
-        self._advance = parallel.map_chains(
+        self._start = devices.map_chain_start(functools.partial(_start, self._sampler, keys))
+        self._advance = devices.map_chains(
             functools.partial(_advance, self._sampler, keys),
-            lambda: hosts.meet("to compile the sampler"),
+            lambda: distributed.meet("to compile the sampler"),
             configuration.describe_sampling(config, "chains", purpose, repr(of_classes)),
         )
 
@@ -100,7 +100,7 @@ class Chains:
                 params, seed, index, x, np.int32(at), np.int32(stop), *known
             )
             # What is run in one piece may take as long as what is run in many.
-            with hosts.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
+            with distributed.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
                 sound = np.all(finite)
             if not sound:
                 raise UserError(
@@ -128,7 +128,7 @@ class Chains:
 
     def _gather(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images, uint8 `[count, H, W, C]`."""
-        return gather(images.to_uint8(samplers.to_images(self._config, np.asarray(x))), count)
+        return gather(pictures.to_uint8(samplers.to_images(self._config, np.asarray(x))), count)
 
 
 def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
@@ -154,7 +154,7 @@ def gather(mine: np.ndarray, count: int) -> np.ndarray:
       mine: `[local devices, per device, ...]`.
       count: how many.
     """
-    return hosts.gather(mine).reshape(-1, *mine.shape[2:])[:count]
+    return distributed.gather(mine).reshape(-1, *mine.shape[2:])[:count]
 
 
 def _keys(purpose: int, seed, indices):

@@ -13,9 +13,9 @@ import sys
 import jax
 from clu import parameter_overview
 
-from ncsn_jax import checkpoints, hosts, report, storage
-from ncsn_jax import config as configuration
-from ncsn_jax.data import cache
+from ncsn_jax.app import checkpoints, cost, distributed, storage
+from ncsn_jax.app import config as configuration
+from ncsn_jax.app.data import cache
 from ncsn_jax.errors import UserError
 
 _log = logging.getLogger("ncsn_jax")
@@ -31,7 +31,7 @@ def start(workdir: str) -> None:
     _log.setLevel(logging.DEBUG)
     _log.propagate = False
     _log.handlers = [logging.NullHandler()]
-    if hosts.is_first():
+    if distributed.is_first():
         try:
             file = _LogFile(os.path.join(workdir, "log.txt"))
         except OSError as error:
@@ -56,12 +56,12 @@ def describe(config, params, *, with_table: bool) -> None:
         _log.debug("%s", table)
     options = config.training
     model = configuration.make_model(config, dtype=options.dtype, remat=options.remat)
-    cost = report.estimate_cost(
+    found = cost.estimate_cost(
         model, params, configuration.image_shape(config), ema=config.model.ema_decay > 0
     )
     at_once = options.batch_size // (jax.device_count() * options.microbatches)
-    _log.info("%s", report.describe_cost(cost, at_once))
-    _log.info("devices: %s", report.describe_devices())
+    _log.info("%s", cost.describe_cost(found, at_once))
+    _log.info("devices: %s", cost.describe_devices())
     if options.remat:
         _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
     if options.dtype != "float32" or options.microbatches > 1:
@@ -77,7 +77,7 @@ def describe_memory(memory, seconds: float | None) -> None:
       memory: as the compiler tells it, or None.
       seconds: to compile; None for a program of an earlier run.
     """
-    how = "as compiled before" if seconds is None else f"compiled in {report.human_time(seconds)}"
+    how = "as compiled before" if seconds is None else f"compiled in {cost.human_time(seconds)}"
     if memory is None:  # Some backends do not tell.
         _log.info("training step %s", how)
         return
@@ -85,8 +85,8 @@ def describe_memory(memory, seconds: float | None) -> None:
     _log.info(
         "training step %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
         how,
-        report.human_bytes(total),
-        report.human_bytes(memory.argument_size_in_bytes),
+        cost.human_bytes(total),
+        cost.human_bytes(memory.argument_size_in_bytes),
     )
 
 

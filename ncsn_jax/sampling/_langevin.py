@@ -24,7 +24,7 @@ import numpy as np
 
 from ncsn_jax._random import check_batch, check_key, fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, check_score, run_steps
+from ncsn_jax.sampling._loop import check_part, check_score, run_steps
 from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 

@@ -18,11 +18,11 @@ import numpy as np
 from flax import traverse_util
 
 from ncsn_jax import classifier, losses, training
-from ncsn_jax.data import Batches
+from ncsn_jax.app.data import Batches
+from ncsn_jax.app.pictures import read_npz, write_npz
 from ncsn_jax.errors import UserError, show
-from ncsn_jax.images import read_npz, write_npz
 from ncsn_jax.models import NoisyClassifier
-from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP
 
 _SDES = {"VE": VE, "VP": VP, "SubVP": SubVP}

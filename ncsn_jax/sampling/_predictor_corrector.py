@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._steps import check_part, check_score, run_steps
-from ncsn_jax.sampling.langevin import check_count
+from ncsn_jax.sampling._langevin import check_count
+from ncsn_jax.sampling._loop import check_part, check_score, run_steps
 from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
 from ncsn_jax.sigmas import as_float
 

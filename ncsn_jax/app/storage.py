@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from ncsn_jax.app.signals import say
 from ncsn_jax.errors import UserError
-from ncsn_jax.signals import say
 
 # Object storage takes about one write a second of the same object, and each writes all of it.
 _SECONDS_BETWEEN_WRITES = 10.0

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ncsn_jax import checkpoints, hosts, parallel, report, storage, training
+from ncsn_jax import training
+from ncsn_jax.app import checkpoints, cost, devices, distributed, storage
 from ncsn_jax.errors import UserError
 
 # Bytes after which a file of events in object storage is followed by another.
@@ -32,7 +33,7 @@ class Writer:
 
     def __init__(self, workdir: str):
         self._workdir, self._files, self._events = workdir, 0, None
-        if hosts.is_first():
+        if distributed.is_first():
             self._lines = storage.Growing(os.path.join(workdir, "metrics.jsonl"))
             self._open_events()
 
@@ -160,7 +161,7 @@ class Window:
         Raises:
           UserError: at a step that is not finite, if more of them than may be are in a row.
         """
-        metrics = parallel.to_host(metrics)
+        metrics = devices.to_host(metrics)
         sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         for bad, is_sound in enumerate(sound):
             self.skipped_in_a_row = 0 if is_sound else self.skipped_in_a_row + 1
@@ -172,7 +173,7 @@ class Window:
                 f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
                 f"at step {step - len(sound) + bad + 1}; stopped"
             )
-            if hosts.is_first():
+            if distributed.is_first():
                 kept = f"that of step {good[0]}" if good else "none"
                 message += f", the last good checkpoint is {kept}"
             raise UserError(message)
@@ -208,7 +209,7 @@ class Window:
     def time_for(self, steps: int) -> str:
         """Returns how long so many steps take at the window's speed, as text."""
         elapsed = time.perf_counter() - self.started
-        return report.human_time(steps * elapsed / (self.step - self.first_step))
+        return cost.human_time(steps * elapsed / (self.step - self.first_step))
 
     def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
         """Returns the line of the log."""

@@ -35,7 +35,7 @@ import numpy as np
 import optax
 from jax.experimental import serialize_executable
 
-from ncsn_jax import _memory, launch, storage
+from ncsn_jax.app import _memory, launch, storage
 
 # Below the directory of JAX's cache; of its files the least recently used are removed.
 _FOLDER, _MOST_FILES = "ncsn_jax", 32
@@ -74,7 +74,7 @@ _heard = _Heard()
 def _source() -> str:
     """Returns a digest of what programs are traced from: this package, and the application around it."""
     digest = hashlib.sha256()
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     for file in [*sorted(package.rglob("*.py")), package.parent / "run_lib.py"]:
         with contextlib.suppress(OSError):
             content = file.read_bytes()

@@ -16,7 +16,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from ncsn_jax import data, models, objectives, sampling, sde, sigmas, training
+from ncsn_jax import models, objectives, sampling, sde, sigmas, training
+from ncsn_jax.app import data
 from ncsn_jax.errors import UserError, show
 from ncsn_jax.types import ScoreFn
 
@@ -274,7 +275,7 @@ def _describe(config, *purpose: str | int, without: tuple[str, ...]) -> str | No
 
 
 def _is_own(part: Callable) -> bool:
-    return part.__module__.startswith(f"{__package__}.")
+    return part.__module__.startswith("ncsn_jax.")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax import storage
-from ncsn_jax.data import cache, image_folder
+from ncsn_jax.app import storage
+from ncsn_jax.app.data import cache, image_folder
 from ncsn_jax.errors import UserError, one_line
 
 _CHUNK = 1000
@@ -181,7 +181,7 @@ def _builder(dataset: str, data_dir: str):
 
     try:
         if dataset == "digits":
-            from ncsn_jax.data.digits import Digits
+            from ncsn_jax.app.data.digits import Digits
 
             return Digits(data_dir=data_dir, file_format="array_record")
         return tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
@@ -309,7 +309,7 @@ def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> n
     """Reads all images of a data source in chunks; crops and resizes those that need it."""
     from PIL import Image
 
-    from ncsn_jax.data import transforms
+    from ncsn_jax.app.data import transforms
 
     if "image" not in source[0]:
         raise UserError(f"data.dataset={dataset!r} has no feature named 'image'")

@@ -1,6 +1,6 @@
 """Pictures: grids of samples and plots of a run, as arrays and as PNG files.
 
-`python -m ncsn_jax.images losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
+`python -m ncsn_jax.app.pictures losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
 """
 
 import io
@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from ncsn_jax import storage
+from ncsn_jax.app import storage
 from ncsn_jax.errors import one_line
 
 # The name of a level's loss in the metrics.
@@ -213,7 +213,7 @@ def plot_losses(records: list[dict]) -> bytes:
 def main(arguments: list[str]) -> None:
     """The command line: `losses WORKDIR`."""
     if len(arguments) != 2 or arguments[0] != "losses":
-        sys.exit("usage: python -m ncsn_jax.images losses WORKDIR")
+        sys.exit("usage: python -m ncsn_jax.app.pictures losses WORKDIR")
     path = os.path.join(arguments[1], "metrics.jsonl")
     try:
         records = read_metrics(path)

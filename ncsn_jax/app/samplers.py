@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ncsn_jax import classifier, sampling, sigmas
-from ncsn_jax import config as configuration
 from ncsn_jax import sde as sdes
+from ncsn_jax.app import config as configuration
 from ncsn_jax.errors import UserError
 
 # What samples are made for, which is also folded into the key of the seed.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncsn_jax import checkpoints, convert, images, models, storage, training, workdirs
-from ncsn_jax import config as configuration
-from ncsn_jax.convert import files
+from ncsn_jax import convert, models, training
+from ncsn_jax.app import checkpoints, pictures, storage, torch_files, workdirs
+from ncsn_jax.app import config as configuration
 from ncsn_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
 
     Args:
       config: the configuration that the file belongs to.
-      path: the checkpoint; see `files.read`.
+      path: the checkpoint; see `torch_files.read`.
       workdir: a directory that holds no run yet.
 
     Returns:
@@ -33,7 +33,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
         the work directory.
     """
     configuration.check(config)
-    state, notes = _make_state(config, path, files.read(path))
+    state, notes = _make_state(config, path, torch_files.read(path))
     step = int(state.step)
     workdirs.make(workdir)
     with workdirs.lock(workdir):
@@ -85,14 +85,14 @@ def export(config, workdir: str, path: str) -> str:
         average.pop("sigmas", None)  # a buffer, which the authors' average does not have
         arrays |= {f"ema/{name}": array for name, array in average.items()}
     try:
-        images.write_npz(path, **arrays)
+        pictures.write_npz(path, **arrays)
     except OSError as error:
         raise UserError(f"--export={path!r} cannot be written: {error.strerror}") from None
     return f"{path}: step {step}, {_size(state.params)} parameters"
 
 
 def _make_state(
-    config, path: str, found: files.TorchCheckpoint
+    config, path: str, found: torch_files.TorchCheckpoint
 ) -> tuple[training.TrainState, list[str]]:
     """Returns the training state that a file describes, and what the user should know of it."""
     model, channels = configuration.make_model(config), config.data.channels
@@ -119,7 +119,7 @@ def _make_state(
     step = found.step or 0
     notes = ["note: it holds no optimizer; training would begin with moments of zero"]
     if found.optimizer is not None:
-        adam = files.read_adam(path, found)
+        adam = torch_files.read_adam(path, found)
         step = adam.count if found.step is None else found.step
         opt_state = optax.tree.set(
             opt_state,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from etils import epath
 
-from ncsn_jax import storage
+from ncsn_jax.app import storage
 from ncsn_jax.errors import UserError
 
 # Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from ncsn_jax.data import image_folder
+from ncsn_jax.app.data import image_folder
 from ncsn_jax.errors import UserError
 
 MASKS = ("left", "box")

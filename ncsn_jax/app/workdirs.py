@@ -16,8 +16,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from ncsn_jax import checkpoints, hosts, jsonfiles, storage, training
-from ncsn_jax.config import NOT_OF_TRAINING, SCHEDULE, flatten, make_init
+from ncsn_jax import training
+from ncsn_jax.app import checkpoints, distributed, jsonfiles, storage
+from ncsn_jax.app.config import NOT_OF_TRAINING, SCHEDULE, flatten, make_init
 from ncsn_jax.errors import UserError, show
 
 # What may differ between two invocations on one work directory: it does not change the parameters
@@ -108,7 +109,7 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
     Raises:
       UserError: if there is none that fits the configuration.
     """
-    hosts.on_first("to find the run", lambda: require_run(config, workdir))
+    distributed.on_first("to find the run", lambda: require_run(config, workdir))
     checkpoints.quiet_orbax()
     like = jax.eval_shape(make_init(config), jax.random.key(0))
     with checkpoints.Checkpoints(workdir, read_only=True) as store:
@@ -144,7 +145,7 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
             )
         return here
 
-    first = hosts.on_first("to load the images", claim)
+    first = distributed.on_first("to load the images", claim)
     if first != here:
         raise UserError(
             f"process {jax.process_index()} has other images than process 0: {here} and {first}"

@@ -61,7 +61,7 @@ def _explain(error: Exception) -> str | None:
     """Returns what a failure of the runtime means, or None for any other exception."""
     import jax
 
-    from ncsn_jax import hosts
+    from ncsn_jax.app import distributed
 
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
@@ -71,8 +71,11 @@ def _explain(error: Exception) -> str | None:
             f"the memory of a device does not suffice ({reason[:200]}); less is needed with a larger "
             "config.training.microbatches, with config.training.remat=True, or with a smaller batch"
         )
-    if hosts.count() > 1 and any(word in reason for word in _OF_OTHERS):
-        return f"another process of this run has ended or cannot be reached ({reason[:200]}); {hosts.AGAIN}"
+    if distributed.count() > 1 and any(word in reason for word in _OF_OTHERS):
+        return (
+            f"another process of this run has ended or cannot be reached ({reason[:200]}); "
+            f"{distributed.AGAIN}"
+        )
     return None
 
 
@@ -137,7 +140,7 @@ def run(
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # the flags have set it
-        from ncsn_jax import signals
+        from ncsn_jax.app import signals
 
         try:
             try:
@@ -147,9 +150,9 @@ def run(
         except signals.Stopped as stopped:
             signals.say(f"{stopped}: {interrupted}")
             if stopped.alone:
-                from ncsn_jax import hosts
+                from ncsn_jax.app import distributed
 
-                hosts.end(stopped.status)
+                distributed.end(stopped.status)
             sys.exit(stopped.status)
         except UserError as error:
             text = str(error)
@@ -166,10 +169,10 @@ def run(
                 text = "this is a mistake in the program"
         else:
             return
-        from ncsn_jax import hosts
+        from ncsn_jax.app import distributed
 
         print("error:", " ".join(text.split()), file=sys.stderr)
-        hosts.end(1)
+        distributed.end(1)
 
     # Names of files need not be text.
     if sys.stdout is not None:

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ncsn_jax import launch
+from ncsn_jax.app import launch
+from ncsn_jax.app.signals import say
 from ncsn_jax.errors import UserError, show
-from ncsn_jax.signals import say
 
 # Without a sign of life for so long, a process counts as dead.
 _HEARTBEAT_SECONDS = 30

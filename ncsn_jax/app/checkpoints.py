@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax import hosts, storage
+from ncsn_jax.app import distributed, storage
 from ncsn_jax.errors import UserError, one_line
 
 FORMAT = 1
@@ -102,7 +102,7 @@ class Checkpoints:
         self._read_only = read_only
         self._keep, self._keep_every = keep, keep_every
         self._opened = None
-        if not hosts.is_first():
+        if not distributed.is_first():
             return
         _refuse_pipes(self._directory)
         if not read_only:
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def open(self) -> None:
         """Imports orbax and makes its manager, so that the first `save` does not have to."""
-        if hosts.is_first():
+        if distributed.is_first():
             self._open()
 
     def _open(self) -> Any:
@@ -131,7 +131,7 @@ class Checkpoints:
                 "cleanup_tmp_directories": True,
                 "create": False,
             }
-        if hosts.count() > 1:
+        if distributed.count() > 1:
             options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
             )
@@ -154,7 +154,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, the newest first."""
-        if not hosts.is_first():
+        if not distributed.is_first():
             return []
         # Of names that are no number none is a checkpoint, and orbax need not be imported.
         if self._opened is None and not any(
@@ -169,7 +169,7 @@ class Checkpoints:
         Raises:
           UserError: if it cannot be saved, or the one before could not be.
         """
-        if not hosts.is_first():
+        if not distributed.is_first():
             return
         import orbax.checkpoint as ocp
 
@@ -262,8 +262,8 @@ class Checkpoints:
             state = found and found[1]
             return found and found[0]
 
-        step = hosts.on_first("to read the checkpoint", find)
-        return None if step is None else (step, hosts.broadcast(state, like))
+        step = distributed.on_first("to read the checkpoint", find)
+        return None if step is None else (step, distributed.broadcast(state, like))
 
     def _restore_newest(self, like: Any) -> tuple[int, Any] | None:
         steps, damaged = self.steps(), []

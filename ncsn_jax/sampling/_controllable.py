@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from ncsn_jax._random import expand, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling.langevin import broadcast_like, check_mask
-from ncsn_jax.sampling.reverse_sde import Constrain
+from ncsn_jax.sampling._langevin import broadcast_like, check_mask
+from ncsn_jax.sampling._predictor_corrector import Constrain
 from ncsn_jax.sde import SDE
 from ncsn_jax.sigmas import as_float
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax import images, jsonfiles, storage
+from ncsn_jax.app import jsonfiles, pictures, storage
 from ncsn_jax.errors import UserError, show
 
 # Settings that earlier versions did not write, with what those did.
@@ -95,7 +95,9 @@ class SampleStore:
         np.savez_compressed(buffer, **{self._name: samples})
         storage.write(os.path.join(self._directory, f"{self._name}.npz"), buffer.getvalue())
         if self._dtype == np.uint8 and len(self._shape) == 3:
-            images.write_png(os.path.join(self._directory, "grid.png"), images.grid(samples[:100]))
+            pictures.write_png(
+                os.path.join(self._directory, "grid.png"), pictures.grid(samples[:100])
+            )
         if count == len(self._have):
             storage.remove_directory(self._parts)
         return samples
@@ -105,7 +107,7 @@ class SampleStore:
         complete = os.path.join(self._directory, f"{self._name}.npz")
         if storage.exists(complete):
             try:
-                (samples,) = images.read_npz(complete, self._name)
+                (samples,) = pictures.read_npz(complete, self._name)
             # Damaged files raise all kinds of exceptions.
             except Exception as error:
                 raise UserError(
@@ -120,7 +122,7 @@ class SampleStore:
         for name in storage.list_names(self._parts):
             try:
                 path = os.path.join(self._parts, name)
-                indices, samples = images.read_npz(path, "indices", "samples")
+                indices, samples = pictures.read_npz(path, "indices", "samples")
                 sound = indices.dtype.kind in "iu" and indices.shape == samples.shape[:1]
                 sound &= samples.dtype == self._dtype and samples.shape[1:] == self._shape
             except Exception:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from ncsn_jax.data import transforms
+from ncsn_jax.app.data import transforms
 from ncsn_jax.errors import UserError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -81,7 +81,7 @@ def read(
 
     Args:
       directory: its path.
-      size, channels, crop_size: see `ncsn_jax.data.transforms.fit`.
+      size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
       field: where the path comes from, for messages.
 
     Returns:
