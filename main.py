@@ -4,16 +4,9 @@ The same command continues a run that was interrupted. Any field of the configur
 overridden, as in --config.training.batch_size=64.
 """
 
-import os
-
-from ncsn_jax.app import launch
-
-if __name__ == "__main__":  # before anything is imported in vain
-    launch.use_large_pages(os.path.abspath(__file__))
-
 from absl import flags
 
-from ncsn_jax.app import _memory, cli
+from ncsn_jax.app import cli, launch
 
 _INTERRUPTED = "the same command continues"
 
@@ -59,7 +52,7 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    from ncsn_jax.app import _supervisor, signals
+    from ncsn_jax.app import signals
 
     if _MODE.value == "suggest":
         import run_lib
@@ -67,14 +60,11 @@ def main(_) -> None:
         run_lib.suggest(_CONFIG.value)
         return
     launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if launched is not None:
-        _supervisor.supervise()
-    else:
+    if launched is None:
         launch.use_cores(_CONFIG.value)
     signals.install(_INTERRUPTED)
-    with _memory.uncollected():
-        import run_lib
-        from ncsn_jax.app import distributed
+    import run_lib
+    from ncsn_jax.app import distributed
 
     if launched is not None:
         distributed.start(launched, _PATIENCE.value)

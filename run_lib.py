@@ -4,36 +4,34 @@ Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` a
 everything about devices in `ncsn_jax.app.devices`, and every file format has a module of its own.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from ncsn_jax import sigmas, training
+from ncsn_jax._random import Stream, stream_key
 from ncsn_jax.app import (
-    _memory,
+    build,
     checkpoints,
     data,
     devices,
     distributed,
     logs,
     pictures,
-    programs,
     results,
     run_samplers,
     samplers,
+    schema,
     signals,
     storage,
     workdirs,
 )
-from ncsn_jax.app import config as configuration
 from ncsn_jax.app.metrics import Window, Writer
 from ncsn_jax.app.results import (
     classconditional,
@@ -62,9 +60,6 @@ __all__ = [
 
 _log = logging.getLogger("ncsn_jax")
 
-# What the first random numbers of a run are for, folded into the key of the seed.
-_FOR_PARAMETERS = 0
-
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
 
@@ -79,7 +74,7 @@ def train(config, workdir: str) -> None:
       signals.Stopped: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
         `signals.install` was called, as by `main.py`.
     """
-    configuration.check(config)
+    schema.check(config)
     samplers.check(config)
     results.agree(config, "train")
     options = config.training
@@ -96,14 +91,12 @@ def train(config, workdir: str) -> None:
 
         distributed.on_first("to open the work directory", open_workdir)
         logs.start(workdir)
-        dataset = configuration.load_images(config)
+        dataset = build.load_images(config)
         workdirs.claim_images(dataset, workdir)
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state, train_steps = _begin(config, store, dataset.shape)
-            # Of what tracing, compiling and restoring took nothing is needed any more.
-            _memory.release()
             runner = run_samplers.Chains(config)
             if train_steps is not None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
@@ -119,52 +112,29 @@ def train(config, workdir: str) -> None:
         results.write_samples(config, workdir, step, params, runner)
 
 
-@_memory.uncollected()
 def _begin(config, store, images_shape) -> tuple[int, Any, devices.TrainSteps | None]:
-    """Returns the step to go on from, its state, and the compiled training step, if one is due.
-
-    The state is on the devices then.
-    """
-    description = configuration.describe_training(config)
-    # XLA leaves Python alone while it loads and compiles. Programs that several processes run together must
-    # keep one order: none of them is run here.
-    with concurrent.futures.ThreadPoolExecutor(2) as beside:
-        load = programs.find(description)
-        loading = beside.submit(load) if load is not None else None
-        key = jax.random.fold_in(jax.random.key(config.seed), _FOR_PARAMETERS)
-        init = configuration.make_init(config)
-        shapes = jax.eval_shape(init, key)
-        found = store.restore_latest(shapes)
-        step, state = found or (0, None)
-        last = config.training.num_steps
-        _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
+    """Returns the step to go on from, its state, and the compiled training step, if one is due."""
+    key = stream_key(config.seed, Stream.PARAMETERS)
+    init = build.make_init(config)
+    shapes = jax.eval_shape(init, key)
+    step, state = store.restore_latest(shapes) or (0, None)
+    last = config.training.num_steps
+    _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
+    logs.describe(config, shapes.params, with_table=step == 0)
+    if state is None:
+        state = init(key)
+    if step >= last:
         if step > last:
             _log.info("already beyond config.training.num_steps=%d", last)
-        finish = None
-        # Python's other work waits for the tracing, which is Python's too, but not for the loading.
-        if step < last and loading is None:
-            finish = _prepare(config, shapes, description, None)
-        drawn = beside.submit(init.draw, key) if state is None else None
-        opened = beside.submit(store.open)
-        with_table = step == 0
-        described = beside.submit(logs.describe, config, shapes.params, with_table=with_table)
-        if step < last and loading is not None:
-            finish = _prepare(config, shapes, description, loading.result())
-        train_steps = finish(drawn) if finish is not None else None
-        params = drawn.result() if drawn is not None else None
-        opened.result()
-        described.result()
-    if train_steps is None:
-        return step, init.first(params) if state is None else state, None
-    if state is None:
-        return step, train_steps.make_state(init.first, params), train_steps
+        return step, state, None
+    train_steps = _compile(config, shapes)
     return step, train_steps.to_devices(state), train_steps
 
 
 def suggest(config) -> None:
     """Prints the ladder and the step size that suit the configuration's images."""
-    configuration.check(config)
-    dataset = configuration.load_images(config)
+    schema.check(config)
+    dataset = build.load_images(config)
     # As many as fit into memory as floats, evenly spaced.
     stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
     points = dataset[::stride]
@@ -186,7 +156,7 @@ def suggest(config) -> None:
             f"config.model.sigma_end={model.sigma_end}, for these images: {error}"
         ) from None
     ladder = " ".join(f"{sigma:.4g}" for sigma in found.sigmas)
-    here = configuration.make_sigmas(config)
+    here = build.make_sigmas(config)
     for line in (
         f"largest distance between two images: {found.largest_distance:.4g} (NCSNv2, technique 1)",
         f"ratio of neighbouring sigmas in {points[0].size} dimensions: {found.ratio:.5g} (technique 2)",
@@ -223,8 +193,8 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
     window = Window(
-        configuration.make_objective(config).sigmas,
-        configuration.image_shape(config),
+        build.make_objective(config).sigmas,
+        build.image_shape(config),
         step,
         options.skip_nonfinite,
     )
@@ -234,10 +204,10 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         """Waits for the call in flight, and hears whether any process is to stop."""
         nonlocal in_flight, stop
         if in_flight is not None:
-            at, metrics, heard = in_flight
+            at, metrics, stop_signals = in_flight
             with distributed.limit("in a training step", factor=per_call):
                 window.add(at, metrics, store)
-                stop = int(np.max(devices.to_host(heard)))
+                stop = int(np.max(devices.to_host(stop_signals)))
             in_flight = None
 
     def save(with_preview: bool) -> None:
@@ -252,15 +222,15 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     with signals.deferred():
         while step < last and not stop:
             started = time.perf_counter()
-            batch = devices.spread(batches(step, per_call))
+            batch = devices.shard_batch(batches(step, per_call))
             window.input_seconds += time.perf_counter() - started
-            wish = signals.requested() or 0
-            state, metrics, heard = train_steps(state, batch, seed, wish)
+            stop_signal = signals.requested() or 0
+            state, metrics, stop_signals = train_steps(state, batch, seed, stop_signal)
             step, calls = step + per_call, calls + 1
 
             # One call stays in flight, so that the next batch is made while this one is computed.
             settle()
-            in_flight = (step, metrics, heard)
+            in_flight = (step, metrics, stop_signals)
             if calls == _CALLS_TO_ESTIMATE:
                 settle()
                 _log.info(
@@ -277,7 +247,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
                 )
             }
             # Several processes stop after the same call, since all hear of it with its metrics.
-            if any(due.values()) or (wish and distributed.count() == 1):
+            if any(due.values()) or (stop_signal and distributed.count() == 1):
                 settle()
             if due["log"]:
                 scalars = window.scalars()
@@ -299,46 +269,27 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     return state
 
 
-def _prepare(
-    config, shapes: training.TrainState, description: str | None, kept: Any | None
-) -> Callable[[concurrent.futures.Future | None], devices.TrainSteps]:
-    """Traces the training step, and returns a function that compiles it and returns it.
-
-    Which logs how long all of that took and what memory the step needs. It is given what another thread
-    compiles meanwhile, if any does; see `programs.make`.
-
-    Args:
-      config: the configuration.
-      shapes: of the training state.
-      description: of the compiled step; see `programs`.
-      kept: the compiled step of an earlier run, with which nothing is traced or compiled, or None.
-    """
-    if kept is None:
-        _log.info("compiling the training step")
+def _compile(config, shapes: training.TrainState) -> devices.TrainSteps:
+    """Compiles the training step for a state of these shapes, and logs the time and the memory it takes."""
+    _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
     batch = (
         options.steps_per_call,
         options.batch_size // distributed.count(),
-        *configuration.image_shape(config),
+        *build.image_shape(config),
     )
     steps = devices.TrainSteps(
-        configuration.make_train_steps(config),
+        build.make_train_steps(config),
         shapes,
-        devices.spread(np.empty(batch, np.uint8)),
+        devices.shard_batch(np.empty(batch, np.uint8)),
         np.uint32(config.seed),
         remat=options.remat,
-        description=description,
-        kept=kept,
     )
-
-    def finish(meanwhile: concurrent.futures.Future | None) -> devices.TrainSteps:
-        memory = steps.compile(meanwhile)
-        logs.describe_memory(memory, time.perf_counter() - started if kept is None else None)
-        distributed.meet("to compile the training step")
-        return steps
-
-    return finish
+    memory = steps.compile()
+    logs.describe_memory(memory, time.perf_counter() - started)
+    distributed.meet("to compile the training step")
+    return steps
 
 
 def _lacks_preview(config, workdir: str, step: int) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workers
-from ncsn_jax.app import _memory, launch
+from ncsn_jax.app import launch
 
 # Side of the matrices whose product is the measure of what the machine can do.
 _SIDE = 2048
@@ -46,21 +46,20 @@ class Ours(workers.Subject):
                 "matmul": self._matmul,
             }
         )
-        from ncsn_jax.app import config as configuration
-        from ncsn_jax.app import devices, programs
+        from ncsn_jax.app import build, devices, schema
 
-        self._configuration, self._parallel, self._programs = configuration, devices, programs
-        configuration.check(self._config)
+        self._build, self._parallel = build, devices
+        schema.check(self._config)
         self._seed = np.uint32(self._config.seed)
-        self._init = configuration.make_init(self._config)
-        self._shape = configuration.image_shape(self._config)
+        self._init = build.make_init(self._config)
+        self._shape = build.image_shape(self._config)
         self._batch_size = self._config.training.batch_size
 
     def operations(self) -> int:
         """Returns the floating point operations of a training step; see `ncsn_jax.app.cost.Cost`."""
         from ncsn_jax.app import cost
 
-        model = self._configuration.make_model(self._config)
+        model = self._build.make_model(self._config)
         found = cost.estimate_cost(model, self._shapes().params, self._shape, ema=False)
         return self._batch_size * found.step_operations
 
@@ -70,7 +69,6 @@ class Ours(workers.Subject):
         started = time.perf_counter()
         self._compile(shapes, images)
         seconds = time.perf_counter() - started
-        self._programs.keep_all()
         return seconds
 
     def _shapes(self):
@@ -87,14 +85,11 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, shapes, images) -> Callable:
-        description = self._configuration.describe_training(self._config)
         steps = self._parallel.TrainSteps(
-            self._configuration.make_train_steps(self._config),
+            self._build.make_train_steps(self._config),
             shapes,
-            self._parallel.spread(images),
+            self._parallel.shard_batch(images),
             self._seed,
-            description=description,
-            kept=self._programs.load(description),
             remat=self._config.training.remat,
         )
         steps.compile()
@@ -104,31 +99,24 @@ class Ours(workers.Subject):
         images = self._images()
         steps = self._compile(self._shapes(), images)
         state = steps.make_state(self._init.first, self._params())
-        _memory.release()
 
         def run():
             nonlocal state
-            state, metrics, _ = steps(state, self._parallel.spread(images), self._seed)
+            state, metrics, _ = steps(state, self._parallel.shard_batch(images), self._seed)
             jax.block_until_ready((state, metrics))
 
         return run
 
-    def peak_memory(self) -> int:
-        """Returns the largest memory that the process has had, in bytes, when its programs are kept."""
-        self._programs.keep_all()
-        return super().peak_memory()
-
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
         params = self._parallel.replicate(self._params())
-        x = self._parallel.spread(self._images().astype(np.float32) / 255)[:, 0]
+        x = self._parallel.shard_batch(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
-        description = self._configuration.describe_sampling(self._config, function.__name__)
-        mapped = self._parallel.map_examples(function, description)
+        mapped = self._parallel.map_examples(function)
         return lambda: mapped(params, self._seed, indices, x)
 
     def _call_network(self) -> Callable:
-        model = self._configuration.make_model(self._config)
+        model = self._build.make_model(self._config)
 
         def evaluate(params, seed, indices, x):
             return model.apply(params, x, jnp.zeros(indices.shape, int))
@@ -154,8 +142,8 @@ class Ours(workers.Subject):
         from ncsn_jax import models
         from ncsn_jax.sampling import annealed_langevin
 
-        model = self._configuration.make_model(self._config)
-        ladder = self._configuration.make_sigmas(self._config)
+        model = self._build.make_model(self._config)
+        ladder = self._build.make_sigmas(self._config)
         options = self._config.sampling
 
         def sample(params, seed, indices, x):
@@ -176,13 +164,13 @@ class Ours(workers.Subject):
         """Makes the next training batch of the configuration's images, on the host."""
         from ncsn_jax.app import data
 
-        images = self._configuration.load_images(self._config)
+        images = self._build.load_images(self._config)
         batches = data.Batches(images, self._config.seed, self._batch_size)
         step = 0
 
         def run():
             nonlocal step
-            self._parallel.spread(batches(step))
+            self._parallel.shard_batch(batches(step))
             step += 1
 
         return run

@@ -123,12 +123,11 @@ def _draw(rows: list[dict], real: float, floor: float) -> bytes:
 def main(_) -> None:
     """Measures, prints and draws."""
     from ncsn_jax import sigmas
-    from ncsn_jax.app import config as configuration
-    from ncsn_jax.app import cost, devices, run_samplers, storage, workdirs
+    from ncsn_jax.app import cost, devices, run_samplers, schema, storage, workdirs
     from ncsn_jax.errors import UserError
 
     config, workdir = _CONFIG.value, _WORKDIR.value
-    configuration.check(config)
+    schema.check(config)
     if config.data.dataset != "digits":
         raise UserError(f"config.data.dataset={config.data.dataset!r} must be 'digits'")
     if config.training.sde != "none" and not config.training.continuous:
@@ -143,7 +142,7 @@ def main(_) -> None:
         for name, overrides in todo:
             changed = config.copy_and_resolve_references()
             changed.update_from_flattened_dict(overrides)
-            configuration.check(changed)
+            schema.check(changed)
             runner = run_samplers.Chains(changed)
             found, seconds = [], []
             for first in range(0, count, size):

@@ -15,7 +15,7 @@ from benchmarks.workers import Worker
 from ncsn_jax.app import launch
 
 # Of both sides, as the application gives it to itself, and without anybody's compiled programs.
-_ENVIRONMENT = launch.LARGE_PAGES | {
+_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | {
     name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
 }
 

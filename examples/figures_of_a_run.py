@@ -15,6 +15,7 @@ writes to `WORKDIR/figures/step_<step>`:
 
 import os
 
+from ncsn_jax._random import Stream
 from ncsn_jax.app import cli
 
 _CONFIG = cli.define_config()
@@ -29,16 +30,23 @@ def make_figures(config, workdir: str) -> str:
     from matplotlib import pyplot
 
     from ncsn_jax import losses, models, sampling
-    from ncsn_jax.app import config as configuration
-    from ncsn_jax.app import devices, pictures, run_samplers, samplers, storage, workdirs
+    from ncsn_jax.app import (
+        build,
+        devices,
+        pictures,
+        run_samplers,
+        schema,
+        storage,
+        workdirs,
+    )
     from ncsn_jax.app.data.masks import make_masks
 
-    configuration.check(config)
+    schema.check(config)
     step, state = workdirs.load_newest(config, workdir)
     params = state.ema_params or state.params
     directory = os.path.join(workdir, "figures", f"step_{step}")
     storage.make_directory(directory)
-    shape = configuration.image_shape(config)
+    shape = build.image_shape(config)
 
     def write(name, picture):
         pictures.write_png(os.path.join(directory, name), picture)
@@ -51,10 +59,10 @@ def make_figures(config, workdir: str) -> str:
     write("figure5.png", pictures.grid(made.images))
 
     # Figure 6: six images, five completions each.
-    originals = np.asarray(configuration.load_images(config, "test")[:6])
+    originals = np.asarray(build.load_images(config, "test")[:6])
     masks = make_masks("left", shape, len(originals), config.seed)
     which = np.repeat(np.arange(len(originals)), 5)
-    runner = run_samplers.Chains(config, samplers.FOR_INPAINTING)
+    runner = run_samplers.Chains(config, Stream.INPAINTING)
     completions = runner.run(
         replicated,
         list(range(len(which))),
@@ -70,9 +78,9 @@ def make_figures(config, workdir: str) -> str:
     write("figure6.png", pictures.grid(rows.reshape(-1, *shape), columns=7))
 
     # The norm of the score and the loss of every level, on perturbed images.
-    ladder = configuration.make_sigmas(config)
-    score_fn = models.score_fn(configuration.make_model(config), params, ladder)
-    clean = jnp.asarray(configuration.load_images(config, "test")[:128] / np.float32(255))
+    ladder = build.make_sigmas(config)
+    score_fn = models.score_fn(build.make_model(config), params, ladder)
+    clean = jnp.asarray(build.load_images(config, "test")[:128] / np.float32(255))
 
     @jax.jit
     def at_level(sigma):

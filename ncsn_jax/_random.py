@@ -5,12 +5,53 @@ example. With one per example, the noise of example i is a function of its own k
 depend on the batch that the example is in, nor on the number of devices.
 """
 
+import enum
 import math
 
 import jax
 import jax.numpy as jnp
 
 from ncsn_jax.errors import show
+
+
+class Stream(enum.IntEnum):
+    """What the random numbers of a run are for. Each use of the run's seed has a number of its own."""
+
+    PARAMETERS = 0
+    TRAINING = 1
+    SAMPLES = 2
+    INPAINTING = 3
+    COLORIZATION = 4
+    CLASSES = 5
+    LIKELIHOOD = 6
+    CLASSIFIER_TRAINING = 7
+    CLASSIFIER_PARAMETERS = 8
+    CLASSIFIER_TEST = 9
+
+
+def stream_key(seed: jax.Array | int, stream: int) -> jax.Array:
+    """Returns the key of one stream of a run's random numbers."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+def example_keys(key: jax.Array, indices: jax.Array, num: int | None = None) -> jax.Array:
+    """Returns one key for each example, a function of `key` and its index alone.
+
+    Args:
+      key: one key.
+      indices: integers `[B]`.
+      num: how many keys each example gets.
+
+    Returns:
+      Keys `[B]`, or `[num, B]`, one array `[B]` for each use.
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    return keys if num is None else split_each(keys, num)
+
+
+def split_each(keys: jax.Array, num: int) -> jax.Array:
+    """Splits each of the keys `[B]`: `[num, B]`."""
+    return jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, num))(keys), 1, 0)
 
 
 def check_key(key: jax.Array, batch_size: int) -> None:

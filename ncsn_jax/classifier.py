@@ -16,16 +16,21 @@ import numpy as np
 import optax
 
 from ncsn_jax import losses
-from ncsn_jax._random import check_batch, check_key, expand, normal_like
+from ncsn_jax._random import (
+    Stream,
+    check_batch,
+    check_key,
+    example_keys,
+    expand,
+    normal_like,
+    stream_key,
+)
 from ncsn_jax.errors import show
 from ncsn_jax.sde import SDE
 from ncsn_jax.training import TrainState
 
 LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`logits_fn(x, t) -> logits`: x `[B, ...]`, t `[B]` in (0, 1], logits `[B, K]`."""
-
-# The run's seed is also used for other purposes; this one is folded into its key.
-_FOR_CLASSIFIER = 7
 
 
 class Metrics(NamedTuple):
@@ -145,11 +150,8 @@ def train_step(
     Returns:
       The next state, whose `ema_params` are as they were, and the step's metrics.
     """
-    step_key = jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(seed), _FOR_CLASSIFIER), state.step
-    )
-    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(jnp.arange(images.shape[0]))
-    time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    step_key = jax.random.fold_in(stream_key(seed, Stream.CLASSIFIER_TRAINING), state.step)
+    time_keys, noise_keys = example_keys(step_key, jnp.arange(images.shape[0]), 2)
     x = prepare(images, centered=centered)
     t = losses.sample_times(time_keys, images.shape[0], end=end)
 

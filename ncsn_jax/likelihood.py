@@ -101,7 +101,7 @@ def log_prob(
         score, directional = jax.linearize(lambda x: score_of_one(score_fn, x, t), state[0])
         trace = _exact_trace(directional, state[0]) if exact else _trace(directional, vectors)
         g = sde.diffusion(t[None])[0]
-        divergence = sde.rate(t[None])[0] - 0.5 * g**2 * trace / size
+        divergence = sde.drift_coefficient(t[None])[0] - 0.5 * g**2 * trace / size
         return velocity(sde, state[0], t, score), divergence
 
     start = (x, jnp.zeros(x.shape[0], x.dtype))

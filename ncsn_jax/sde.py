@@ -30,7 +30,9 @@ TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SDE(abc.ABC):
-    """What the three have in common; a subclass gives `alpha`, `std`, `rate`, `diffusion` and `time`.
+    """What the three have in common.
+
+    A subclass gives `alpha`, `std`, `drift_coefficient`, `diffusion` and `time`.
 
     Every method takes x `[B, ...]` and t `[B]` in [0, 1].
     """
@@ -44,7 +46,7 @@ class SDE(abc.ABC):
         """std_t `[B]`, the standard deviation of x_t given x_0."""
 
     @abc.abstractmethod
-    def rate(self, t: jax.Array) -> jax.Array:
+    def drift_coefficient(self, t: jax.Array) -> jax.Array:
         """The factor `[B]` by which the drift multiplies x."""
 
     @abc.abstractmethod
@@ -57,7 +59,7 @@ class SDE(abc.ABC):
 
     def drift(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """f(x, t), shaped like x."""
-        return expand(self.rate(t), x) * x
+        return expand(self.drift_coefficient(t), x) * x
 
     def marginal(self, x0: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean, shaped like x0, and standard deviation `[B]` of x_t given x_0."""
@@ -138,7 +140,7 @@ class VE(SDE):
     def std(self, t):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def rate(self, t):
+    def drift_coefficient(self, t):
         return jnp.zeros_like(t)
 
     def diffusion(self, t):
@@ -206,7 +208,7 @@ class VP(SDE):
         # 1 - exp(-B) without cancellation where t is small.
         return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
-    def rate(self, t):
+    def drift_coefficient(self, t):
         return -0.5 * self.beta(t)
 
     def diffusion(self, t):

@@ -19,11 +19,17 @@ import numpy as np
 import optax
 from jax.extend import core as jex
 
-from ncsn_jax._random import expand, fold_in, uniform_like
+from ncsn_jax._random import (
+    Stream,
+    example_keys,
+    expand,
+    fold_in,
+    split_each,
+    stream_key,
+    uniform_like,
+)
 from ncsn_jax.objectives import Objective
 
-# The run's seed is also used for other purposes; this one is folded into its key.
-_FOR_STEPS = 1
 # Of an example's key, for what the network draws.
 _FOR_NETWORK = 3
 
@@ -215,12 +221,12 @@ def prepare_images(
     Returns:
       float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
     """
-    keys = jax.vmap(lambda k: jax.random.split(k))(keys)
+    flip_keys, noise_keys = split_each(keys, 2)
     if random_flip:
-        flip = jax.vmap(jax.random.bernoulli)(keys[:, 0])
+        flip = jax.vmap(jax.random.bernoulli)(flip_keys)
         images = jnp.where(expand(flip, images), images[:, :, ::-1, :], images)
     x = images.astype(jnp.float32)
-    x = (x + uniform_like(keys[:, 1], x)) / 256.0 if dequantize else x / 255.0
+    x = (x + uniform_like(noise_keys, x)) / 256.0 if dequantize else x / 255.0
     return 2.0 * x - 1.0 if centered else x
 
 
@@ -234,9 +240,7 @@ def _measure(
     **options: bool,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
-    image_keys, draw_keys, noise_keys = jnp.moveaxis(
-        jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
-    )
+    image_keys, draw_keys, noise_keys = split_each(keys, 3)
 
     x = prepare_images(image_keys, images, **options)
     noise = objective.draw(draw_keys)
@@ -320,12 +324,12 @@ def train_step(
     Raises:
       ValueError: if B is not a multiple of `microbatches`.
     """
-    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _FOR_STEPS), state.step)
+    step_key = jax.random.fold_in(stream_key(seed, Stream.TRAINING), state.step)
     if view is not None:
         score_fn = objective.score_fn
         objective = objective._replace(score_fn=lambda p, keys: score_fn(view(p), keys))
     places = first + jnp.arange(images.shape[0])
-    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
+    keys = example_keys(step_key, places)
     measure = functools.partial(
         _measure,
         objective=objective,

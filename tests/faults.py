@@ -24,8 +24,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ncsn_jax.app import checkpoints
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import build, checkpoints
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -88,7 +87,7 @@ def complete(workdir) -> list[int]:
 
 def state(workdir) -> tuple[int, dict]:
     """Returns step and arrays of the newest sound checkpoint, and changes nothing."""
-    like = jax.eval_shape(configuration.make_init(tiny.get_config()), jax.random.key(0))
+    like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
         return store.restore_latest(like)
 

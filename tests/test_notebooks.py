@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.test_app import ROOT, quickly_compiling
+from tests.running import ROOT, quickly_compiling
 
 # Before the cells: what a notebook's front end provides. After the configuration: smaller numbers.
 PRELUDE = """

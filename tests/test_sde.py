@@ -51,7 +51,7 @@ def test_marginals_solve_the_differential_equations(named):
     process = named[1]
     t = jnp.linspace(0.01, 1.0, 50)
     slope = lambda function: jax.vmap(jax.grad(function))(t)
-    rate, g = process.rate(t), process.diffusion(t)
+    rate, g = process.drift_coefficient(t), process.diffusion(t)
     np.testing.assert_allclose(slope(process.alpha), rate * process.alpha(t), rtol=2e-5, atol=1e-6)
     variance = process.std(t) ** 2
     expected = 2 * rate * variance + g**2

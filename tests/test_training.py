@@ -97,7 +97,7 @@ def test_eight_devices_equal_one(
     run = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
     p_steps = devices.TrainSteps(
-        run, state, devices.spread(batches[:1]), np.uint32(7), largest_small=largest_small
+        run, state, devices.shard_batch(batches[:1]), np.uint32(7), largest_small=largest_small
     )
     p_steps.compile()
     on_devices = p_steps.to_devices(state)
@@ -106,7 +106,7 @@ def test_eight_devices_equal_one(
     jax.tree.map(np.testing.assert_array_equal, p_steps.to_host(made), p_steps.to_host(on_devices))
     placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
     for k in range(2):
-        batch = devices.spread(batches[k : k + 1])
+        batch = devices.shard_batch(batches[k : k + 1])
         on_devices, measured, heard = p_steps(on_devices, batch, np.uint32(7), 15 * k)
         assert set(np.asarray(heard)) == {15 * k}
         assert_same(p_steps.to_host(on_devices), states[k + 1])
@@ -166,7 +166,7 @@ def test_microbatches_make_the_same_step_in_less_memory(state, loss):
 def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
     states, metrics = one_device
     run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
-    arguments = devices.spread(batches[:2]), np.uint32(7)
+    arguments = devices.shard_batch(batches[:2]), np.uint32(7)
     p_steps = devices.TrainSteps(run, state, *arguments, remat=True)
     assert p_steps.compile().temp_size_in_bytes > 0
     found, measured, _ = p_steps(p_steps.to_devices(state), *arguments)
@@ -253,12 +253,14 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one
     # Images of 8 bits are at most 1, others are not.
     images = batches[:3].astype(np.float32)
     images[1, 5] = 300.0
-    p_steps = devices.TrainSteps(run, state, devices.spread(images[:1]), np.uint32(7))
+    p_steps = devices.TrainSteps(run, state, devices.shard_batch(images[:1]), np.uint32(7))
     p_steps.compile()
     after = [p_steps.to_devices(state)]
     for k in range(3):
         given = jax.tree.map(jnp.copy, after[-1])
-        following, measured, _ = p_steps(given, devices.spread(images[k : k + 1]), np.uint32(7))
+        following, measured, _ = p_steps(
+            given, devices.shard_batch(images[k : k + 1]), np.uint32(7)
+        )
         after.append(following)
         assert np.isfinite(devices.to_host(measured).loss[0]) == (k != 1)
     for replica in jax.tree.leaves(after[2]):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from configs import digits
 from ncsn_jax import models
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import build
 
 
 class Tiny(nn.Module):
@@ -56,7 +56,7 @@ class TinyDiffusion(models.NCSNpp):
         return h - (x - 0.5) / (sigma**2 + 0.25)
 
 
-configuration.MODELS["tiny"] = Tiny
+build.MODELS["tiny"] = Tiny
 
 
 def get_config():

@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from ncsn_jax import classifier, losses, training
+from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.app.data import Batches
 from ncsn_jax.app.pictures import read_npz, write_npz
 from ncsn_jax.errors import UserError, show
@@ -26,9 +27,6 @@ from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP
 
 _SDES = {"VE": VE, "VP": VP, "SubVP": SubVP}
-
-# The run's seed is also used for other purposes; these are folded into its key.
-_FOR_PARAMETERS, _FOR_EVALUATION = 8, 9
 
 # Between two records of the history.
 _STEPS_PER_RECORD = 50
@@ -110,7 +108,7 @@ def train_classifier(
         raise ValueError(f"learning_rate must be finite and more than 0, got {show(learning_rate)}")
     model = NoisyClassifier(num_classes, features)
     optimizer = training.make_optimizer(learning_rate)
-    key = jax.random.fold_in(jax.random.key(seed), _FOR_PARAMETERS)
+    key = stream_key(seed, Stream.CLASSIFIER_PARAMETERS)
     state = training.make_init(model, optimizer, images.shape[1:], ema=False)(key)
     options = {"model": model, "sde": sde, "optimizer": optimizer, "centered": centered}
     step = jax.jit(functools.partial(classifier.train_step, **options), donate_argnums=0)
@@ -166,9 +164,8 @@ def evaluate(
 
     @jax.jit
     def measure(params, place, images, labels, index):
-        key = jax.random.fold_in(jax.random.key(seed), _FOR_EVALUATION)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), index))(place)
-        time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        keys = example_keys(stream_key(seed, Stream.CLASSIFIER_TEST), place)
+        time_keys, noise_keys = split_each(fold_in(keys, index), 2)
         t = (index + losses.sample_times(time_keys, len(place))) / num_bins
         x = classifier.prepare(images, centered=centered)
         logits_fn = classifier.logits_fn(model, params, sde)

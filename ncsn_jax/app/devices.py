@@ -7,13 +7,12 @@ but for averages over devices, which its training step does without.
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
 
-from ncsn_jax.app import _memory, launch, programs
+from ncsn_jax.app import launch
 from ncsn_jax.app.packing import Packing
 
 AXIS = "batch"
@@ -46,7 +45,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
 
-def spread(batch: np.ndarray) -> np.ndarray:
+def shard_batch(batch: np.ndarray) -> np.ndarray:
     """Splits `[K, B, ...]` over the local devices: `[devices, K, B / devices, ...]`."""
     count = jax.local_device_count()
     steps, size = batch.shape[:2]
@@ -88,19 +87,15 @@ def _has_spare_cores() -> bool:
 class TrainSteps:
     """The training step for all devices of all processes: traced when made; `compile` comes before calls.
 
-    With a program that was kept nothing is traced, and nothing compiled.
-
     Args:
       train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=, view=)`.
       state: a `TrainState` of arrays, or of their shapes, without an axis of devices; only shapes are
         looked at.
-      images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
+      images: `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
       seed: of the run.
       remat: whether the network is rematerialized.
       largest_small: elements of the largest of the arrays that are packed (see `packing`); by default none
         are on accelerators.
-      description: of the program for `programs`, which keeps it; None not to keep it.
-      kept: the program that `programs` has kept under this description, or None.
     """
 
     def __init__(
@@ -112,16 +107,11 @@ class TrainSteps:
         *,
         remat: bool = False,
         largest_small: int | None = None,
-        description: str | None = None,
-        kept: Any | None = None,
     ):
         if largest_small is None:
             largest_small = _LARGEST_SMALL if jax.default_backend() == "cpu" else 0
         self._packing = packing = Packing(state.params, largest_small)
         self._first, self._offsets = first_examples(images), replicate(packing.offsets)
-        self._description, self._function = description, kept
-        if kept is not None:
-            return
 
         # XLA for CPUs makes an operation, and copies, of an average over one device.
         axis_name = AXIS if jax.device_count() > 1 else None
@@ -147,19 +137,12 @@ class TrainSteps:
             library = _REDUCTIONS if _has_spare_cores() else _REDUCTIONS_AND_CONVOLUTIONS
             self._options = library | (KEEP_BARRIERS if remat else _SAVE_MEMORY)
         self._lowered = self._mapped.lower(
-            like, images, seed, self._first, _notes(0), self._offsets
+            like, images, seed, self._first, _per_device(0), self._offsets
         )
 
-    def compile(self, meanwhile: Future | None = None) -> Any:
-        """Compiles the step, while Python can do something else, and returns what memory it needs.
-
-        Which some backends do not tell. For `meanwhile` see `programs.make`.
-        """
-        if self._function is not None:
-            return self._function.memory_analysis()
-        compiled = programs.make(
-            self._description, lambda: _compile(self._lowered, self._options), meanwhile
-        )
+    def compile(self) -> Any:
+        """Compiles the step and returns what memory it needs, which some backends do not tell."""
+        compiled = _compile(self._lowered, self._options)
         self._function = self._mapped if jax.process_count() > 1 else compiled
         self._lowered = None
         return compiled.memory_analysis()
@@ -197,12 +180,7 @@ class TrainSteps:
         Returns:
           The next state, the metrics and, int32 `[local devices]`, the largest of the processes' numbers.
         """
-        programs.wait()  # Between two steps serializing has the memory that they need.
-        state, metrics, heard = self._function(
-            state, images, seed, self._first, _notes(number), self._offsets
-        )
-        programs.keep(self._function, heard)
-        return state, metrics, heard
+        return self._function(state, images, seed, self._first, _per_device(number), self._offsets)
 
 
 def _compile(lowered: Any, options: dict[str, str]) -> Any:
@@ -219,25 +197,24 @@ def _compile(lowered: Any, options: dict[str, str]) -> Any:
 def first_examples(images: np.ndarray) -> np.ndarray:
     """Returns the place in the global batch of each device's first example, int32 `[local devices]`.
 
-    Hosts take their shares of a batch in the order of their numbers, devices in that of `spread`.
+    Hosts take their shares of a batch in the order of their numbers, devices in that of `shard_batch`.
 
     Args:
-      images: `[local devices, steps, B / all devices, ...]`, as made by `spread`.
+      images: `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
     """
     count, each = images.shape[0], images.shape[2]
     return np.arange(count, dtype=np.int32) * each + jax.process_index() * count * each
 
 
-def _notes(number: int) -> np.ndarray:
+def _per_device(number: int) -> np.ndarray:
     """Returns a number for every local device."""
     return np.full(jax.local_device_count(), number, np.int32)
 
 
-def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
+def _compiled_ahead(mapped: Callable) -> Callable:
     """Returns a mapped function of arrays, compiled with the options that suit this machine's cores.
 
-    Itself, where compiled programs cannot be called. With a description its programs are kept, one for each
-    set of shapes.
+    Itself, where compiled programs cannot be called.
     """
     if not _takes_options():
         return mapped
@@ -249,13 +226,7 @@ def _compiled_ahead(mapped: Callable, description: str | None) -> Callable:
         # Where the arrays lie is the mapped function's, and does not differ.
         shapes = structure, tuple((a.shape, a.dtype) for a in leaves)
         if shapes not in compiled:
-            whole = None if description is None else f"{description} {shapes}"
-            compiled[shapes] = programs.load(whole)
-            if compiled[shapes] is None:
-                lowered = mapped.lower(*arguments)
-                compiled[shapes] = programs.make(whole, lambda: _compile(lowered, options))
-            _memory.release()  # Loading and compiling took more than is needed from now on.
-            programs.keep(compiled[shapes])
+            compiled[shapes] = _compile(mapped.lower(*arguments), options)
         return compiled[shapes](*arguments)
 
     return call
@@ -266,16 +237,13 @@ def map_chain_start(start: Callable) -> Callable:
     return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
 
 
-def map_chains(
-    advance: Callable, ready: Callable[[], None], description: str | None = None
-) -> Callable:
+def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
     `params` are replicated; `indices`, `x`, `more` and what follows the step numbers are `[devices, b, ...]`.
     What is returned says whether the chains of all devices of all processes are sound. Of several
     processes each compiles first and calls `ready`, which waits for the others: their connections, which
-    are made when the program begins, do not wait as long as a compilation may take. A process on its
-    own keeps the program under its description, if it has one.
+    are made when the program begins, do not wait as long as a compilation may take.
     """
     is_compiled = False
 
@@ -284,7 +252,7 @@ def map_chains(
         return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
-    optimized = _compiled_ahead(mapped, description)
+    optimized = _compiled_ahead(mapped)
 
     def call(params, seed, indices, x, start, stop, *rest):
         nonlocal is_compiled
@@ -298,11 +266,10 @@ def map_chains(
     return call
 
 
-def map_examples(function: Callable, description: str | None = None) -> Callable:
+def map_examples(function: Callable) -> Callable:
     """Maps `function(params, seed, indices, x)` over the local devices.
 
-    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`. A process on its
-    own keeps the program under its description, if it has one.
+    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
     """
     mapped = jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
-    return _compiled_ahead(mapped, description)
+    return _compiled_ahead(mapped)

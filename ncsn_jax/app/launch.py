@@ -28,12 +28,6 @@ _MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 # The share of the cores' time that a container has.
 _CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
-# XLA asks for its working memory anew at every step. In pages of 2 MiB it is there sooner: a step of 16
-# features took 237 ms and not 311, one of 128 3.04 s and not 3.11. glibc reads this when a process starts.
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_LARGE_PAGES_SINCE = (2, 35)
-_LARGE_PAGES_ARE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
 _TOGETHER = (
     "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
     "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID"
@@ -171,24 +165,3 @@ def use_cores(config) -> None:
     os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
     if "jax" in sys.modules:  # by the user's configuration, and it has read the environment
         sys.modules["jax"].config.update("jax_num_cpu_devices", devices)
-
-
-def use_large_pages(program: str) -> None:
-    """Starts a program again, as the same process, with large pages, where the system gives them.
-
-    Nothing happens where it was not started as `python program ...`, or where `$GLIBC_TUNABLES` is set.
-
-    Args:
-      program: its file.
-    """
-    arguments = sys.orig_argv[1:]
-    if program not in map(os.path.abspath, arguments) or LARGE_PAGES.keys() & os.environ.keys():
-        return
-    # Whatever is otherwise than expected here, it goes without.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        library, version = os.confstr("CS_GNU_LIBC_VERSION").split()
-        since = tuple(map(int, version.split(".")[:2]))
-        if library != "glibc" or since < _LARGE_PAGES_SINCE:
-            return
-        if "[madvise]" in _LARGE_PAGES_ARE.read_text():
-            os.execve(sys.executable, [sys.executable, *arguments], LARGE_PAGES | os.environ)

@@ -13,8 +13,7 @@ import sys
 import jax
 from clu import parameter_overview
 
-from ncsn_jax.app import checkpoints, cost, distributed, storage
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import build, checkpoints, cost, distributed, storage
 from ncsn_jax.app.data import cache
 from ncsn_jax.errors import UserError
 
@@ -55,9 +54,9 @@ def describe(config, params, *, with_table: bool) -> None:
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         _log.debug("%s", table)
     options = config.training
-    model = configuration.make_model(config, dtype=options.dtype, remat=options.remat)
+    model = build.make_model(config, dtype=options.dtype, remat=options.remat)
     found = cost.estimate_cost(
-        model, params, configuration.image_shape(config), ema=config.model.ema_decay > 0
+        model, params, build.image_shape(config), ema=config.model.ema_decay > 0
     )
     at_once = options.batch_size // (jax.device_count() * options.microbatches)
     _log.info("%s", cost.describe_cost(found, at_once))

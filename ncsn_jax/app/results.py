@@ -16,7 +16,9 @@ import numpy as np
 
 from ncsn_jax import likelihood as likelihoods
 from ncsn_jax import models
+from ncsn_jax._random import Stream
 from ncsn_jax.app import (
+    build,
     classification,
     cost,
     devices,
@@ -27,10 +29,10 @@ from ncsn_jax.app import (
     run_flows,
     run_samplers,
     samplers,
+    schema,
     storage,
     workdirs,
 )
-from ncsn_jax.app import config as configuration
 from ncsn_jax.app.data.masks import make_masks, read_images
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError, one_line
@@ -47,7 +49,7 @@ _BY_TOLERANCE = "as many network evaluations as the tolerance needs"
 
 def sample(config, workdir: str) -> None:
     """Samples from the newest checkpoint of a work directory."""
-    configuration.check(config)
+    schema.check(config)
     samplers.check(config)
     agree(config, "sample")
     step, params = _load(config, workdir)
@@ -56,7 +58,7 @@ def sample(config, workdir: str) -> None:
 
 def inpaint(config, workdir: str) -> None:
     """Completes images of which a part is hidden, several times each."""
-    options, shape = config.inpainting, configuration.image_shape(config)
+    options, shape = config.inpainting, build.image_shape(config)
 
     def hide(originals: np.ndarray) -> _Hidden:
         masks = make_masks(options.mask, shape, len(originals), config.seed)
@@ -70,7 +72,7 @@ def inpaint(config, workdir: str) -> None:
         occluded = np.where(masks, originals, np.uint8(192))
         return _Hidden(known, occluded, settings, {"masks": masks})
 
-    _complete_images(config, workdir, "inpaint", samplers.FOR_INPAINTING, hide)
+    _complete_images(config, workdir, "inpaint", Stream.INPAINTING, hide)
 
 
 def colorize(config, workdir: str) -> None:
@@ -82,7 +84,7 @@ def colorize(config, workdir: str) -> None:
         shown = np.broadcast_to(pictures.to_uint8(grey), originals.shape)
         return _Hidden((grey,), shown, settings, {"grey": pictures.to_uint8(grey)})
 
-    _complete_images(config, workdir, "colorize", samplers.FOR_COLORIZING, hide)
+    _complete_images(config, workdir, "colorize", Stream.COLORIZATION, hide)
 
 
 class _Hidden(NamedTuple):
@@ -94,27 +96,27 @@ class _Hidden(NamedTuple):
     kept: dict[str, np.ndarray]
 
 
-def _complete_images(config, workdir: str, mode: str, purpose: int, hide: Callable) -> None:
+def _complete_images(config, workdir: str, mode: str, task: Stream, hide: Callable) -> None:
     """Completes images, several times each, and writes them beside what was known of them.
 
     Args:
       config, workdir: of the run.
       mode: of `main.py`.
-      purpose: of the samples; see `samplers`.
+      task: of the samples; see `samplers`.
       hide: returns what is known of the originals, `hide(originals) -> _Hidden`.
     """
-    configuration.check(config)
-    samplers.check(config, purpose)
+    schema.check(config)
+    samplers.check(config, task)
     agree(config, mode)
     distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
-    options, shape = config.inpainting, configuration.image_shape(config)
+    options, shape = config.inpainting, build.image_shape(config)
     originals, left_out = _originals(config, options.num_images)
     hidden = hide(originals)
     step, params = _load(config, workdir)
-    runner = run_samplers.Chains(config, purpose)
+    runner = run_samplers.Chains(config, task)
 
     each, size = options.num_completions, config.sampling.batch_size
-    directory = _directory(config, workdir, samplers.NAMES[purpose], step)
+    directory = _directory(config, workdir, samplers.NAMES[task], step)
     settings = _settings(config, step) | {"inpainting.num_completions": each} | hidden.settings
     distributed.agree("what it completes", settings)
     if distributed.is_first():
@@ -129,7 +131,7 @@ def _complete_images(config, workdir: str, mode: str, purpose: int, hide: Callab
         return runner.run(params, indices, size, *known, advanced=advanced).images
 
     completions = _complete(
-        samplers.NAMES[purpose],
+        samplers.NAMES[task],
         lambda: SampleStore(os.path.join(directory, "samples"), settings, shape),
         len(originals) * each,
         size,
@@ -156,7 +158,7 @@ def _originals(config, count: int) -> tuple[np.ndarray, str]:
     """Returns images to work on, uint8 `[count, H, W, C]`, and what had to be left out."""
     directory = config.inpainting.images
     if not directory:
-        return np.asarray(configuration.load_images(config, "test")[:count]), ""
+        return np.asarray(build.load_images(config, "test")[:count]), ""
     data = config.data
     found, left_out = read_images(directory, data.image_size, data.channels, data.crop_size or -1)
     return np.asarray(found[:count]), left_out
@@ -164,10 +166,10 @@ def _originals(config, count: int) -> tuple[np.ndarray, str]:
 
 def interpolate(config, workdir: str) -> None:
     """Encodes pairs of images, and decodes what lies between their latents."""
-    configuration.check(config)
+    schema.check(config)
     agree(config, "interpolate")
     distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
-    options, shape = config.interpolation, configuration.image_shape(config)
+    options, shape = config.interpolation, build.image_shape(config)
     originals, left_out = _originals(config, 2 * options.num_pairs)
     pairs = len(originals) // 2
     if not pairs:
@@ -224,11 +226,11 @@ def interpolate(config, workdir: str) -> None:
 
 def likelihood(config, workdir: str) -> None:
     """Computes the bits per dimension of images under the newest checkpoint."""
-    configuration.check(config)
+    schema.check(config)
     agree(config, "likelihood")
     distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     options = config.likelihood
-    dataset = configuration.load_images(config, options.split)
+    dataset = build.load_images(config, options.split)
     described = workdirs.describe_images(dataset)
     dataset = np.asarray(dataset[: options.num_images])
     step, params = _load(config, workdir)
@@ -287,20 +289,18 @@ def likelihood(config, workdir: str) -> None:
 
 def classifier(config, workdir: str) -> None:
     """Trains the classifier of noisy images that class-conditional sampling needs."""
-    configuration.check(config)
+    schema.check(config)
     agree(config, "classifier")
     if distributed.count() > 1:
         raise UserError("--mode=classifier runs in one process: it trains on one device")
     workdirs.require_run(config, workdir)
-    options, process = config.classifier, configuration.make_sde(config)
+    options, process = config.classifier, build.make_sde(config)
     path = _classifier_path(workdir)
     if storage.exists(path):
         raise UserError(f"{path} is there already: move it away to train another")
     # All of it first, so that nothing is found missing when the training is done.
-    (labels, count), (unseen_labels, _) = (
-        configuration.load_labels(config, s) for s in ("train", "test")
-    )
-    dataset, unseen = (configuration.load_images(config, s) for s in ("train", "test"))
+    (labels, count), (unseen_labels, _) = (build.load_labels(config, s) for s in ("train", "test"))
+    dataset, unseen = (build.load_images(config, s) for s in ("train", "test"))
     workdirs.claim_images(dataset, workdir, read_only=True)
     logs.start(workdir)
     _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
@@ -345,9 +345,9 @@ def classifier(config, workdir: str) -> None:
 
 def classconditional(config, workdir: str) -> None:
     """Samples of given classes, by the gradient of the classifier."""
-    configuration.check(config)
+    schema.check(config)
     agree(config, "classconditional")
-    samplers.check(config, samplers.FOR_CLASSES)
+    samplers.check(config, Stream.CLASSES)
     distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     model, classifier_params, checksum = _load_classifier(config, workdir)
     count, wanted = model.num_classes, config.classifier.label
@@ -356,9 +356,9 @@ def classconditional(config, workdir: str) -> None:
             f"config.classifier.label={wanted} must be -1 (all), or below the classifier's {count} classes"
         )
     step, params = _load(config, workdir)
-    runner = run_samplers.Chains(config, samplers.FOR_CLASSES, model)
+    runner = run_samplers.Chains(config, Stream.CLASSES, model)
     params = (params, devices.replicate(classifier_params))
-    directory = _directory(config, workdir, samplers.NAMES[samplers.FOR_CLASSES], step)
+    directory = _directory(config, workdir, samplers.NAMES[Stream.CLASSES], step)
     size = config.sampling.batch_size
     settings = _settings(config, step) | {
         "classifier": checksum,
@@ -373,7 +373,7 @@ def classconditional(config, workdir: str) -> None:
 
     _complete(
         "sampling",
-        lambda: SampleStore(directory, settings, configuration.image_shape(config)),
+        lambda: SampleStore(directory, settings, build.image_shape(config)),
         config.sampling.num_samples,
         size,
         runner.num_steps,
@@ -419,20 +419,20 @@ def _load_classifier(config, workdir: str) -> tuple[models.NoisyClassifier, Any,
 def _describe_classifier(config, model: models.NoisyClassifier) -> dict:
     return classification.describe(
         model,
-        configuration.make_sde(config),
+        build.make_sde(config),
         dataset=config.data.dataset,
-        image_shape=configuration.image_shape(config),
+        image_shape=build.image_shape(config),
         centered=config.data.centered,
     )
 
 
 def nearest(config, workdir: str) -> None:
     """Shows samples of the newest checkpoint beside the nearest training images."""
-    configuration.check(config)
+    schema.check(config)
     samplers.check(config)
     agree(config, "nearest")
     step, params = _load(config, workdir)
-    dataset = configuration.load_images(config)
+    dataset = build.load_images(config)
     workdirs.claim_images(dataset, workdir, read_only=True)
     samples = write_samples(config, workdir, step, params, run_samplers.Chains(config))
     if samples is None:
@@ -474,7 +474,7 @@ def write_samples(config, workdir, step, params, runner) -> np.ndarray | None:
 
     samples = _complete(
         "sampling",
-        lambda: SampleStore(directory, _settings(config, step), configuration.image_shape(config)),
+        lambda: SampleStore(directory, _settings(config, step), build.image_shape(config)),
         count,
         size,
         runner.num_steps,
@@ -556,7 +556,7 @@ def _write_film(directory: str, taken: np.ndarray) -> None:
 
 def _chosen(config, fields: Iterable[str]) -> dict:
     """Returns fields with their values, and the seed."""
-    flat = configuration.flatten(config)
+    flat = schema.flatten(config)
     return {f: flat[f] for f in fields} | {"seed": config.seed}
 
 
@@ -573,7 +573,7 @@ def _directory(config, workdir: str, kind: str, step: int) -> str:
 
 def agree(config, mode: str) -> None:
     """Raises UserError unless all processes were started to do the same."""
-    fields = configuration.flatten(config)
+    fields = schema.flatten(config)
     local = ("data.data_dir", "inpainting.images", "inpainting.mask")
     distributed.agree(
         "its configuration", {"mode": mode} | {f: fields[f] for f in fields if f not in local}

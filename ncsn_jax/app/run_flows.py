@@ -12,11 +12,8 @@ import jax
 import numpy as np
 
 from ncsn_jax import likelihood, sampling
-from ncsn_jax.app import config as configuration
-from ncsn_jax.app import devices, run_samplers, samplers
-
-# What the random numbers are for, folded into the key of the seed.
-_FOR_LIKELIHOOD = 6
+from ncsn_jax._random import Stream, example_keys, stream_key
+from ncsn_jax.app import build, devices, run_samplers, samplers
 
 
 class Found(NamedTuple):
@@ -37,10 +34,7 @@ class Flow:
     def __init__(self, config):
         self._seed = np.uint32(config.seed)
         self._mapped = {
-            f: devices.map_examples(
-                functools.partial(f, config),
-                configuration.describe_sampling(config, "flow", f.__name__),
-            )
+            f: devices.map_examples(functools.partial(f, config))
             for f in (_bits_per_dim, _encode, _decode)
         }
 
@@ -80,14 +74,13 @@ class Flow:
 
 
 def _bits_per_dim(config, params, seed, indices, images):
-    options, process = config.likelihood, configuration.make_sde(config)
-    key = jax.random.fold_in(jax.random.key(seed), _FOR_LIKELIHOOD)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-    x = samplers.to_sde_space(config, likelihood.dequantize(keys[:, 0], images))
+    options, process = config.likelihood, build.make_sde(config)
+    keys = example_keys(stream_key(seed, Stream.LIKELIHOOD), indices, 2)
+    x = samplers.to_sde_space(config, likelihood.dequantize(keys[0], images))
     nats, info = likelihood.log_prob(
-        keys[:, 1],
+        keys[1],
         process,
-        configuration.make_score_fn(config, params)[1],
+        build.make_score_fn(config, params)[1],
         x,
         exact=options.exact,
         num_projections=options.num_projections,
@@ -114,8 +107,8 @@ def _flow(config, params, x, start: float, end: float):
     """Follows the probability flow from one time to another."""
     options = config.sampling
     x, info = sampling.probability_flow(
-        configuration.make_sde(config),
-        configuration.make_score_fn(config, params)[1],
+        build.make_sde(config),
+        build.make_score_fn(config, params)[1],
         x,
         rtol=options.rtol,
         atol=options.atol,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax.app import config as configuration
+from ncsn_jax._random import Stream, example_keys, stream_key
 from ncsn_jax.app import devices, distributed, pictures, samplers
 from ncsn_jax.errors import UserError
 from ncsn_jax.sampling._langevin import frame_stops
@@ -48,19 +48,18 @@ class Chains:
 
     Args:
       config: the configuration.
-      purpose: one of those in `samplers`, which says what `run` has to be given.
-      of_classes: the classifier, for `samplers.FOR_CLASSES`.
+      task: one of `samplers.NAMES`, which says what `run` has to be given.
+      of_classes: the classifier, for `Stream.CLASSES`.
     """
 
-    def __init__(self, config, purpose: int = samplers.FOR_SAMPLES, of_classes=None):
-        self._config, self._sampler = config, samplers.make(config, purpose, of_classes)
+    def __init__(self, config, task: Stream = Stream.SAMPLES, of_classes=None):
+        self._config, self._sampler = config, samplers.make(config, task, of_classes)
         self.num_steps, self.evaluations = self._sampler.num_steps, self._sampler.evaluations
-        keys = functools.partial(_keys, purpose)
+        keys = functools.partial(_keys, task)
         self._start = devices.map_chain_start(functools.partial(_start, self._sampler, keys))
         self._advance = devices.map_chains(
             functools.partial(_advance, self._sampler, keys),
             lambda: distributed.meet("to compile the sampler"),
-            configuration.describe_sampling(config, "chains", purpose, repr(of_classes)),
         )
 
     def run(
@@ -157,11 +156,9 @@ def gather(mine: np.ndarray, count: int) -> np.ndarray:
     return distributed.gather(mine).reshape(-1, *mine.shape[2:])[:count]
 
 
-def _keys(purpose: int, seed, indices):
+def _keys(task: int, seed, indices):
     """Returns the keys of every example's start and of its steps, `[B]` each."""
-    key = jax.random.fold_in(jax.random.key(seed), purpose)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-    return keys[:, 0], keys[:, 1]
+    return example_keys(stream_key(seed, task), indices, 2)
 
 
 def _start(sampler, keys, seed, indices):

@@ -16,25 +16,23 @@ from ml_collections import ConfigDict
 
 from ncsn_jax import classifier, sampling, sigmas
 from ncsn_jax import sde as sdes
-from ncsn_jax.app import config as configuration
+from ncsn_jax._random import Stream
+from ncsn_jax.app import build, schema
 from ncsn_jax.errors import UserError
 
-# What samples are made for, which is also folded into the key of the seed.
-FOR_SAMPLES, FOR_INPAINTING, FOR_COLORIZING, FOR_CLASSES = 2, 3, 4, 5
-
 NAMES = {
-    FOR_SAMPLES: "samples",
-    FOR_INPAINTING: "inpainting",
-    FOR_COLORIZING: "colorization",
-    FOR_CLASSES: "classconditional",
+    Stream.SAMPLES: "samples",
+    Stream.INPAINTING: "inpainting",
+    Stream.COLORIZATION: "colorization",
+    Stream.CLASSES: "classconditional",
 }
 
 # The methods that there are for it.
 _METHODS = {
-    FOR_SAMPLES: configuration.METHODS,
-    FOR_INPAINTING: ("annealed_langevin", "predictor_corrector"),
-    FOR_COLORIZING: ("predictor_corrector",),
-    FOR_CLASSES: configuration.METHODS,
+    Stream.SAMPLES: schema.METHODS,
+    Stream.INPAINTING: ("annealed_langevin", "predictor_corrector"),
+    Stream.COLORIZATION: ("predictor_corrector",),
+    Stream.CLASSES: schema.METHODS,
 }
 
 # The fields that determine the samples of a method, besides seed and checkpoint.
@@ -68,17 +66,17 @@ class Sampler(NamedTuple):
     cause: str
 
 
-def check(config: ConfigDict, purpose: int = FOR_SAMPLES) -> None:
+def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
     """Raises UserError if the configured method cannot do what the samples are made for."""
-    methods, name = _METHODS[purpose], NAMES[purpose]
+    methods, name = _METHODS[task], NAMES[task]
     method = config.sampling.method
     if method not in methods:
         raise UserError(
             f"config.sampling.method={method!r} must be {' or '.join(map(repr, methods))} for {name}"
         )
-    if purpose == FOR_COLORIZING and config.data.channels != 3:
+    if task == Stream.COLORIZATION and config.data.channels != 3:
         raise UserError(f"config.data.channels={config.data.channels} must be 3 for {name}")
-    if config.sampling.gif and purpose == FOR_SAMPLES and method == "probability_flow":
+    if config.sampling.gif and task == Stream.SAMPLES and method == "probability_flow":
         raise UserError(
             "config.sampling.gif=True must be False for config.sampling.method='probability_flow', whose "
             "solver chooses its own steps"
@@ -87,7 +85,7 @@ def check(config: ConfigDict, purpose: int = FOR_SAMPLES) -> None:
 
 def settings(config: ConfigDict) -> dict:
     """Returns the fields that determine the samples of a checkpoint, with their values."""
-    flat = configuration.flatten(config)
+    flat = schema.flatten(config)
     method = config.sampling.method
     fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method], "dtype")]
     # A ladder is that of the run; with an SDE, training may not use what the samplers along sigmas do.
@@ -107,28 +105,28 @@ def to_images(config: ConfigDict, x: jax.Array) -> jax.Array:
 
 
 def make(
-    config: ConfigDict, purpose: int = FOR_SAMPLES, of_classes: nn.Module | None = None
+    config: ConfigDict, task: Stream = Stream.SAMPLES, of_classes: nn.Module | None = None
 ) -> Sampler:
     """Returns the sampler that a configuration describes.
 
     Args:
       config: the configuration.
-      purpose: one of the constants above. `params` of `advance` are the network's; `FOR_CLASSES` those and
+      task: one of the constants above. `params` of `advance` are the network's; `Stream.CLASSES` those and
         the classifier's.
-      of_classes: the classifier, `FOR_CLASSES`.
+      of_classes: the classifier, `Stream.CLASSES`.
 
     Raises:
       UserError: if the method cannot do that.
     """
-    check(config, purpose)
-    build = {
+    check(config, task)
+    makers = {
         "annealed_langevin": _annealed_langevin,
         "predictor_corrector": _predictor_corrector,
         "probability_flow": _probability_flow,
         "heun": _heun,
     }
-    return build[config.sampling.method](
-        config, functools.partial(_score_fns, config, of_classes), purpose
+    return makers[config.sampling.method](
+        config, functools.partial(_score_fns, config, of_classes), task
     )
 
 
@@ -137,36 +135,36 @@ def _score_fns(
 ) -> tuple[Callable, Callable]:
     """Returns the score functions of sigma and of the time; with a classifier, those of known classes."""
     if of_classes is None:
-        return configuration.make_score_fn(config, params)
+        return build.make_score_fn(config, params)
     params, classifier_params = params
-    process = configuration.make_sde(config)
-    _, of_time = configuration.make_score_fn(config, params)
+    process = build.make_sde(config)
+    _, time_score_fn = build.make_score_fn(config, params)
     log_likelihood = classifier.log_likelihood(of_classes, classifier_params, process, known[0])
-    of_time = sampling.guided(of_time, log_likelihood, config.classifier.scale)
-    return sdes.to_sigma_score(process, of_time), of_time
+    time_score_fn = sampling.guided(time_score_fn, log_likelihood, config.classifier.scale)
+    return sdes.to_sigma_score(process, time_score_fn), time_score_fn
 
 
 def _prior(config, key: jax.Array, batch: int) -> jax.Array:
     """Draws from the SDE's prior, with one key for each of the batch."""
-    shape, process = configuration.image_shape(config), configuration.make_sde(config)
+    shape, process = build.image_shape(config), build.make_sde(config)
     return jax.vmap(lambda k: process.prior_sample(k, shape))(key)
 
 
-def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
-    options, ladder = config.sampling, configuration.make_sigmas(config)
+def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
+    options, ladder = config.sampling, build.make_sigmas(config)
     count = config.model.num_levels * options.steps_per_level + bool(options.denoise)
 
     def start(key, batch):
         x = sampling.initial_samples(
             key,
-            (batch, *configuration.image_shape(config)),
+            (batch, *build.image_shape(config)),
             options.init,
             scale=config.model.sigma_begin / (2.0 if config.data.centered else 1.0),
         )
         return to_sde_space(config, x)
 
     def advance(key, params, x, start, stop, *known):
-        of_sigma, _ = score_fns(params, known)
+        sigma_score_fn, _ = score_fns(params, known)
         clip = tuple(to_sde_space(config, c) for c in options.clip)
         arguments = {
             "epsilon": options.epsilon,
@@ -175,11 +173,11 @@ def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
             "clip": clip or None,
             "steps": (start, stop),
         }
-        if purpose == FOR_INPAINTING:
+        if task == Stream.INPAINTING:
             observed, mask = known
             x = sampling.inpaint(
                 key,
-                of_sigma,
+                sigma_score_fn,
                 x,
                 ladder,
                 to_sde_space(config, observed),
@@ -189,7 +187,7 @@ def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
                 **arguments,
             )
         else:
-            x = sampling.annealed_langevin(key, of_sigma, x, ladder, **arguments)
+            x = sampling.annealed_langevin(key, sigma_score_fn, x, ladder, **arguments)
         return x, jnp.zeros(x.shape[0], jnp.int32)
 
     return Sampler(
@@ -197,22 +195,22 @@ def _annealed_langevin(config, score_fns: Callable, purpose: int) -> Sampler:
     )
 
 
-def _predictor_corrector(config, score_fns: Callable, purpose: int) -> Sampler:
-    options, process = config.sampling, configuration.make_sde(config)
+def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
+    options, process = config.sampling, build.make_sde(config)
     corrections = options.corrector_steps if options.corrector != "none" else 0
 
     def advance(key, params, x, start, stop, *known):
-        _, of_time = score_fns(params, known)
+        _, time_score_fn = score_fns(params, known)
         constrain, observed, mask = None, None, None
-        if purpose == FOR_INPAINTING:
+        if task == Stream.INPAINTING:
             observed, mask = to_sde_space(config, known[0]), known[1]
             constrain = sampling.known_pixels(process, observed, mask)
-        elif purpose == FOR_COLORIZING:
+        elif task == Stream.COLORIZATION:
             constrain = sampling.known_grey(process, to_sde_space(config, known[0]))
         x, _ = sampling.predictor_corrector(
             key,
             process,
-            of_time,
+            time_score_fn,
             x,
             predictor=options.predictor,
             corrector=options.corrector,
@@ -237,8 +235,8 @@ def _predictor_corrector(config, score_fns: Callable, purpose: int) -> Sampler:
     )
 
 
-def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
-    options, process = config.sampling, configuration.make_sde(config)
+def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
+    options, process = config.sampling, build.make_sde(config)
 
     def start(key, batch):
         return options.temperature * _prior(config, key, batch)
@@ -248,9 +246,14 @@ def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
 
         def solve(x, *known):
             # Examples are solved one by one there, and what is known of them has to be theirs.
-            _, of_time = score_fns(params, tuple(a[None] for a in known))
+            _, time_score_fn = score_fns(params, tuple(a[None] for a in known))
             x, info = sampling.probability_flow(
-                process, of_time, x[None], rtol=options.rtol, atol=options.atol, end=options.end
+                process,
+                time_score_fn,
+                x[None],
+                rtol=options.rtol,
+                atol=options.atol,
+                end=options.end,
             )
             return x[0], info.evaluations[0]
 
@@ -261,18 +264,20 @@ def _probability_flow(config, score_fns: Callable, purpose: int) -> Sampler:
     )
 
 
-def _heun(config, score_fns: Callable, purpose: int) -> Sampler:
+def _heun(config, score_fns: Callable, task: Stream) -> Sampler:
     options = config.sampling
     ladder = sigmas.karras(
         config.model.sigma_begin, config.model.sigma_end, options.num_steps, options.rho
     )
 
     def start(key, batch):
-        return ladder[0] / configuration.make_sde(config).prior_std() * _prior(config, key, batch)
+        return ladder[0] / build.make_sde(config).prior_std() * _prior(config, key, batch)
 
     def advance(key, params, x, start, stop, *known):
-        of_sigma, _ = score_fns(params, known)
-        x, _ = sampling.heun(key, of_sigma, x, ladder, churn=options.churn, steps=(start, stop))
+        sigma_score_fn, _ = score_fns(params, known)
+        x, _ = sampling.heun(
+            key, sigma_score_fn, x, ladder, churn=options.churn, steps=(start, stop)
+        )
         return x, jnp.zeros(x.shape[0], jnp.int32)
 
     evaluations = 2 * options.num_steps - 1

@@ -12,8 +12,7 @@ import numpy as np
 import optax
 
 from ncsn_jax import convert, models, training
-from ncsn_jax.app import checkpoints, pictures, storage, torch_files, workdirs
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import build, checkpoints, pictures, schema, storage, torch_files, workdirs
 from ncsn_jax.errors import UserError
 
 
@@ -32,7 +31,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
       UserError: if the file cannot be read or does not fit the configuration, or if there is a run in
         the work directory.
     """
-    configuration.check(config)
+    schema.check(config)
     state, notes = _make_state(config, path, torch_files.read(path))
     step = int(state.step)
     workdirs.make(workdir)
@@ -69,14 +68,14 @@ def export(config, workdir: str, path: str) -> str:
     Raises:
       UserError: if the work directory holds no such run, or the file is there already.
     """
-    configuration.check(config)
+    schema.check(config)
     if not path.endswith(".npz"):
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
         raise UserError(f"--export={path!r} is there already; choose another name")
     step, state = workdirs.load_newest(config, workdir)
-    model = configuration.make_model(config)
-    ladder = configuration.make_sigmas(config)
+    model = build.make_model(config)
+    ladder = build.make_sigmas(config)
     state_dict = convert.to_torch(state.params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."
     arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
@@ -95,7 +94,7 @@ def _make_state(
     config, path: str, found: torch_files.TorchCheckpoint
 ) -> tuple[training.TrainState, list[str]]:
     """Returns the training state that a file describes, and what the user should know of it."""
-    model, channels = configuration.make_model(config), config.data.channels
+    model, channels = build.make_model(config), config.data.channels
 
     def convert_part(what: str, arrays):
         try:
@@ -115,7 +114,7 @@ def _make_state(
             + ("above 0, such as 0.999" if found.ema else "0")
         )
     ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
-    opt_state = configuration.make_optimizer(config).init(params)
+    opt_state = build.make_optimizer(config).init(params)
     step = found.step or 0
     notes = ["note: it holds no optimizer; training would begin with moments of zero"]
     if found.optimizer is not None:
@@ -145,9 +144,7 @@ def _make_state(
     if "sigmas" in found.model and getattr(model, "sigmas", None) is None:
         # The network does without, so that another ladder is no reason to refuse the file.
         try:
-            convert.check_ladder(
-                found.model["sigmas"], np.asarray(configuration.make_sigmas(config))
-            )
+            convert.check_ladder(found.model["sigmas"], np.asarray(build.make_sigmas(config)))
         except ValueError as error:
             notes.append(
                 f"note: it was made with another ladder than config.model describes: {error}"

@@ -18,7 +18,8 @@ import numpy as np
 
 from ncsn_jax import training
 from ncsn_jax.app import checkpoints, distributed, jsonfiles, storage
-from ncsn_jax.app.config import NOT_OF_TRAINING, SCHEDULE, flatten, make_init
+from ncsn_jax.app.build import make_init
+from ncsn_jax.app.schema import NOT_OF_TRAINING, SCHEDULE, flatten
 from ncsn_jax.errors import UserError, show
 
 # What may differ between two invocations on one work directory: it does not change the parameters

@@ -38,13 +38,13 @@ CHOICES = {
 
 def normalized_channels(features: int, ch_mult: tuple[int, ...], num_res_blocks: int) -> set[int]:
     """Returns the numbers of channels that are normalized in groups, in any of the architectures."""
-    last, kept = len(ch_mult) - 1, [features]
+    last, skips = len(ch_mult) - 1, [features]
     for level, multiple in enumerate(ch_mult):
-        kept += [multiple * features] * (num_res_blocks + (level < last))
-    found, width = set(kept), kept[-1]
+        skips += [multiple * features] * (num_res_blocks + (level < last))
+    found, width = set(skips), skips[-1]
     for multiple in reversed(ch_mult):
         for _ in range(num_res_blocks + 1):
-            found.add(width + kept.pop())
+            found.add(width + skips.pop())
             width = multiple * features
     return found
 
@@ -164,13 +164,13 @@ class NCSNpp(nn.Module):
         h = Conv(n, xavier=True, name="begin_conv")(shrinking).astype(dtype)
         shrinking = shrinking.astype(dtype)
 
-        kept = [h]
+        skips = [h]
         for level, multiple in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 h = block(f"down{level}_{i}", h, multiple * n)
                 if self.attends(level):
                     h = attention(f"down{level}_{i}_attention", h)
-                kept.append(h)
+                skips.append(h)
             if level == last:
                 break
             name, width = f"down{level}_halving", h.shape[-1]
@@ -185,7 +185,7 @@ class NCSNpp(nn.Module):
             elif self.progressive_input == "input_skip":
                 shrinking = downsample(shrinking, taps)
                 h = h + Conv(width, kernel_size=1, xavier=True, name=name)(shrinking)
-            kept.append(h)
+            skips.append(h)
 
         h = block("middle_0", h, h.shape[-1])
         h = attention("middle_attention", h)
@@ -195,7 +195,7 @@ class NCSNpp(nn.Module):
         for level in range(last, -1, -1):
             width = self.ch_mult[level] * n
             for i in range(self.num_res_blocks + 1):
-                h = block(f"up{level}_{i}", jnp.concatenate([h, kept.pop()], axis=-1), width)
+                h = block(f"up{level}_{i}", jnp.concatenate([h, skips.pop()], axis=-1), width)
             if self.attends(level):
                 h = attention(f"up{level}_attention", h)
             if self.progressive == "output_skip":

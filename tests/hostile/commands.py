@@ -129,18 +129,17 @@ def make_config_file(case):
 CHOICES = [*STRINGS, "ncsnv2", "ncsn_simplified", "ssm", "sm", "instance", "normal"]
 
 
-@entry(20, "ncsn_jax.app.config")
+@entry(20, "ncsn_jax.app.schema")
 def make_config(case):
     """Any value in any field, and what is then made of the configuration."""
     from ml_collections import ConfigDict
 
     from configs import default, digits, ncsnv2_cifar10
-    from ncsn_jax.app import config as configuration
-    from ncsn_jax.app import samplers, workdirs
+    from ncsn_jax.app import build, samplers, schema, workdirs
 
     rng = case.rng
     config = rng.choice([default, digits, digits, ncsnv2_cifar10]).get_config()
-    names = sorted(configuration.flatten(config)) * 4
+    names = sorted(schema.flatten(config)) * 4
     names += [*config, "extra", "data.x.y", "model.", "data.a b"]
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         parent, _, name = rng.choice(names).rpartition(".")
@@ -158,14 +157,14 @@ def make_config(case):
                 section[name] = rng.choice([any_value(rng)] * 19 + [ConfigDict({"a": 1})])
 
     def call():
-        configuration.check(config)
-        ladder = np.asarray(configuration.make_sigmas(config))
+        schema.check(config)
+        ladder = np.asarray(build.make_sigmas(config))
         if not (np.isfinite(ladder).all() and len(ladder) == config.model.num_levels):
             raise Failure(f"a ladder of {ladder}")
-        model = configuration.make_model(config)
-        configuration.make_optimizer(config)
-        configuration.make_objective(config)
-        assert model is not None and len(configuration.image_shape(config)) == 3
+        model = build.make_model(config)
+        build.make_optimizer(config)
+        build.make_objective(config)
+        assert model is not None and len(build.image_shape(config)) == 3
         samplers.make(config)
         workdirs.make(case.work)
         workdirs.write_config(config, case.work)

@@ -38,17 +38,16 @@ def json_text(rng, valid: dict) -> bytes:
     return rng.choice([json.dumps(changed).encode()] * 6 + wrong)
 
 
-@entry(10, "ncsn_jax.app.config")
+@entry(10, "ncsn_jax.app.schema")
 def make_workdir(case):
     """`config.json` and `pictures.json`, what else has its place there, and the directory itself."""
     from configs import digits
-    from ncsn_jax.app import config as configuration
-    from ncsn_jax.app import workdirs
+    from ncsn_jax.app import schema, workdirs
 
     rng, config = case.rng, digits.get_config()
     images = np.zeros((3, 2, 2, 1), np.uint8)
     contents = {
-        "config.json": configuration.flatten(config),
+        "config.json": schema.flatten(config),
         "pictures.json": {"shape": [3, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images)},
     }
     name = rng.choice([*contents] * 5 + ["lock", "checkpoints", ""])

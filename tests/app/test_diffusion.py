@@ -21,8 +21,16 @@ from configs.score_sde import (
     vp_cifar10_ddpmpp_deep_continuous,
 )
 from ncsn_jax import likelihood, losses, models, objectives, sde, training
-from ncsn_jax.app import classification, devices, run_flows, run_samplers, storage, workdirs
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import (
+    build,
+    classification,
+    devices,
+    run_flows,
+    run_samplers,
+    schema,
+    storage,
+    workdirs,
+)
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.models.comparison import run
@@ -61,7 +69,7 @@ def load_config(module=digits_ve, **changes):
 def small_network():
     """What is tested here is not the network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(configuration.MODELS, "ncsnpp", tiny.TinyDiffusion)
+        patch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
         yield
 
 
@@ -375,15 +383,15 @@ def test_classes_take_a_classifier(vp_run, tmp_path, monkeypatch):
 )
 def test_impossible_combinations_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        configuration.check(load_config(**changes))
+        schema.check(load_config(**changes))
 
 
 def test_published_options_of_the_embedding_follow_from_the_sde():
-    continuous = configuration.make_model(load_config())
+    continuous = build.make_model(load_config())
     assert continuous.embedding_type == "fourier" and continuous.scale_by_sigma
-    discrete = configuration.make_model(load_config(**{"training.continuous": False}))
+    discrete = build.make_model(load_config(**{"training.continuous": False}))
     assert discrete.embedding_type == "positional" and discrete.sigmas.shape == (30,)
-    vp = configuration.make_model(load_config(digits_subvp))
+    vp = build.make_model(load_config(digits_subvp))
     assert vp.embedding_type == "positional" and not vp.scale_by_sigma and vp.centered
 
 
@@ -396,9 +404,9 @@ def test_published_options_of_the_embedding_follow_from_the_sde():
     ],
 )
 def test_published_configurations_have_the_published_networks(module, count, monkeypatch):
-    monkeypatch.setitem(configuration.MODELS, "ncsnpp", models.NCSNpp)
+    monkeypatch.setitem(build.MODELS, "ncsnpp", models.NCSNpp)
     config = module.get_config()
-    model, shape = configuration.make_model(config), (1, *configuration.image_shape(config))
+    model, shape = build.make_model(config), (1, *build.image_shape(config))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.ones(1))
     assert sum(a.size for a in jax.tree.leaves(params)) == count
     multiples, blocks = tuple(config.ncsnpp.ch_mult), config.ncsnpp.num_res_blocks
@@ -413,14 +421,14 @@ def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
     config = load_config(module, **{"likelihood.exact": True})
     config.likelihood.rtol = config.likelihood.atol = 1e-5
     config.model.sigma_begin = 50.0
-    process, std = configuration.make_sde(config), 0.6 if config.data.centered else 0.3
+    process, std = build.make_sde(config), 0.6 if config.data.centered else 0.3
     mean = 0.0 if config.data.centered else 0.5
 
     def score(x, sigma):
         return (mean - x) / (std**2 + sigma**2)[:, None, None, None]
 
-    of_time = sde.from_sigma_score(process, score)
-    monkeypatch.setattr(configuration, "make_score_fn", lambda *_: (score, of_time))
+    time_score_fn = sde.from_sigma_score(process, score)
+    monkeypatch.setattr(build, "make_score_fn", lambda *_: (score, time_score_fn))
     images = np.random.default_rng(0).integers(60, 200, (3, 8, 8, 1), dtype=np.uint8)
     found = run_flows.Flow(config).bits_per_dim(devices.replicate({}), [0, 1, 2], images, 3)
     key = jax.random.fold_in(jax.random.key(config.seed), run_flows._FOR_LIKELIHOOD)
@@ -486,15 +494,15 @@ def test_likelihood_weighting_enters_the_mean_and_not_the_bins():
 
 def test_dropout_of_an_example_does_not_depend_on_the_devices():
     config = load_config(**{"training.reduce_mean": True})
-    model = configuration.make_model(config)
-    state = configuration.make_init(config)(jax.random.key(0))
+    model = build.make_model(config)
+    state = build.make_init(config)(jax.random.key(0))
     # The last convolutions begin at almost zero, behind which dropout would not be seen.
     noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(state.params)))
     noise = jax.tree.unflatten(jax.tree.structure(state.params), list(noise))
     params = jax.tree.map(lambda p, k: p + 0.1 * jax.random.normal(k, p.shape), state.params, noise)
     keys = jax.random.split(jax.random.key(2), 4)
     x, t = jax.random.normal(jax.random.key(3), (4, 8, 8, 1)), jnp.full(4, 0.5)
-    process = configuration.make_sde(config)
+    process = build.make_sde(config)
 
     @jax.jit
     def score(x, t, keys):
@@ -512,10 +520,10 @@ def test_dropout_of_an_example_does_not_depend_on_the_devices():
 
 def test_the_mean_over_elements_is_two_over_d_times_the_sum():
     config = load_config()
-    state = configuration.make_init(config)(jax.random.key(0))
+    state = build.make_init(config)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
-    objective = configuration.make_objective(config)
-    options = configuration.make_train_steps(config).keywords | {"objective": objective}
+    objective = build.make_objective(config)
+    options = build.make_train_steps(config).keywords | {"objective": objective}
 
     def measured(reduce_mean):
         step = functools.partial(training.train_step, **options | {"reduce_mean": reduce_mean})
@@ -530,7 +538,7 @@ def test_the_mean_over_elements_is_two_over_d_times_the_sum():
 
 def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
     """Of NCSN++ for CIFAR-10 with all its parts: all but the frequencies have a gradient."""
-    monkeypatch.setitem(configuration.MODELS, "ncsnpp", models.NCSNpp)
+    monkeypatch.setitem(build.MODELS, "ncsnpp", models.NCSNpp)
     config = ve_cifar10_ncsnpp_continuous.get_config()
     config.update_from_flattened_dict(
         {
@@ -541,16 +549,16 @@ def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
             "optim.warmup_steps": 0,
         }
     )
-    configuration.check(config)
+    schema.check(config)
     rng = np.random.default_rng(0)
     # Not from `make_init`, which takes as long as the rest, and starts with branches of almost zero.
-    shapes = jax.eval_shape(configuration.make_init(config), jax.random.key(0)).params
+    shapes = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
     params = jax.tree.map(lambda a: rng.normal(0, 0.1, a.shape).astype(a.dtype), shapes)
-    opt_state = configuration.make_optimizer(config).init(params)
+    opt_state = build.make_optimizer(config).init(params)
     state = training.TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
     images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     # Without the average, which takes long to compile for so many arrays.
-    options = configuration.make_train_steps(config).keywords | {"ema_decay": 0.0}
+    options = build.make_train_steps(config).keywords | {"ema_decay": 0.0}
     steps = functools.partial(training.train_step, **options)
     after, metrics = run(steps, state, images, 0)
     assert np.isfinite(metrics.loss)

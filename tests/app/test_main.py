@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -19,56 +18,17 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax.app import checkpoints, samplers, workdirs
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import build, checkpoints, samplers, schema, workdirs
 from ncsn_jax.errors import UserError
 from tests import tiny
-
-ROOT = pathlib.Path(__file__).parent.parent
-SMALL = ["--config=tests/tiny.py"]
-
-
-def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
-
-
-def quickly_compiling(devices):
-    """Without LLVM's optimizations, for networks that take longer to compile than to run."""
-    given = environment(devices)
-    return given | {"XLA_FLAGS": f"{given['XLA_FLAGS']} --xla_backend_optimization_level=0"}
-
-
-def command(workdir, *extra):
-    return [sys.executable, "main.py", f"--workdir={workdir}", *SMALL, *extra]
-
-
-def run(workdir, *extra, devices=1):
-    return subprocess.run(
-        command(workdir, *extra),
-        cwd=ROOT,
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def final_state(workdir):
-    """Returns step and arrays of the newest checkpoint."""
-    init = configuration.make_init(tiny.get_config())
-    with checkpoints.Checkpoints(str(workdir)) as store:
-        return store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
-
-
-def load_config(**changes):
-    import configs.digits
-
-    config = configs.digits.get_config()
-    config.update_from_flattened_dict(
-        {"model.features": 2, "model.num_levels": 2, "training.batch_size": 8} | changes
-    )
-    return config
+from tests.running import (
+    ROOT,
+    command,
+    environment,
+    final_state,
+    load_config,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +300,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
 )
 def test_values_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        configuration.check(load_config(**changes))
+        schema.check(load_config(**changes))
 
 
 def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
@@ -353,25 +313,23 @@ def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
             "training.skip_nonfinite": 3,
         }
     )
-    options = configuration.make_train_steps(config).keywords
+    options = build.make_train_steps(config).keywords
     assert options["microbatches"] == 2 and options["skip_nonfinite"] is True
-    assert not configuration.make_train_steps(load_config()).keywords["skip_nonfinite"]
+    assert not build.make_train_steps(load_config()).keywords["skip_nonfinite"]
 
     made = []
-    real = configuration.make_model
+    real = build.make_model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            configuration, "make_model", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
-        )
-        configuration.make_train_steps(config)
+        patch.setattr(build, "make_model", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
+        build.make_train_steps(config)
     assert [(m.remat, m.dtype) for m in made] == [(True, jax.numpy.bfloat16)]
 
     def program(**changes):
         changed = load_config(**changes)
-        model = configuration.make_model(changed)
-        shape = (1, *configuration.image_shape(changed))
+        model = build.make_model(changed)
+        shape = (1, *build.image_shape(changed))
         params = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape), np.zeros(1, int))
-        score = lambda p, x, sigma: configuration.make_score_fn(changed, p)[0](x, sigma)
+        score = lambda p, x, sigma: build.make_score_fn(changed, p)[0](x, sigma)
         return str(jax.make_jaxpr(score)(params, np.zeros(shape, np.float32), np.ones(1)))
 
     assert "bf16" in program(**{"sampling.dtype": "bfloat16"})
@@ -418,7 +376,7 @@ def test_what_a_configuration_file_may_have_made_of_the_fields_is_refused(change
     with config.unlocked(), config.ignore_type():
         change(config)
     with pytest.raises(UserError, match=message) as caught:
-        configuration.check(config)
+        schema.check(config)
     assert str(caught.value).isprintable()
 
 
@@ -502,8 +460,8 @@ def test_every_configuration_sets_every_field_and_passes(path):
     config = importlib.import_module(name).get_config()
     assert isinstance(config, ml_collections.ConfigDict)
     reference = importlib.import_module("configs.default").get_config()
-    assert configuration.flatten(config).keys() == configuration.flatten(reference).keys()
-    configuration.check(config)
+    assert schema.flatten(config).keys() == schema.flatten(reference).keys()
+    schema.check(config)
 
 
 @pytest.fixture
@@ -533,7 +491,7 @@ def test_the_annealing_is_filmed_and_samples_are_beside_their_neighbours(sampled
     with Image.open(directory / "filmstrip.png") as strip:
         assert strip.size[0] < strip.size[1]  # 5 columns, 8 rows
     with np.load(directory / "nearest.npz") as found:
-        images = configuration.load_images(config)
+        images = build.load_images(config)
         distances = np.linalg.norm(
             (samples[3] / 255 - images / 255).reshape(len(images), -1), axis=1
         )
@@ -554,7 +512,7 @@ def test_inpainting_completes_the_test_split(sampled, keep):
         originals, observed, completions = (
             found[name] for name in ("originals", "masks", "completions")
         )
-    np.testing.assert_array_equal(originals, configuration.load_images(config, "test")[:3])
+    np.testing.assert_array_equal(originals, build.load_images(config, "test")[:3])
     assert completions.shape == (3, 4, 8, 8, 1) and completions.dtype == np.uint8
     known = np.broadcast_to(observed[:, None], completions.shape)
     same = completions == originals[:, None]
@@ -600,10 +558,10 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
         "sampling.steps_per_level",
     }
     config = load_config(**{name: json.loads(value) for name, value in overrides.items()})
-    ladder = np.asarray(configuration.make_sigmas(config))
+    ladder = np.asarray(build.make_sigmas(config))
     (printed,) = re.findall(r"ladder: (.*)", output)
     np.testing.assert_allclose([float(s) for s in printed.split()], ladder, rtol=1e-3)
-    images = configuration.load_images(config) / 255
+    images = build.load_images(config) / 255
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
     assert ladder[0] == pytest.approx(max(distances), rel=1e-3)

@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from ncsn_jax.app import _supervisor, launch, signals
-from ncsn_jax.app import config as configuration
+from ncsn_jax.app import _supervisor, build, launch, signals
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
@@ -22,9 +21,7 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """A run by two processes, of which one was killed on the way: (work directory, what was said)."""
-    configuration.load_images(
-        tiny.get_config()
-    )  # Preparing them the first time says how that goes.
+    build.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
     processes = faults.start_two(workdir, *STEPS, devices=4)
     faults.wait_for("step 12/", workdir, processes)

@@ -19,13 +19,12 @@ from flax import traverse_util
 from configs import mnist, ncsnv2_cifar10, simplified_celeba
 from configs.score_sde import ve_cifar10_ncsnpp_continuous
 from ncsn_jax import convert, models, training
-from ncsn_jax.app import config as configuration
-from ncsn_jax.app import torch_files, torch_runs
+from ncsn_jax.app import build, torch_files, torch_runs
 from ncsn_jax.app import workdirs as work_directories
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
 from tests.models.comparison import assert_close, compiled_quickly, nhwc, run
-from tests.test_app import ROOT, environment, quickly_compiling
+from tests.running import ROOT, environment, quickly_compiling
 
 V1 = DATA / "ncsn_checkpoint_v1_legacy.pth"  # torch's old format, optimizer keys by id
 V2 = DATA / "ncsnv2_checkpoint.pth"  # the new one, with EMA
@@ -199,7 +198,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     assert str(path) in message and "note" not in message
     step, state = work_directories.load_newest(config, workdir)
     found = torch_files.read(str(path))
-    model = configuration.make_model(config)
+    model = build.make_model(config)
     version = "v1" if path == V1 else "v2"
     assert (step, int(state.step)) == ((3, 3) if version == "v1" else (5000, 5000))
     assert int(optax.tree.get(state.opt_state, "count")) == 3

@@ -1,35 +1,18 @@
-"""Configurations: checked once, then turned into the objects that the plain functions take.
-
-Only this module and the application read a ConfigDict. `check` refuses every value that could not
-work before anything is loaded or compiled; the `make_*` functions build what the values describe.
+"""The fields of a configuration, and what they may hold. `check` refuses a value that cannot work, before
+anything is loaded or compiled.
 """
 
-import functools
-import json
 import math
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-import optax
 
-from ncsn_jax import models, objectives, sampling, sde, sigmas, training
-from ncsn_jax.app import data
+from ncsn_jax import models, objectives, sampling, sde, sigmas
+from ncsn_jax.app import build
 from ncsn_jax.errors import UserError, show
-from ncsn_jax.types import ScoreFn
 
-MODELS = {
-    "ncsn": models.NCSN,
-    "ncsnv2": models.NCSNv2,
-    "ncsnv2_deeper": models.NCSNv2Deeper,
-    "ncsnv2_deepest": models.NCSNv2Deepest,
-    "ncsn_simplified": models.SimplifiedNCSN,
-    "ncsnpp": models.NCSNpp,
-}
-SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
 METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
 # The normalizations that a network exists with, where they are not just instance normalization++.
@@ -222,61 +205,6 @@ SCHEDULE = (
 # How the fields begin that are of what is made with a trained network.
 NOT_OF_TRAINING = ("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.")
 
-# Fields that no compiled program is made of: of files, and of what programs are given as arguments.
-_NOT_COMPILED = frozenset(
-    (
-        "seed",
-        "data.data_dir",
-        "data.dataset",
-        "data.crop_size",
-        *SCHEDULE,
-        "sampling.num_samples",
-        "sampling.batch_size",
-        "sampling.preview_samples",
-        "sampling.gif",
-        "sampling.name",
-    )
-)
-
-
-def describe_training(config: ml_collections.ConfigDict) -> str | None:
-    """Returns what tells the compiled training step of one configuration from those of others.
-
-    None, as below, where networks, losses or SDEs are not this package's, whose source nobody knows.
-    """
-    return _describe(config, "training step", without=NOT_OF_TRAINING)
-
-
-def describe_sampling(config: ml_collections.ConfigDict, *purpose: str | int) -> str | None:
-    """Returns what tells a compiled program that uses a trained network from others.
-
-    Args:
-      config: the configuration.
-      *purpose: what it is for, and what else it is made of.
-    """
-    return _describe(config, *purpose, without=("optim.",))
-
-
-def _describe(config, *purpose: str | int, without: tuple[str, ...]) -> str | None:
-    sde, loss = config.training.sde, config.training.loss
-    parts = [
-        MODELS[config.model.name],
-        objectives.LOSSES[loss],
-        *([SDES[sde]] if sde in SDES else []),
-    ]
-    if not all(map(_is_own, parts)):
-        return None
-    fields = {
-        name: value
-        for name, value in flatten(config).items()
-        if name not in _NOT_COMPILED and not name.startswith(without)
-    }
-    return json.dumps([fields, *purpose], sort_keys=True)
-
-
-def _is_own(part: Callable) -> bool:
-    return part.__module__.startswith("ncsn_jax.")
-
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first field whose value cannot work."""
@@ -313,11 +241,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(field, 0 <= flat[field] <= _BELOW_ONE, "in [0, 1), also in float32")
     for field, choices in (
         ("data.channels", (1, 3)),
-        ("model.name", tuple(MODELS)),
+        ("model.name", tuple(build.MODELS)),
         ("training.loss", tuple(objectives.LOSSES)),
         ("training.dtype", _DTYPES),
         ("sampling.dtype", _DTYPES),
-        ("training.sde", ("none", *SDES)),
+        ("training.sde", ("none", *build.SDES)),
         ("sampling.method", METHODS),
         ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
         ("likelihood.split", ("train", "test")),
@@ -344,7 +272,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "exact score matching takes one derivative for each",
     )
     _check_sde(flat, require)
-    factor = 2 ** _halvings(config)
+    factor = 2 ** build.halvings(config)
     require(
         "data.image_size",
         size >= 8 and size % factor == 0,
@@ -397,7 +325,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         levels * flat["sampling.steps_per_level"] <= _MAX_CHAIN,
         f"at most {_MAX_CHAIN // levels} with config.model.num_levels={levels}",
     )
-    make_sigmas(config)
+    build.make_sigmas(config)
     _check_sampler(config, flat, require)
     power = flat["training.anneal_power"]
     weights = [(power - 2) * math.log(flat[f"model.sigma_{end}"]) for end in ("begin", "end")]
@@ -415,7 +343,7 @@ def _check_sde(flat: dict, require: Callable) -> None:
     require(
         "training.sde",
         is_ncsnpp == (kind != "none"),
-        f"{' or '.join(map(repr, SDES)) if is_ncsnpp else repr('none')} for config.model.name={name!r}",
+        f"{' or '.join(map(repr, build.SDES)) if is_ncsnpp else repr('none')} for config.model.name={name!r}",
     )
     require("data.centered", is_ncsnpp or not flat["data.centered"], f"False for {name!r}")
     require("training.continuous", kind != "none" or not continuous, f"False {of_kind}")
@@ -485,7 +413,7 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
     require("sampling.churn", flat["sampling.churn"] <= 1000, "at most 1000")
     require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
     require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
-    process, method = make_sde(config), flat["sampling.method"]
+    process, method = build.make_sde(config), flat["sampling.method"]
     if method == "predictor_corrector":
         snr, corrector = flat["sampling.snr"], flat["sampling.corrector"]
         if corrector in sampling.CORRECTORS and flat["training.sde"] != "subvp":
@@ -525,144 +453,4 @@ def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Calla
         )
 
 
-def _halvings(config: ml_collections.ConfigDict) -> int:
-    """How often the network halves the sides of an image."""
-    if config.model.name == "ncsnpp":
-        return max(len(config.ncsnpp.ch_mult) - 1, 0)
-    return MODELS[config.model.name].HALVINGS
-
-
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-
-
-def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
-    """Returns the noise ladder `[L]`."""
-    model = config.model
-    try:
-        return sigmas.geometric(model.sigma_begin, model.sigma_end, model.num_levels)
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from None
-
-
-def make_model(
-    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
-) -> nn.Module:
-    """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
-    network, features = MODELS[config.model.name], config.model.features
-    options = {"dtype": jnp.dtype(dtype), "remat": remat}
-    if network is models.NCSN:
-        model = config.model
-        return network(features, model.num_levels, model.normalization, **options)
-    if config.model.name != "ncsnpp":
-        return network(features, make_sigmas(config), **options)
-    is_ve = config.training.sde == "ve"
-    is_fourier = is_ve and config.training.continuous
-    parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
-    return network(
-        features,
-        image_size=config.data.image_size,
-        embedding_type="fourier" if is_fourier else "positional",
-        scale_by_sigma=is_ve,
-        sigmas=make_sigmas(config) if is_ve and not is_fourier else None,
-        centered=config.data.centered,
-        **parts,
-        **options,
-    )
-
-
-def make_sde(config: ml_collections.ConfigDict) -> sde.SDE:
-    """Returns the SDE; of a ladder, the variance-exploding one from its first to its last sigma."""
-    model, kind = config.model, config.training.sde
-    if kind in ("none", "ve"):
-        return sde.VE(model.sigma_end, model.sigma_begin)
-    return SDES[kind](model.beta_min, model.beta_max)
-
-
-def num_levels(config: ml_collections.ConfigDict) -> int | None:
-    """Returns how many levels an SDE's network was trained on, or None for continuous time."""
-    return None if config.training.continuous else config.model.num_levels
-
-
-def make_score_fn(config: ml_collections.ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
-    """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
-    model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
-    if config.training.sde == "none":
-        of_sigma = models.score_fn(model, params, make_sigmas(config))
-        return of_sigma, sde.from_sigma_score(process, of_sigma)
-    of_time = models.time_score_fn(model, params, process, num_levels=num_levels(config))
-    return sde.to_sigma_score(process, of_time), of_time
-
-
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer."""
-    return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
-
-
-def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
-    """Returns (H, W, C)."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
-def make_init(config: ml_collections.ConfigDict) -> training.Init:
-    """Returns the function from a key to the state before the first step."""
-    ema = config.model.ema_decay > 0
-    return training.make_init(
-        make_model(config), make_optimizer(config), image_shape(config), ema=ema
-    )
-
-
-def make_objective(
-    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
-) -> objectives.Objective:
-    """Returns what training minimises, with a network made for it."""
-    model = make_model(config, dtype=dtype, remat=remat)
-    if config.training.sde != "none":
-        return objectives.diffusion(
-            model,
-            make_sde(config),
-            num_levels=num_levels(config),
-            likelihood_weighting=config.training.likelihood_weighting,
-        )
-    loss = objectives.LOSSES[config.training.loss]
-    if config.training.loss == "ssm":
-        loss = functools.partial(loss, num_projections=config.training.num_projections)
-    return objectives.ladder(
-        model,
-        make_sigmas(config),
-        loss,
-        anneal_power=config.training.anneal_power,
-    )
-
-
-def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
-    """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
-    return functools.partial(
-        training.train_steps,
-        objective=make_objective(config, dtype=config.training.dtype, remat=config.training.remat),
-        optimizer=make_optimizer(config),
-        microbatches=config.training.microbatches,
-        skip_nonfinite=config.training.skip_nonfinite > 0,
-        ema_decay=config.model.ema_decay,
-        random_flip=config.data.random_flip,
-        dequantize=config.data.dequantize,
-        centered=config.data.centered,
-        reduce_mean=config.training.reduce_mean,
-    )
-
-
-def load_labels(config: ml_collections.ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
-    """Returns the classes of the images of one split, int32 `[N]`, and the number of classes."""
-    return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
-
-
-def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.ndarray:
-    """Returns the images of one split, uint8 `[N, H, W, C]`."""
-    options = config.data
-    return data.load(
-        options.dataset,
-        options.data_dir,
-        options.image_size,
-        options.channels,
-        split=split,
-        crop_size=options.crop_size,
-    )

@@ -1,0 +1,166 @@
+"""Makes what a configuration describes: networks, SDEs, objectives, optimizers, images."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ncsn_jax import models, objectives, sde, sigmas, training
+from ncsn_jax.app import data
+from ncsn_jax.errors import UserError
+from ncsn_jax.types import ScoreFn
+
+MODELS = {
+    "ncsn": models.NCSN,
+    "ncsnv2": models.NCSNv2,
+    "ncsnv2_deeper": models.NCSNv2Deeper,
+    "ncsnv2_deepest": models.NCSNv2Deepest,
+    "ncsn_simplified": models.SimplifiedNCSN,
+    "ncsnpp": models.NCSNpp,
+}
+SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
+
+
+def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
+    """Returns the noise ladder `[L]`."""
+    model = config.model
+    try:
+        return sigmas.geometric(model.sigma_begin, model.sigma_end, model.num_levels)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
+
+
+def make_model(
+    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+) -> nn.Module:
+    """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
+    network, features = MODELS[config.model.name], config.model.features
+    options = {"dtype": jnp.dtype(dtype), "remat": remat}
+    if network is models.NCSN:
+        model = config.model
+        return network(features, model.num_levels, model.normalization, **options)
+    if config.model.name != "ncsnpp":
+        return network(features, make_sigmas(config), **options)
+    is_ve = config.training.sde == "ve"
+    is_fourier = is_ve and config.training.continuous
+    parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
+    return network(
+        features,
+        image_size=config.data.image_size,
+        embedding_type="fourier" if is_fourier else "positional",
+        scale_by_sigma=is_ve,
+        sigmas=make_sigmas(config) if is_ve and not is_fourier else None,
+        centered=config.data.centered,
+        **parts,
+        **options,
+    )
+
+
+def make_sde(config: ml_collections.ConfigDict) -> sde.SDE:
+    """Returns the SDE; of a ladder, the variance-exploding one from its first to its last sigma."""
+    model, kind = config.model, config.training.sde
+    if kind in ("none", "ve"):
+        return sde.VE(model.sigma_end, model.sigma_begin)
+    return SDES[kind](model.beta_min, model.beta_max)
+
+
+def num_levels(config: ml_collections.ConfigDict) -> int | None:
+    """Returns how many levels an SDE's network was trained on, or None for continuous time."""
+    return None if config.training.continuous else config.model.num_levels
+
+
+def make_score_fn(config: ml_collections.ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
+    """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
+    model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
+    if config.training.sde == "none":
+        sigma_score_fn = models.score_fn(model, params, make_sigmas(config))
+        return sigma_score_fn, sde.from_sigma_score(process, sigma_score_fn)
+    time_score_fn = models.time_score_fn(model, params, process, num_levels=num_levels(config))
+    return sde.to_sigma_score(process, time_score_fn), time_score_fn
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer."""
+    return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
+
+
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """Returns (H, W, C)."""
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def make_init(config: ml_collections.ConfigDict) -> training.Init:
+    """Returns the function from a key to the state before the first step."""
+    ema = config.model.ema_decay > 0
+    return training.make_init(
+        make_model(config), make_optimizer(config), image_shape(config), ema=ema
+    )
+
+
+def make_objective(
+    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+) -> objectives.Objective:
+    """Returns what training minimises, with a network made for it."""
+    model = make_model(config, dtype=dtype, remat=remat)
+    if config.training.sde != "none":
+        return objectives.diffusion(
+            model,
+            make_sde(config),
+            num_levels=num_levels(config),
+            likelihood_weighting=config.training.likelihood_weighting,
+        )
+    loss = objectives.LOSSES[config.training.loss]
+    if config.training.loss == "ssm":
+        loss = functools.partial(loss, num_projections=config.training.num_projections)
+    return objectives.ladder(
+        model,
+        make_sigmas(config),
+        loss,
+        anneal_power=config.training.anneal_power,
+    )
+
+
+def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
+    """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
+    return functools.partial(
+        training.train_steps,
+        objective=make_objective(config, dtype=config.training.dtype, remat=config.training.remat),
+        optimizer=make_optimizer(config),
+        microbatches=config.training.microbatches,
+        skip_nonfinite=config.training.skip_nonfinite > 0,
+        ema_decay=config.model.ema_decay,
+        random_flip=config.data.random_flip,
+        dequantize=config.data.dequantize,
+        centered=config.data.centered,
+        reduce_mean=config.training.reduce_mean,
+    )
+
+
+def load_labels(config: ml_collections.ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
+    """Returns the classes of the images of one split, int32 `[N]`, and the number of classes."""
+    return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
+
+
+def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.ndarray:
+    """Returns the images of one split, uint8 `[N, H, W, C]`."""
+    options = config.data
+    return data.load(
+        options.dataset,
+        options.data_dir,
+        options.image_size,
+        options.channels,
+        split=split,
+        crop_size=options.crop_size,
+    )
+
+
+def halvings(config: ml_collections.ConfigDict) -> int:
+    """How often the network halves the sides of an image."""
+    if config.model.name == "ncsnpp":
+        return max(len(config.ncsnpp.ch_mult) - 1, 0)
+    return MODELS[config.model.name].HALVINGS
