@@ -3,6 +3,8 @@
 Here is what keeps messages on one line, whatever they quote.
 """
 
+from collections.abc import Mapping
+
 # Of a message, which may hold anything found in a file.
 _MAX_CHARACTERS = 3000
 # Of a value in a message.
@@ -28,6 +30,13 @@ def show(value: object) -> str:
     except Exception:  # such as that of a number of more than 4300 digits
         return f"<{type(value).__name__}>"
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]} ..."
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> str:
+    """Returns what differs between two mappings, such as `"a is 1 there and 2 here; b is ..."`, or `""`."""
+    names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+    values = ((n, *(show(values.get(n, "absent")) for values in (there, here))) for n in names)
+    return "; ".join(f"{name} is {found} there and {wanted} here" for name, found, wanted in values)
 
 
 def one_line(text: str) -> str:

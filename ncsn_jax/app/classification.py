@@ -21,7 +21,7 @@ from ncsn_jax import classifier, losses, training
 from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.app.data import Batches
 from ncsn_jax.app.pictures import read_npz, write_npz
-from ncsn_jax.errors import UserError, show
+from ncsn_jax.errors import UserError, differences, show
 from ncsn_jax.models import NoisyClassifier
 from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP
@@ -250,13 +250,9 @@ def load(path: str, expected: dict | None = None) -> Trained:
             f"{path} cannot be read as a classifier ({reason}); train it again"
         ) from None
     expected = json.loads(json.dumps(expected or {}))
-    differing = sorted(name for name in expected if meta.get(name) != expected[name])
-    if differing:
-        named = "; ".join(
-            f"{name} is {show(meta.get(name))} there and {show(expected[name])} here"
-            for name in differing
-        )
-        raise UserError(f"{path} holds a classifier of something else: {named}")
+    there = {name: meta[name] for name in expected if name in meta}
+    if differing := differences(there, expected):
+        raise UserError(f"{path} holds a classifier of something else: {differing}")
     return Trained(model, traverse_util.unflatten_dict(arrays, sep="/"), sde, meta)
 
 

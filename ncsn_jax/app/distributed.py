@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from ncsn_jax.app import launch
 from ncsn_jax.app.signals import say
-from ncsn_jax.errors import UserError, show
+from ncsn_jax.errors import UserError, differences
 
 # Without a sign of life for so long, a process counts as dead.
 _HEARTBEAT_SECONDS = 30
@@ -119,12 +119,10 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
     """
     mine = json.loads(json.dumps(dict(values)))
     first = on_first(f"to compare {what}", lambda: mine)
-    differing = [n for n in sorted(mine.keys() | first.keys()) if mine.get(n) != first.get(n)]
-    if differing:
-        named = "; ".join(
-            f"{n} is {show(first.get(n))} there and {show(mine.get(n))} here" for n in differing
+    if differing := differences(first, mine):
+        raise UserError(
+            f"process {jax.process_index()} differs from process 0 in {what}: {differing}"
         )
-        raise UserError(f"process {jax.process_index()} differs from process 0 in {what}: {named}")
 
 
 def on_first(what: str, function: Callable[[], Any]) -> Any:

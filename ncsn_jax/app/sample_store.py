@@ -15,10 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ncsn_jax.app import jsonfiles, pictures, storage
-from ncsn_jax.errors import UserError, show
-
-# Settings that earlier versions did not write, with what those did.
-_ADDED = {"sampling.dtype": "float32"}
+from ncsn_jax.errors import UserError, differences
 
 
 class SampleStore:
@@ -58,14 +55,10 @@ class SampleStore:
                 found = settings
         except (OSError, ValueError) as error:
             raise UserError(f"{directory} cannot be used for samples: {error}") from None
-        found = _ADDED | found
-        differing = sorted(k for k in settings if found.get(k) != settings[k])
-        if differing:
-            named = "; ".join(
-                f"{k} is {show(found.get(k))} there and {settings[k]!r} here" for k in differing
-            )
+        there = {name: found[name] for name in settings if name in found}
+        if differing := differences(there, settings):
             raise UserError(
-                f"{directory} holds samples made otherwise: {named}; "
+                f"{directory} holds samples made otherwise: {differing}; "
                 "repeat those settings to add to them, or name these with --config.sampling.name=NAME"
             )
         self._have = dict(self._read())

@@ -20,7 +20,7 @@ from ncsn_jax import training
 from ncsn_jax.app import checkpoints, distributed, jsonfiles, storage
 from ncsn_jax.app.build import make_init
 from ncsn_jax.app.schema import NOT_OF_TRAINING, SCHEDULE, flatten
-from ncsn_jax.errors import UserError, show
+from ncsn_jax.errors import UserError, differences
 
 # What may differ between two invocations on one work directory: it does not change the parameters
 # that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
@@ -70,14 +70,13 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     found = _ADDED | found
     flat = flatten(config)
     changeable = _CHANGEABLE + _unused(flat)
-    differing = [
-        f"{field} is {show(found.get(field, 'absent'))} there and {show(flat.get(field, 'absent'))} here"
-        for field in sorted(found.keys() | flat.keys())
-        if found.get(field) != flat.get(field) and not field.startswith(changeable)
-    ]
-    if differing:
+    there, here = (
+        {field: value for field, value in fields.items() if not field.startswith(changeable)}
+        for fields in (found, flat)
+    )
+    if differing := differences(there, here):
         raise UserError(
-            f"--workdir={workdir!r} holds a run of a different configuration: {'; '.join(differing)} "
+            f"--workdir={workdir!r} holds a run of a different configuration: {differing} "
             "(repeat the overrides that it was begun with, or choose another --workdir)"
         )
     return True
@@ -135,22 +134,16 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
     path = os.path.join(workdir, "images.json")
     here = describe_images(dataset)
 
-    def claim() -> dict:
+    def claim() -> None:
         there = jsonfiles.read(path)
         if there is None:
             if not read_only:
                 storage.write(path, json.dumps(here).encode())
-        elif there != here:
-            raise UserError(
-                f"--workdir={workdir!r} holds a run on other images: {show(there)} there and {here} here"
-            )
-        return here
+        elif differing := differences(there, here):
+            raise UserError(f"--workdir={workdir!r} holds a run on other images: {differing}")
 
-    first = distributed.on_first("to load the images", claim)
-    if first != here:
-        raise UserError(
-            f"process {jax.process_index()} has other images than process 0: {here} and {first}"
-        )
+    distributed.on_first("to load the images", claim)
+    distributed.agree("its images", here)
 
 
 @contextlib.contextmanager

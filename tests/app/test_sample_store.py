@@ -56,13 +56,6 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert open_store(tmp_path).missing(1) == []
 
 
-def test_samples_of_before_there_were_types_are_of_float32(tmp_path):
-    open_store(tmp_path).add([0], fake([0]))
-    assert open_store(tmp_path, SETTINGS | {"sampling.dtype": "float32"}).missing(1) == []
-    with pytest.raises(UserError, match="sampling.dtype is 'float32' there and 'bfloat16' here"):
-        open_store(tmp_path, SETTINGS | {"sampling.dtype": "bfloat16"})
-
-
 def test_a_damaged_result_is_not_overwritten(tmp_path):
     open_store(tmp_path)
     (tmp_path / "samples.npz").write_bytes(b"torn")

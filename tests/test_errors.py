@@ -1,0 +1,26 @@
+import pytest
+
+from ncsn_jax.errors import UserError, differences, show
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "text"),
+    [
+        ({"a": 1}, {"a": 1}, ""),
+        (
+            {"b": 1, "a": "x"},
+            {"b": 2, "a": "y"},
+            "a is 'x' there and 'y' here; b is 1 there and 2 here",
+        ),
+        ({}, {"a": 1}, "a is 'absent' there and 1 here"),
+        ({"a": [1]}, {}, "a is [1] there and 'absent' here"),
+    ],
+)
+def test_differences_name_each_field_with_both_values(there, here, text):
+    assert differences(there, here) == text
+
+
+def test_a_message_is_one_printable_line():
+    assert str(UserError("a\nb")) == "a\\nb"
+    assert len(str(UserError("x" * 10**6))) < 4000
+    assert show(10**5000) == "<int>" and show("y" * 10**6).endswith("yyy ...")
