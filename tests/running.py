@@ -55,3 +55,37 @@ def load_config(**changes):
         {"model.features": 2, "model.num_levels": 2, "training.batch_size": 8} | changes
     )
     return config
+
+
+# A run with an SDE that takes seconds.
+SMALL_DIFFUSION = {
+    "model.features": 4,
+    "model.num_levels": 30,
+    "ncsnpp.ch_mult": (1,),
+    "ncsnpp.dropout": 0.1,
+    "training.batch_size": 8,
+    "training.num_steps": 4,
+    "training.log_every": 2,
+    "training.checkpoint_every": 4,
+    "training.sample_every": 0,
+    "optim.warmup_steps": 0,
+    "sampling.method": "heun",
+    "sampling.num_steps": 3,
+    "sampling.num_samples": 8,
+    "sampling.batch_size": 8,
+    "sampling.rtol": 1e-3,
+    "sampling.atol": 1e-3,
+    "likelihood.rtol": 1e-2,
+    "likelihood.atol": 1e-2,
+    "classifier.num_steps": 2,
+    "classifier.features": 4,
+}
+
+
+def load_diffusion_config(module=None, **changes):
+    """Returns a small configuration with an SDE: that of `digits_ve`, or of another module."""
+    from configs import digits_ve
+
+    config = (module or digits_ve).get_config()
+    config.update_from_flattened_dict(SMALL_DIFFUSION | changes)
+    return config

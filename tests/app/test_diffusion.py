@@ -8,18 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import traverse_util
 from PIL import Image
 
 import run_lib
 from configs import digits_subvp, digits_ve, digits_vp
-from configs.score_sde import (
-    ve_church_ncsnpp_continuous,
-    ve_cifar10_ncsnpp_continuous,
-    vp_cifar10_ddpmpp_deep_continuous,
-)
 from ncsn_jax import likelihood, losses, models, objectives, sde, training
 from ncsn_jax.app import (
     build,
@@ -27,42 +20,13 @@ from ncsn_jax.app import (
     devices,
     run_flows,
     run_samplers,
-    schema,
     storage,
     workdirs,
 )
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.models.comparison import run
-
-SMALL = {
-    "model.features": 4,
-    "model.num_levels": 30,
-    "ncsnpp.ch_mult": (1,),
-    "ncsnpp.dropout": 0.1,
-    "training.batch_size": 8,
-    "training.num_steps": 4,
-    "training.log_every": 2,
-    "training.checkpoint_every": 4,
-    "training.sample_every": 0,
-    "optim.warmup_steps": 0,
-    "sampling.method": "heun",
-    "sampling.num_steps": 3,
-    "sampling.num_samples": 8,
-    "sampling.batch_size": 8,
-    "sampling.rtol": 1e-3,
-    "sampling.atol": 1e-3,
-    "likelihood.rtol": 1e-2,
-    "likelihood.atol": 1e-2,
-    "classifier.num_steps": 2,
-    "classifier.features": 4,
-}
-
-
-def load_config(module=digits_ve, **changes):
-    config = module.get_config()
-    config.update_from_flattened_dict(SMALL | changes)
-    return config
+from tests.running import load_diffusion_config as load_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -310,111 +274,6 @@ def test_classes_take_a_classifier(vp_run, tmp_path, monkeypatch):
         run_lib.classconditional(other, workdir)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"training.sde": "none"},
-            "training.sde='none' must be 've' or 'vp' or 'subvp' for .*'ncsnpp'",
-        ),
-        ({"model.name": "ncsn"}, "training.sde='ve' must be 'none' for config.model.name='ncsn'"),
-        (
-            {"training.sde": "subvp", "training.continuous": False},
-            "training.continuous=False must be True for config.training.sde='subvp'",
-        ),
-        (
-            {"training.continuous": False, "training.likelihood_weighting": True},
-            "training.likelihood_weighting=True must be False for config.training.continuous=False",
-        ),
-        (
-            {"training.loss": "ssm"},
-            "training.loss='ssm' must be 'dsm' for config.training.sde='ve'",
-        ),
-        (
-            {"training.sde": "vp", "training.continuous": False, "model.num_levels": 15},
-            "model.num_levels=15 must be at least 21",
-        ),
-        (
-            {"training.sde": "vp", "model.beta_min": 3.0, "model.beta_max": 2.0},
-            "model.beta_max=2.0 must be at least config.model.beta_min=3.0",
-        ),
-        (
-            {
-                "training.sde": "subvp",
-                "sampling.method": "predictor_corrector",
-                "sampling.predictor": "ancestral",
-            },
-            "predictor 'ancestral' does not exist for sub-VP",
-        ),
-        (
-            {
-                "training.sde": "subvp",
-                "sampling.method": "predictor_corrector",
-                "sampling.corrector": "langevin",
-                "sampling.snr": 0.1,
-            },
-            "corrector 'langevin' does not exist for sub-VP",
-        ),
-        (
-            {"sampling.method": "predictor_corrector", "sampling.corrector": "langevin"},
-            "sampling.snr=0.0 must be the signal-to-noise ratio of corrector 'langevin'",
-        ),
-        (
-            {"training.sde": "vp", "model.sigma_begin": 500.0},
-            "model.sigma_begin=500.0 must be at most 15",
-        ),
-        ({"ncsnpp.fir": True}, "config.ncsnpp: .* must be one of"),
-        ({"model.features": 9}, "model.features=9 must be such that .*: 9 channels cannot"),
-        ({"sampling.rho": 0.5}, "sampling.rho=0.5 must be from 1 to 100"),
-        (
-            {
-                "training.sde": "vp",
-                "sampling.method": "predictor_corrector",
-                "sampling.predictor": "euler_maruyama",
-                "sampling.corrector": "langevin",
-                "sampling.snr": 0.1,
-            },
-            "sampling.num_steps=3 must be at least 21",
-        ),
-        ({"ncsnpp.ch_mult": ()}, "ncsnpp.ch_mult=.* must be one to twelve numbers"),
-        ({"sampling.method": "euler"}, "sampling.method='euler' must be 'annealed_langevin' or"),
-        ({"sampling.end": 0.0}, "sampling.end=0.0 must be from 1e-7"),
-    ],
-)
-def test_impossible_combinations_are_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        schema.check(load_config(**changes))
-
-
-def test_published_options_of_the_embedding_follow_from_the_sde():
-    continuous = build.make_model(load_config())
-    assert continuous.embedding_type == "fourier" and continuous.scale_by_sigma
-    discrete = build.make_model(load_config(**{"training.continuous": False}))
-    assert discrete.embedding_type == "positional" and discrete.sigmas.shape == (30,)
-    vp = build.make_model(load_config(digits_subvp))
-    assert vp.embedding_type == "positional" and not vp.scale_by_sigma and vp.centered
-
-
-@pytest.mark.parametrize(
-    ("module", "count"),
-    [
-        (ve_cifar10_ncsnpp_continuous, 62_758_915),
-        (ve_church_ncsnpp_continuous, 65_574_549),
-        (vp_cifar10_ddpmpp_deep_continuous, 106_632_579),
-    ],
-)
-def test_published_configurations_have_the_published_networks(module, count, monkeypatch):
-    monkeypatch.setitem(build.MODELS, "ncsnpp", models.NCSNpp)
-    config = module.get_config()
-    model, shape = build.make_model(config), (1, *build.image_shape(config))
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.ones(1))
-    assert sum(a.size for a in jax.tree.leaves(params)) == count
-    multiples, blocks = tuple(config.ncsnpp.ch_mult), config.ncsnpp.num_res_blocks
-    flat = traverse_util.flatten_dict(params)
-    normalized = {v.size for k, v in flat.items() if k[-1] == "gamma"}
-    assert normalized == models.normalized_channels(config.model.features, multiples, blocks)
-
-
 @pytest.mark.parametrize("module", [digits_ve, digits_vp])
 def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
     """Pixels N(0.5, 0.3^2) in [0, 1], of which the SDE may have 2 x - 1."""
@@ -534,34 +393,3 @@ def test_the_mean_over_elements_is_two_over_d_times_the_sum():
         ratio = float(getattr(mean, name) / getattr(total, name))
         assert ratio == pytest.approx(2 / 64, rel=1e-4)
     np.testing.assert_allclose(mean.level_loss, total.level_loss, rtol=1e-6)
-
-
-def test_a_step_of_the_published_network_at_a_reduced_size(monkeypatch):
-    """Of NCSN++ for CIFAR-10 with all its parts: all but the frequencies have a gradient."""
-    monkeypatch.setitem(build.MODELS, "ncsnpp", models.NCSNpp)
-    config = ve_cifar10_ncsnpp_continuous.get_config()
-    config.update_from_flattened_dict(
-        {
-            "model.features": 8,
-            "data.image_size": 16,
-            "ncsnpp.num_res_blocks": 1,
-            "ncsnpp.ch_mult": (1, 2),
-            "optim.warmup_steps": 0,
-        }
-    )
-    schema.check(config)
-    rng = np.random.default_rng(0)
-    # Not from `make_init`, which takes as long as the rest, and starts with branches of almost zero.
-    shapes = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
-    params = jax.tree.map(lambda a: rng.normal(0, 0.1, a.shape).astype(a.dtype), shapes)
-    opt_state = build.make_optimizer(config).init(params)
-    state = training.TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
-    images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    # Without the average, which takes long to compile for so many arrays.
-    options = build.make_train_steps(config).keywords | {"ema_decay": 0.0}
-    steps = functools.partial(training.train_step, **options)
-    after, metrics = run(steps, state, images, 0)
-    assert np.isfinite(metrics.loss)
-    moments = traverse_util.flatten_dict(optax.tree.get(after.opt_state, "mu"), sep="/")
-    still = [name for name, moment in moments.items() if not np.any(moment)]
-    assert still == ["params/fourier/frequencies"]

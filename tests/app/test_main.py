@@ -12,13 +12,12 @@ import sys
 import time
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax.app import build, checkpoints, samplers, schema, workdirs
+from ncsn_jax.app import build, checkpoints, workdirs
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.running import (
@@ -227,117 +226,6 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     assert line == lines[-1] and message in line and "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"training.batch_size": 12},
-            "config.training.batch_size=12 must be a multiple of the 8 devices",
-        ),
-        (
-            {"model.sigma_begin": 0.01},
-            "sigma_begin > sigma_end > 0 must hold, got sigma_begin=0.01",
-        ),
-        ({"model.num_levels": 1}, "config.model.num_levels=1 must be at least 2"),
-        ({"model.ema_decay": 1.0}, r"config.model.ema_decay=1.0 must be in \[0, 1\)"),
-        ({"model.name": "resnet"}, "config.model.name='resnet' must be 'ncsn' or 'ncsnv2'"),
-        ({"training.loss": "mse"}, "config.training.loss='mse' must be 'dsm'"),
-        ({"optim.learning_rate": float("nan")}, "config.optim.learning_rate=nan must be a finite"),
-        ({"training.steps_per_call": 7}, "must be a multiple of config.training.steps_per_call=7"),
-        ({"sampling.name": "../x"}, "config.sampling.name='../x' must be made of letters"),
-        ({"sampling.clip": (1.0, 0.0)}, r"config.sampling.clip=\[1.0, 0.0\] must be"),
-        ({"data.image_size": 9}, "config.data.image_size=9 must be a multiple of 2, 8 or more"),
-        (
-            {"training.loss": "sm", "data.image_size": 34},
-            "config.training.loss='sm' must be 'dsm' or 'ssm' for images of more than 1024 elements",
-        ),
-        (
-            {"training.num_projections": 5},
-            "config.training.num_projections=5 must be 1 for config.training.loss='dsm'",
-        ),
-        (
-            {"training.microbatches": 3},
-            "training.batch_size=8 must be a multiple of the 8 devices times config.training.micro",
-        ),
-        ({"training.microbatches": 0}, "config.training.microbatches=0 must be at least 1"),
-        ({"training.skip_nonfinite": -1}, "config.training.skip_nonfinite=-1 must be 0 or more"),
-        ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
-        ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
-        ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
-        (
-            {"training.anneal_power": float("nan")},
-            "config.training.anneal_power=nan must be a finite",
-        ),
-        (
-            {"model.normalization": "batch"},
-            "config.model.normalization='batch' must be 'instance\\+\\+' or 'instance'",
-        ),
-        (
-            {"model.normalization": "instance", "model.name": "ncsnv2"},
-            "config.model.normalization='instance' must be 'instance\\+\\+' for config.model.name='ncsnv2'",
-        ),
-        ({"inpainting.scheme": "v3"}, "config.inpainting.scheme='v3' must be 'paper' or 'ncsn' or"),
-        ({"inpainting.num_images": 0}, "config.inpainting.num_images=0 must be at least 1"),
-        ({"data.image_size": 2**20}, "config.data.image_size=1048576 must be at most 4096"),
-        ({"model.features": 10**9}, "config.model.features=1000000000 must be at most 1024"),
-        (
-            {"training.num_steps": 10**5000},
-            "config.training.num_steps=<int> must be at most 2147483647",
-        ),
-        ({"sampling.num_samples": 10**9}, "config.sampling.num_samples=1000000000 must be smaller"),
-        (
-            {"sampling.steps_per_level": 10**8},
-            "config.sampling.steps_per_level=100000000 must be at most 5000000 with",
-        ),
-        ({"sampling.epsilon": 1e-60}, "config.sampling.epsilon=1e-60 must be a finite number"),
-        ({"optim.beta1": 1 - 1e-12}, "config.optim.beta1=0.999.* must be in .* also in float32"),
-        ({"training.anneal_power": 100.0}, "config.training.anneal_power=100.0 must be a finite"),
-        ({"sampling.clip": ("a", "b")}, "config.sampling.clip=.* must be"),
-        ({"sampling.name": "x" * 200}, "config.sampling.name='xxx.* 100 at most"),
-        ({"model.sigma_begin": 1e300}, "config.model: .* got sigma_begin=1e[+]300"),
-        ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        schema.check(load_config(**changes))
-
-
-def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
-    config = load_config(
-        **{
-            "training.microbatches": 2,
-            "training.batch_size": 16,
-            "training.remat": True,
-            "training.dtype": "bfloat16",
-            "training.skip_nonfinite": 3,
-        }
-    )
-    options = build.make_train_steps(config).keywords
-    assert options["microbatches"] == 2 and options["skip_nonfinite"] is True
-    assert not build.make_train_steps(load_config()).keywords["skip_nonfinite"]
-
-    made = []
-    real = build.make_model
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "make_model", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
-        build.make_train_steps(config)
-    assert [(m.remat, m.dtype) for m in made] == [(True, jax.numpy.bfloat16)]
-
-    def program(**changes):
-        changed = load_config(**changes)
-        model = build.make_model(changed)
-        shape = (1, *build.image_shape(changed))
-        params = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape), np.zeros(1, int))
-        score = lambda p, x, sigma: build.make_score_fn(changed, p)[0](x, sigma)
-        return str(jax.make_jaxpr(score)(params, np.zeros(shape, np.float32), np.ones(1)))
-
-    assert "bf16" in program(**{"sampling.dtype": "bfloat16"})
-    without = program(**{"training.dtype": "bfloat16", "training.remat": True})
-    assert "bf16" not in without and "checkpoint" not in without and "remat" not in without
-    assert samplers.settings(config)["sampling.dtype"] == "float32"
-
-
 def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
     workdirs.write_config(load_config(), str(tmp_path))
     path = tmp_path / "config.json"
@@ -355,29 +243,6 @@ def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
     changed = load_config(**{"training.dtype": "bfloat16"})
     with pytest.raises(UserError, match="training.dtype is 'float32' there and 'bfloat16' here"):
         workdirs.compare(changed, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.data.__delattr__("image_size"), "config.data.image_size is missing"),
-        (lambda c: c.__setattr__("data", 5), "config.data.image_size is missing"),
-        (lambda c: c.optim.__setattr__("beta3", 1), "config.optim.beta3 is no field"),
-        (lambda c: c.__setattr__("seed", "0"), "config.seed='0' must be a whole number"),
-        (lambda c: c.__setattr__("seed", True), "config.seed=True must be a whole number"),
-        (lambda c: c.model.__setattr__("sigma_end", None), "sigma_end=None must be a number"),
-        (lambda c: c.data.__setattr__("data_dir", 5), "config.data.data_dir=5 must be a string"),
-        (lambda c: c.sampling.__setattr__("gif", "no"), "gif='no' must be True or False"),
-        (lambda c: c.__setattr__("itself", c), "--config: RecursionError: "),
-    ],
-)
-def test_what_a_configuration_file_may_have_made_of_the_fields_is_refused(change, message):
-    config = load_config()
-    with config.unlocked(), config.ignore_type():
-        change(config)
-    with pytest.raises(UserError, match=message) as caught:
-        schema.check(config)
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -446,22 +311,6 @@ cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrup
 def test_user_errors_are_one_line_whatever_they_quote():
     assert str(UserError("a\nb \ud800\x1b[1m é図")) == r"a\nb \ud800\x1b[1m é図"
     assert len(str(UserError("x" * 10**6))) < 4000
-
-
-def config_files():
-    return sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "published")
-
-
-@pytest.mark.parametrize("path", config_files(), ids=lambda p: p.stem)
-def test_every_configuration_sets_every_field_and_passes(path):
-    import importlib
-
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    config = importlib.import_module(name).get_config()
-    assert isinstance(config, ml_collections.ConfigDict)
-    reference = importlib.import_module("configs.default").get_config()
-    assert schema.flatten(config).keys() == schema.flatten(reference).keys()
-    schema.check(config)
 
 
 @pytest.fixture
