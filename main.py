@@ -6,7 +6,7 @@ overridden, as in --config.training.batch_size=64.
 
 from absl import flags
 
-from ncsn_jax.app import cli, launch
+from ncsn_jax.app import cli, cpu, launch
 
 _INTERRUPTED = "the same command continues"
 
@@ -61,7 +61,7 @@ def main(_) -> None:
         return
     launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if launched is None:
-        launch.use_cores(_CONFIG.value)
+        cpu.use_cores(_CONFIG.value)
     signals.install(_INTERRUPTED)
     import run_lib
     from ncsn_jax.app import distributed

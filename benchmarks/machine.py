@@ -11,7 +11,7 @@ import pathlib
 import platform
 import time
 
-from ncsn_jax.app import launch
+from ncsn_jax.app import cpu
 
 
 def busy_cores(seconds: float) -> float | None:
@@ -44,7 +44,7 @@ def describe() -> list[str]:
     )
     now = datetime.datetime.now(datetime.UTC)
     return [
-        f"{_processor()}, {launch.cores()} cores, {memory / 2**30:.1f} GiB",
+        f"{_processor()}, {cpu.cores()} cores, {memory / 2**30:.1f} GiB",
         f"{platform.platform()}, Python {platform.python_version()}",
         packages,
         f"{now:%Y-%m-%d %H:%M} UTC",

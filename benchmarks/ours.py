@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workers
-from ncsn_jax.app import launch
+from ncsn_jax.app import cpu
 
 # Side of the matrices whose product is the measure of what the machine can do.
 _SIDE = 2048
@@ -35,7 +35,7 @@ class Ours(workers.Subject):
     def __init__(self, config: str, overrides: dict, devices: int | None):
         self._config = importlib.import_module(f"configs.{config}").get_config()
         self._config.update_from_flattened_dict(overrides)
-        jax.config.update("jax_num_cpu_devices", devices or launch.devices_for(self._config) or 1)
+        jax.config.update("jax_num_cpu_devices", devices or cpu.devices_for(self._config) or 1)
         super().__init__(
             {
                 "train": self._train,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.workers import Worker
-from ncsn_jax.app import launch
+from ncsn_jax.app import cpu
 
 # Of both sides, as the application gives it to itself, and without anybody's compiled programs.
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | {
@@ -218,7 +218,7 @@ class Session:
             "sigmas": [_SIGMA_BEGIN * ratio ** (i / (LEVELS - 1)) for i in range(LEVELS)],
             "epsilon": _EPSILON,
             "steps_per_level": sampler_steps // LEVELS,
-            "threads": launch.cores(),
+            "threads": cpu.cores(),
             "flush_denormals": flush_denormals,
         }
         return Worker("benchmarks.original", settings, _ENVIRONMENT)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from ncsn_jax import losses, objectives, sigmas, training
-from ncsn_jax.app import devices, launch
+from ncsn_jax.app import cpu, devices
 from tests.models.comparison import compiled_quickly, run
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
@@ -85,7 +85,7 @@ def options_of_programs(monkeypatch):
 def test_eight_devices_equal_one(
     state, batches, one_device, monkeypatch, largest_small, cores, options_of_programs
 ):
-    monkeypatch.setattr(launch, "cores", lambda: cores)
+    monkeypatch.setattr(cpu, "cores", lambda: cores)
     states, metrics = one_device
     traces = []
 
@@ -194,7 +194,7 @@ def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, opt
     params = devices.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
     mapped = {}
     for cores in (8, 16):
-        monkeypatch.setattr(launch, "cores", lambda n=cores: n)
+        monkeypatch.setattr(cpu, "cores", lambda n=cores: n)
         mapped[cores] = devices.map_examples(convolve)
     for size in (2, 1, 2):
         x = draw(size=(8, size, 3, 6, 6)).astype(np.float32)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax.app import launch
+from ncsn_jax.app import cpu
 from ncsn_jax.app.packing import Packing
 
 AXIS = "batch"
@@ -81,7 +81,7 @@ def _takes_options() -> bool:
 
 def _has_spare_cores() -> bool:
     """Whether there are two cores for each device, or more; between one and two nothing was measured."""
-    return launch.cores() >= 2 * jax.local_device_count()
+    return cpu.cores() >= 2 * jax.local_device_count()
 
 
 class TrainSteps:

@@ -1,0 +1,93 @@
+"""How many devices are made of a CPU."""
+
+import os
+import sys
+
+import pytest
+
+from ncsn_jax.app import cpu
+from ncsn_jax.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture
+def config():
+    return tiny.get_config()
+
+
+def test_devices_are_cores_that_divide_the_batch(monkeypatch):
+    monkeypatch.setattr(cpu, "cores", lambda: 6)
+    assert [cpu.cpu_devices(16, n) for n in (1, 4, 8, 9, 24, 25, 64, 100)] == [
+        *(1, 1, 2, 1),
+        *(6, 5, 4, 5),
+    ]
+    assert cpu.cpu_devices(16, 64, microbatches=8) == 4
+    assert cpu.cpu_devices(16, 64, microbatches=64) == 1
+    assert cpu.cpu_devices(95, 64) == 4
+    # Each device holds the whole state, which is large for wide networks.
+    assert cpu.cpu_devices(96, 64) == 1
+    monkeypatch.setattr(cpu, "cores", lambda: 64)
+    assert cpu.cpu_devices(16, 64) == 8
+
+
+def test_the_environment_has_the_last_word(monkeypatch, config):
+    monkeypatch.setattr(cpu, "cores", lambda: 4)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    cpu.use_cores(config)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    cpu.use_cores(config)
+    assert "JAX_NUM_CPU_DEVICES" not in os.environ
+    monkeypatch.setenv("XLA_FLAGS", "")
+    config.training.batch_size, config.training.microbatches = 24, 3
+    monkeypatch.delitem(sys.modules, "jax")
+    cpu.use_cores(config)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "4"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", ""])
+def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, config, number):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
+    with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES='{number}' must be a whole number"):
+        cpu.use_cores(config)
+    assert "JAX_NUM_CPU_DEVICES" not in os.environ  # and JAX can be imported
+
+
+def test_a_jax_that_is_imported_hears_of_the_devices(monkeypatch, config):
+    told = []
+    config.training.batch_size = 64
+    monkeypatch.setattr(cpu, "cores", lambda: 4)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setattr(sys.modules["jax"].config, "update", lambda *given: told.append(given))
+    cpu.use_cores(config)
+    assert told == [("jax_num_cpu_devices", 4)]
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+
+
+def test_a_container_has_the_cores_of_its_share(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(cpu, "_CPU_LIMIT", limit)
+    assert cpu.cores() == 8
+    for text, count in [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)]:
+        limit.write_text(text)
+        assert cpu.cores() == count
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("model.features", 0), ("training.batch_size", -1), ("training.microbatches", 0)],
+)
+def test_numbers_that_the_check_refuses_are_left_to_it(config, field, value):
+    section, name = field.split(".")
+    config[section][name] = value
+    assert cpu.devices_for(config) is None
+
+
+def test_missing_fields_are_left_to_the_check(config):
+    del config.model
+    assert cpu.devices_for(config) is None
