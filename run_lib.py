@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncsn_jax import sigmas, training
+from ncsn_jax import training
 from ncsn_jax._random import Stream, stream_key
 from ncsn_jax.app import (
     build,
@@ -33,6 +33,7 @@ from ncsn_jax.app import (
     workdirs,
 )
 from ncsn_jax.app.metrics import Window, Writer
+from ncsn_jax.app.modes.suggest import suggest
 from ncsn_jax.app.results import (
     classconditional,
     classifier,
@@ -62,9 +63,6 @@ _log = logging.getLogger("ncsn_jax")
 
 # After how many calls of the compiled step the length of the run is estimated.
 _CALLS_TO_ESTIMATE = 5
-
-# Of the images, as bytes; compared as floats, twice, they take eight times as much.
-_BYTES_TO_COMPARE = 500_000_000
 
 
 def train(config, workdir: str) -> None:
@@ -129,59 +127,6 @@ def _begin(config, store, images_shape) -> tuple[int, Any, devices.TrainSteps | 
         return step, state, None
     train_steps = _compile(config, shapes)
     return step, train_steps.to_devices(state), train_steps
-
-
-def suggest(config) -> None:
-    """Prints the ladder and the step size that suit the configuration's images."""
-    schema.check(config)
-    dataset = build.load_images(config)
-    # As many as fit into memory as floats, evenly spaced.
-    stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
-    points = dataset[::stride]
-    interval = "[-1, 1]" if config.data.centered else "[0, 1]"
-    print(
-        f"{len(dataset)} images of shape {dataset.shape[1:]} in {interval}; comparing all pairs"
-        + (f" of {len(points)} of them, evenly spaced" if stride > 1 else ""),
-        flush=True,
-    )
-    model, sampling_ = config.model, config.sampling
-    try:
-        found = sigmas.suggest(
-            samplers.to_sde_space(config, points / np.float32(255)),
-            sigma_end=model.sigma_end,
-            steps_per_level=sampling_.steps_per_level,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"config.model.sigma_end={model.sigma_end}, for these images: {error}"
-        ) from None
-    ladder = " ".join(f"{sigma:.4g}" for sigma in found.sigmas)
-    here = build.make_sigmas(config)
-    for line in (
-        f"largest distance between two images: {found.largest_distance:.4g} (NCSNv2, technique 1)",
-        f"ratio of neighbouring sigmas in {points[0].size} dimensions: {found.ratio:.5g} (technique 2)",
-        f"variance after a level, for {sampling_.steps_per_level} steps, in units of its noise: "
-        f"{found.variance_ratio:.4g} (technique 4)",
-        f"ladder: {ladder}",
-        "",
-        f"--config.model.sigma_begin={found.sigmas[0]:.4g} "
-        f"--config.model.num_levels={len(found.sigmas)} "
-        f"--config.model.sigma_end={model.sigma_end!r} --config.sampling.epsilon={found.epsilon:.4g} "
-        f"--config.sampling.steps_per_level={sampling_.steps_per_level}",
-        "",
-        f"a sample takes {len(found.sigmas) * sampling_.steps_per_level} network evaluations then; "
-        "another --config.sampling.steps_per_level gives another epsilon",
-        *(
-            [
-                "sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"
-            ]
-            if found.sigmas[0] > 2 and model.name == "ncsn"
-            else []
-        ),
-        f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
-        f"epsilon {sampling_.epsilon:.4g}",
-    ):
-        print(line)
 
 
 def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):

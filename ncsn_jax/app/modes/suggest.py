@@ -1,0 +1,62 @@
+"""`--mode=suggest`: the ladder and the step size that suit the images of a configuration."""
+
+import numpy as np
+
+from ncsn_jax import sigmas
+from ncsn_jax.app import build, samplers, schema
+from ncsn_jax.errors import UserError
+
+# Of the images that are compared, as bytes. As floats, in pairs, they take eight times as much memory.
+_BYTES_TO_COMPARE = 500_000_000
+
+# A network that is not divided by sigma has been trained up to this one.
+_LARGEST_SIGMA_OF_NCSN = 2
+
+
+def suggest(config) -> None:
+    """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images."""
+    schema.check(config)
+    dataset = build.load_images(config)
+    stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
+    points = dataset[::stride]
+    interval = "[-1, 1]" if config.data.centered else "[0, 1]"
+    some = f" of {len(points)} of them, evenly spaced" if stride > 1 else ""
+    print(
+        f"{len(dataset)} images of shape {dataset.shape[1:]} in {interval}; comparing all pairs{some}",
+        flush=True,
+    )
+    model, steps = config.model, config.sampling.steps_per_level
+    try:
+        found = sigmas.suggest(
+            samplers.to_sde_space(config, points / np.float32(255)),
+            sigma_end=model.sigma_end,
+            steps_per_level=steps,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"config.model.sigma_end={model.sigma_end}, for these images: {error}"
+        ) from None
+    ladder, here = found.sigmas, build.make_sigmas(config)
+    print(
+        f"largest distance between two images: {found.largest_distance:.4g} (NCSNv2, technique 1)",
+        f"ratio of neighbouring sigmas in {points[0].size} dimensions: {found.ratio:.5g} (technique 2)",
+        f"variance after a level, for {steps} steps, in units of its noise: "
+        f"{found.variance_ratio:.4g} (technique 4)",
+        "ladder: " + " ".join(f"{sigma:.4g}" for sigma in ladder),
+        "",
+        f"--config.model.sigma_begin={ladder[0]:.4g} --config.model.num_levels={len(ladder)} "
+        f"--config.model.sigma_end={model.sigma_end!r} --config.sampling.epsilon={found.epsilon:.4g} "
+        f"--config.sampling.steps_per_level={steps}",
+        "",
+        f"a sample takes {len(ladder) * steps} network evaluations then; "
+        "another --config.sampling.steps_per_level gives another epsilon",
+        sep="\n",
+    )
+    if ladder[0] > _LARGEST_SIGMA_OF_NCSN and model.name == "ncsn":
+        print(
+            "sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"
+        )
+    print(
+        f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
+        f"epsilon {config.sampling.epsilon:.4g}"
+    )
