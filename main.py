@@ -6,7 +6,7 @@ overridden, as in --config.training.batch_size=64.
 
 from absl import flags
 
-from ncsn_jax.app import cli, cpu, launch
+from ncsn_jax.app import cli, cpu
 
 _INTERRUPTED = "the same command continues"
 
@@ -52,22 +52,23 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    from ncsn_jax.app import signals
-
+    cpu.check_environment()
     if _MODE.value == "suggest":
         import run_lib
 
         run_lib.suggest(_CONFIG.value)
         return
-    launched = launch.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if launched is None:
-        cpu.use_cores(_CONFIG.value)
+    from ncsn_jax.app import signals
+
     signals.install(_INTERRUPTED)
     import run_lib
     from ncsn_jax.app import distributed
 
-    if launched is not None:
-        distributed.start(launched, _PATIENCE.value)
+    processes = distributed.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if processes is None:
+        cpu.use_cores(_CONFIG.value)
+    else:
+        distributed.start(*processes, _PATIENCE.value)
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
     distributed.meet("to finish")  # One that ended early would be missed by the others.
 

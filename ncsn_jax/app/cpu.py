@@ -57,20 +57,20 @@ def devices_for(config) -> int | None:
     return None
 
 
-def use_cores(config) -> None:
-    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says.
-
-    Raises:
-      UserError: if what it says is no number of devices.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
+def check_environment() -> None:
+    """Raises UserError if `$JAX_NUM_CPU_DEVICES` is no number. Call it before JAX is imported."""
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):
         # Or JAX fails too, where it is imported to end the run.
         del os.environ["JAX_NUM_CPU_DEVICES"]
         raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be a whole number, 1 or more")
-    if chosen is not None or (devices := devices_for(config)) is None:
+
+
+def use_cores(config) -> None:
+    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if "JAX_NUM_CPU_DEVICES" in os.environ or (devices := devices_for(config)) is None:
         return
     os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
     if "jax" in sys.modules:  # by the user's configuration, and it has read the environment

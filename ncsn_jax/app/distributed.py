@@ -1,16 +1,17 @@
-"""Several processes as one run: how they find one another, agree, and never wait for ever.
+"""Several processes as one run, on `jax.distributed`: how they find one another, agree, and give up waiting.
 
-The engine is JAX's own runtime, `jax.distributed`, which `start` starts with what `launch` found. Hidden here
-are how values go from one process to the others, and that every wait has a limit. Process 0 alone reads and
-writes the work directory; the others get what it read, to the bit, or the mistake that it found. With one
-process every function here is the identity, and nothing waits.
+Process 0 alone reads and writes the work directory. The others get what it read, bit for bit, or the mistake
+that it found. Each wait for the others has a limit. With one process each function here does nothing, or
+returns its argument.
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
 import os
+import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,24 +21,95 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ncsn_jax.app import launch
 from ncsn_jax.app.signals import say
 from ncsn_jax.errors import UserError, differences
 
-# Without a sign of life for so long, a process counts as dead.
+# JAX's runtime ends all processes once one of them has been silent for so long.
 _HEARTBEAT_SECONDS = 30
 
+# In these variables Slurm and Open MPI say how many tasks there are.
+_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# A machine with TPUs, which may be part of a pod, has JAX's library for them, and these devices.
+_TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
+
 AGAIN = "the same command on all hosts continues from the last checkpoint"
+_TOGETHER = (
+    "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
+    "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID"
+)
 
 # How long a process waits for the others, in seconds.
 _patience = 600.0
 
 
-def start(launched: launch.Launch, patience: float) -> None:
+def find(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str | None, int | None, int | None] | None:
+    """Returns how the processes of this run find one another, or None if this is the only one.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or None for `$JAX_COORDINATOR_ADDRESS`.
+      num_processes: their number, or None for `$JAX_NUM_PROCESSES`; 1 for this process alone, whatever
+        the environment says.
+      process_id: which of them this is, from 0, or None for `$JAX_PROCESS_ID`.
+
+    Returns:
+      The three arguments, completed. All are None where JAX is to look for a TPU pod, Slurm or Open MPI:
+      this machine has TPUs, or the environment speaks of several tasks.
+
+    Raises:
+      UserError: if the three do not fit together.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _number(num_processes, "num_processes")
+    process_id = _number(process_id, "process_id")
+    if num_processes == 1:
+        return None
+    given = [x is not None for x in (num_processes, process_id)]
+    if any(given) and not (all(given) and coordinator):
+        raise UserError(_TOGETHER)
+    if all(given) and not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}"
+        )
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+            raise UserError(
+                f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
+            )
+    if not any(given) and not _in_cluster():
+        if coordinator is not None:
+            raise UserError(_TOGETHER)
+        return None
+    return coordinator, num_processes, process_id
+
+
+def _number(value: int | None, name: str) -> int | None:
+    """Returns a flag's value, or that of its environment variable."""
+    text = os.environ.get(f"JAX_{name.upper()}")
+    if value is not None or text is None:
+        return value
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"$JAX_{name.upper()}={text!r} must be a whole number") from None
+
+
+def _in_cluster() -> bool:
+    if any(os.environ.get(name, "1") != "1" for name in _TASKS):
+        return True
+    has_library = importlib.util.find_spec(_TPU_LIBRARY) is not None
+    return has_library and any(any(pathlib.Path("/dev").glob(p)) for p in _TPU_DEVICES)
+
+
+def start(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, patience: float
+) -> None:
     """Joins the other processes of the run. Call it before any device is used.
 
     Args:
-      launched: how they find one another.
+      coordinator, num_processes, process_id: as `find` returns them.
       patience: seconds to wait for the others, here and later, > 0.
 
     Raises:
@@ -45,23 +117,22 @@ def start(launched: launch.Launch, patience: float) -> None:
     """
     global _patience
     _patience = patience
-    # SIGTERM is for `signals`, with one process and with several.
+    # `signals` handles SIGTERM, with one process and with several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        where = f" at {launched.coordinator}" if launched.coordinator else ""
-        with _limit(f"to connect{where}", patience):
+        with _limit(f"to connect{f' at {coordinator}' if coordinator else ''}", patience):
             jax.distributed.initialize(
-                launched.coordinator,
-                launched.num_processes,
-                launched.process_id,
+                coordinator,
+                num_processes,
+                process_id,
                 initialization_timeout=int(patience) + 60,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=int(patience) + 60,
             )
-            jax.process_count()  # meets the others again, to know all devices
+            jax.process_count()  # This waits for the others again, to know all devices.
     except ValueError as error:
-        # On a machine with a TPU that is no part of a pod there is nothing to be found.
-        if launched.coordinator is not None or "coordinator_address" not in str(error):
+        # A machine with a TPU that is no part of a pod has nothing to be found.
+        if coordinator is not None or "coordinator_address" not in str(error):
             raise UserError(
                 f"the processes of this run cannot be found: {_first_line(error)}"
             ) from None
@@ -72,9 +143,8 @@ def start(launched: launch.Launch, patience: float) -> None:
         ) from None
 
 
-def meet(what: str) -> None:
-    """Waits until all processes have come so far."""
-    on_first(what, lambda: None)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def count() -> int:
@@ -88,9 +158,9 @@ def is_first() -> bool:
 
 
 def limit(what: str, factor: float = 1.0) -> contextlib.AbstractContextManager:
-    """Ends the process if what is inside, a wait for the others, outlasts `factor` times the patience.
+    """Ends the process if its block, a wait for the others, outlasts `factor` times the patience.
 
-    It cannot be an exception: the thread that waits is inside the runtime.
+    It raises no exception, because the waiting thread is inside the runtime.
     """
     return contextlib.nullcontext() if count() == 1 else _limit(what, factor * _patience)
 
@@ -110,19 +180,9 @@ def _limit(what: str, seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def agree(what: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError unless all processes have the same values, which JSON can express.
-
-    Args:
-      what: the values belong to, for the message.
-      values: by name.
-    """
-    mine = json.loads(json.dumps(dict(values)))
-    first = on_first(f"to compare {what}", lambda: mine)
-    if differing := differences(first, mine):
-        raise UserError(
-            f"process {jax.process_index()} differs from process 0 in {what}: {differing}"
-        )
+def meet(what: str) -> None:
+    """Waits until all processes have come so far."""
+    on_first(what, lambda: None)
 
 
 def on_first(what: str, function: Callable[[], Any]) -> Any:
@@ -147,6 +207,27 @@ def on_first(what: str, function: Callable[[], Any]) -> Any:
     return outcome["result"]
 
 
+def _share(text: str) -> str:
+    """Returns the text of process 0 in all processes."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    mine = data if is_first() else np.zeros(length, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes().decode()
+
+
+def agree(what: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError unless all processes have the same values, which JSON can express.
+
+    Args:
+      what: the values belong to, for the message.
+      values: by name.
+    """
+    mine = json.loads(json.dumps(dict(values)))
+    first = on_first(f"to compare {what}", lambda: mine)
+    if named := differences(first, mine):
+        raise UserError(f"process {jax.process_index()} differs from process 0 in {what}: {named}")
+
+
 def broadcast(tree: Any, like: Any) -> Any:
     """Returns the tree of process 0, bit for bit, in all processes.
 
@@ -157,21 +238,19 @@ def broadcast(tree: Any, like: Any) -> Any:
     if count() == 1:
         return tree
 
-    leaves, structure = jax.tree.flatten(like)
-    sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
-    # As bytes, since the sum behind a broadcast would turn -0.0 into 0.0; and in one piece.
-    mine = np.zeros(sum(sizes), np.uint8)
-    if is_first():
-        parts = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-        mine = np.frombuffer(b"".join(parts), np.uint8)
+    def as_bytes(leaf: np.ndarray) -> np.ndarray:
+        # A broadcast is a sum, which would turn -0.0 into 0.0.
+        return np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
+
+    def room(leaf: Any) -> np.ndarray:
+        return np.zeros(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize, np.uint8)
+
+    mine = jax.tree.map(as_bytes, tree) if is_first() else jax.tree.map(room, like)
     with limit("to share the state"):
-        found = np.asarray(multihost_utils.broadcast_one_to_all(mine))
-    pieces = np.split(found, np.cumsum(sizes)[:-1])
-    arrays = [
-        np.array(piece).view(leaf.dtype).reshape(leaf.shape)
-        for piece, leaf in zip(pieces, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, arrays)
+        found = multihost_utils.broadcast_one_to_all(mine)
+    return jax.tree.map(
+        lambda data, leaf: np.array(data).view(leaf.dtype).reshape(leaf.shape), found, like
+    )
 
 
 def gather(array: np.ndarray) -> np.ndarray:
@@ -183,30 +262,15 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def end(status: int) -> None:
-    """Ends a process that failed: at once where others wait for it, so that they notice."""
-    if not _alone():
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _alone() -> bool:
+    """Ends a process that failed. Where others wait for it, it ends at once, so that they notice."""
     try:
-        return not jax.distributed.is_initialized() or jax.process_count() == 1
-    except RuntimeError:  # of devices that cannot be found
-        return False
-
-
-def _share(text: str) -> str:
-    """Returns the text of process 0 in all processes."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    mine = data if is_first() else np.zeros(length, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes().decode()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        alone = not jax.distributed.is_initialized() or jax.process_count() == 1
+    except RuntimeError:  # JAX found no devices.
+        alone = False
+    if alone:
+        sys.exit(status)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)

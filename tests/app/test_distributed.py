@@ -1,17 +1,15 @@
 """Two processes with four simulated devices each against one with eight, and when one is lost."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from ncsn_jax.app import _supervisor, build, launch, signals
+from ncsn_jax.app import build, distributed, signals
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
@@ -20,7 +18,7 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A run by two processes, of which one was killed on the way: (work directory, what was said)."""
+    """The work directory of a run by two processes, of which one was killed on the way."""
     build.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
     processes = faults.start_two(workdir, *STEPS, devices=4)
@@ -29,41 +27,35 @@ def two(tmp_path_factory):
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
     processes[1].wait()
-    assert processes[0].wait(60) == 1
-    said = faults.said(workdir, 0)
+    # The runtime's message depends on where the other process waits; the status is never 0.
+    assert processes[0].wait(60) != 0
     saved = faults.complete(workdir)
     processes = faults.start_two(workdir, *STEPS, devices=4)
     assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
     log = (workdir / "log.txt").read_text()
     assert f"from step {saved[-1]}" in log and saved[-1] >= 10
     assert "devices: 8 x cpu on 2 host(s)" in log
-    return workdir, said
-
-
-def test_losing_a_process_ends_the_other_with_one_line(two):
-    (line,) = two[1]
-    assert line.startswith("error: ") and "has ended or " in line
-    assert line.endswith("the same command on all hosts continues from the last checkpoint")
+    return workdir
 
 
 def test_two_processes_equal_one(two, tmp_path):
     """The same loss, state and samples up to the rounding of sums in another order."""
     workdir = tmp_path / "one"
     faults.finish(workdir, *STEPS, devices=8)
-    expected, found = faults.curve(workdir), faults.curve(two[0])
+    expected, found = faults.curve(workdir), faults.curve(two)
     assert list(found) == list(range(1, 21))
     # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 20 steps leave room for 100 times that.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    a, b = (faults.state(w) for w in (workdir, two[0]))
+    a, b = (faults.state(w) for w in (workdir, two))
     assert a[0] == b[0] == 20
     for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
-    a, b = (np.load(w / "samples/step_20/samples.npz")["samples"] for w in (workdir, two[0]))
+    a, b = (np.load(w / "samples/step_20/samples.npz")["samples"] for w in (workdir, two))
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
 def test_what_two_processes_wrote_one_continues(two, tmp_path):
-    workdir = shutil.copytree(two[0], tmp_path / "copy")
+    workdir = shutil.copytree(two, tmp_path / "copy")
     more = (STEPS[0], "--config.training.num_steps=40")
     result = faults.run(workdir, *more)
     assert result.returncode == 0 and "from step 20" in result.stdout
@@ -89,20 +81,20 @@ def test_descriptions_that_do_not_fit_together(arguments, environment, message, 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        launch.find(*arguments)
+        distributed.find(*arguments)
 
 
 def test_processes_are_found_in_the_environment(monkeypatch):
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert launch.find(None, None, None) is None
+    assert distributed.find(None, None, None) is None
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert launch.find(None, None, None) == launch.Launch(None, None, None)
-    assert launch.find(None, 1, None) is None
+    assert distributed.find(None, None, None) == (None, None, None)
+    assert distributed.find(None, 1, None) is None
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "[::1]:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    assert launch.find(None, None, None) == launch.Launch("[::1]:1234", 2, 1)
+    assert distributed.find(None, None, None) == ("[::1]:1234", 2, 1)
 
 
 def test_waiting_for_others_has_a_limit(tmp_path):
@@ -114,57 +106,6 @@ def test_waiting_for_others_has_a_limit(tmp_path):
     assert line.startswith(
         "error: waited 2 s for the other processes to connect at 127.0.0.1:1 (--pat"
     )
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            b"one\nE1122 07:32:50.5 12291 coordination_service.cc:1549] [1] Use error polling to propagate "
-            b"the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped "
-            b"sending heartbeats):\n1\nThe tasks have crashed.\n",
-            ("one\n", "error: process 1 of this run has ended or stopped answering"),
-        ),
-        (
-            b"F1122 07:33:13.2 12651 client.h:80] Terminating process because the JAX distributed service "
-            b"detected fatal errors. UNAVAILABLE: Failed to send RPC to coordination service.\n  @ 0x7f\n",
-            ("", "error: process 0 of this run has ended or cannot be reached"),
-        ),
-        (
-            b"two\nterminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  [enforce "
-            b"fail at pair.cc:459] op.preamble.length <= op.nbytes. 24 vs 4.\nFatal Python error: Aborted\n",
-            (
-                "two\n",
-                "error: another process of this run has ended or cannot be reached ([enforce fail at "
-                "pair.cc:459] op.preamble.length <= op.nbytes. 24 vs 4.)",
-            ),
-        ),
-        (
-            b"10 %\r20 %\r[Gloo] Rank 1 is connected\nE1122 of another kind\nlast",
-            ("10 %\r20 %\rE1122 of another kind\nlast", ""),
-        ),
-    ],
-)
-def test_the_supervisor_says_in_one_line_what_the_runtime_says_in_many(message, expected):
-    reading, writing = os.pipe()
-    out, into = os.pipe()
-
-    def speak() -> None:
-        for part in (message[:30], message[30:]):  # a line may come in pieces
-            os.write(writing, part)
-            time.sleep(0.05)
-        os.close(writing)
-
-    speaker = threading.Thread(target=speak)
-    speaker.start()
-    last = _supervisor.relay(reading, into)
-    speaker.join()
-    os.close(into)
-    with os.fdopen(out, "rb") as file:
-        passed = file.read().decode()
-    os.close(reading)
-    line = _supervisor.explain(last) if last else ""
-    assert (passed, line.partition(";")[0]) == expected
 
 
 def test_different_configurations_are_refused(tmp_path):

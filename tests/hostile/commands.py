@@ -7,6 +7,7 @@ import contextlib
 import os
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
 
@@ -29,18 +30,14 @@ FLAGS = listed(
     "--mode train|—mode=train|--noconfig|--nomode|--noconfig.data.random_flip|--noconfig.seed|--no"
 )
 _nothing = lambda *_: None
-HOSTS = {"start": _nothing, "meet": _nothing, "end": sys.exit}  # which imports jax
-SUPERVISOR = {"supervise": _nothing}  # which would start this very command once more
+ALONE = (None, None, None)
+HOSTS = {"find": lambda *_: ALONE, "start": _nothing, "meet": _nothing, "end": sys.exit}
 MODES = "train|sample|inpaint|colorize|interpolate|likelihood|classifier|classconditional|nearest|suggest"
 RUN_LIB = dict.fromkeys(listed(MODES), _nothing)
 WORKDIRS = dict.fromkeys(["import_checkpoint", "export"], _nothing)
 CONVERT = {"ncsn_jax.convert": {}, "ncsn_jax.app.torch_runs": WORKDIRS}
 STUBS = {
-    "main.py": {
-        "run_lib": RUN_LIB,
-        "ncsn_jax.app.distributed": HOSTS,
-        "ncsn_jax.app._supervisor": SUPERVISOR,
-    },
+    "main.py": {"run_lib": RUN_LIB, "ncsn_jax.app.distributed": HOSTS},
     "ncsn_jax/convert/__main__.py": {**CONVERT, "ncsn_jax.app.distributed": HOSTS},
 }
 
@@ -88,6 +85,31 @@ def make_flags(case):
     if argv and rng.random() < 0.1:
         argv.append(rng.choice(argv))
     return case.program(program, argv, STUBS[program]), None
+
+
+@entry(2, "ncsn_jax.app.distributed")
+def make_processes(case):
+    """What the flags and the environment say of the processes of a run."""
+    from ncsn_jax.app import distributed
+
+    rng = case.rng
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
+    texts = ["localhost:1", "2", "1", *STRINGS, any_text(rng)]
+    given = {
+        name: rng.choice(texts).replace("\0", "").encode(errors="ignore").decode()
+        for name in names
+        if rng.random() < 0.5
+    }
+    numbers = [None, None, 0, 1, 2, -1, 10**9]
+    arguments = (rng.choice([None, *texts]), rng.choice(numbers), rng.choice(numbers))
+
+    def call():
+        with mock.patch.dict(os.environ, given):
+            found = distributed.find(*arguments)
+        if found is not None and len(found) != 3:
+            raise Failure(f"found {found}")
+
+    return call, None
 
 
 START = "from configs import default\ndef get_config(*_):\n  c = default.get_config()\n  "
