@@ -98,6 +98,11 @@ def uniform_like(key: jax.Array, x: jax.Array) -> jax.Array:
     return _draw(jax.random.uniform, key, x)
 
 
+def bits_like(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Numbers like `x`, uint16, uniform in 0 to 65535; `key` is one key or `[B]`."""
+    return _draw(lambda k, shape, _: jax.random.bits(k, shape, jnp.uint16), key, x)
+
+
 def rademacher_like(key: jax.Array, x: jax.Array) -> jax.Array:
     """Noise like `x`, -1 or 1 with equal probability; `key` is one key or `[B]`."""
     return _draw(jax.random.rademacher, key, x)

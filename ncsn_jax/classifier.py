@@ -26,6 +26,7 @@ from ncsn_jax._random import (
     stream_key,
 )
 from ncsn_jax.errors import show
+from ncsn_jax.images import to_float
 from ncsn_jax.sde import SDE
 from ncsn_jax.training import TrainState
 
@@ -117,12 +118,6 @@ def loss(
     return _cross_entropy(logits, y), jnp.argmax(logits, axis=1) == y
 
 
-def prepare(images: jax.Array, *, centered: bool) -> jax.Array:
-    """Returns 8-bit images as float32 in [0, 1], or [-1, 1] if they are to be centred."""
-    x = images.astype(jnp.float32) / 255.0
-    return 2.0 * x - 1.0 if centered else x
-
-
 def train_step(
     state: TrainState,
     images: jax.Array,
@@ -152,7 +147,7 @@ def train_step(
     """
     step_key = jax.random.fold_in(stream_key(seed, Stream.CLASSIFIER_TRAINING), state.step)
     time_keys, noise_keys = example_keys(step_key, jnp.arange(images.shape[0]), 2)
-    x = prepare(images, centered=centered)
+    x = to_float(images, centered=centered)
     t = losses.sample_times(time_keys, images.shape[0], end=end)
 
     def mean_loss(params):

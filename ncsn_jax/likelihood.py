@@ -12,8 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import _draw, check_batch, check_key, fold_in, normal_like, rademacher_like
+from ncsn_jax._random import check_key, fold_in, normal_like, rademacher_like
 from ncsn_jax.errors import show
+from ncsn_jax.images import dequantize as dequantize
 from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sampling._probability_flow import (
@@ -161,30 +162,6 @@ def bits_per_dim(
         raise ValueError(f"width must be a number > 0, got {show(width)}")
     size = math.prod(shape[1:])
     return -log_prob / (size * math.log(2)) + math.log2(levels / width)
-
-
-def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images of bytes with uniform noise, (image + u) / 256 with u in [0, 1), as likelihoods need them.
-
-    u has 16 bits, which with the byte's 8 are those that float32 has: no value is rounded, so that
-    floor(256 x) is the image.
-
-    Args:
-      key: one key, or one per example `[B]`.
-      images: `[B, ...]`, uint8.
-
-    Returns:
-      `[B, ...]`, float32 in [0, 1).
-
-    Raises:
-      ValueError: if `images` are not uint8 `[B, ...]`.
-    """
-    check_key(key, check_batch("images", images))
-    images = jnp.asarray(images)
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images must be uint8, got {images.dtype}")
-    noise = _draw(lambda k, shape, _: jax.random.bits(k, shape, jnp.uint16), key, images)
-    return (images.astype(jnp.float32) + noise.astype(jnp.float32) / 2**16) / 256
 
 
 def encode(

@@ -22,12 +22,11 @@ from jax.extend import core as jex
 from ncsn_jax._random import (
     Stream,
     example_keys,
-    expand,
     fold_in,
     split_each,
     stream_key,
-    uniform_like,
 )
+from ncsn_jax.images import prepare
 from ncsn_jax.objectives import Objective
 
 # Of an example's key, for what the network draws.
@@ -200,36 +199,6 @@ def make_init(
     )
 
 
-def prepare_images(
-    keys: jax.Array,
-    images: jax.Array,
-    *,
-    random_flip: bool,
-    dequantize: bool,
-    centered: bool = False,
-) -> jax.Array:
-    """Turns 8-bit images into the network's training input.
-
-    Args:
-      keys: one key per example, `[B]`.
-      images: uint8 `[B, H, W, C]`.
-      random_flip: mirror each image left to right with probability 1/2.
-      dequantize: spread each 8-bit value v uniformly over [v/256, (v+1)/256), as the authors do:
-        (v / 255) * 255/256 + u/256. Otherwise v / 255.
-      centered: whether to return images in [-1, 1].
-
-    Returns:
-      float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
-    """
-    flip_keys, noise_keys = split_each(keys, 2)
-    if random_flip:
-        flip = jax.vmap(jax.random.bernoulli)(flip_keys)
-        images = jnp.where(expand(flip, images), images[:, :, ::-1, :], images)
-    x = images.astype(jnp.float32)
-    x = (x + uniform_like(noise_keys, x)) / 256.0 if dequantize else x / 255.0
-    return 2.0 * x - 1.0 if centered else x
-
-
 def _measure(
     params: Any,
     images: jax.Array,
@@ -242,7 +211,7 @@ def _measure(
     """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
     image_keys, draw_keys, noise_keys = split_each(keys, 3)
 
-    x = prepare_images(image_keys, images, **options)
+    x = prepare(image_keys, images, **options)
     noise = objective.draw(draw_keys)
 
     def mean_loss(params):
@@ -307,7 +276,7 @@ def train_step(
       objective: what is minimised, with the network.
       optimizer: as made by `make_optimizer`.
       ema_decay: in [0, 1), the weight of the old average; 0 is off.
-      random_flip, dequantize, centered: see `prepare_images`.
+      random_flip, dequantize, centered: see `images.prepare`.
       reduce_mean: the loss is the mean square over the elements of an example instead of half the sum of
         squares; it is 2 / D times as large. The metrics by level keep the sum.
       microbatches: >= 1, a divisor of B: in so many parts, one after another, are the examples

@@ -175,13 +175,6 @@ def test_steps_learn_and_are_functions_of_seed_and_step():
     assert int(state.step) == 21 and float(metrics.accuracy) == 1.0 and float(metrics.loss) < 0.01
 
 
-def test_images_are_centred_only_if_they_are_to_be():
-    images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
-    for centered, expected in ((False, [0, 0.2, 1]), (True, [-1, -0.6, 1])):
-        found = classifier.prepare(images, centered=centered).ravel()
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
 def test_wrong_arguments_are_refused():
     key, x, t = jax.random.key(0), jnp.zeros((3, 2)), jnp.ones(3) / 2
     vp, y = SDES["vp"], np.array([0, 1, 2])

@@ -132,20 +132,6 @@ def test_bits_per_dim_of_known_distributions():
     np.testing.assert_allclose(found, 5.0, rtol=1e-6)
 
 
-def test_dequantized_images_fill_the_cells_of_their_bytes():
-    images = jnp.arange(256, dtype=jnp.uint8).reshape(1, 256).repeat(100, axis=0)
-    keys = jax.random.split(jax.random.key(0), 100)
-    x = likelihood.dequantize(keys, images)
-    assert x.dtype == jnp.float32
-    np.testing.assert_array_equal(jnp.floor(256 * x), images)
-    u = np.asarray(256 * x - images)
-    # Four standard errors of a uniform's mean and variance.
-    assert abs(u.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / u.size)
-    assert abs(u.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / u.size)
-    np.testing.assert_array_equal(likelihood.dequantize(keys[3:5], images[3:5]), x[3:5])
-    assert np.unique(u[:, 0]).size > 95  # not one noise for all
-
-
 def test_interpolation_follows_the_arc():
     z0, z1 = jnp.zeros((2, 3)).at[0, 0].set(2.0), jnp.zeros((2, 3)).at[1, 2].set(2.0)
     found = likelihood.interpolate(z0, z1, 7)

@@ -324,27 +324,6 @@ def test_optimizer_is_adam_as_pytorch_has_it():
         np.testing.assert_allclose(params, p, rtol=1e-5)
 
 
-def test_images_are_dequantized_and_flipped():
-    n = 400
-    keys = jax.random.split(jax.random.key(0), n)
-    images = np.broadcast_to(
-        np.array([0, 51, 102, 255], np.uint8)[None, None, :, None], (n, 1, 4, 1)
-    )
-    plain = training.prepare_images(keys, images, random_flip=False, dequantize=False)
-    plain = np.asarray(plain)
-    np.testing.assert_allclose(plain, images / np.float32(255), rtol=1e-6)
-    spread = np.asarray(training.prepare_images(keys, images, random_flip=False, dequantize=True))
-    offset = spread * 256 - images
-    assert offset.min() >= 0 and offset.max() <= 1
-    # A uniform variable's mean over m draws has standard error sqrt(1 / (12 m)).
-    assert abs(offset.mean() - 0.5) < 4 * np.sqrt(1 / 12 / offset.size)
-    flipped = np.asarray(training.prepare_images(keys, images, random_flip=True, dequantize=False))
-    mirrored = flipped[:, 0, 0, 0] == 1
-    np.testing.assert_allclose(flipped[mirrored], plain[mirrored][:, :, ::-1])
-    np.testing.assert_allclose(flipped[~mirrored], plain[~mirrored])
-    assert abs(mirrored.mean() - 0.5) < 4 * np.sqrt(0.25 / n)
-
-
 def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metrics(state, batches):
     """With a ladder of one value c the loss of weight sigma^p is c^(p - 2) times that of sigma^2."""
     ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])

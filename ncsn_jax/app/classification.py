@@ -22,6 +22,7 @@ from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_k
 from ncsn_jax.app.data import Batches
 from ncsn_jax.app.pictures import read_npz, write_npz
 from ncsn_jax.errors import UserError, differences, show
+from ncsn_jax.images import to_float
 from ncsn_jax.models import NoisyClassifier
 from ncsn_jax.sampling._langevin import check_count
 from ncsn_jax.sde import SDE, VE, VP, SubVP
@@ -167,7 +168,7 @@ def evaluate(
         keys = example_keys(stream_key(seed, Stream.CLASSIFIER_TEST), place)
         time_keys, noise_keys = split_each(fold_in(keys, index), 2)
         t = (index + losses.sample_times(time_keys, len(place))) / num_bins
-        x = classifier.prepare(images, centered=centered)
+        x = to_float(images, centered=centered)
         logits_fn = classifier.logits_fn(model, params, sde)
         return classifier.loss(noise_keys, sde, logits_fn, x, labels, t)
 

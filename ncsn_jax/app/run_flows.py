@@ -13,7 +13,8 @@ import numpy as np
 
 from ncsn_jax import likelihood, sampling
 from ncsn_jax._random import Stream, example_keys, stream_key
-from ncsn_jax.app import build, devices, run_samplers, samplers
+from ncsn_jax.app import build, devices, run_samplers
+from ncsn_jax.images import center, dequantize, uncenter, width
 
 
 class Found(NamedTuple):
@@ -76,7 +77,7 @@ class Flow:
 def _bits_per_dim(config, params, seed, indices, images):
     options, process = config.likelihood, build.make_sde(config)
     keys = example_keys(stream_key(seed, Stream.LIKELIHOOD), indices, 2)
-    x = samplers.to_sde_space(config, likelihood.dequantize(keys[0], images))
+    x = center(dequantize(keys[0], images), config.data.centered)
     nats, info = likelihood.log_prob(
         keys[1],
         process,
@@ -89,18 +90,18 @@ def _bits_per_dim(config, params, seed, indices, images):
         end=options.end,
         return_info=True,
     )
-    width = 2.0 if config.data.centered else 1.0
-    return likelihood.bits_per_dim(nats, x.shape, width=width), info.evaluations
+    bits = likelihood.bits_per_dim(nats, x.shape, width=width(config.data.centered))
+    return bits, info.evaluations
 
 
 def _encode(config, params, seed, indices, images):
-    return _flow(config, params, samplers.to_sde_space(config, images), config.sampling.end, 1.0)
+    return _flow(config, params, center(images, config.data.centered), config.sampling.end, 1.0)
 
 
 def _decode(config, params, seed, indices, latents):
     z = config.sampling.temperature * latents
     x, evaluations = _flow(config, params, z, 1.0, config.sampling.end)
-    return samplers.to_images(config, x), evaluations
+    return uncenter(x, config.data.centered), evaluations
 
 
 def _flow(config, params, x, start: float, end: float):

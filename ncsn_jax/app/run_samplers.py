@@ -18,6 +18,7 @@ import numpy as np
 from ncsn_jax._random import Stream, example_keys, stream_key
 from ncsn_jax.app import devices, distributed, pictures, samplers
 from ncsn_jax.errors import UserError
+from ncsn_jax.images import uncenter
 from ncsn_jax.sampling._langevin import frame_stops
 
 # In how many parts the steps are run, where there are as many.
@@ -110,7 +111,7 @@ class Chains:
                 frames.append(self._gather(x, len(indices)))
             advanced(stop - at)
             at = stop
-        final = samplers.to_images(self._config, np.asarray(x))
+        final = uncenter(np.asarray(x), self._config.data.centered)
         far = float(np.mean(np.abs(final - 0.5) > _FAR))
         if far > 0.5:
             _log.warning(
@@ -127,7 +128,7 @@ class Chains:
 
     def _gather(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images, uint8 `[count, H, W, C]`."""
-        return gather(pictures.to_uint8(samplers.to_images(self._config, np.asarray(x))), count)
+        return gather(pictures.to_uint8(uncenter(np.asarray(x), self._config.data.centered)), count)
 
 
 def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:

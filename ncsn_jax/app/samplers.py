@@ -19,6 +19,7 @@ from ncsn_jax import sde as sdes
 from ncsn_jax._random import Stream
 from ncsn_jax.app import build, schema
 from ncsn_jax.errors import UserError
+from ncsn_jax.images import center, width
 
 NAMES = {
     Stream.SAMPLES: "samples",
@@ -94,16 +95,6 @@ def settings(config: ConfigDict) -> dict:
     return {f: flat[f] for f in fields} | {"seed": config.seed}
 
 
-def to_sde_space(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Maps images in [0, 1] to where the SDE and the sigmas are."""
-    return 2.0 * images - 1.0 if config.data.centered else images
-
-
-def to_images(config: ConfigDict, x: jax.Array) -> jax.Array:
-    """Maps what `to_sde_space` returns back to [0, 1]."""
-    return (x + 1.0) / 2.0 if config.data.centered else x
-
-
 def make(
     config: ConfigDict, task: Stream = Stream.SAMPLES, of_classes: nn.Module | None = None
 ) -> Sampler:
@@ -159,13 +150,13 @@ def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
             key,
             (batch, *build.image_shape(config)),
             options.init,
-            scale=config.model.sigma_begin / (2.0 if config.data.centered else 1.0),
+            scale=config.model.sigma_begin / width(config.data.centered),
         )
-        return to_sde_space(config, x)
+        return center(x, config.data.centered)
 
     def advance(key, params, x, start, stop, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        clip = tuple(to_sde_space(config, c) for c in options.clip)
+        clip = tuple(center(c, config.data.centered) for c in options.clip)
         arguments = {
             "epsilon": options.epsilon,
             "steps_per_level": options.steps_per_level,
@@ -180,7 +171,7 @@ def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
                 sigma_score_fn,
                 x,
                 ladder,
-                to_sde_space(config, observed),
+                center(observed, config.data.centered),
                 mask,
                 keep_observed=config.inpainting.keep_observed,
                 scheme=config.inpainting.scheme,
@@ -203,10 +194,10 @@ def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
         _, time_score_fn = score_fns(params, known)
         constrain, observed, mask = None, None, None
         if task == Stream.INPAINTING:
-            observed, mask = to_sde_space(config, known[0]), known[1]
+            observed, mask = center(known[0], config.data.centered), known[1]
             constrain = sampling.known_pixels(process, observed, mask)
         elif task == Stream.COLORIZATION:
-            constrain = sampling.known_grey(process, to_sde_space(config, known[0]))
+            constrain = sampling.known_grey(process, center(known[0], config.data.centered))
         x, _ = sampling.predictor_corrector(
             key,
             process,

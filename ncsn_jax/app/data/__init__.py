@@ -4,7 +4,7 @@
 a cache file that later starts map into memory; `load_labels` returns their classes.
 `Batches` turns them into the batch of a given step: there is no iterator, hence nothing to save, and a
 resumed run sees the same batches as one that was never stopped. Flips and dequantization happen on the
-device (`ncsn_jax.training.prepare_images`). TensorFlow is never imported.
+device (`ncsn_jax.images.prepare`). TensorFlow is never imported.
 """
 
 from ncsn_jax.app.data.batches import Batches

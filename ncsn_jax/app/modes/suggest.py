@@ -3,8 +3,9 @@
 import numpy as np
 
 from ncsn_jax import sigmas
-from ncsn_jax.app import build, samplers, schema
+from ncsn_jax.app import build, schema
 from ncsn_jax.errors import UserError
+from ncsn_jax.images import center
 
 # Of the images that are compared, as bytes. As floats, in pairs, they take eight times as much memory.
 _BYTES_TO_COMPARE = 500_000_000
@@ -28,7 +29,7 @@ def suggest(config) -> None:
     model, steps = config.model, config.sampling.steps_per_level
     try:
         found = sigmas.suggest(
-            samplers.to_sde_space(config, points / np.float32(255)),
+            center(points / np.float32(255), config.data.centered),
             sigma_end=model.sigma_end,
             steps_per_level=steps,
         )

@@ -1,0 +1,92 @@
+"""Images of bytes, and the ranges that SDEs and networks have them in.
+
+Bytes 0 to 255 become floats in [0, 1]. A run may centre them: its SDE, sigmas and samplers then work in
+[-1, 1]. Noise below the size of a grey level (dequantization) makes densities of bytes finite.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax._random import (
+    bits_like,
+    check_batch,
+    check_key,
+    expand,
+    split_each,
+    uniform_like,
+)
+
+
+def center(x: jax.Array, centered: bool = True) -> jax.Array:
+    """Maps [0, 1] to [-1, 1], or returns x as it is if `centered` is False."""
+    return 2.0 * x - 1.0 if centered else x
+
+
+def uncenter(x: jax.Array, centered: bool = True) -> jax.Array:
+    """The inverse of `center`."""
+    return (x + 1.0) / 2.0 if centered else x
+
+
+def width(centered: bool) -> float:
+    """The length of the interval that images fill: 2 for [-1, 1], 1 for [0, 1]."""
+    return 2.0 if centered else 1.0
+
+
+def to_float(images: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Returns bytes v as float32 v / 255 in [0, 1], or in [-1, 1] if `centered`."""
+    return center(images.astype(jnp.float32) / 255.0, centered)
+
+
+def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Images of bytes with uniform noise, (image + u) / 256 with u in [0, 1), as likelihoods need them.
+
+    u has 16 bits, which with the byte's 8 are those that float32 has: no value is rounded, so that
+    floor(256 x) is the image.
+
+    Args:
+      key: one key, or one per example `[B]`.
+      images: `[B, ...]`, uint8.
+
+    Returns:
+      `[B, ...]`, float32 in [0, 1).
+
+    Raises:
+      ValueError: if `images` are not uint8 `[B, ...]`.
+    """
+    check_key(key, check_batch("images", images))
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    noise = bits_like(key, images).astype(jnp.float32) / 2**16
+    return (images.astype(jnp.float32) + noise) / 256
+
+
+def prepare(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    random_flip: bool,
+    dequantize: bool,
+    centered: bool = False,
+) -> jax.Array:
+    """Turns images of bytes into what a training step takes.
+
+    Args:
+      keys: one key per example, `[B]`.
+      images: uint8 `[B, H, W, C]`.
+      random_flip: mirror each image left to right with probability 1/2.
+      dequantize: spread each byte v uniformly over [v/256, (v+1)/256), as the authors do:
+        (v / 255) * 255/256 + u/256, with u of 23 bits. Otherwise v / 255.
+      centered: whether to return images in [-1, 1].
+
+    Returns:
+      float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
+    """
+    flip_keys, noise_keys = split_each(keys, 2)
+    if random_flip:
+        flip = jax.vmap(jax.random.bernoulli)(flip_keys)
+        images = jnp.where(expand(flip, images), images[:, :, ::-1, :], images)
+    if not dequantize:
+        return to_float(images, centered=centered)
+    x = images.astype(jnp.float32)
+    return center((x + uniform_like(noise_keys, x)) / 256.0, centered)
