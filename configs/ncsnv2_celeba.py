@@ -6,24 +6,19 @@ Hardware: TPU or GPUs; 29,694,083 parameters, 210,000 steps at batch 128.
 Expected time and result: not yet measured.
 """
 
-from configs import default
+from configs import published
 
 
 def get_config():
     """Returns the configuration."""
-    config = default.get_config()
-    config.data.dataset = "celeb_a"
-    config.data.image_size = 64
-    config.data.crop_size = 140
-    config.data.dequantize = False
-    config.model.name = "ncsnv2"
-    config.model.num_levels = 500
-    config.model.sigma_begin = 90.0
-    config.model.ema_decay = 0.999
-    config.training.num_steps = 210_000
-    config.optim.learning_rate = 1e-4
-    # Twice the published step of 3.3e-06.
-    config.sampling.epsilon = 6.6e-06
-    config.sampling.steps_per_level = 5
-    config.sampling.denoise = True
-    return config
+    return published.ncsnv2(
+        "celeb_a",
+        64,
+        crop_size=140,
+        network="ncsnv2",
+        num_levels=500,
+        sigma_begin=90.0,
+        num_steps=210_000,
+        step_lr=3.3e-6,
+        steps_per_level=5,
+    )

@@ -8,24 +8,18 @@ Hardware: TPU or GPUs; 83,445,379 parameters, 200,000 steps at batch 128.
 Expected time and result: not yet measured.
 """
 
-from configs import default
+from configs import published
 
 
 def get_config():
     """Returns the configuration."""
-    config = default.get_config()
-    config.data.dataset = "lsun/church_outdoor"
-    config.data.image_size = 96
-    config.data.crop_size = -1
-    config.data.dequantize = False
-    config.model.name = "ncsnv2_deeper"
-    config.model.num_levels = 788
-    config.model.sigma_begin = 140.0
-    config.model.ema_decay = 0.999
-    config.training.num_steps = 200_000
-    config.optim.learning_rate = 1e-4
-    # Twice the published step of 4.9e-06.
-    config.sampling.epsilon = 9.8e-06
-    config.sampling.steps_per_level = 4
-    config.sampling.denoise = True
-    return config
+    return published.ncsnv2(
+        "lsun/church_outdoor",
+        96,
+        network="ncsnv2_deeper",
+        num_levels=788,
+        sigma_begin=140.0,
+        num_steps=200_000,
+        step_lr=4.9e-6,
+        steps_per_level=4,
+    )
