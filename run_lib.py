@@ -24,7 +24,6 @@ from ncsn_jax.app import (
     distributed,
     logs,
     pictures,
-    results,
     run_samplers,
     samplers,
     schema,
@@ -33,17 +32,14 @@ from ncsn_jax.app import (
     workdirs,
 )
 from ncsn_jax.app.metrics import Window, Writer
+from ncsn_jax.app.modes import shared
+from ncsn_jax.app.modes.classifier import classconditional, classifier
+from ncsn_jax.app.modes.complete import colorize, inpaint
+from ncsn_jax.app.modes.interpolate import interpolate
+from ncsn_jax.app.modes.likelihood import likelihood
+from ncsn_jax.app.modes.nearest import nearest
+from ncsn_jax.app.modes.sample import sample, write_samples
 from ncsn_jax.app.modes.suggest import suggest
-from ncsn_jax.app.results import (
-    classconditional,
-    classifier,
-    colorize,
-    inpaint,
-    interpolate,
-    likelihood,
-    nearest,
-    sample,
-)
 from ncsn_jax.errors import UserError
 
 __all__ = [
@@ -74,7 +70,7 @@ def train(config, workdir: str) -> None:
     """
     schema.check(config)
     samplers.check(config)
-    results.agree(config, "train")
+    shared.agree(config, "train")
     options = config.training
     with contextlib.ExitStack() as stack:
 
@@ -107,7 +103,7 @@ def train(config, workdir: str) -> None:
             else:
                 params = devices.replicate(state.ema_params or state.params)
             del state
-        results.write_samples(config, workdir, step, params, runner)
+        write_samples(shared.Loaded(config, workdir, step, params), runner)
 
 
 def _begin(config, store, images_shape) -> tuple[int, Any, devices.TrainSteps | None]:

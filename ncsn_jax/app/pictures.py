@@ -130,8 +130,6 @@ def read_npz(path: str, *names: str) -> list[np.ndarray]:
     Raises:
       Exception: of any kind, if the file is none, is damaged, or unpacks to far more than its size.
     """
-    if not storage.is_file(path):  # Opening a pipe would wait.
-        raise ValueError(f"{path} is no file")
     arrays = []
     with zipfile.ZipFile(io.BytesIO(storage.read(path))) as archive:
         for info in (archive.getinfo(f"{name}.npy") for name in names):
@@ -150,8 +148,6 @@ def read_metrics(path: str) -> list[dict]:
       OSError: if the file cannot be read.
       ValueError: if it holds no line yet, or one that is no object with a step and numbers.
     """
-    if storage.exists(path) and not storage.is_file(path):  # Opening a pipe would wait.
-        raise ValueError("it is no file")
     text = storage.read(path).decode()
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if not lines:

@@ -16,13 +16,14 @@ from configs import digits_subvp, digits_ve, digits_vp
 from ncsn_jax import likelihood, losses, models, objectives, sde, training
 from ncsn_jax.app import (
     build,
-    classification,
+    classifier_file,
     devices,
     run_flows,
     run_samplers,
     storage,
     workdirs,
 )
+from ncsn_jax.app.modes import classifier
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.models.comparison import run
@@ -248,8 +249,8 @@ class TinyClassifier(nn.Module):
 
 
 def test_classes_take_a_classifier(vp_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(classification, "NoisyClassifier", TinyClassifier)
-    monkeypatch.setattr(models, "NoisyClassifier", TinyClassifier)
+    monkeypatch.setattr(classifier_file, "NoisyClassifier", TinyClassifier)
+    monkeypatch.setattr(classifier, "NoisyClassifier", TinyClassifier)
     config = load_config(digits_vp)
     workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
     with pytest.raises(UserError, match="holds no classifier: train it with --mode=classifier"):

@@ -1,0 +1,106 @@
+"""The file of a classifier of noisy images: a `.npz` of its parameters by name, and `meta`.
+
+`meta` is JSON: what `describe` returns, and whatever else was written with it.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ncsn_jax.app.pictures import read_npz, write_npz
+from ncsn_jax.errors import UserError, differences, show
+from ncsn_jax.models import NoisyClassifier
+from ncsn_jax.sde import SDE
+
+
+def describe(
+    model: NoisyClassifier,
+    sde: SDE,
+    *,
+    dataset: str,
+    image_shape: tuple[int, int, int],
+    centered: bool,
+) -> dict:
+    """Returns what a file says of a classifier: JSON-serialisable values."""
+    return {
+        "num_classes": model.num_classes,
+        "features": model.features,
+        "ch_mult": list(model.ch_mult),
+        "sde": {"name": type(sde).__name__, **dataclasses.asdict(sde)},
+        "dataset": dataset,
+        "image_shape": list(image_shape),
+        "centered": centered,
+    }
+
+
+def rebuild(meta: dict) -> tuple[NoisyClassifier, Any]:
+    """Returns the network that `meta` describes, and its parameters without values."""
+    model = NoisyClassifier(meta["num_classes"], meta["features"], tuple(meta["ch_mult"]))
+    images = jax.ShapeDtypeStruct((1, *meta["image_shape"]), jnp.float32)
+    sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return model, jax.eval_shape(model.init, jax.random.key(0), images, sigma)
+
+
+def save(path: str, params: Any, meta: dict) -> None:
+    """Writes a classifier, complete or not at all.
+
+    Args:
+      path: of the file, which may be in object storage.
+      params: the network's parameters.
+      meta: what `describe` returns, and any other JSON-serialisable values, such as its accuracy.
+
+    Raises:
+      OSError: if the file cannot be written, with its name.
+    """
+    arrays = traverse_util.flatten_dict(params, sep="/")
+    write_npz(path, meta=np.asarray(json.dumps(meta)), **arrays)
+
+
+def load(path: str, expected: dict) -> tuple[Any, dict]:
+    """Reads what `save` wrote.
+
+    Args:
+      path: of the file, which may be in object storage.
+      expected: what `meta` has to agree with, but for classes and features: they are the file's.
+
+    Returns:
+      The parameters and `meta`.
+
+    Raises:
+      UserError: if there is no such file, or it is damaged, of something else, or does not agree.
+    """
+    differing = ""
+    try:
+        (text,) = read_npz(path, "meta")
+        meta = json.loads(text.item())
+        fixed = expected.keys() - {"num_classes", "features"}
+        there, here = ({f: fields[f] for f in fixed} for fields in (meta, expected))
+        differing = differences(there, here)
+        if not differing:
+            flat = traverse_util.flatten_dict(rebuild(meta)[1], sep="/")
+            arrays = dict(zip(flat, read_npz(path, *flat), strict=True))
+            for name, like in flat.items():
+                _check_parameter(name, arrays[name], like)
+    # Damaged files raise all kinds of exceptions.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {show(str(error))}"
+        raise UserError(
+            f"{path} cannot be read as a classifier ({reason}); train it again"
+        ) from None
+    if differing:
+        raise UserError(f"{path} holds a classifier of something else: {differing}")
+    return traverse_util.unflatten_dict(arrays, sep="/"), meta
+
+
+def _check_parameter(name: str, array: np.ndarray, like: jax.ShapeDtypeStruct) -> None:
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{name} is {array.dtype} of shape {array.shape}, expected {like.dtype} of {like.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite")

@@ -1,0 +1,104 @@
+"""`--mode=inpaint` and `--mode=colorize`: images of which a part is known, completed several times each."""
+
+import logging
+import os
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ncsn_jax._random import Stream
+from ncsn_jax.app import build, distributed, pictures, run_samplers, samplers, storage
+from ncsn_jax.app.data.masks import make_masks
+from ncsn_jax.app.modes import shared
+from ncsn_jax.app.sample_store import SampleStore
+
+_log = logging.getLogger("ncsn_jax")
+
+
+def inpaint(config, workdir: str) -> None:
+    """Fills in the pixels that a mask hides, and writes to `inpainting/step_<step>/`."""
+    shared.begin(config, workdir, "inpaint", Stream.INPAINTING)
+    options = config.inpainting
+    originals = shared.load_originals(config, options.num_images)
+    masks = make_masks(options.mask, build.image_shape(config), len(originals), config.seed)
+    settings = {
+        "inpainting.keep_observed": options.keep_observed,
+        "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),
+    }
+    if config.sampling.method == "annealed_langevin":
+        settings["inpainting.scheme"] = options.scheme
+    known = _Known(
+        for_sampler=(originals / np.float32(255), masks),
+        shown=np.where(masks, originals, np.uint8(192)),
+        settings=settings,
+        written={"masks": masks},
+    )
+    _complete(config, workdir, Stream.INPAINTING, originals, known)
+
+
+def colorize(config, workdir: str) -> None:
+    """Colours images of which the mean of the channels is known: see `colorization/step_<step>/`."""
+    shared.begin(config, workdir, "colorize", Stream.COLORIZATION)
+    originals = shared.load_originals(config, config.inpainting.num_images)
+    grey = np.mean(originals / np.float32(255), axis=-1, keepdims=True)
+    rounded = pictures.to_uint8(grey)
+    known = _Known(
+        for_sampler=(grey,),
+        shown=np.broadcast_to(rounded, originals.shape),
+        settings={"images": zlib.crc32(originals.tobytes())},
+        written={"grey": rounded},
+    )
+    _complete(config, workdir, Stream.COLORIZATION, originals, known)
+
+
+class _Known(NamedTuple):
+    """What is known of n images.
+
+    Attributes:
+      for_sampler: arrays `[n, ...]`; see `samplers.Sampler`.
+      shown: a picture of it, uint8 `[n, H, W, C]`.
+      settings: what determines the completions, besides the sampler's settings.
+      written: arrays for the file of the completions.
+    """
+
+    for_sampler: tuple[np.ndarray, ...]
+    shown: np.ndarray
+    settings: dict
+    written: dict[str, np.ndarray]
+
+
+def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: _Known) -> None:
+    """Completes each of the originals several times, and writes them beside what was known of them."""
+    loaded = shared.load(config, workdir)
+    each, shape = config.inpainting.num_completions, build.image_shape(config)
+    name = samplers.NAMES[task]
+    directory = loaded.directory(name)
+    settings = loaded.sampler_settings() | {"inpainting.num_completions": each} | known.settings
+    distributed.agree("what it completes", settings)
+    if distributed.is_first():
+        storage.remove_leftovers(directory)
+    _log.info(
+        "completing %d images, %d times each, from step %d", len(originals), each, loaded.step
+    )
+    completions = shared.make_samples(
+        name,
+        loaded,
+        run_samplers.Chains(config, task),
+        lambda: SampleStore(os.path.join(directory, "samples"), settings, shape),
+        len(originals) * each,
+        lambda indices: tuple(a[indices // each] for a in known.for_sampler),
+    )
+    if completions is None:
+        return
+    completions = completions.reshape(len(originals), each, *shape)
+    pictures.write_npz(
+        os.path.join(directory, "completions.npz"),
+        originals=originals,
+        completions=completions,
+        **known.written,
+    )
+    rows = np.concatenate([originals[:, None], known.shown[:, None], completions], axis=1)
+    picture = pictures.grid(rows.reshape(-1, *shape), columns=each + 2)
+    pictures.write_png(os.path.join(directory, "completions.png"), picture)
+    _log.info("wrote completions.npz and completions.png to %s", directory)

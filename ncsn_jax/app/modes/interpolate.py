@@ -1,0 +1,65 @@
+"""`--mode=interpolate`: what lies between two images, by the probability flow (Song et al., 2021, D.3)."""
+
+import logging
+import os
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from ncsn_jax import likelihood
+from ncsn_jax.app import build, distributed, pictures, run_flows
+from ncsn_jax.app.modes import shared
+from ncsn_jax.app.sample_store import SampleStore
+from ncsn_jax.errors import UserError
+
+_log = logging.getLogger("ncsn_jax")
+
+
+def interpolate(config, workdir: str) -> None:
+    """Encodes pairs of images, decodes what lies between, and writes to `interpolation/step_<step>/`."""
+    shared.begin(config, workdir, "interpolate")
+    count, shape = config.interpolation.num_steps, build.image_shape(config)
+    originals = shared.load_originals(config, 2 * config.interpolation.num_pairs)
+    pairs = len(originals) // 2
+    if not pairs:
+        raise UserError("there is one image only: to interpolate takes two")
+    originals = originals[: 2 * pairs].reshape(pairs, 2, *shape)
+    loaded = shared.load(config, workdir)
+    directory = loaded.directory("interpolation")
+    fields = [f"sampling.{f}" for f in ("rtol", "atol", "end", "temperature", "dtype")]
+    settings = loaded.settings(*fields, "interpolation.num_steps")
+    settings["images"] = zlib.crc32(originals.tobytes())
+    distributed.agree("what it interpolates", settings)
+    flow, at_once = run_flows.Flow(config), min(pairs, max(1, config.sampling.batch_size // count))
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        ends = originals[np.asarray(indices)].reshape(-1, *shape) / np.float32(255)
+        latents = flow.encode(loaded.params, ends, 2 * at_once).values.reshape(-1, 2, *shape)
+        between = np.concatenate([likelihood.interpolate(*pair, count) for pair in latents])
+        decoded = flow.decode(loaded.params, between, count * at_once).values
+        if not np.isfinite(decoded).all():
+            raise UserError(
+                "an image cannot be encoded and decoded: config.sampling.rtol and atol may be too "
+                "small for float32"
+            )
+        advanced(len(indices))
+        return pictures.to_uint8(decoded).reshape(-1, count, *shape)
+
+    found = shared.make_missing(
+        "interpolation",
+        lambda: SampleStore(
+            os.path.join(directory, "pairs"), settings, (count, *shape), name="interpolations"
+        ),
+        pairs,
+        at_once,
+        make,
+        unit="pairs",
+    )
+    if found is None:
+        return
+    path = os.path.join(directory, "interpolation")
+    pictures.write_npz(f"{path}.npz", originals=originals, interpolations=found)
+    rows = np.concatenate([originals[:, :1], found, originals[:, 1:]], axis=1)
+    pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=count + 2))
+    _log.info("wrote interpolation.png and interpolation.npz to %s", directory)

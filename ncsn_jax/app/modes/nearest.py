@@ -1,0 +1,91 @@
+"""`--mode=nearest`: samples beside the training images nearest to them, which shows copies."""
+
+import logging
+import os
+
+import numpy as np
+
+from ncsn_jax._random import Stream
+from ncsn_jax.app import build, cost, pictures, run_samplers, workdirs
+from ncsn_jax.app.modes import shared
+from ncsn_jax.app.modes.sample import write_samples
+
+_log = logging.getLogger("ncsn_jax")
+
+# Training images shown beside a sample, and samples compared at once.
+_NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
+
+# Of the images, so many elements are compared at once, which bounds the memory.
+_ELEMENTS = 2**24
+
+# So many more images are ranked again in float64, since the first ranking is rounded.
+_SPARE = 8
+
+
+def nearest(config, workdir: str) -> None:
+    """Samples as `sample` does, and writes the nearest training images to the same directory."""
+    shared.begin(config, workdir, "nearest", Stream.SAMPLES)
+    loaded = shared.load(config, workdir)
+    dataset = build.load_images(config)
+    workdirs.claim_images(dataset, workdir, read_only=True)
+    samples = write_samples(loaded, run_samplers.Chains(config))
+    if samples is None:
+        return
+    samples = samples[: config.sampling.num_samples]
+    count = min(_NEIGHBOURS, len(dataset))
+    found = []
+    with cost.progress("comparing", len(samples)) as advanced:
+        for first in range(0, len(samples), _COMPARED_AT_ONCE):
+            some = samples[first : first + _COMPARED_AT_ONCE]
+            found.append(find_nearest(some, dataset, count))
+            advanced(len(some))
+    indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    directory = loaded.directory("samples")
+    pictures.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
+    shown = samples[: config.sampling.preview_samples]
+    rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
+    picture = pictures.grid(np.concatenate(rows), columns=count + 1)
+    pictures.write_png(os.path.join(directory, "nearest.png"), picture)
+    _log.info(
+        "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
+        "nearest.npz to %s",
+        distances[:, 0].min(),
+        np.median(distances[:, 0]),
+        directory,
+    )
+
+
+def find_nearest(
+    queries: np.ndarray, images: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the nearest images of each query in Euclidean distance, the nearest first.
+
+    Args:
+      queries: uint8 `[M, ...]`.
+      images: uint8 `[N, ...]`, N >= `count`. It may be mapped from a file: a block is read at a time.
+      count: how many to find for each query, >= 1.
+
+    Returns:
+      (indices, distances), `[M, count]` each; distances in units of pixels in [0, 1]. Of images that
+      are as near, the one that comes first is first.
+    """
+    points = queries.reshape(len(queries), -1).astype(np.float32) / 255
+    squared = np.square(points).sum(axis=1)[:, None]
+    best = np.full((len(points), 0), np.inf, np.float32)
+    which = np.zeros((len(points), 0), int)
+    size = max(1, _ELEMENTS // points.shape[1])
+    for first in range(0, len(images), size):
+        block = np.asarray(images[first : first + size])
+        block = block.reshape(len(block), -1).astype(np.float32) / 255
+        distances = squared - 2 * (points @ block.T) + np.einsum("nd,nd->n", block, block)[None]
+        indices = np.broadcast_to(np.arange(first, first + len(block)), distances.shape)
+        best, which = np.hstack([best, distances]), np.hstack([which, indices])
+        order = np.argsort(best, axis=1, kind="stable")[:, : count + _SPARE]
+        best, which = (np.take_along_axis(a, order, axis=1) for a in (best, which))
+    which = np.sort(which, axis=1)
+    exact = np.empty(which.shape)
+    for row, (query, indices) in enumerate(zip(queries, which, strict=True)):
+        difference = images[indices].astype(np.float64) - query
+        exact[row] = np.linalg.norm(difference.reshape(len(indices), -1), axis=1) / 255
+    order = np.argsort(exact, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(which, order, axis=1), np.take_along_axis(exact, order, axis=1)

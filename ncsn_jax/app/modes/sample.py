@@ -1,0 +1,56 @@
+"""`--mode=sample`: samples of a run's newest checkpoint, and a film of the first ones."""
+
+import logging
+import os
+
+import numpy as np
+
+from ncsn_jax._random import Stream
+from ncsn_jax.app import build, cost, distributed, pictures, run_samplers, storage
+from ncsn_jax.app.modes import shared
+from ncsn_jax.app.sample_store import SampleStore
+
+_log = logging.getLogger("ncsn_jax")
+
+# Frames of a GIF, and samples in it.
+_GIF_FRAMES, _GIF_SAMPLES = 60, 36
+
+
+def sample(config, workdir: str) -> None:
+    """Writes samples of the newest checkpoint to `samples/step_<step>/`."""
+    shared.begin(config, workdir, "sample", Stream.SAMPLES)
+    write_samples(shared.load(config, workdir), run_samplers.Chains(config))
+
+
+def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndarray | None:
+    """Writes the samples that are missing, as `sample` does; returns all of them in process 0."""
+    config, directory = loaded.config, loaded.directory("samples")
+    shape, count = build.image_shape(config), config.sampling.num_samples
+    samples = shared.make_samples(
+        "sampling",
+        loaded,
+        runner,
+        lambda: SampleStore(directory, loaded.sampler_settings(), shape),
+        count,
+    )
+    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+    if config.sampling.gif:
+        size = config.sampling.batch_size
+        indices = list(range(min(count, size, _GIF_SAMPLES)))
+        with cost.progress("filming", runner.num_steps) as advanced:
+            frames = runner.run(
+                loaded.params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced
+            ).frames
+        if distributed.is_first():
+            _write_film(directory, frames)
+    return samples
+
+
+def _write_film(directory: str, frames: np.ndarray) -> None:
+    """Writes `annealing.gif` and `filmstrip.png` of frames, uint8 `[F, N, H, W, C]`."""
+    columns = int(np.ceil(np.sqrt(frames.shape[1])))
+    gif = pictures.encode_gif(np.stack([pictures.grid(f, columns) for f in frames]), min_side=400)
+    storage.write(os.path.join(directory, "annealing.gif"), gif)
+    strip = pictures.filmstrip(frames, rows=8, columns=12)
+    pictures.write_png(os.path.join(directory, "filmstrip.png"), strip)
+    _log.info("wrote annealing.gif and filmstrip.png there")

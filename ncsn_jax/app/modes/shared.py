@@ -1,0 +1,192 @@
+"""What the modes share: the run and its newest checkpoint, and making what is missing of a result.
+
+A mode calls `begin`, then `load`, and then `make_samples` or `make_missing`. It writes below the work
+directory, and never over what was made with other settings.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ncsn_jax._random import Stream
+from ncsn_jax.app import (
+    build,
+    cost,
+    devices,
+    distributed,
+    logs,
+    run_samplers,
+    samplers,
+    schema,
+    workdirs,
+)
+from ncsn_jax.app.data.masks import read_images
+from ncsn_jax.app.sample_store import SampleStore
+from ncsn_jax.errors import one_line
+
+_log = logging.getLogger("ncsn_jax")
+
+
+class Loaded(NamedTuple):
+    """A checkpoint of a run.
+
+    Attributes:
+      config: the configuration.
+      workdir: the work directory.
+      step: of the checkpoint.
+      params: the network's parameters, the EMA where there is one, replicated.
+    """
+
+    config: Any
+    workdir: str
+    step: int
+    params: Any
+
+    def directory(self, kind: str) -> str:
+        """Returns the directory for what is made of one kind, such as "samples"."""
+        name = self.config.sampling.name
+        step = f"step_{self.step}" + (f"_{name}" if name else "")
+        return os.path.join(self.workdir, kind, step)
+
+    def settings(self, *fields: str) -> dict:
+        """Returns what determines a result: the fields with their values, the seed and the step."""
+        flat = schema.flatten(self.config)
+        return {f: flat[f] for f in (*fields, "seed")} | {"step": self.step}
+
+    def sampler_settings(self) -> dict:
+        """Returns what determines every sample."""
+        return samplers.settings(self.config) | {"step": self.step}
+
+
+def agree(config, mode: str) -> None:
+    """Raises UserError unless all processes were started with the same mode and configuration."""
+    local = ("data.data_dir", "inpainting.images", "inpainting.mask")
+    fields = {f: value for f, value in schema.flatten(config).items() if f not in local}
+    distributed.agree("its configuration", {"mode": mode} | fields)
+
+
+def begin(config, workdir: str, mode: str, task: Stream | None = None) -> None:
+    """Checks the configuration, finds the run, and starts the log.
+
+    Args:
+      config, workdir: of the run.
+      mode: of `main.py`.
+      task: what samples are made for, if any are.
+
+    Raises:
+      UserError: if the mode cannot work with this configuration, or there is no run of it.
+    """
+    schema.check(config)
+    if task is not None:
+        samplers.check(config, task)
+    agree(config, mode)
+    distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
+    logs.start(workdir)
+
+
+def load(config, workdir: str) -> Loaded:
+    """Returns the newest checkpoint of a run."""
+    step, state = workdirs.load_newest(config, workdir)
+    return Loaded(config, workdir, step, devices.replicate(state.ema_params or state.params))
+
+
+def load_originals(config, count: int) -> np.ndarray:
+    """Returns images to work on, the user's or else the test split's: uint8 `[count at most, H, W, C]`."""
+    directory, options = config.inpainting.images, config.data
+    if not directory:
+        return np.asarray(build.load_images(config, "test")[:count])
+    size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
+    found, left_out = read_images(directory, size, channels, crop_size)
+    if left_out:
+        _log.warning("%s: %s", one_line(directory), left_out)
+    return np.asarray(found[:count])
+
+
+def make_samples(
+    what: str,
+    loaded: Loaded,
+    runner: run_samplers.Chains,
+    open_store: Callable[[], SampleStore],
+    count: int,
+    known: Callable[[np.ndarray], tuple] = lambda indices: (),
+) -> np.ndarray | None:
+    """Makes those of `count` samples that are missing.
+
+    Args:
+      what, open_store, count: as for `make_missing`.
+      loaded: has the parameters of the sampler.
+      runner: makes the samples.
+      known: returns what the sampler is told of the samples with these indices.
+
+    Returns:
+      All samples in process 0, and None in the others.
+    """
+    size, evaluations = loaded.config.sampling.batch_size, []
+
+    def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
+        arrays = known(np.asarray(indices))
+        made = runner.run(loaded.params, indices, size, *arrays, advanced=advanced)
+        evaluations.extend(made.evaluations)
+        return made.images
+
+    samples = make_missing(
+        what, open_store, count, size, make, steps=runner.num_steps, evaluations=runner.evaluations
+    )
+    if evaluations and runner.evaluations is None:
+        _log.info("%.0f network evaluations each", np.mean(evaluations))
+    return samples
+
+
+def make_missing(
+    what: str,
+    open_store: Callable[[], SampleStore],
+    count: int,
+    size: int,
+    make: Callable[[list[int], Callable[[int], None]], np.ndarray],
+    *,
+    steps: int = 0,
+    evaluations: int | None = None,
+    unit: str = "images",
+) -> np.ndarray | None:
+    """Makes what is missing in batches, and shows how far it has come.
+
+    Args:
+      what: it is, for the progress bar.
+      open_store: returns where the results are kept; called in process 0.
+      count: how many results there are to be.
+      size: how many are made at once, at most.
+      make: returns the results of some indices, `make(indices, advanced)`, and calls `advanced` with a
+        number of steps, or of results, whenever they are done.
+      steps: of a batch; 0 to count results.
+      evaluations: network evaluations of a result; None where a solver chooses them.
+      unit: what is made, in the plural.
+
+    Returns:
+      All results in process 0, and None in the others.
+    """
+    store = None
+
+    def list_missing() -> list[int]:
+        nonlocal store
+        store = open_store()
+        return store.missing(count)
+
+    missing = distributed.on_first("to list what is there", list_missing)
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
+    if missing:
+        price = "as many network evaluations as the tolerance needs"
+        if evaluations is not None:
+            price = f"{evaluations} network evaluations each"
+        _log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
+    else:
+        _log.info("all of it is there")
+    total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
+    with cost.progress(what, total, unit) as advanced:
+        for indices in batches:
+            made = make(indices, advanced)
+            if store is not None:
+                store.add(indices, made)
+    return None if store is None else store.finish()
