@@ -1,4 +1,4 @@
-"""Pictures: grids of samples and plots of a run, as arrays and as PNG files.
+"""Grids of samples, films and plots of a run, as arrays and as files; and files of arrays.
 
 `python -m ncsn_jax.app.pictures losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
 """
@@ -19,10 +19,10 @@ from ncsn_jax.errors import one_line
 # The name of a level's loss in the metrics.
 _LEVEL = r"loss_by_level/\d+_sigma_[-+.e\d]+"
 
-# What matplotlib still draws.
+# matplotlib fails beyond this.
 _MAX_PLOTTED = 1e300
 
-# Of an array in a file that is read: so many bytes, or so many times what they take there.
+# An array that is read may unpack to so many bytes, or to so many times what it takes in its file.
 _ALWAYS_UNPACKED, _MAX_RATIO = 2**28, 100
 
 
@@ -63,10 +63,8 @@ def encode_png(image: np.ndarray, *, min_side: int = 0) -> bytes:
     """
     from PIL import Image
 
-    factor = max(1, math.ceil(min_side / min(image.shape[:2])))
-    image = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    Image.fromarray(_enlarge(image, min_side)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -80,9 +78,7 @@ def encode_gif(frames: np.ndarray, *, min_side: int = 0, milliseconds: int = 60)
     """
     from PIL import Image
 
-    factor = max(1, math.ceil(min_side / min(frames.shape[1:3])))
-    frames = np.repeat(np.repeat(frames, factor, axis=1), factor, axis=2)
-    pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames]
+    pictures = [Image.fromarray(_enlarge(frame, min_side)) for frame in frames]
     buffer = io.BytesIO()
     pictures[0].save(
         buffer,
@@ -95,8 +91,15 @@ def encode_gif(frames: np.ndarray, *, min_side: int = 0, milliseconds: int = 60)
     return buffer.getvalue()
 
 
+def _enlarge(image: np.ndarray, min_side: int) -> np.ndarray:
+    """Enlarges uint8 `[H, W, C]` by a whole factor; grey images lose their axis of channels."""
+    factor = max(1, math.ceil(min_side / min(image.shape[:2])))
+    image = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
 def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Lays the way of some samples out, one sample a row, from its first frame to its last.
+    """Lays out the way of some samples, one sample a row, from its first frame to its last.
 
     Args:
       frames: uint8 `[F, N, H, W, C]`.

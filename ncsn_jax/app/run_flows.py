@@ -1,14 +1,12 @@
 """Likelihoods and latents of images under a run's probability flow, on all devices, in batches.
 
-Hides how images are spread over devices, that the random numbers of image i are a function of (seed, i)
-alone, and that the SDE may work on images in [-1, 1]. An image's integration takes as many network
-evaluations as its tolerance needs, and a batch as many as the slowest of its images.
+The random numbers of image i are a function of (seed, i) alone. The integration of an image takes as many
+network evaluations as its tolerance needs, and a batch takes as long as the slowest of its images.
 """
 
 import functools
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ncsn_jax import likelihood, sampling
@@ -48,30 +46,21 @@ class Flow:
           images: uint8 `[n, H, W, C]`.
           size: of the compiled program, rounded up to the devices.
         """
-        return self._run(_bits_per_dim, params, np.asarray(indices, np.uint32), images, size)
+        return self._run(_bits_per_dim, params, np.asarray(indices), images, size)
 
     def encode(self, params, images: np.ndarray, size: int) -> Found:
         """Returns the latents of images in [0, 1], `[n, H, W, C]`."""
-        return self._run_all(_encode, params, images, size)
+        return self._run(_encode, params, np.arange(len(images)), images, size)
 
     def decode(self, params, latents: np.ndarray, size: int) -> Found:
         """Returns the images, in [0, 1] but for errors, of latents `[n, H, W, C]`."""
-        return self._run_all(_decode, params, latents, size)
-
-    def _run_all(self, function, params, array, size) -> Found:
-        found = []
-        for first in range(0, len(array), size):
-            some = array[first : first + size]
-            indices = np.arange(first, first + len(some), dtype=np.uint32)
-            found.append(self._run(function, params, indices, some, size))
-        return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        return self._run(_decode, params, np.arange(len(latents)), latents, size)
 
     def _run(self, function, params, indices, array, size) -> Found:
-        per_device = -(-size // jax.device_count())
-        spread = functools.partial(run_samplers.spread, per_device=per_device)
-        found = self._mapped[function](params, self._seed, spread(indices), spread(array))
-        found = jax.tree.map(np.asarray, found)
-        return Found(*(run_samplers.gather(a, len(indices)) for a in found))
+        count = len(indices)
+        indices, array = (run_samplers.shard(a, size) for a in (indices.astype(np.uint32), array))
+        found = self._mapped[function](params, self._seed, indices, array)
+        return Found(*(run_samplers.gather(np.asarray(a), count) for a in found))
 
 
 def _bits_per_dim(config, params, seed, indices, images):

@@ -1,12 +1,10 @@
-"""The chains of a trained network's samples on all devices, a part of the steps at a time.
+"""Runs a sampler on all devices, a part of the steps at a time.
 
-Hides how samples are spread over devices, that example i's noise is a function of (seed, i) alone, and
-that the compiled program runs the chains in parts, so that progress shows, a chain that diverges stops
-early, and pictures of the way are taken without keeping all of it. One compiled program serves every
-part and every batch of one size.
+The noise of sample i is a function of (seed, i) alone. Between two parts progress shows, a chain that
+diverges is noticed, and pictures of the way are taken. One compiled program serves every part and every
+batch of one size.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -24,18 +22,18 @@ from ncsn_jax.sampling._langevin import frame_stops
 # In how many parts the steps are run, where there are as many.
 _PARTS = 25
 
-# Final pixels so far from 1/2 are no images with a little noise.
+# Final pixels further from 1/2 than this belong to no image, be there a little noise on it.
 _FAR = 1.5
 
 _log = logging.getLogger(__name__)
 
 
 class Samples(NamedTuple):
-    """What a run of the chains returns.
+    """What a run of n chains returns.
 
     Attributes:
       images: uint8 `[n, H, W, C]`.
-      frames: uint8 `[num_frames, n, H, W, C]`, of which the last are the images.
+      frames: uint8 `[num_frames, n, H, W, C]`; the last ones are the images.
       evaluations: network evaluations of every sample, int `[n]`.
     """
 
@@ -45,22 +43,37 @@ class Samples(NamedTuple):
 
 
 class Chains:
-    """The chains that a configuration describes.
+    """The chains of the sampler that a configuration describes.
 
     Args:
       config: the configuration.
-      task: one of `samplers.NAMES`, which says what `run` has to be given.
-      of_classes: the classifier, for `Stream.CLASSES`.
+      task: one of `samplers.NAMES`.
+      classifier: the network that knows classes, for `Stream.CLASSES`.
+
+    Attributes:
+      num_steps: of a chain.
+      evaluations: network evaluations of a sample, or None where each sample has its own number.
     """
 
-    def __init__(self, config, task: Stream = Stream.SAMPLES, of_classes=None):
-        self._config, self._sampler = config, samplers.make(config, task, of_classes)
-        self.num_steps, self.evaluations = self._sampler.num_steps, self._sampler.evaluations
-        keys = functools.partial(_keys, task)
-        self._start = devices.map_chain_start(functools.partial(_start, self._sampler, keys))
+    def __init__(self, config, task: Stream = Stream.SAMPLES, classifier=None):
+        self._config = config
+        self._sampler = sampler = samplers.make(config, task, classifier)
+        self.num_steps, self.evaluations = sampler.num_steps, sampler.evaluations
+
+        def keys(seed, indices):
+            """Returns the keys of every sample's start and of its steps, `[B]` each."""
+            return example_keys(stream_key(seed, task), indices, 2)
+
+        def start(seed, indices):
+            return sampler.start(keys(seed, indices)[0], indices.shape[0])
+
+        def advance(params, seed, indices, x, start, stop, *known):
+            x, evaluations = sampler.advance(keys(seed, indices)[1], params, x, start, stop, *known)
+            return x, jnp.isfinite(x).all(), evaluations
+
+        self._start = devices.map_chain_start(start)
         self._advance = devices.map_chains(
-            functools.partial(_advance, self._sampler, keys),
-            lambda: distributed.meet("to compile the sampler"),
+            advance, lambda: distributed.meet("to compile the sampler")
         )
 
     def run(
@@ -79,36 +92,33 @@ class Chains:
           indices: of the samples, at most `size`.
           size: the number of chains in the compiled program, which is rounded up to the devices.
           *known: what is known of each sample, `[len(indices), ...]` each; see `samplers.Sampler`.
-          num_frames: how many pictures of the way to return, evenly spread over the steps, as many as
-            there are steps at most.
+          num_frames: how many pictures of the way to return, evenly spread over the steps; there are no
+            more than steps.
           advanced: called with a number of steps whenever they have been run.
 
         Raises:
           UserError: if a chain diverges.
         """
-        num_frames = min(num_frames, self.num_steps)
-        per_device = -(-size // jax.device_count())
-        spread_ = functools.partial(spread, per_device=per_device)
-        index = spread_(np.asarray(indices, np.uint32))
-        known = tuple(map(spread_, known))
+        count = len(indices)
+        places = shard(np.asarray(indices, np.uint32), size)
+        known = tuple(shard(array, size) for array in known)
         seed = np.uint32(self._config.seed)
-        x = self._start(seed, index)
-        frames = []
-        at = 0
-        for stop, is_frame in _bounds(self.num_steps, num_frames):
-            x, finite, spent = self._advance(
-                params, seed, index, x, np.int32(at), np.int32(stop), *known
+        x, frames, at = self._start(seed, places), [], 0
+        for stop, is_frame in _bounds(self.num_steps, min(num_frames, self.num_steps)):
+            x, finite, evaluations = self._advance(
+                params, seed, places, x, np.int32(at), np.int32(stop), *known
             )
             # What is run in one piece may take as long as what is run in many.
             with distributed.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
-                sound = np.all(finite)
-            if not sound:
+                all_finite = np.all(finite)
+            if not all_finite:
+                good = gather(np.isfinite(np.asarray(x)).all(axis=(2, 3, 4)), count)
                 raise UserError(
-                    f"the samples are not finite after {stop} of {self.num_steps} steps: "
-                    f"{self._sampler.cause}"
+                    f"sample {indices[np.argmin(good)]} is not finite after {stop} of {self.num_steps} "
+                    f"steps: {self._sampler.cause}"
                 )
             if is_frame:
-                frames.append(self._gather(x, len(indices)))
+                frames.append(self._images(x, count))
             advanced(stop - at)
             at = stop
         final = uncenter(np.asarray(x), self._config.data.centered)
@@ -120,13 +130,13 @@ class Chains:
                 self._sampler.cause,
             )
         if self.evaluations is None:
-            evaluations = gather(np.asarray(spent), len(indices))
+            evaluations = gather(np.asarray(evaluations), count)
         else:
-            evaluations = np.full(len(indices), self.evaluations)
+            evaluations = np.full(count, self.evaluations)
         frames = np.stack(frames) if frames else np.empty((0,))
-        return Samples(self._gather(x, len(indices)), frames, evaluations)
+        return Samples(self._images(x, count), frames, evaluations)
 
-    def _gather(self, x: jax.Array, count: int) -> np.ndarray:
+    def _images(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images, uint8 `[count, H, W, C]`."""
         return gather(pictures.to_uint8(uncenter(np.asarray(x), self._config.data.centered)), count)
 
@@ -139,8 +149,17 @@ def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
         yield stop, stop in frames
 
 
-def spread(array: np.ndarray, per_device: int) -> np.ndarray:
-    """Repeats examples up to all devices and returns this process's, `[local devices, per_device, ...]`."""
+def shard(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeats examples until all devices have as many, and returns this process's.
+
+    Args:
+      array: `[n, ...]`.
+      size: how many examples there are to be, at least.
+
+    Returns:
+      `[local devices, per device, ...]`.
+    """
+    per_device = -(-size // jax.device_count())
     rows = np.resize(np.arange(len(array)), (jax.device_count(), per_device))
     local = jax.local_device_count()
     first = jax.process_index() * local
@@ -155,19 +174,3 @@ def gather(mine: np.ndarray, count: int) -> np.ndarray:
       count: how many.
     """
     return distributed.gather(mine).reshape(-1, *mine.shape[2:])[:count]
-
-
-def _keys(task: int, seed, indices):
-    """Returns the keys of every example's start and of its steps, `[B]` each."""
-    return example_keys(stream_key(seed, task), indices, 2)
-
-
-def _start(sampler, keys, seed, indices):
-    """Returns where the chains of the given indices start."""
-    return sampler.start(keys(seed, indices)[0], indices.shape[0])
-
-
-def _advance(sampler, keys, params, seed, indices, x, start, stop, *known):
-    """Runs a part of the chains, and says whether all are finite and what each has spent."""
-    x, spent = sampler.advance(keys(seed, indices)[1], params, x, start, stop, *known)
-    return x, jnp.isfinite(x).all(), spent

@@ -1,9 +1,9 @@
-"""The samples of one checkpoint on disk: written in parts, put together at the end, never made twice.
+"""Keeps the samples of one checkpoint on disk, in parts at first, so that none is made twice.
 
-A directory holds `settings.json` (what determined the samples), `parts/` with what is not yet put
-together, and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`.
-Sample i is a function of the settings and i, so that an interrupted run continues with those that are
-missing, and asking for more later makes only the new ones.
+A directory holds `settings.json`, which says what determined the samples, `parts/` with what is not yet
+put together, and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`.
+Sample i is a function of the settings and i. So an interrupted run goes on with those that are missing,
+and who asks for more later gets the new ones made alone.
 """
 
 import io
@@ -24,9 +24,9 @@ class SampleStore:
     Args:
       directory: its path; it is made if need be.
       settings: JSON-serialisable values that determine every sample.
-      shape: of a sample, (H, W, C).
+      shape: of a sample, such as (H, W, C).
       name: of the file, and of its array.
-      dtype: of a sample. Only of images, uint8, is there a `grid.png`.
+      dtype: of a sample. There is a `grid.png` of images only, uint8 (H, W, C).
 
     Raises:
       UserError: if the directory holds samples that were made with other settings.
@@ -79,8 +79,8 @@ class SampleStore:
     def finish(self) -> np.ndarray:
         """Writes `samples.npz` and `grid.png` and returns their samples.
 
-        These are all there are from the first on without a gap, be it more than were asked for last.
-        Parts are removed unless some lie beyond a gap.
+        These are all from the first on up to the first gap, also if fewer were asked for. Parts are removed
+        unless some lie beyond a gap.
         """
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
@@ -96,7 +96,7 @@ class SampleStore:
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields what earlier runs left; a part that cannot be read is made again."""
+        """Yields what earlier runs left: (index, sample). A part that cannot be read is made again."""
         complete = os.path.join(self._directory, f"{self._name}.npz")
         if storage.exists(complete):
             try:

@@ -1,11 +1,9 @@
 import json
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax.app import pictures
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 
@@ -64,15 +62,6 @@ def test_a_damaged_result_is_not_overwritten(tmp_path):
     assert (tmp_path / "samples.npz").read_bytes() == b"torn"
 
 
-def test_rounding_and_grids():
-    x = np.array([-0.2, 0.0, 0.5, 127.4 / 255, 1.0, 1.7])
-    np.testing.assert_array_equal(pictures.to_uint8(x), [0, 0, 128, 127, 255, 255])
-    grid = pictures.grid(fake([10, 20, 30]), columns=2)
-    assert grid.shape == (11, 11, 1)
-    assert [grid[1, 1, 0], grid[1, 6, 0], grid[6, 1, 0], grid[6, 6, 0]] == [10, 20, 30, 128]
-    assert pictures.encode_png(grid, min_side=30)[:4] == b"\x89PNG"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,20 +76,6 @@ def test_settings_that_somebody_changed_are_one_line(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         open_store(tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 4000
-
-
-def test_pipes_are_not_waited_for(tmp_path):
-    open_store(tmp_path)
-    (tmp_path / "parts").mkdir()
-    os.mkfifo(tmp_path / "parts" / "00000000-00000001.npz")
-    assert open_store(tmp_path).missing(1) == [0]
-    os.mkfifo(tmp_path / "samples.npz")
-    with pytest.raises(UserError, match=r"samples.npz cannot be read \(ValueError\)"):
-        open_store(tmp_path)
-    os.remove(tmp_path / "settings.json")
-    os.mkfifo(tmp_path / "settings.json")
-    with pytest.raises(UserError, match="settings.json cannot be read: it is no file"):
-        open_store(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,44 +101,3 @@ def test_samples_of_another_type_are_refused(tmp_path):
     np.savez(tmp_path / "samples.npz", samples=np.full((2, 4, 4, 1), np.nan))
     with pytest.raises(UserError, match=r"holds float64 of shape .* expected uint8 of shape"):
         open_store(tmp_path)
-
-
-def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "_ALWAYS_UNPACKED", 10_000)
-    np.savez_compressed(tmp_path / "bomb.npz", samples=np.zeros(10**6, np.uint8))
-    with pytest.raises(ValueError, match="samples.npy unpacks to 1000128 bytes"):
-        pictures.read_npz(str(tmp_path / "bomb.npz"), "samples")
-    np.savez_compressed(tmp_path / "fine.npz", samples=np.zeros(5000, np.uint8))
-    assert not pictures.read_npz(str(tmp_path / "fine.npz"), "samples")[0].any()
-
-
-@pytest.mark.parametrize(
-    ("line", "sound"),
-    [
-        ('{"step": 1, "loss": 2, "loss_by_level/0000_sigma_1": null, "loss_by_level/$": 1}', True),
-        ("[]", False),
-        ('{"loss": 2}', False),
-        ('{"step": "1"}', False),
-        ('{"step": true}', False),
-        ('{"step": 1, "loss": "NaN"}', False),
-        ('{"step": 1, "loss": 1e999}', False),
-        ("[" * 100_000, False),
-    ],
-)
-def test_lines_of_metrics_that_are_none_are_named(line, sound, tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0, "loss": 1.0}\n' + line + '\n{"step": 2, "lo')
-    if sound:
-        pictures.main(["losses", str(tmp_path)])
-        assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
-    else:
-        with pytest.raises(
-            SystemExit, match=r"metrics.jsonl cannot be read: line 2 is no JSON object"
-        ):
-            pictures.main(["losses", str(tmp_path)])
-
-
-def test_losses_without_levels_are_drawn():
-    """Without a warning, which would be an error here."""
-    pytest.importorskip("matplotlib")
-    assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""What inpainting starts from: the images, and the masks that say which pixels are observed."""
+"""The masks of inpainting, which say what pixels are observed, and the user's images."""
 
 import os
 import warnings
@@ -20,7 +20,7 @@ def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) ->
         in which white is observed and black is filled in.
       shape: (H, W, C) of the images.
       count: the number of images.
-      seed: of the boxes; that of image i depends on nothing else.
+      seed: of the boxes; the box of image i depends on the seed and i alone.
 
     Returns:
       bool `[count, H, W, C]`.
