@@ -1,185 +1,291 @@
-"""The fields of a configuration, and what they may hold. `check` refuses a value that cannot work, before
-anything is loaded or compiled.
+"""The table of all fields of a configuration: what each may hold, and what it means.
+
+`check` refuses a value that cannot work, before anything is loaded or compiled. `reference` renders the
+table as `docs/configuration.md`. The rules between fields are in `ncsn_jax.app.rules`.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
-from ncsn_jax import models, objectives, sampling, sde, sigmas
-from ncsn_jax.app import build
+from ncsn_jax import objectives
+from ncsn_jax.app import build, rules
 from ncsn_jax.errors import UserError, show
 
 METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
-# The normalizations that a network exists with, where they are not just instance normalization++.
-_NORMALIZATIONS = {
-    "ncsn": tuple(models.ncsn.NORMALIZATIONS),
-    "ncsn_simplified": ("instance",),
-}
-
-# The types that a network can compute in.
-_DTYPES = ("float32", "bfloat16")
-
-# Exact score matching takes one derivative for each of so many elements of an image.
-_MAX_EXACT_ELEMENTS = 1024
-
-_COUNTS = (
-    "data.image_size",
-    "model.features",
-    "training.batch_size",
-    "training.num_steps",
-    "training.steps_per_call",
-    "training.checkpoint_every",
-    "training.log_every",
-    "training.checkpoints_kept",
-    "training.num_projections",
-    "training.microbatches",
-    "ncsnpp.num_res_blocks",
-    "sampling.steps_per_level",
-    "sampling.corrector_steps",
-    "sampling.num_steps",
-    "sampling.num_samples",
-    "sampling.batch_size",
-    "sampling.preview_samples",
-    "inpainting.num_images",
-    "inpainting.num_completions",
-    "likelihood.num_images",
-    "likelihood.num_projections",
-    "interpolation.num_pairs",
-    "interpolation.num_steps",
-    "classifier.features",
-    "classifier.num_steps",
-    "classifier.batch_size",
-)
-_POSITIVE = (
-    "optim.learning_rate",
-    "optim.eps",
-    "model.beta_min",
-    "model.beta_max",
-    "ncsnpp.fourier_scale",
-    "sampling.epsilon",
-    "sampling.rho",
-    "sampling.rtol",
-    "sampling.atol",
-    "sampling.temperature",
-    "likelihood.rtol",
-    "likelihood.atol",
-    "classifier.learning_rate",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "training.skip_nonfinite",
-    "training.sample_every",
-    "training.keep_every",
-    "training.grad_clip",
-    "optim.weight_decay",
-    "optim.warmup_steps",
-    "ncsnpp.init_scale",
-    "sampling.snr",
-    "sampling.churn",
-    "classifier.scale",
-)
-_FRACTIONS = ("model.ema_decay", "ncsnpp.dropout", "optim.beta1", "optim.beta2")
-
-# What every field holds.
-_INTEGERS = (
-    *_COUNTS,
-    "seed",
-    "data.channels",
-    "data.crop_size",
-    "classifier.label",
-    "model.num_levels",
-    "training.sample_every",
-    "training.keep_every",
-    "training.skip_nonfinite",
-    "optim.warmup_steps",
-)
-_NUMBERS = (
-    *_POSITIVE,
-    *_FRACTIONS,
-    "model.sigma_begin",
-    "model.sigma_end",
-    "training.anneal_power",
-    "training.grad_clip",
-    "optim.weight_decay",
-    "ncsnpp.init_scale",
-    "sampling.snr",
-    "sampling.churn",
-    "sampling.end",
-    "likelihood.end",
-    "classifier.scale",
-)
-_BOOLEANS = (
-    "data.random_flip",
-    "data.dequantize",
-    "data.centered",
-    "ncsnpp.fir",
-    "ncsnpp.skip_rescale",
-    "training.continuous",
-    "training.likelihood_weighting",
-    "training.reduce_mean",
-    "sampling.denoise",
-    "sampling.gif",
-    "training.remat",
-    "inpainting.keep_observed",
-    "likelihood.exact",
-)
-_STRINGS = (
-    "data.dataset",
-    "data.data_dir",
-    "model.name",
-    "model.normalization",
-    "ncsnpp.resblock_type",
-    "ncsnpp.progressive",
-    "ncsnpp.progressive_input",
-    "training.loss",
-    "training.sde",
-    "training.dtype",
-    "sampling.method",
-    "sampling.predictor",
-    "sampling.corrector",
-    "sampling.init",
-    "sampling.name",
-    "sampling.dtype",
-    "inpainting.mask",
-    "inpainting.images",
-    "inpainting.scheme",
-    "likelihood.split",
-)
-_LISTS = ("ncsnpp.ch_mult", "ncsnpp.attn_resolutions")
-_TYPES = (
-    dict.fromkeys(_INTEGERS, ((int,), "a whole number"))
-    | dict.fromkeys(_NUMBERS, ((int, float), "a number"))
-    | dict.fromkeys(_BOOLEANS, ((bool,), "True or False"))
-    | dict.fromkeys(_STRINGS, ((str,), "a string"))
-    | {"sampling.clip": ((list,), "() or (low, high)")}
-    | dict.fromkeys(_LISTS, ((list,), "a tuple of whole numbers, such as (1, 2)"))
-)
-
-# The largest values: of any integer (steps are counted in int32), and those beyond which no machine gets.
+# The largest integer (steps are counted in int32), the numbers above 0 that float32 holds, and its largest
+# below 1.
 _MAX_INTEGER = 2**31 - 1
-_MOST = dict.fromkeys(_INTEGERS, _MAX_INTEGER) | {
-    "seed": 2**32 - 1,
-    "data.image_size": 4096,
-    "model.features": 1024,
-    "model.num_levels": 100_000,
-    "ncsnpp.num_res_blocks": 100,
-    "training.num_projections": 1000,
-    "inpainting.num_completions": 10_000,
-    "likelihood.num_projections": 1000,
-    "interpolation.num_pairs": 10_000,
-    "interpolation.num_steps": 1000,
-    "classifier.features": 1024,
-}
-# Images that are in memory at once, in numbers, and steps of a chain.
-_MAX_ELEMENTS, _MAX_CHAIN = 2**34, 10**7
-# The numbers above 0 that float32 holds, and the largest below 1.
 _SMALLEST, _LARGEST, _BELOW_ONE = 1.2e-38, 3.4e38, 1 - 2**-24
 _MAX_NAME = 100
+
+
+class Limit(NamedTuple):
+    """A condition on a value, and the words that follow "must be" where it does not hold."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+class Field(NamedTuple):
+    """A field: its types and their name, what its value must satisfy, what it means.
+
+    `changeable` says whether it may differ between two invocations on one work directory, because the
+    parameters that a given step arrives at do not depend on it.
+    """
+
+    types: tuple[type, ...]
+    kind: str
+    limits: tuple[Limit, ...]
+    meaning: str
+    changeable: bool = False
+
+
+def _between(low: float, high: float, allowed: str) -> Limit:
+    return Limit(lambda value: low <= value <= high, allowed)
+
+
+def _whole(
+    low: int, meaning: str, high: int = _MAX_INTEGER, changeable: bool = False, allowed: str = ""
+):
+    allowed = allowed or ("0 or more" if low == 0 else f"at least {low}")
+    limits = (
+        Limit(lambda value: value >= low, allowed),
+        Limit(lambda value: value <= high, f"at most {high}"),
+    )
+    return Field((int,), "a whole number", limits, meaning, changeable)
+
+
+def _number(limit: Limit | None, meaning: str) -> Field:
+    return Field((int, float), "a number", (limit,) if limit else (), meaning)
+
+
+def _switch(meaning: str, changeable: bool = False) -> Field:
+    return Field((bool,), "True or False", (), meaning, changeable)
+
+
+def _text(meaning: str, *limits: Limit, changeable: bool = False) -> Field:
+    return Field((str,), "a string", limits, meaning, changeable)
+
+
+def _choice(choices: Collection[str], meaning: str) -> Field:
+    limit = Limit(lambda value: value in choices, " or ".join(map(repr, choices)))
+    return Field((str,), "a string", (limit,), meaning)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _tuple(meaning: str, *limits: Limit) -> Field:
+    allowed = "a tuple of whole numbers, such as (1, 2)"
+    whole = Limit(lambda value: all(_is_whole(n) and 0 < n <= 4096 for n in value), allowed)
+    return Field((list,), allowed, (whole, *limits), meaning)
+
+
+def _is_clip(value: list) -> bool:
+    sound = all(_is_whole(c) or isinstance(c, float) for c in value)
+    return not value or (sound and len(value) == 2 and -_LARGEST <= value[0] < value[1] <= _LARGEST)
+
+
+def _is_normalized_in_groups(features: int) -> bool:
+    return features >= 4 and all(c % min(c // 4, 32) == 0 for c in (features, 2 * features))
+
+
+_POSITIVE = _between(
+    _SMALLEST, _LARGEST, f"a finite number above 0, from {_SMALLEST:g} to {_LARGEST:g}"
+)
+_NOT_NEGATIVE = _between(0, _LARGEST, f"0 or more, at most {_LARGEST:g}")
+_FRACTION = _between(0, _BELOW_ONE, "in [0, 1), also in float32")
+_END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
+_TOLERANCE = _between(1e-6, 0.5, "from 1e-6, which float32 allows, to 0.5")
+_CLIP = Field((list,), "() or (low, high)", (Limit(_is_clip, "() or (low, high), finite"),),
+              "Clip to (low, high) after every update; () is off.")  # fmt: skip
+_DTYPES = ("float32", "bfloat16")
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+# fmt: off
+# For each section of a configuration: what it is for, and its fields.
+_SECTIONS = {
+    "": ("", {
+        "seed": _whole(0, "All random numbers of a run are functions of this seed and the step.", 2**32 - 1),
+    }),
+    "data": ("The images.", {
+        "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows."),
+        "data_dir": _text("Directory of the prepared datasets, or of the images of 'image_folder'. "
+                          "'': $TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
+        "image_size": _whole(1, "Side of the images in pixels.", 4096),
+        "channels": Field((int,), "a whole number", (Limit(lambda v: v in (1, 3), "1 or 3"),),
+                          "1 for grey, 3 for RGB."),
+        "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size. -1: the largest "
+                            "square; 0: the images fit as they are.", allowed="-1, 0 or a number of pixels"),
+        "random_flip": _switch("Mirror an image left to right with probability 1/2."),
+        "dequantize": _switch("Spread each 8-bit value uniformly over its 1/256."),
+        "centered": _switch("The SDE, the sigmas and the samplers work on images in [-1, 1], not [0, 1]. "
+                            "For 'ncsnpp' only."),
+    }),
+    "model": ("The network and its noise.", {
+        "name": _choice(build.MODELS, "'ncsnv2' is published for 32 and 64 pixels, its deeper kinds for 128 "
+                        "and 256. 'ncsnpp' is NCSN++ and DDPM++ and needs training.sde."),
+        "features": _whole(2, "Channels of the first stage.", 1024),
+        "normalization": _text("'instance++', or 'instance' for the plain one of 'ncsn' and "
+                               "'ncsn_simplified'."),
+        "num_levels": _whole(2, "Levels of the geometric ladder; N of the discrete objectives.", 100_000),
+        "sigma_begin": _number(None, "Largest sigma, in units of pixels in [0, 1], or [-1, 1] if centered; "
+                               "sigma_max of training.sde='ve'."),
+        "sigma_end": _number(None, "Smallest sigma; sigma_min of training.sde='ve'."),
+        "beta_min": _number(_POSITIVE, "For training.sde='vp' and 'subvp': beta at time 0."),
+        "beta_max": _number(_POSITIVE, "For training.sde='vp' and 'subvp': beta at time 1."),
+        "ema_decay": _number(_FRACTION, "Weight of the old average in the EMA of the parameters, from which "
+                             "samples are made; 0 is off."),
+    }),
+    "ncsnpp": ("The parts of model.name='ncsnpp'; see `ncsn_jax.models.NCSNpp`. Under the continuous 've' "
+               "the network is conditioned on sigma, otherwise on the time. Under 've' its output is divided "
+               "by sigma.", {
+        "ch_mult": _tuple("Channels of each level, as multiples of features. A level has half the side of "
+                          "the one before.",
+                          Limit(lambda v: 1 <= len(v) <= 12, "one to twelve numbers, one for each level")),
+        "num_res_blocks": _whole(1, "Residual blocks of each level.", 100),
+        "attn_resolutions": _tuple("Sides of the feature maps with attention."),
+        "dropout": _number(_FRACTION, "Probability with which an activation is dropped in training."),
+        "fourier_scale": _number(_POSITIVE, "Standard deviation of the frequencies that embed log sigma."),
+        "resblock_type": _text("'biggan' or 'ddpm'."),
+        "fir": _switch("Smooth when resampling."),
+        "skip_rescale": _switch("Divide the sum of a skip connection by the root of 2."),
+        "progressive": _text("How the output is made of the levels: 'none' or 'output_skip'."),
+        "progressive_input": _text("How the levels see the input: 'none', 'residual' or 'input_skip'."),
+        "init_scale": _number(_NOT_NEGATIVE, "Scale of the initial weights of the last convolutions."),
+    }),
+    "training": ("Objective and training loop. Numbers of steps are multiples of steps_per_call.", {
+        "sde": _choice(("none", *build.SDES), "'none': the ladder of NCSN. Otherwise the SDE of 'ncsnpp'."),
+        "continuous": _switch("With an SDE: times from 0 to 1, not the num_levels levels of its chain (SMLD "
+                              "for 've', DDPM for 'vp')."),
+        "likelihood_weighting": _switch("With a continuous SDE: weight g(t)^2, not the noise's variance."),
+        "reduce_mean": _switch("Mean over the elements of an image, not half the sum: the loss times 2 / D. "
+                               "It matters for optim.eps and grad_clip."),
+        "loss": _choice(objectives.LOSSES, "Score matching: denoising, sliced, or exact (small images)."),
+        "num_projections": _whole(1, "Projections of each example in 'ssm'.", 1000),
+        "anneal_power": _number(None, "p of the weight sigma^p with which a level enters the loss."),
+        "batch_size": _whole(1, "Examples in a step: a multiple of devices x microbatches."),
+        "microbatches": _whole(1, "Parts in which each device computes its share of a batch, one after "
+                               "another. More take less memory; only rounding differs.", changeable=True),
+        "remat": _switch("Keep few activations for the backward pass and compute the others again: less "
+                         "memory, more time.", changeable=True),
+        "dtype": _choice(_DTYPES, "What the network computes in. Activations in bfloat16 are half as large "
+                         "(slower on CPUs). Parameters, noise, losses and the optimizer are float32."),
+        "num_steps": _whole(1, "Optimizer steps of the whole run.", changeable=True),
+        "steps_per_call": _whole(1, "Optimizer steps in one compiled call. More than 1 pays on TPU and GPU, "
+                                 "not on a CPU."),
+        "checkpoint_every": _whole(1, "Steps between two checkpoints.", changeable=True),
+        "log_every": _whole(1, "Steps between two lines of the log.", changeable=True),
+        "sample_every": _whole(0, "Steps between two previews; 0 is off.", changeable=True),
+        "checkpoints_kept": _whole(1, "How many of the newest checkpoints stay.", changeable=True),
+        "keep_every": _whole(0, "Checkpoints of steps that are multiples of it stay for good; 0 is off.",
+                             changeable=True),
+        "grad_clip": _number(_NOT_NEGATIVE, "Largest global norm of the gradient; 0 is off."),
+        "skip_nonfinite": _whole(0, "How many steps in a row without finite loss and gradient are left out "
+                                 "before the run stops. With more than 0, a stopped run can go on.",
+                                 changeable=True),
+    }),
+    "optim": ("Adam.", {
+        "learning_rate": _number(_POSITIVE, "Step size after the warm-up."),
+        "beta1": _number(_FRACTION, "Decay of the first moment."),
+        "beta2": _number(_FRACTION, "Decay of the second moment."),
+        "eps": _number(_POSITIVE, "Added to the root of the second moment."),
+        "weight_decay": _number(_NOT_NEGATIVE, "Multiple of the parameters added to the gradient (L2)."),
+        "warmup_steps": _whole(0, "Steps of linear warm-up; 0 is off."),
+    }),
+    "sampling": ("Samplers. Each method samples from every run: a ladder is taken for 've', and the network "
+                 "of an SDE for a score of sigma.", {
+        "method": _choice(METHODS, "The sampler."),
+        "predictor": _text("Of 'predictor_corrector': 'euler_maruyama', 'reverse_diffusion', 'ancestral' "
+                           "(not for 'subvp'), 'probability_flow' or 'none'."),
+        "corrector": _text("'none', or, not for 'subvp', 'langevin' or 'annealed_langevin'."),
+        "snr": _number(_NOT_NEGATIVE, "The corrector's signal-to-noise ratio; 0 without a corrector."),
+        "corrector_steps": _whole(1, "The corrector's steps at each time."),
+        "num_steps": _whole(1, "Steps of 'predictor_corrector'; levels of 'heun'.", rules.MAX_CHAIN),
+        "rho": _number(_between(1, 100, "from 1 to 100"), "Of 'heun': rho of Karras et al. (2022), whose "
+                       "sigmas go from sigma_begin to sigma_end."),
+        "churn": _number(_between(0, 1000, "0 or more, at most 1000"), "Of 'heun': S_churn; 0: no noise."),
+        "end": _number(_END, "Of 'predictor_corrector' and 'probability_flow': the last time, where x_t is "
+                       "taken for the image."),
+        "rtol": _number(_TOLERANCE, "Of 'probability_flow': relative tolerance of the solver."),
+        "atol": _number(_TOLERANCE, "Of 'probability_flow': absolute tolerance of the solver."),
+        "temperature": _number(_POSITIVE, "Of 'probability_flow': factor of the latents."),
+        "epsilon": _number(_POSITIVE, "Of 'annealed_langevin': step size of Algorithm 1 at the last level, "
+                           "twice the step_lr of the authors' code (2e-5)."),
+        "steps_per_level": _whole(1, "Of 'annealed_langevin': T of Algorithm 1."),
+        "denoise": _switch("End with the expected clean image. 'predictor_corrector': without the noise of "
+                           "the last step."),
+        "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
+        "clip": _CLIP._replace(meaning=f"Of 'annealed_langevin'. {_CLIP.meaning}"),
+        "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
+                        "N(0, sigma_begin^2) or N(1/2, sigma_begin^2)."),
+        "num_samples": _whole(1, "How many samples are made."),
+        "batch_size": _whole(1, "Images sampled, or judged, at once, over all devices. It does not change "
+                             "them."),
+        "preview_samples": _whole(1, "Images in the previews during training."),
+        "gif": _switch("Also write the way of the first samples, as annealing.gif and filmstrip.png."),
+        "name": _text("Names the directory samples/step_STEP_NAME, and those of the other modes likewise.",
+                      Limit(lambda v: len(v) <= _MAX_NAME and not set(v) - _NAME,
+                            f"made of letters, digits, '-', '_' and '.', {_MAX_NAME} at most")),
+    }),
+    "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images.", {
+        "split": _choice(("train", "test"), "Of the data."),
+        "num_images": _whole(1, "How many of its images, at most."),
+        "exact": _switch("The exact trace, which takes one derivative for each element of an image, not an "
+                         "unbiased estimate."),
+        "num_projections": _whole(1, "Random projections of the estimate.", 1000),
+        "rtol": _number(_TOLERANCE, "Relative tolerance of the solver."),
+        "atol": _number(_TOLERANCE, "Absolute tolerance of the solver."),
+        "end": _number(_END, "The time at which x_t is taken for the image."),
+    }),
+    "interpolation": ("--mode=interpolate: pairs of images, as in --mode=inpaint. Tolerances, end and "
+                      "temperature are those of sampling.", {
+        "num_pairs": _whole(1, "How many pairs.", 10_000),
+        "num_steps": _whole(2, "Images from one latent to the other, both included.", 1000),
+    }),
+    "classifier": ("--mode=classifier trains a classifier of noisy images; --mode=classconditional samples "
+                   "with it.", {
+        "features": _whole(1, "Channels of the first stage.", 1024)._replace(limits=(
+            Limit(lambda v: v >= 1, "at least 1"), Limit(lambda v: v <= 1024, "at most 1024"),
+            Limit(_is_normalized_in_groups,
+                  "4, 8, 16, 32 or another number that is normalized in groups"))),
+        "num_steps": _whole(1, "Optimizer steps."),
+        "batch_size": _whole(1, "Examples in a step."),
+        "learning_rate": _number(_POSITIVE, "Of Adam."),
+        "label": _whole(-1, "The class to sample, or -1 for all in turn.", allowed="-1 or a class"),
+        "scale": _number(_NOT_NEGATIVE, "Factor of the classifier's gradient. 1 is Bayes' rule; with more, "
+                         "samples are more of the class and vary less."),
+    }),
+    "inpainting": ("--mode=inpaint, and --mode=colorize, which takes images and numbers from here.", {
+        "mask": _text("'left': the left half is observed; 'box': all but a random box; or an image file, in "
+                      "which white (128 and above) is observed."),
+        "images": _text("Directory of images to complete, cropped and resized to fit; '': the test split."),
+        "num_images": _whole(1, "How many images."),
+        "num_completions": _whole(1, "Completions of each image.", 10_000),
+        "keep_observed": _switch("End with exactly the observed pixels, not with noise of the last level on "
+                                 "them."),
+        "scheme": _choice(("paper", "ncsn", "ncsnv2"), "Of 'annealed_langevin'. Algorithm 2, or what "
+                          "the authors' code does."),
+    }),
+}
+# fmt: on
+
+FIELDS: dict[str, Field] = {
+    f"{section}.{name}".lstrip("."): field
+    for section, (_, fields) in _SECTIONS.items()
+    for name, field in fields.items()
+}
+
+# Fields, and beginnings of fields, that may differ between two invocations on one work directory. The
+# sections named are about what is made with a trained network.
+CHANGEABLE = (
+    *(name for name, field in FIELDS.items() if field.changeable),
+    *("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier."),
+)
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict:
@@ -193,19 +299,6 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
     return flat
 
 
-# When training ends, and what it writes on its way: nothing of the steps themselves.
-SCHEDULE = (
-    "training.num_steps",
-    "training.checkpoint_every",
-    "training.log_every",
-    "training.sample_every",
-    "training.checkpoints_kept",
-    "training.keep_every",
-)
-# How the fields begin that are of what is made with a trained network.
-NOT_OF_TRAINING = ("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.")
-
-
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first field whose value cannot work."""
     try:
@@ -213,244 +306,48 @@ def check(config: ml_collections.ConfigDict) -> None:
     # A configuration is the user's code: it may hold itself, or fields without a value.
     except Exception as error:
         raise UserError(f"--config: {type(error).__name__}: {error}") from None
+    for name in [*FIELDS, *flat]:
+        if name not in flat or name not in FIELDS:
+            what = "is no field" if name in flat else "is missing"
+            raise UserError(f"config.{name} {what} (configs/default.py lists all fields)")
 
-    def require(field: str, holds: bool, allowed: str) -> None:
+    def require(name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise UserError(f"config.{field}={show(flat[field])} must be {allowed}")
+            raise UserError(f"config.{name}={show(flat[name])} must be {allowed}")
 
-    for field in _TYPES:
-        if field not in flat:
-            raise UserError(f"config.{field} is missing (configs/default.py lists all fields)")
-    for field in flat:
-        if field not in _TYPES:
-            raise UserError(f"config.{field} is no field (configs/default.py lists all fields)")
-    for field, (types, name) in _TYPES.items():
-        value = flat[field]
-        sound = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        require(field, sound, name)
-    for field in _COUNTS:
-        require(field, flat[field] >= 1, "at least 1")
-    for field, most in _MOST.items():
-        require(field, flat[field] <= most, f"at most {most}")
-    for field in _POSITIVE:
-        allowed = f"a finite number above 0, from {_SMALLEST:g} to {_LARGEST:g}"
-        require(field, _SMALLEST <= flat[field] <= _LARGEST, allowed)
-    for field in _NOT_NEGATIVE:
-        require(field, 0 <= flat[field] <= _LARGEST, f"0 or more, at most {_LARGEST:g}")
-    for field in _FRACTIONS:
-        require(field, 0 <= flat[field] <= _BELOW_ONE, "in [0, 1), also in float32")
-    for field, choices in (
-        ("data.channels", (1, 3)),
-        ("model.name", tuple(build.MODELS)),
-        ("training.loss", tuple(objectives.LOSSES)),
-        ("training.dtype", _DTYPES),
-        ("sampling.dtype", _DTYPES),
-        ("training.sde", ("none", *build.SDES)),
-        ("sampling.method", METHODS),
-        ("inpainting.scheme", ("paper", "ncsn", "ncsnv2")),
-        ("likelihood.split", ("train", "test")),
-        ("sampling.init", ("uniform", "normal", "centred_normal")),
-    ):
-        require(field, flat[field] in choices, " or ".join(map(repr, choices)))
-    require("data.crop_size", flat["data.crop_size"] >= -1, "-1, 0 or a number of pixels")
-    allowed = _NORMALIZATIONS.get(flat["model.name"], ("instance++",))
-    require(
-        "model.normalization",
-        flat["model.normalization"] in allowed,
-        f"{' or '.join(map(repr, allowed))} for config.model.name={flat['model.name']!r}",
-    )
-    require(
-        "training.num_projections",
-        flat["training.num_projections"] == 1 or flat["training.loss"] == "ssm",
-        f"1 for config.training.loss={flat['training.loss']!r}; 'ssm' projects",
-    )
-    size = flat["data.image_size"]
-    require(
-        "training.loss",
-        flat["training.loss"] != "sm" or size**2 * flat["data.channels"] <= _MAX_EXACT_ELEMENTS,
-        f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
-        "exact score matching takes one derivative for each",
-    )
-    _check_sde(flat, require)
-    factor = 2 ** build.halvings(config)
-    require(
-        "data.image_size",
-        size >= 8 and size % factor == 0,
-        f"a multiple of {factor}, 8 or more, for config.model.name={flat['model.name']!r}",
-    )
-    require("model.num_levels", flat["model.num_levels"] >= 2, "at least 2")
-    _check_network(flat, require)
-    require("model.features", flat["model.features"] >= 2, "at least 2")
-    clip = flat["sampling.clip"]
-    sound = not clip or (
-        len(clip) == 2
-        and all(isinstance(c, int | float) and not isinstance(c, bool) for c in clip)
-        and -_LARGEST <= clip[0] < clip[1] <= _LARGEST
-    )
-    require("sampling.clip", sound, "() or (low, high), finite")
-    name = flat["sampling.name"]
-    require(
-        "sampling.name",
-        len(name) <= _MAX_NAME and not set(name) - _NAME,
-        f"made of letters, digits, '-', '_' and '.', {_MAX_NAME} at most",
-    )
-    every = flat["training.checkpoint_every"]
-    allowed = f"0 or a multiple of config.training.checkpoint_every={every}"
-    require("training.keep_every", flat["training.keep_every"] % every == 0, allowed)
-    per_call = flat["training.steps_per_call"]
-    for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
-        field = f"training.{name}"
-        allowed = f"a multiple of config.training.steps_per_call={per_call}"
-        require(field, flat[field] % per_call == 0, allowed)
-    count, parts = jax.device_count(), flat["training.microbatches"]
-    require(
-        "training.batch_size",
-        flat["training.batch_size"] % (count * parts) == 0,
-        f"a multiple of the {count} devices"
-        + (f" times config.training.microbatches={parts}" if parts > 1 else ""),
-    )
-    elements = size**2 * flat["data.channels"]
-    for field, images_ in (
-        ("training.batch_size", flat["training.batch_size"] * per_call),
-        ("sampling.num_samples", flat["sampling.num_samples"]),
-        ("sampling.batch_size", flat["sampling.batch_size"]),
-        ("sampling.preview_samples", flat["sampling.preview_samples"]),
-        ("classifier.batch_size", flat["classifier.batch_size"]),
-    ):
-        allowed = f"smaller: {images_} images of {elements} numbers are too much for any memory"
-        require(field, images_ * elements <= _MAX_ELEMENTS, allowed)
-    levels = flat["model.num_levels"]
-    require(
-        "sampling.steps_per_level",
-        levels * flat["sampling.steps_per_level"] <= _MAX_CHAIN,
-        f"at most {_MAX_CHAIN // levels} with config.model.num_levels={levels}",
-    )
-    build.make_sigmas(config)
-    _check_sampler(config, flat, require)
-    power = flat["training.anneal_power"]
-    weights = [(power - 2) * math.log(flat[f"model.sigma_{end}"]) for end in ("begin", "end")]
-    require(
-        "training.anneal_power",
-        all(abs(weight) < math.log(_LARGEST) for weight in weights),
-        "a finite number for which the weights of all levels are float32",
-    )
-
-
-def _check_sde(flat: dict, require: Callable) -> None:
-    """Refuses an objective that there is none of for the network and the SDE."""
-    name, kind, continuous = flat["model.name"], flat["training.sde"], flat["training.continuous"]
-    is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
-    require(
-        "training.sde",
-        is_ncsnpp == (kind != "none"),
-        f"{' or '.join(map(repr, build.SDES)) if is_ncsnpp else repr('none')} for config.model.name={name!r}",
-    )
-    require("data.centered", is_ncsnpp or not flat["data.centered"], f"False for {name!r}")
-    require("training.continuous", kind != "none" or not continuous, f"False {of_kind}")
-    require(
-        "training.continuous", kind != "subvp" or continuous, f"True {of_kind}, which has no chain"
-    )
-    require(
-        "training.likelihood_weighting",
-        continuous or not flat["training.likelihood_weighting"],
-        f"False for config.training.continuous={continuous}",
-    )
-    if kind == "none":
-        return
-    require("training.loss", flat["training.loss"] == "dsm", f"'dsm' {of_kind}")
-    require("training.anneal_power", flat["training.anneal_power"] == 2, f"2 {of_kind}")
-    low, high, levels = flat["model.beta_min"], flat["model.beta_max"], flat["model.num_levels"]
-    if kind != "ve":
-        require("model.beta_max", low <= high, f"at least config.model.beta_min={low}")
-        require("model.beta_max", high <= 1000, "at most 1000")
-    if kind == "vp" and not continuous:
-        least = f"at least {math.floor(high) + 1}, above config.model.beta_max={high}"
-        require("model.num_levels", levels > high, least)
-
-
-def _check_network(flat: dict, require: Callable) -> None:
-    """Refuses parts that no NCSN++ or DDPM++ is made of."""
-    for field in _LISTS:
-        value = flat[field]
-        sound = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= 4096 for n in value)
-        require(field, sound, "a tuple of whole numbers, such as (1, 2)")
-    count = len(flat["ncsnpp.ch_mult"])
-    require("ncsnpp.ch_mult", 1 <= count <= 12, "one to twelve numbers, one for each level")
-    if flat["model.name"] != "ncsnpp":
-        return
-    features, multiples = flat["model.features"], tuple(flat["ncsnpp.ch_mult"])
-    channels = models.normalized_channels(features, multiples, flat["ncsnpp.num_res_blocks"])
-    uneven = sorted(c for c in channels if c < 4 or c % min(c // 4, 32))
-    require(
-        "model.features",
-        not uneven,
-        f"such that its multiples by config.ncsnpp.ch_mult={multiples} can be normalized in groups, such as "
-        f"4, 8, 16 or a multiple of 32: {uneven[0] if uneven else 0} channels cannot",
-    )
-    parts = ("resblock_type", "fir", "progressive", "progressive_input")
-    found = tuple(flat[f"ncsnpp.{part}"] for part in parts)
-    if found not in models.ARCHITECTURES:
-        raise UserError(
-            f"config.ncsnpp: ({', '.join(parts)})={show(found)} must be one of "
-            f"{', '.join(map(str, models.ARCHITECTURES))}"
+    for name, field in FIELDS.items():
+        value = flat[name]
+        is_type = isinstance(value, field.types) and (
+            bool in field.types or not isinstance(value, bool)
         )
+        require(name, is_type, field.kind)
+        for limit in field.limits:
+            require(name, limit.holds(value), limit.allowed)
+    for rule in rules.RULES:
+        for name, holds, allowed in rule(config):
+            require(name, holds, allowed)
 
 
-def _check_sampler(config: ml_collections.ConfigDict, flat: dict, require: Callable) -> None:
-    """Refuses a sampler that does not exist for the SDE, or an SDE that does not reach its sigmas."""
-    for field in ("sampling.end", "likelihood.end"):
-        require(field, 1e-7 <= flat[field] <= 0.5, "from 1e-7 to 0.5")
-    require("interpolation.num_steps", flat["interpolation.num_steps"] >= 2, "at least 2")
-    features = flat["classifier.features"]
-    even = features >= 4 and all(c % min(c // 4, 32) == 0 for c in (features, 2 * features))
-    require(
-        "classifier.features", even, "4, 8, 16, 32 or another number that is normalized in groups"
-    )
-    require("sampling.rho", 1 <= flat["sampling.rho"] <= 100, "from 1 to 100")
-    for section in ("sampling", "likelihood"):
-        for field in (f"{section}.rtol", f"{section}.atol"):
-            require(field, 1e-6 <= flat[field] <= 0.5, "from 1e-6, which float32 allows, to 0.5")
-    require("sampling.churn", flat["sampling.churn"] <= 1000, "at most 1000")
-    require("classifier.label", flat["classifier.label"] >= -1, "-1 or a class")
-    require("sampling.num_steps", flat["sampling.num_steps"] <= _MAX_CHAIN, f"at most {_MAX_CHAIN}")
-    process, method = build.make_sde(config), flat["sampling.method"]
-    if method == "predictor_corrector":
-        snr, corrector = flat["sampling.snr"], flat["sampling.corrector"]
-        if corrector in sampling.CORRECTORS and flat["training.sde"] != "subvp":
-            allowed = f"the signal-to-noise ratio of corrector {corrector!r}, such as 0.16"
-            require("sampling.snr", snr > 0, allowed)
-        try:
-            sampling.check_choice(
-                process, flat["sampling.predictor"], flat["sampling.corrector"], snr or None
+def reference(defaults: ml_collections.ConfigDict) -> str:
+    """Returns the table in Markdown: each field with its default, what it may hold, and its meaning."""
+    flat = flatten(defaults)
+    lines = [
+        "# Configuration",
+        "",
+        "Each field with the default of `configs/default.py`. Override one on the command line, as in",
+        "`--config.training.batch_size=64`. Fields marked * may change when a run is resumed.",
+    ]
+    for section, (meaning, fields) in _SECTIONS.items():
+        if section:
+            lines += ["", f"## {section}", "", meaning]
+        lines += ["", "| Field | Default | Values | Meaning |", "|---|---|---|---|"]
+        for short, field in fields.items():
+            name = f"{section}.{short}".lstrip(".")
+            default = tuple(flat[name]) if isinstance(flat[name], list) else flat[name]
+            mark = " *" if name.startswith(CHANGEABLE) else ""
+            words = dict.fromkeys((field.kind, *(limit.allowed for limit in field.limits)))
+            words.pop(f"at most {_MAX_INTEGER}", None)
+            lines.append(
+                f"| `{name}`{mark} | `{default!r}` | {', '.join(words)} | {field.meaning} |"
             )
-        except ValueError as error:
-            raise UserError(f"config.sampling: {error}") from None
-        least = math.floor(flat["model.beta_max"]) + 1
-        on_chain = (flat["sampling.predictor"], flat["sampling.corrector"]) != (
-            "euler_maruyama",
-            "none",
-        )
-        chain = type(process) is sde.VP and on_chain
-        require(
-            "sampling.num_steps",
-            not chain or flat["sampling.num_steps"] >= least,
-            f"at least {least} for the chain of 'vp' with config.model.beta_max={flat['model.beta_max']}; "
-            "predictor 'euler_maruyama' without a corrector takes fewer",
-        )
-    if method == "heun":
-        ends, steps = (config.model.sigma_begin, config.model.sigma_end), flat["sampling.num_steps"]
-        try:
-            sigmas.karras(*ends, steps, flat["sampling.rho"])
-        except ValueError as error:
-            raise UserError(f"config.sampling.num_steps={steps} for 'heun': {error}") from None
-    if flat["training.sde"] in ("vp", "subvp") and method in ("annealed_langevin", "heun"):
-        largest = float(process.sigma(jnp.ones(1))[0])
-        require(
-            "model.sigma_begin",
-            flat["model.sigma_begin"] <= largest,
-            f"at most {largest:.4g}, the sigma of config.training.sde={flat['training.sde']!r} at t = 1, "
-            f"for config.sampling.method={method!r}",
-        )
-
-
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+    return "\n".join(lines) + "\n"

@@ -19,19 +19,8 @@ import numpy as np
 from ncsn_jax import training
 from ncsn_jax.app import checkpoints, distributed, jsonfiles, storage
 from ncsn_jax.app.build import make_init
-from ncsn_jax.app.schema import NOT_OF_TRAINING, SCHEDULE, flatten
+from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
-
-# What may differ between two invocations on one work directory: it does not change the parameters
-# that a given step arrives at. (The images have to be the same wherever they lie: `claim_images`.)
-_CHANGEABLE = (
-    "data.data_dir",
-    *SCHEDULE,
-    "training.microbatches",  # as the number of devices, it changes nothing but rounding
-    "training.remat",
-    "training.skip_nonfinite",  # before the first such step there is nothing to skip
-    *NOT_OF_TRAINING,
-)
 
 # Fields that runs of version 0.1 did not have yet, with what those did.
 _ADDED = {
@@ -69,7 +58,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
         return False
     found = _ADDED | found
     flat = flatten(config)
-    changeable = _CHANGEABLE + _unused(flat)
+    changeable = CHANGEABLE + _unused(flat)
     there, here = (
         {field: value for field, value in fields.items() if not field.startswith(changeable)}
         for fields in (found, flat)

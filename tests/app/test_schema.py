@@ -5,9 +5,12 @@ import importlib
 import ml_collections
 import pytest
 
+from configs import default
 from ncsn_jax.app import schema
 from ncsn_jax.errors import UserError
 from tests.running import ROOT, load_config, load_diffusion_config
+
+PAGE = ROOT / "docs" / "configuration.md"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_impossible_combinations_are_refused(changes, message):
     ("change", "message"),
     [
         (lambda c: c.data.__delattr__("image_size"), "config.data.image_size is missing"),
-        (lambda c: c.__setattr__("data", 5), "config.data.image_size is missing"),
+        (lambda c: c.__setattr__("data", 5), "config.data.dataset is missing"),
         (lambda c: c.optim.__setattr__("beta3", 1), "config.optim.beta3 is no field"),
         (lambda c: c.__setattr__("seed", "0"), "config.seed='0' must be a whole number"),
         (lambda c: c.__setattr__("seed", True), "config.seed=True must be a whole number"),
@@ -197,3 +200,17 @@ def test_every_configuration_sets_every_field_and_passes(path):
     reference = importlib.import_module("configs.default").get_config()
     assert schema.flatten(config).keys() == schema.flatten(reference).keys()
     schema.check(config)
+
+
+def test_the_reference_page_shows_the_table():
+    """If it does not: python -m tests.app.test_schema writes it."""
+    assert PAGE.read_text() == schema.reference(default.get_config())
+
+
+def test_every_field_has_a_meaning_that_is_a_sentence():
+    for name, field in schema.FIELDS.items():
+        assert field.meaning.endswith(".") and len(field.meaning) > 5, name
+
+
+if __name__ == "__main__":
+    PAGE.write_text(schema.reference(default.get_config()))

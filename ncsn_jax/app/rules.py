@@ -1,0 +1,207 @@
+"""The rules between the fields of a configuration.
+
+A rule takes a configuration whose fields are sound one by one, and yields `(field, holds, allowed)`. Where
+`holds` is False, `ncsn_jax.app.schema.check` stops with "config.<field>=<value> must be <allowed>". So what
+a rule does after a `yield` may rely on it.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from ncsn_jax import models, sampling, sde, sigmas
+from ncsn_jax.app import build
+from ncsn_jax.errors import UserError, show
+
+Found = Iterator[tuple[str, bool, str]]
+
+# The normalizations that a network exists with, where they are not just instance normalization++.
+_NORMALIZATIONS = {
+    "ncsn": tuple(models.ncsn.NORMALIZATIONS),
+    "ncsn_simplified": ("instance",),
+}
+# Exact score matching takes one derivative for each of so many elements of an image.
+_MAX_EXACT_ELEMENTS = 1024
+# Images that are in memory at once, in numbers, and steps of a chain.
+_MAX_ELEMENTS, MAX_CHAIN = 2**34, 10**7
+_LARGEST = 3.4e38
+
+
+def normalization_of_network(config) -> Found:
+    """A network exists with some of the normalizations."""
+    name = config.model.name
+    allowed = _NORMALIZATIONS.get(name, ("instance++",))
+    words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
+    yield "model.normalization", config.model.normalization in allowed, words
+
+
+def loss_of_images(config) -> Found:
+    """Only sliced score matching projects, and exact score matching is for small images."""
+    loss, count = config.training.loss, config.training.num_projections
+    words = f"1 for config.training.loss={loss!r}; 'ssm' projects"
+    yield "training.num_projections", count == 1 or loss == "ssm", words
+    yield (
+        "training.loss",
+        loss != "sm" or math.prod(build.image_shape(config)) <= _MAX_EXACT_ELEMENTS,
+        f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
+        "exact score matching takes one derivative for each",
+    )
+
+
+def objective_of_sde(config) -> Found:
+    """There is an objective for the network and the SDE."""
+    model, training = config.model, config.training
+    name, kind, continuous = model.name, training.sde, training.continuous
+    is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
+    kinds = " or ".join(map(repr, build.SDES if is_ncsnpp else ("none",)))
+    yield "training.sde", is_ncsnpp == (kind != "none"), f"{kinds} for config.model.name={name!r}"
+    yield "data.centered", is_ncsnpp or not config.data.centered, f"False for {name!r}"
+    yield "training.continuous", kind != "none" or not continuous, f"False {of_kind}"
+    words = f"True {of_kind}, which has no chain"
+    yield "training.continuous", kind != "subvp" or continuous, words
+    words = f"False for config.training.continuous={continuous}"
+    yield "training.likelihood_weighting", continuous or not training.likelihood_weighting, words
+    if kind == "none":
+        return
+    yield "training.loss", training.loss == "dsm", f"'dsm' {of_kind}"
+    yield "training.anneal_power", training.anneal_power == 2, f"2 {of_kind}"
+    low, high = model.beta_min, model.beta_max
+    if kind != "ve":
+        yield "model.beta_max", low <= high, f"at least config.model.beta_min={low}"
+        yield "model.beta_max", high <= 1000, "at most 1000"
+    if kind == "vp" and not continuous:
+        words = f"at least {math.floor(high) + 1}, above config.model.beta_max={high}"
+        yield "model.num_levels", model.num_levels > high, words
+
+
+def size_of_images(config) -> Found:
+    """The network can halve the sides of the images."""
+    size, factor = config.data.image_size, 2 ** build.halvings(config)
+    words = f"a multiple of {factor}, 8 or more, for config.model.name={config.model.name!r}"
+    yield "data.image_size", size >= 8 and size % factor == 0, words
+
+
+def parts_of_ncsnpp(config) -> Found:
+    """An NCSN++ or DDPM++ is made of these parts."""
+    if config.model.name != "ncsnpp":
+        return
+    features, multiples = config.model.features, tuple(config.ncsnpp.ch_mult)
+    channels = models.normalized_channels(features, multiples, config.ncsnpp.num_res_blocks)
+    uneven = sorted(c for c in channels if c < 4 or c % min(c // 4, 32))
+    yield (
+        "model.features",
+        not uneven,
+        f"such that its multiples by config.ncsnpp.ch_mult={multiples} can be normalized in groups, such as "
+        f"4, 8, 16 or a multiple of 32: {uneven[0] if uneven else 0} channels cannot",
+    )
+    parts = ("resblock_type", "fir", "progressive", "progressive_input")
+    found = tuple(config.ncsnpp[part] for part in parts)
+    if found not in models.ARCHITECTURES:
+        raise UserError(
+            f"config.ncsnpp: ({', '.join(parts)})={show(found)} must be one of "
+            f"{', '.join(map(str, models.ARCHITECTURES))}"
+        )
+
+
+def steps_of_training(config) -> Found:
+    """Whatever happens every so many steps happens between two calls."""
+    training = config.training
+    every, per_call = training.checkpoint_every, training.steps_per_call
+    words = f"0 or a multiple of config.training.checkpoint_every={every}"
+    yield "training.keep_every", training.keep_every % every == 0, words
+    for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
+        words = f"a multiple of config.training.steps_per_call={per_call}"
+        yield f"training.{name}", training[name] % per_call == 0, words
+
+
+def batches_on_devices(config) -> Found:
+    """The devices share a batch evenly, and images fit into some memory."""
+    training, sampler = config.training, config.sampling
+    count, parts = jax.device_count(), training.microbatches
+    words = f"a multiple of the {count} devices"
+    words += f" times config.training.microbatches={parts}" if parts > 1 else ""
+    yield "training.batch_size", training.batch_size % (count * parts) == 0, words
+    elements = math.prod(build.image_shape(config))
+    for field, images in (
+        ("training.batch_size", training.batch_size * training.steps_per_call),
+        ("sampling.num_samples", sampler.num_samples),
+        ("sampling.batch_size", sampler.batch_size),
+        ("sampling.preview_samples", sampler.preview_samples),
+        ("classifier.batch_size", config.classifier.batch_size),
+    ):
+        words = f"smaller: {images} images of {elements} numbers are too much for any memory"
+        yield field, images * elements <= _MAX_ELEMENTS, words
+
+
+def ladder_of_noise(config) -> Found:
+    """The ladder is one, its chain has an end, and its levels' weights are finite."""
+    levels = config.model.num_levels
+    words = f"at most {MAX_CHAIN // levels} with config.model.num_levels={levels}"
+    count = levels * config.sampling.steps_per_level
+    yield "sampling.steps_per_level", count <= MAX_CHAIN, words
+    build.make_sigmas(config)
+    ends, power = (config.model.sigma_begin, config.model.sigma_end), config.training.anneal_power
+    yield (
+        "training.anneal_power",
+        all(abs((power - 2) * math.log(end)) < math.log(_LARGEST) for end in ends),
+        "a finite number for which the weights of all levels are float32",
+    )
+
+
+def predictor_and_corrector(config) -> Found:
+    """The predictor and the corrector exist for the SDE, and have enough steps."""
+    options, process = config.sampling, build.make_sde(config)
+    if options.method != "predictor_corrector":
+        return
+    predictor, corrector, snr = options.predictor, options.corrector, options.snr
+    if corrector in sampling.CORRECTORS and config.training.sde != "subvp":
+        words = f"the signal-to-noise ratio of corrector {corrector!r}, such as 0.16"
+        yield "sampling.snr", snr > 0, words
+    try:
+        sampling.check_choice(process, predictor, corrector, snr or None)
+    except ValueError as error:
+        raise UserError(f"config.sampling: {error}") from None
+    beta_max = config.model.beta_max
+    if type(process) is sde.VP and (predictor, corrector) != ("euler_maruyama", "none"):
+        least = math.floor(beta_max) + 1
+        yield (
+            "sampling.num_steps",
+            options.num_steps >= least,
+            f"at least {least} for the chain of 'vp' with config.model.beta_max={beta_max}; "
+            "predictor 'euler_maruyama' without a corrector takes fewer",
+        )
+
+
+def sigmas_of_sampler(config) -> Found:
+    """The sampler's sigmas exist, and the SDE reaches them."""
+    options, model, kind = config.sampling, config.model, config.training.sde
+    if options.method == "heun":
+        try:
+            sigmas.karras(model.sigma_begin, model.sigma_end, options.num_steps, options.rho)
+        except ValueError as error:
+            text = f"config.sampling.num_steps={options.num_steps} for 'heun': {error}"
+            raise UserError(text) from None
+    if kind in ("vp", "subvp") and options.method in ("annealed_langevin", "heun"):
+        largest = float(build.make_sde(config).sigma(jnp.ones(1))[0])
+        yield (
+            "model.sigma_begin",
+            model.sigma_begin <= largest,
+            f"at most {largest:.4g}, the sigma of config.training.sde={kind!r} at t = 1, "
+            f"for config.sampling.method={options.method!r}",
+        )
+
+
+RULES = (
+    normalization_of_network,
+    loss_of_images,
+    objective_of_sde,
+    size_of_images,
+    parts_of_ncsnpp,
+    steps_of_training,
+    batches_on_devices,
+    ladder_of_noise,
+    predictor_and_corrector,
+    sigmas_of_sampler,
+)
