@@ -313,7 +313,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=0, help=scenario.__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
-    checkpoints.quiet_orbax()
     print(f"seed {options.seed}", flush=True)
     for name, scenario in SCENARIOS.items():
         if count := getattr(options, name):

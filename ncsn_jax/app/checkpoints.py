@@ -1,14 +1,12 @@
 """Checkpoints by orbax, in one place: complete or ignored, verified when read, never silently wrong.
 
-A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item
-with a format version and the CRC-32 of every leaf and of itself: orbax keeps no checksum of array data,
-so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that cannot
-be read, or whose checksums differ, is reported and set aside, and the next older one is used.
+A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item. The
+item holds a format version and the CRC-32 of every leaf and of itself: orbax keeps no checksum of array
+data, so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that
+cannot be read, or whose checksums differ, is reported and set aside, and the next older one is used.
 
-orbax is imported when there is a checkpoint to read or to write, or by `open`, beside something else.
-
-Of several processes, which all hold the same state, process 0 alone reads and writes; the others get what
-it read. So no file system is waited for by two, and only process 0 has to see the work directory.
+Of several processes, which all hold the same state, process 0 alone reads and writes, and the others get
+what it read. So only process 0 has to see the work directory.
 """
 
 import contextlib
@@ -16,49 +14,33 @@ import functools
 import json
 import logging
 import os
-import sys
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from ncsn_jax.app import distributed, storage
-from ncsn_jax.errors import UserError, one_line
+from ncsn_jax.errors import UserError, differences, one_line
+
+_policies = ocp.checkpoint_managers
 
 FORMAT = 1
 
-# What orbax writes into a directory last.
-_COMPLETE = "commit_success.txt"
 _ABOUT_DAMAGED = b"Checkpoints that could not be read, set aside. They may be deleted.\n"
 
 _log = logging.getLogger(__name__)
 
 
 @functools.cache
-def quiet_orbax() -> None:
-    """Keeps orbax's messages out of the log: dozens a save, and of a failure hundreds of lines.
+def _quiet_orbax() -> None:
+    """Keeps orbax's messages out of the log: dozens a save, and hundreds of lines for a failure.
 
-    A failure is raised as well, and told in one line by `Checkpoints`. What TensorStore's threads then still
-    want to deliver to a loop that is gone ends in `sys.unraisablehook`, which is told to ignore it.
+    A failure also raises an exception, which `Checkpoints` tells in one line.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda r: "was never retrieved" not in r.getMessage())
-    before = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _refuse_pipes(directory: str) -> None:
-    """Raises UserError for what is neither a file nor a directory, and whose opening could wait."""
-    for folder, _, names in os.walk(directory):
-        for path in (os.path.join(folder, name) for name in names):
-            if not os.path.isfile(path):
-                raise UserError(f"{path} is no file; remove it, and the checkpoint that it is in")
 
 
 def _describe(tree: Any) -> dict[str, list]:
@@ -74,14 +56,6 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 def _checksum(meta: dict) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def _difference(found: dict, expected: dict) -> str:
-    """Names the first leaf in which two structures differ, or returns ""."""
-    for path in sorted(found.keys() | expected.keys()):
-        if found.get(path) != expected.get(path):
-            return f"{path} is {found.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
-    return ""
 
 
 class Checkpoints:
@@ -100,34 +74,20 @@ class Checkpoints:
         self._workdir = storage.absolute(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
-        self._keep, self._keep_every = keep, keep_every
-        self._opened = None
+        self._manager = None
         if not distributed.is_first():
             return
-        _refuse_pipes(self._directory)
+        if read_only and not storage.is_directory(self._directory):
+            return
+        _quiet_orbax()
+        options = {"read_only": True}
         if not read_only:
             storage.make_directory(self._directory)
-
-    def open(self) -> None:
-        """Imports orbax and makes its manager, so that the first `save` does not have to."""
-        if distributed.is_first():
-            self._open()
-
-    def _open(self) -> Any:
-        """Returns orbax's manager, made in the first call, which removes what killed saves left.
-
-        For process 0 alone.
-        """
-        if self._opened is not None:
-            return self._opened
-        import orbax.checkpoint as ocp
-
-        options = {"read_only": True}
-        if not self._read_only:
-            storage.make_directory(self._directory)
+            keepers = [_policies.LatestN(keep)]
+            if keep_every:
+                keepers.append(_policies.EveryNSteps(keep_every))
             options = {
-                "max_to_keep": self._keep,
-                "keep_period": self._keep_every or None,
+                "preservation_policy": _policies.AnyPreservationPolicy(keepers),
                 "cleanup_tmp_directories": True,
                 "create": False,
             }
@@ -135,33 +95,25 @@ class Checkpoints:
             options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
             )
-        self._opened = ocp.CheckpointManager(
+        self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(**options)
         )
-        return self._opened
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._opened is None:
+        if self._manager is None:
             return
         try:
-            self._opened.close()
+            self._manager.close()
         except Exception as failure:
             if error is None:
                 raise self._not_saved(failure) from None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, the newest first."""
-        if not distributed.is_first():
-            return []
-        # Of names that are no number none is a checkpoint, and orbax need not be imported.
-        if self._opened is None and not any(
-            map(str.isdecimal, storage.list_names(self._directory))
-        ):
-            return []
-        return sorted(self._open().all_steps(), reverse=True)
+        return [] if self._manager is None else sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving a tree of numpy arrays; returns before it is on disk.
@@ -169,17 +121,15 @@ class Checkpoints:
         Raises:
           UserError: if it cannot be saved, or the one before could not be.
         """
-        if not distributed.is_first():
+        if self._manager is None:
             return
-        import orbax.checkpoint as ocp
-
         meta = {"format": FORMAT, "leaves": _describe(state), "crc32": _checksums(state)}
         meta["crc32_of_this"] = _checksum(meta)
         composite = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
         try:
-            saved = self._open().save(step, args=composite, force=True)
+            saved = self._manager.save(step, args=composite, force=True)
         # Full disks and lost mounts raise all kinds of exceptions.
         except Exception as error:
             raise self._not_saved(error) from None
@@ -188,10 +138,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until every save that was started is on disk; raises UserError if one failed."""
-        if self._opened is None:
+        if self._manager is None:
             return
         try:
-            self._opened.wait_until_finished()
+            self._manager.wait_until_finished()
         except Exception as error:
             raise self._not_saved(error) from None
 
@@ -199,12 +149,7 @@ class Checkpoints:
         """Returns what is to be told of a save that failed."""
         complete = []
         with contextlib.suppress(Exception):
-            complete = [int(n) for n in storage.list_names(self._directory) if n.isdecimal()]
-            if storage.is_remote(
-                self._directory
-            ):  # where they lie under their names from the first
-                marks = {n: os.path.join(self._directory, str(n), _COMPLETE) for n in complete}
-                complete = [n for n in complete if storage.exists(marks[n])]
+            complete = self._manager.all_steps(read=True)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             reason = "no space left on the device"
@@ -224,23 +169,18 @@ class Checkpoints:
           UserError: if the checkpoint is sound but holds something else.
           Exception: whatever the damage makes orbax raise, or ValueError where a checksum differs.
         """
-        import orbax.checkpoint as ocp
-
-        composite = ocp.args.Composite
-        meta = self._open().restore(step, args=composite(meta=ocp.args.JsonRestore())).meta
-        path = os.path.join(self._directory, str(step))
-        # Checkpoints of version 0.1 have no checksum of the item itself.
-        rest = {key: meta[key] for key in ("format", "leaves", "crc32")}
-        if meta != rest and meta != rest | {"crc32_of_this": _checksum(rest)}:
+        item = ocp.args.Composite
+        meta = self._manager.restore(step, args=item(meta=ocp.args.JsonRestore())).meta
+        if meta.pop("crc32_of_this") != _checksum(meta):
             raise ValueError("a checksum differs")
+        path = os.path.join(self._directory, str(step))
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
-        if differing := _difference(meta["leaves"], _describe(like)):
+        if differing := differences(meta["leaves"], _describe(like)):
             raise UserError(f"{path} does not fit this network and optimizer: {differing}")
         target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
-        state = (
-            self._open().restore(step, args=composite(state=ocp.args.StandardRestore(target))).state
-        )
+        arguments = item(state=ocp.args.StandardRestore(target))
+        state = self._manager.restore(step, args=arguments).state
         if meta["crc32"] != _checksums(state):
             raise ValueError("a checksum differs")
         return state
@@ -302,5 +242,5 @@ class Checkpoints:
             number += 1
             target = os.path.join(folder, f"{step}_{number}")
         storage.rename(os.path.join(self._directory, str(step)), target)
-        self._open().reload()
+        self._manager.reload()
         _log.warning("checkpoint %d was moved to %s", step, target)

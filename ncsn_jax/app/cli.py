@@ -1,13 +1,10 @@
 """Command lines: flags from absl, and every mistake one line and an exit status, never a traceback.
 
-What `main.py` and `python -m ncsn_jax.convert` share. It imports nothing that is slow to import.
+`main.py` and `python -m ncsn_jax.convert` share it. It imports nothing that is slow to import.
 """
 
-import itertools
 import logging as std_logging
-import os
 import re
-import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +17,6 @@ from ncsn_jax.errors import UserError, one_line
 
 def define_config() -> flags.FlagHolder:
     """Defines `--config=FILE`, and an override for every field of the configuration in it."""
-    _refuse_devices(sys.argv)
     try:
         return config_flags.DEFINE_config_file(
             "config",
@@ -33,19 +29,6 @@ def define_config() -> flags.FlagHolder:
         fail(f"--flagfile cannot be read: {error}", 2)
 
 
-def _refuse_devices(argv: Sequence[str]) -> None:
-    """Ends the process if a file to be parsed is a device, such as /dev/zero, which has no end."""
-    for before, argument in itertools.pairwise(argv):
-        name, equals, path = argument.lstrip("-").partition("=")
-        if not equals:
-            name, path = before.lstrip("-"), argument
-        path = path.partition(":")[0]
-        if name in ("config", "flagfile") and os.path.exists(path):
-            mode = os.stat(path).st_mode
-            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-                fail(f"--{name}={path!r} is a device, no file", 2)
-
-
 def define_workdir() -> flags.FlagHolder:
     """Defines `--workdir=DIR`."""
     return flags.DEFINE_string(
@@ -53,7 +36,112 @@ def define_workdir() -> flags.FlagHolder:
     )
 
 
-# What the runtime says where the fault lies with another process.
+def fail(message: str, code: int) -> None:
+    """Prints one line and ends the process."""
+    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
+    sys.exit(code)
+
+
+def run(
+    main: Callable[[list[str]], None],
+    config: flags.FlagHolder,
+    required: Callable[[], Sequence[flags.FlagHolder]],
+    max_arguments: int = 0,
+    *,
+    program: str,
+    interrupted: str,
+) -> None:
+    """Parses the flags and runs `main(arguments)`.
+
+    Args:
+      main: gets the arguments that are not flags; its UserError ends the process with status 1.
+      config: as made by `define_config`.
+      required: returns the flags that must have a value; called when all are parsed.
+      max_arguments: how many arguments that are not flags are allowed.
+      program: how it is started, for messages.
+      interrupted: what to say after Ctrl-C.
+    """
+    # Names of files need not be text.
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app.run(
+        lambda argv: _guard(main, argv[1:], interrupted),
+        flags_parser=lambda argv: _parse(argv, config, required, max_arguments, program),
+    )
+
+
+def _parse(argv, config, required, max_arguments: int, program: str) -> list[str]:
+    """Returns the arguments that are not flags, as absl wants them, or ends the process with one line."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1 + max_arguments:
+            fail(f"unexpected argument {rest[1 + max_arguments]!r}", 2)
+        for flag in required():
+            if flag.value is None:
+                fail(f"--{flag.name} is required; see {program} --help", 2)
+        config.value.keys()  # a file that could not be loaded says so only when it is used
+        return rest
+    except flags.Error as error:
+        text = str(error)
+        # What the user's file raised can come with its whole traceback.
+        fail(f"--config: {_last_line(text)}" if "Traceback (most" in text else text, 2)
+    except (AttributeError, KeyError) as error:
+        text = (
+            str(error.args[0] if error.args else type(error).__name__)
+            .replace("\\n", " ")
+            .replace("\\'", "")
+            .strip("'\"")
+        )
+        text = re.sub(r"'?\s+Did you mean", "; did you mean", text)
+        fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
+    # A configuration is the user's code, which may raise anything.
+    except Exception as error:
+        fail(f"--config: {type(error).__name__}: {_last_line(str(error))}", 2)
+
+
+def _last_line(text: str) -> str:
+    """Returns the last line that says anything."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted: str) -> None:
+    """Runs `main(arguments)`, and ends the process with one line if it raises."""
+    logging.set_verbosity(logging.ERROR)  # the flags have set it
+    from ncsn_jax.app import signals
+
+    try:
+        try:
+            main(arguments)
+        finally:
+            std_logging.shutdown()  # a log in object storage is written by then
+        return
+    except signals.Stopped as stopped:
+        signals.say(f"{stopped}: {interrupted}")
+        if not stopped.alone:
+            sys.exit(stopped.status)
+        text, status = None, stopped.status
+    except UserError as error:
+        text, status = str(error), 1
+    except OSError as error:
+        # A full disk, a directory that may not be written to: the user's to mend.
+        where = f"{error.filename}: " if error.filename else ""
+        text, status = f"{where}{error.strerror or error}", 1
+    except KeyboardInterrupt:
+        fail(interrupted, 130)
+    except Exception as error:
+        text, status = _explain(error), 1
+        if text is None:
+            traceback.print_exc()
+            text = "this is a mistake in the program"
+    if text is not None:
+        print("error:", " ".join(text.split()), file=sys.stderr)
+    from ncsn_jax.app import distributed
+
+    distributed.end(status)
+
+
+# Words of the runtime's messages about another process.
 _OF_OTHERS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "oordination")
 
 
@@ -77,104 +165,3 @@ def _explain(error: Exception) -> str | None:
             f"{distributed.AGAIN}"
         )
     return None
-
-
-def fail(message: str, code: int) -> None:
-    """Prints one line and ends the process."""
-    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
-    sys.exit(code)
-
-
-def _last_line(text: str) -> str:
-    """Returns the last line that says anything."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
-
-
-def run(
-    main: Callable[[list[str]], None],
-    config: flags.FlagHolder,
-    required: Callable[[], Sequence[flags.FlagHolder]],
-    max_arguments: int = 0,
-    *,
-    program: str,
-    interrupted: str,
-) -> None:
-    """Parses the flags and runs `main(arguments)`.
-
-    Args:
-      main: gets the arguments that are not flags; its UserError ends the process with status 1.
-      config: as made by `define_config`.
-      required: returns the flags that must have a value; called when all are parsed.
-      max_arguments: how many arguments that are not flags are allowed.
-      program: how it is started, for messages.
-      interrupted: what to say after Ctrl-C.
-    """
-
-    def parse(argv: list[str]) -> list[str]:
-        logging.set_verbosity(logging.ERROR)
-        try:
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1 + max_arguments:
-                fail(f"unexpected argument {rest[1 + max_arguments]!r}", 2)
-            for flag in required():
-                if flag.value is None:
-                    fail(f"--{flag.name} is required; see {program} --help", 2)
-            config.value.keys()  # a file that could not be loaded says so only when it is used
-            return rest
-        except flags.Error as error:
-            text = str(error)
-            # What the user's file raised can come with its whole traceback.
-            fail(f"--config: {_last_line(text)}" if "Traceback (most" in text else text, 2)
-        except (AttributeError, KeyError) as error:
-            text = (
-                str(error.args[0] if error.args else type(error).__name__)
-                .replace("\\n", " ")
-                .replace("\\'", "")
-                .strip("'\"")
-            )
-            text = re.sub(r"'?\s+Did you mean", "; did you mean", text)
-            fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
-        # A configuration is the user's code, which may raise anything.
-        except Exception as error:
-            fail(f"--config: {type(error).__name__}: {_last_line(str(error))}", 2)
-
-    def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # the flags have set it
-        from ncsn_jax.app import signals
-
-        try:
-            try:
-                main(argv[1:])
-            finally:
-                std_logging.shutdown()  # a log in object storage is written by then
-        except signals.Stopped as stopped:
-            signals.say(f"{stopped}: {interrupted}")
-            if stopped.alone:
-                from ncsn_jax.app import distributed
-
-                distributed.end(stopped.status)
-            sys.exit(stopped.status)
-        except UserError as error:
-            text = str(error)
-        except OSError as error:
-            # A full disk, a directory that may not be written to: the user's to mend.
-            where = f"{error.filename}: " if error.filename else ""
-            text = f"{where}{error.strerror or error}"
-        except KeyboardInterrupt:
-            fail(interrupted, 130)
-        except Exception as error:
-            text = _explain(error)
-            if text is None:
-                traceback.print_exc()
-                text = "this is a mistake in the program"
-        else:
-            return
-        from ncsn_jax.app import distributed
-
-        print("error:", " ".join(text.split()), file=sys.stderr)
-        distributed.end(1)
-
-    # Names of files need not be text.
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="backslashreplace")
-    app.run(guarded, flags_parser=parse)

@@ -13,7 +13,7 @@ import sys
 import jax
 from clu import parameter_overview
 
-from ncsn_jax.app import build, checkpoints, cost, distributed, storage
+from ncsn_jax.app import build, cost, distributed, storage
 from ncsn_jax.app.data import cache
 from ncsn_jax.errors import UserError
 
@@ -38,7 +38,6 @@ def start(workdir: str) -> None:
         output = logging.StreamHandler(sys.stdout)
         output.setLevel(logging.INFO)  # the table of parameters is for the file
         _log.handlers = [output, file]
-    checkpoints.quiet_orbax()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
         directory = os.path.join(cache.directory(), f"compiled-{machine}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax.app import jsonfiles, pictures, storage
+from ncsn_jax.app import pictures, storage
 from ncsn_jax.errors import UserError, differences
 
 
@@ -48,7 +48,7 @@ class SampleStore:
         try:
             storage.make_directory(directory)
             storage.remove_leftovers(directory)
-            found = jsonfiles.read(path)
+            found = storage.read_json(path)
             if found is None:
                 text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
                 storage.write(path, text.encode())

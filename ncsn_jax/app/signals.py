@@ -1,10 +1,10 @@
-"""What SIGTERM and Ctrl-C do: at once where nothing would be lost, after the step and a save elsewhere.
+"""What SIGTERM and Ctrl-C do: end the process at once, or after the step and a save where work would be lost.
 
-A machine that is taken away sends SIGTERM and leaves half a minute. Python runs its own handlers in the
-main thread and only between two of its instructions, so that one long compilation or computation would
-use the time up. Here the signal's number goes through a pipe to a thread that is always ready. Outside
-`deferred` it ends the process; inside, it only leaves a note, which the training loop looks at after every
-step. A second Ctrl-C ends it in any case. Hidden here are the pipe, the thread and the exit statuses.
+A machine that is taken away sends SIGTERM and leaves half a minute. Python runs signal handlers in the main
+thread, between two of its instructions, so that one long compilation could use that time up. Here the
+signal's number goes through a pipe to a thread that is always ready. Outside `deferred` the thread ends the
+process. Inside, it notes the signal, and the training loop looks for it after each step. A second Ctrl-C
+always ends it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-# By the signal: what the process ends with. 75 is EX_TEMPFAIL: nothing is wrong, start it again.
+# The exit status by signal. 75 is EX_TEMPFAIL: nothing is wrong, start it again.
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
@@ -25,11 +25,11 @@ _goodbye = "interrupted"
 
 
 class Stopped(Exception):
-    """A run that has saved its state because of a signal and is to end.
+    """Ends a run that has saved its state because of a signal.
 
     Attributes:
-      status: what the process is to end with.
-      alone: whether the other processes of the run do not know of it.
+      status: the exit status.
+      alone: whether the other processes of the run do not know of the signal.
     """
 
     def __init__(self, number: int, *, alone: bool):
@@ -39,10 +39,10 @@ class Stopped(Exception):
 
 
 def install(goodbye: str) -> None:
-    """Takes SIGTERM and Ctrl-C over. Call it once, in the main thread.
+    """Handles SIGTERM and Ctrl-C from now on. Call it once, in the main thread.
 
     Args:
-      goodbye: what to say when a signal ends the process at once.
+      goodbye: the message when a signal ends the process at once.
     """
     global _goodbye
     _goodbye = goodbye
@@ -56,10 +56,10 @@ def install(goodbye: str) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside it a signal only sets `requested`; a second Ctrl-C still ends the process.
+    """Inside the block a signal only sets `requested`; a second Ctrl-C still ends the process.
 
     Raises:
-      Stopped: at its end, if a signal came that nobody has acted upon.
+      Stopped: at the end of the block, if a signal came.
     """
     global _deferred, _requested
     with _lock:
@@ -75,13 +75,12 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Inside it, within `deferred`, a signal ends the process at once after all, one that came before too."""
+    """Inside the block, within `deferred`, a signal ends the process at once, as does an earlier one."""
     global _deferred
     with _lock:
         _deferred = False
-        waiting = _requested
-    if waiting is not None:
-        _leave(waiting)
+    if _requested is not None:
+        _end(_requested)
     try:
         yield
     finally:
@@ -107,17 +106,16 @@ def _watch(pipe: int) -> None:
         if number not in STATUS:
             continue
         with _lock:
-            again = number == _requested == signal.SIGINT
-            waits = _deferred and not again
-            if waits:
+            defer = _deferred and not number == _requested == signal.SIGINT
+            if defer:
                 _requested = _requested or number
-        if waits:
+        if defer:
             say(f"{_NAMES[number]}: saving after this step")
         else:
-            _leave(number)
+            _end(number)
 
 
-def _leave(number: int) -> None:
+def _end(number: int) -> None:
     """Ends the process; a log in object storage gets a moment to be written."""
     say(f"{_NAMES[number]}: {_goodbye}")
     last = threading.Thread(target=logging.shutdown, daemon=True)

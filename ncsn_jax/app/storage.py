@@ -1,14 +1,14 @@
 """Files of a work directory, on a disk or in object storage such as gs://BUCKET/PATH, by the same calls.
 
-Paths are strings, and `etils.epath` reads and writes both kinds (gs:// needs the package gcsfs). Hidden here
-is what differs: an object appears as a whole when it is written, where a file on a disk is written under
-another name and renamed, so that a process killed meanwhile leaves it complete or absent; an object cannot
-grow, so that a log is kept and written anew; and object storage has neither directories nor locks.
+`etils.epath` reads and writes both kinds (gs:// needs the package gcsfs). This module adds three things. A
+file on a disk takes its name when it is complete, as an object does. A log can grow, although an object
+cannot. And each failure is an OSError with a name.
 """
 
 import contextlib
 import functools
 import io
+import json
 import logging
 import os
 import platform
@@ -50,51 +50,61 @@ def check(path: str, name: str) -> None:
 
 def exists(path: str) -> bool:
     """Whether there is anything."""
-    with _named(path):
-        return epath.Path(path).exists()
-
-
-def is_file(path: str) -> bool:
-    """Whether there is a file; neither a directory nor a pipe, whose opening would wait."""
-    return os.path.isfile(path) if not is_remote(path) else exists(path) and not is_directory(path)
+    with _open(path) as there:
+        return there.exists()
 
 
 def is_directory(path: str) -> bool:
     """Whether there is a directory."""
-    with _named(path):
-        return epath.Path(path).is_dir()
+    with _open(path) as there:
+        return there.is_dir()
 
 
 def list_names(path: str) -> list[str]:
     """Returns the sorted names in a directory, none if there is no such directory."""
-    if not is_directory(path):
-        return []
-    with _named(path):
-        return sorted(entry.name for entry in epath.Path(path).iterdir())
+    with _open(path) as there:
+        return sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
 
 
 def make_directory(path: str) -> None:
     """Makes a directory with all above it, where there are directories."""
-    with _named(path):
-        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    with _open(path) as there:
+        there.mkdir(parents=True, exist_ok=True)
 
 
 def remove_directory(path: str) -> None:
     """Removes a directory with all in it, as far as that is possible."""
-    with contextlib.suppress(OSError), _named(path):
-        epath.Path(path).rmtree()
+    with contextlib.suppress(OSError), _open(path) as there:
+        there.rmtree()
 
 
 def rename(path: str, target: str) -> None:
     """Renames a directory; in object storage something must lie beside the target already."""
-    with _named(path):
-        epath.Path(path).rename(target)
+    with _open(path) as there:
+        there.rename(target)
 
 
 def read(path: str) -> bytes:
     """Returns the content of a file."""
-    with _named(path):
-        return epath.Path(path).read_bytes()
+    with _open(path) as there:
+        return there.read_bytes()
+
+
+def read_json(path: str) -> dict | None:
+    """Returns the object in a JSON file, or None if there is no such file.
+
+    Raises:
+      UserError: if the file cannot be read, or holds anything else.
+    """
+    try:
+        found = json.loads(read(path).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read: it holds no object of fields")
+    return found
 
 
 def write(path: str, payload: bytes) -> None:
@@ -103,12 +113,12 @@ def write(path: str, payload: bytes) -> None:
     Raises:
       OSError: if it cannot be written, with its name.
     """
-    if not is_remote(path):
+    if is_remote(path):
+        with _open(path) as there:
+            there.write_bytes(payload)
+    else:
         with replacing(path) as file:
             file.write(payload)
-        return
-    with _named(path):
-        epath.Path(path).write_bytes(payload)
 
 
 @contextlib.contextmanager
@@ -142,6 +152,16 @@ def remove_leftovers(directory: str) -> None:
                 os.remove(os.path.join(directory, name))
 
 
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 class Growing:
     """A binary file that is added to, also across processes: what `open(path, "ab")` is on a disk.
 
@@ -157,23 +177,21 @@ class Growing:
 
     def __init__(self, path: str):
         self._path = path
+        self._remote = is_remote(path)
         self._written = 0.0
-        if is_remote(path):
-            self._file = io.BytesIO()
-            if exists(path):
-                self._file.write(read(path))
-        else:
-            self._file = open(path, "ab")
+        self._file = io.BytesIO() if self._remote else open(path, "ab")
+        if self._remote and exists(path):
+            self._file.write(read(path))
 
     def write(self, data: bytes) -> int:
         """Adds to the file."""
-        with self._named():
+        with _named(self._path):
             return self._file.write(data)
 
     def flush(self, *, now: bool = False) -> None:
         """Hands what was added to the operating system; to object storage if it is time, or `now`."""
-        if not is_remote(self._path):
-            with self._named():
+        if not self._remote:
+            with _named(self._path):
                 self._file.flush()
         elif now:
             self._upload()
@@ -183,9 +201,9 @@ class Growing:
 
     def close(self) -> None:
         """Writes what has not been written."""
-        with self._named():
-            if is_remote(self._path) and not self._file.closed:
-                self._upload()
+        if self._remote and not self._file.closed:
+            self._upload()
+        with _named(self._path):
             self._file.close()
 
     def tell(self) -> int:
@@ -196,39 +214,30 @@ class Growing:
         self._written = time.monotonic()
         write(self._path, self._file.getvalue())
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:  # Python leaves the name out.
-            raise OSError(error.errno, error.strerror, self._path) from None
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[epath.Path]:
+    """Gives the path as epath's, and makes an OSError of what the clients of object storage raise."""
+    if is_remote(path):
+        _prepare()
+        with _named(path):
+            yield epath.Path(path)
+    else:
+        yield epath.Path(path)
 
 
 @contextlib.contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Makes an OSError with a name of whatever the clients of object storage raise."""
-    if not is_remote(path):
-        yield
-        return
-    _prepare()
+    """Makes an OSError with a name of whatever a file's block raises."""
     try:
         yield
     except FileNotFoundError:
         raise
     except KeyError:
         raise OSError(None, "there is no such kind of storage", path) from None
-    except Exception as error:
-        raise OSError(None, " ".join(str(error).split())[:200] or repr(error), path) from None
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+    except Exception as error:  # Python leaves the name out.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise OSError(getattr(error, "errno", None), reason or repr(error), path) from None
 
 
 @functools.cache

@@ -39,7 +39,6 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
         saved = os.path.join(workdir, "checkpoints")
         if workdirs.compare(config, workdir) or storage.exists(saved):
             raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
-        checkpoints.quiet_orbax()
         try:
             with checkpoints.Checkpoints(workdir) as store:
                 store.save(step, jax.device_get(state))

@@ -1,8 +1,8 @@
-"""Work directories: which run one holds, and that nothing of it is taken for another's.
+"""Work directories: which run one holds, and that no other run is mixed with it.
 
-A directory is claimed by the `config.json` and the `images.json` that the first invocation writes there;
-whatever differs later from what the parameters depend on is refused, with the fields named. Hidden here are
-what may differ, what runs of older versions lack, and how a second trainer is kept out.
+The first invocation writes `config.json` and `images.json`. Later ones are refused if a field or an image
+differs that the parameters depend on; the message names the field. A lock keeps a second training process
+out.
 """
 
 import contextlib
@@ -17,28 +17,11 @@ import ml_collections
 import numpy as np
 
 from ncsn_jax import training
-from ncsn_jax.app import checkpoints, distributed, jsonfiles, storage
+from ncsn_jax.app import checkpoints, distributed, storage
 from ncsn_jax.app.build import make_init
 from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
-# Fields that runs of version 0.1 did not have yet, with what those did.
-_ADDED = {
-    "data.centered": False,
-    "model.normalization": "instance++",
-    "model.beta_min": 0.1,
-    "model.beta_max": 20.0,
-    "training.sde": "none",
-    "training.continuous": False,
-    "training.likelihood_weighting": False,
-    "training.reduce_mean": False,
-    "training.num_projections": 1,
-    "training.anneal_power": 2.0,
-    "training.keep_every": 0,
-    "training.microbatches": 1,
-    "training.remat": False,
-    "training.dtype": "float32",
-}
 
 
 def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
@@ -48,7 +31,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
       UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
     """
     storage.check(workdir, "--workdir")
-    found = jsonfiles.read(os.path.join(workdir, "config.json"))
+    found = storage.read_json(os.path.join(workdir, "config.json"))
     if found is None:
         if storage.is_directory(os.path.join(workdir, "checkpoints")):
             raise UserError(
@@ -56,8 +39,12 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
                 "them if they are of no use"
             )
         return False
-    found = _ADDED | found
     flat = flatten(config)
+    if others := sorted(found.keys() ^ flat.keys()):
+        raise UserError(
+            f"--workdir={workdir!r} holds a run of another version of this program: its config.json and this "
+            f"version do not both have {', '.join(others)}; choose another --workdir"
+        )
     changeable = CHANGEABLE + _unused(flat)
     there, here = (
         {field: value for field, value in fields.items() if not field.startswith(changeable)}
@@ -99,7 +86,6 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
       UserError: if there is none that fits the configuration.
     """
     distributed.on_first("to find the run", lambda: require_run(config, workdir))
-    checkpoints.quiet_orbax()
     like = jax.eval_shape(make_init(config), jax.random.key(0))
     with checkpoints.Checkpoints(workdir, read_only=True) as store:
         found = store.restore_latest(like)
@@ -124,7 +110,7 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
     here = describe_images(dataset)
 
     def claim() -> None:
-        there = jsonfiles.read(path)
+        there = storage.read_json(path)
         if there is None:
             if not read_only:
                 storage.write(path, json.dumps(here).encode())

@@ -1,5 +1,5 @@
 import logging
-import sys
+import shutil
 
 import jax
 import numpy as np
@@ -38,19 +38,28 @@ def test_round_trip_keeps_the_last_ones(workdir):
         assert store.steps() == [3, 2]
 
 
-def test_nothing_there_is_none(tmp_path, monkeypatch):
-    """For which orbax is not even imported; nor for what a killed save left, which the first save removes."""
+def test_a_directory_without_checkpoints_gives_none(tmp_path):
+    with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
+        assert store.steps() == [] and store.restore_latest(make_state(0)) is None
+    assert list(tmp_path.iterdir()) == []
+    assert restore(tmp_path) is None
+
+
+def test_opening_removes_what_a_killed_save_left(tmp_path):
     leftover = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     leftover.mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "orbax.checkpoint", None)
-        assert restore(tmp_path) is None
-    assert leftover.exists()
     with checkpoints.Checkpoints(str(tmp_path)) as store:
-        store.open()
         store.save(5, make_state(5))
     assert not leftover.exists()
     assert restore(tmp_path)[0] == 5
+
+
+def test_keep_and_keep_every_say_which_checkpoints_stay(tmp_path):
+    with checkpoints.Checkpoints(str(tmp_path), keep=3, keep_every=4) as store:
+        for step in range(1, 11):
+            store.save(step, make_state(step))
+    with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
+        assert store.steps() == [10, 9, 8, 4]
 
 
 def largest_file(directory):
@@ -87,12 +96,12 @@ def test_falls_back_to_the_one_before(workdir, damage, caplog):
     assert restore(workdir)[0] == 3
 
 
-def test_values_that_differ_from_their_checksums_are_damage(workdir, monkeypatch):
+def test_values_that_differ_from_their_checksums_are_damage(workdir):
     """What orbax restores without complaint is still compared with what was saved."""
-    with monkeypatch.context() as patch, checkpoints.Checkpoints(str(workdir)) as store:
-        patch.setattr(checkpoints, "_checksums", lambda tree: {"another": 1})
-        store.save(4, make_state(4))
-    assert restore(workdir)[0] == 3
+    folder = workdir / "checkpoints"
+    shutil.rmtree(folder / "3" / "state")
+    shutil.copytree(folder / "2" / "state", folder / "3" / "state")  # sound, but of another step
+    assert restore(workdir)[0] == 2
 
 
 def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
@@ -116,6 +125,6 @@ def test_a_reader_leaves_everything_as_it_is(workdir):
 def test_another_network_is_refused_and_named(workdir):
     like = make_state(0)
     like.params["params"]["kernel"] = np.zeros((40, 51), np.float32)
-    with pytest.raises(UserError, match=r"kernel.*\[40, 50\].*expected \[\[40, 51\]"):
+    with pytest.raises(UserError, match=r"kernel.*\[40, 50\].* there and \[\[40, 51\]"):
         restore(workdir, like)
     assert restore(workdir)[0] == 3

@@ -249,7 +249,6 @@ def make_checkpoints(case):
     from ncsn_jax.app import checkpoints
 
     rng = case.rng
-    checkpoints.quiet_orbax()
     state = {"a": np.arange(6, dtype=np.float32), "b": np.zeros((), np.int32)}
     folder = pathlib.Path(case.work, "checkpoints")
     with checkpoints.Checkpoints(case.work) as store:
