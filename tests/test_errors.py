@@ -24,3 +24,8 @@ def test_a_message_is_one_printable_line():
     assert str(UserError("a\nb")) == "a\\nb"
     assert len(str(UserError("x" * 10**6))) < 4000
     assert show(10**5000) == "<int>" and show("y" * 10**6).endswith("yyy ...")
+
+
+def test_user_errors_are_one_line_whatever_they_quote():
+    assert str(UserError("a\nb \ud800\x1b[1m é図")) == r"a\nb \ud800\x1b[1m é図"
+    assert len(str(UserError("x" * 10**6))) < 4000

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax.app import build, checkpoints, workdirs
+from ncsn_jax.app import build, checkpoints
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.running import (
@@ -193,126 +192,6 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
     assert result.returncode == 1 and "holds a run on other images" in result.stderr
 
 
-def test_two_processes_cannot_train_in_one_directory(tmp_path):
-    lock = workdirs.lock
-    refused = pytest.raises(UserError, match="another process is training")
-    with lock(str(tmp_path)), refused, lock(str(tmp_path)):
-        pass
-    with lock(str(tmp_path)):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
-        (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
-        (["--config.data.image_size=16"], "is 8x8, not 16x16"),
-        (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
-        (["--workdir=/proc"], "cannot be written to"),
-        (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
-        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
-        (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
-    ],
-)
-def test_mistakes_are_one_line(arguments, message, tmp_path):
-    result = run(tmp_path, *arguments)
-    assert result.returncode in (1, 2)
-    # The first use of a dataset shows how its preparation goes, on lines that end without a newline.
-    lines = result.stderr.replace("\r", "\n").splitlines()
-    line = next(line for line in lines if "error: " in line)
-    assert line == lines[-1] and message in line and "Traceback" not in result.stderr
-
-
-def test_runs_of_before_a_field_was_there_go_on_with_what_they_did(tmp_path):
-    workdirs.write_config(load_config(), str(tmp_path))
-    path = tmp_path / "config.json"
-    old = {
-        k: v
-        for k, v in json.loads(path.read_text()).items()
-        if k.removeprefix("training.") not in ("microbatches", "remat", "dtype", "skip_nonfinite")
-    }
-    path.write_text(json.dumps(old))
-    assert workdirs.compare(load_config(), str(tmp_path))
-    assert workdirs.compare(load_config(**{"training.skip_nonfinite": 3}), str(tmp_path))
-    for field, value in (("microbatches", 2), ("remat", True)):
-        changed = load_config(**{f"training.{field}": value})
-        assert workdirs.compare(changed, str(tmp_path))
-    changed = load_config(**{"training.dtype": "bfloat16"})
-    with pytest.raises(UserError, match="training.dtype is 'float32' there and 'bfloat16' here"):
-        workdirs.compare(changed, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[]", "it holds no object of fields"), ("[" * 100_000, "recursion"), (None, "it is no file")],
-)
-def test_a_changed_config_json_is_one_line(text, message, tmp_path):
-    if text is None:
-        os.mkfifo(tmp_path / "config.json")
-    else:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=f"config.json cannot be read: .*{message}"):
-        workdirs.compare(load_config(), str(tmp_path))
-
-
-def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
-    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null")):
-        with pytest.raises(UserError, match=message):
-            workdirs.make(str(tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("raise KeyError", "KeyError"),
-        ("raise ValueError('')", "--config: ValueError"),
-        ("def get_config(a, b): pass", "--config: TypeError: get_config() missing 2"),
-        ("def get_config(): pass", "--config is required"),
-        (None, "--flagfile cannot be read: "),
-        ("--flagfile=/dev/zero", "--flagfile='/dev/zero' is a device, no file"),
-        ("--config=/dev/zero", "--config='/dev/zero' is a device, no file"),
-    ],
-)
-def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
-    path = tmp_path / "config.py"
-    path.write_text(content or "")
-    arguments = [f"--config={path}", f"--workdir={tmp_path}/run"]
-    if content is None:
-        arguments.append("--flagfile=nothing")
-    elif content.startswith("--"):
-        arguments.append(content)
-    command_ = [sys.executable, "main.py", *arguments]
-    result = subprocess.run(command_, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    (line,) = result.stderr.splitlines()
-    assert result.returncode == 2 and line.startswith("error: ") and message in line
-    assert "Traceback" not in line
-
-
-def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
-    script = """
-from ncsn_jax.app import cli
-config = cli.define_config()
-cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrupted="")
-"""
-    arguments = ["--config=configs/digits.py"]
-    result = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-        capture_output=True,
-        timeout=60,
-    )
-    assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
-
-
-def test_user_errors_are_one_line_whatever_they_quote():
-    assert str(UserError("a\nb \ud800\x1b[1m é図")) == r"a\nb \ud800\x1b[1m é図"
-    assert len(str(UserError("x" * 10**6))) < 4000
-
-
 @pytest.fixture
 def sampled(uninterrupted, tmp_path):
     """A copy of the run on eight devices and a configuration that samples from it in this process."""
@@ -414,33 +293,6 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
     assert ladder[0] == pytest.approx(max(distances), rel=1e-3)
-
-
-def test_a_missing_configuration_file_is_one_line(tmp_path):
-    arguments = ["--config=configs/nothing.py", f"--workdir={tmp_path}"]
-    result = subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    (line,) = result.stderr.splitlines()
-    assert result.returncode == 2 and "configs/nothing.py" in line
-
-
-def test_help_is_quick_to_import_and_names_the_flags():
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", "main.py", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    for text in ("Configuration of the experiment", "Directory for checkpoints", "--mode"):
-        assert text in result.stdout
-    for heavy in ("jax", "flax", "tensorflow_datasets", "orbax"):
-        assert not re.search(rf"\| +{heavy}$", result.stderr, re.MULTILINE)
 
 
 def test_the_maths_needs_only_jax_and_training_never_imports_tensorflow():

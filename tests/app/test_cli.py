@@ -1,0 +1,90 @@
+"""Command lines in processes of their own: one line for each mistake."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import ROOT, run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
+        (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
+        (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
+        (["--config.data.image_size=16"], "is 8x8, not 16x16"),
+        (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
+        (["--workdir=/proc"], "cannot be written to"),
+        (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+    result = run(tmp_path, *arguments)
+    assert result.returncode in (1, 2)
+    # The first use of a dataset shows how its preparation goes, on lines that end without a newline.
+    lines = result.stderr.replace("\r", "\n").splitlines()
+    line = next(line for line in lines if "error: " in line)
+    assert line == lines[-1] and message in line and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("raise KeyError", "KeyError"),
+        ("raise ValueError('')", "--config: ValueError"),
+        ("def get_config(a, b): pass", "--config: TypeError: get_config() missing 2"),
+        ("def get_config(): pass", "--config is required"),
+        (None, "--flagfile cannot be read: "),
+        ("--config=configs/nothing.py", "configs/nothing.py"),
+    ],
+)
+def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(content or "")
+    arguments = [f"--config={path}", f"--workdir={tmp_path}/run"]
+    if content is None:
+        arguments.append("--flagfile=nothing")
+    elif content.startswith("--"):
+        arguments.append(content)
+    command_ = [sys.executable, "main.py", *arguments]
+    result = subprocess.run(command_, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: ") and message in line
+    assert "Traceback" not in line
+
+
+def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
+    script = """
+from ncsn_jax.app import cli
+config = cli.define_config()
+cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrupted="")
+"""
+    arguments = ["--config=configs/digits.py"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
+
+
+def test_help_is_quick_to_import_and_names_the_flags():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for text in ("Configuration of the experiment", "Directory for checkpoints", "--mode"):
+        assert text in result.stdout
+    for heavy in ("jax", "flax", "tensorflow_datasets", "orbax"):
+        assert not re.search(rf"\| +{heavy}$", result.stderr, re.MULTILINE)

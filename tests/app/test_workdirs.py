@@ -1,0 +1,79 @@
+"""Which runs a work directory accepts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ncsn_jax.app import workdirs
+from ncsn_jax.errors import UserError
+from tests.running import load_config
+
+
+def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp_path):
+    assert not workdirs.compare(load_config(), str(tmp_path))
+    workdirs.write_config(load_config(), str(tmp_path))
+    assert workdirs.compare(load_config(), str(tmp_path))
+    for field, value in (("microbatches", 2), ("remat", True), ("skip_nonfinite", 3)):
+        assert workdirs.compare(load_config(**{f"training.{field}": value}), str(tmp_path))
+    changed = load_config(**{"training.dtype": "bfloat16", "seed": 5})
+    message = "seed is 0 there and 5 here; training.dtype is 'float32' there and 'bfloat16' here"
+    with pytest.raises(UserError, match=message):
+        workdirs.compare(changed, str(tmp_path))
+
+
+def test_a_run_whose_config_json_has_other_fields_is_refused(tmp_path):
+    workdirs.write_config(load_config(), str(tmp_path))
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    for other in (
+        {k: v for k, v in whole.items() if k != "training.remat"},
+        whole | {"training.extra": 1},
+    ):
+        path.write_text(json.dumps(other))
+        with pytest.raises(
+            UserError, match="a run of another version .* training.(remat|extra); choose"
+        ):
+            workdirs.compare(load_config(), str(tmp_path))
+
+
+def test_checkpoints_without_a_config_json_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds checkpoints but no config.json"):
+        workdirs.compare(load_config(), str(tmp_path))
+
+
+def test_other_images_than_those_of_the_run_are_refused(tmp_path):
+    images = np.arange(4 * 3, dtype=np.uint8).reshape(3, 2, 2, 1)
+    workdirs.claim_images(images, str(tmp_path), read_only=True)
+    assert list(tmp_path.iterdir()) == []
+    workdirs.claim_images(images, str(tmp_path))
+    workdirs.claim_images(images.copy(), str(tmp_path))
+    for other in (images[:2], images + 1):
+        with pytest.raises(UserError, match="holds a run on other images"):
+            workdirs.claim_images(other, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "it holds no object of fields"), ("[" * 100_000, "recursion")],
+)
+def test_a_changed_config_json_is_one_line(text, message, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json cannot be read: .*{message}"):
+        workdirs.compare(load_config(), str(tmp_path))
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    lock = workdirs.lock
+    refused = pytest.raises(UserError, match="another process is training")
+    with lock(str(tmp_path)), refused, lock(str(tmp_path)):
+        pass
+    with lock(str(tmp_path)):
+        pass
+
+
+def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
+    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null")):
+        with pytest.raises(UserError, match=message):
+            workdirs.make(str(tmp_path / name))
