@@ -23,7 +23,6 @@ from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
 
-
 def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """Returns whether a work directory holds a run, which must be one of this configuration.
 
