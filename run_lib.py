@@ -1,7 +1,7 @@
-"""The loops behind the modes of `main.py`: load, compile, train, log, save, sample.
+"""The modes of `main.py`; training stands here, from its start to the samples: read it from top to bottom.
 
-Meant to be read from top to bottom. The mathematics is in `ncsn_jax.training` and `ncsn_jax.sampling`,
-everything about devices in `ncsn_jax.app.devices`, and every file format has a module of its own.
+The mathematics is in `ncsn_jax.training` and `ncsn_jax.sampling`, everything about devices in
+`ncsn_jax.app.devices`, and each of the other modes in a file of `ncsn_jax.app.modes`.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -90,59 +89,53 @@ def train(config, workdir: str) -> None:
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
-            step, state, train_steps = _begin(config, store, dataset.shape)
+            step, state = _first_state(config, store, dataset.shape)
             runner = run_samplers.Chains(config)
-            if train_steps is not None:
+            if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
+                state = devices.replicate(state)
                 if _lacks_preview(config, workdir, step):
-                    preview(step, train_steps.weights(state))
-                state = _train_loop(
-                    config, dataset, train_steps, step, state, store, writer, preview
-                )
-                step, params = options.num_steps, train_steps.weights(state)
+                    preview(step, _weights(state))
+                state = _train_loop(config, dataset, step, state, store, writer, preview)
+                step, params = options.num_steps, _weights(state)
             else:
-                params = devices.replicate(state.ema_params or state.params)
+                params = devices.replicate(_weights(state))
             del state
         write_samples(shared.Loaded(config, workdir, step, params), runner)
 
 
-def _begin(config, store, images_shape) -> tuple[int, Any, devices.TrainSteps | None]:
-    """Returns the step to go on from, its state, and the compiled training step, if one is due."""
-    key = stream_key(config.seed, Stream.PARAMETERS)
-    init = build.make_init(config)
+def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]:
+    """Returns the step to go on from and its state, on the host: of the newest checkpoint or a new run."""
+    key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
     shapes = jax.eval_shape(init, key)
     step, state = store.restore_latest(shapes) or (0, None)
-    last = config.training.num_steps
     _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
     logs.describe(config, shapes.params, with_table=step == 0)
-    if state is None:
-        state = init(key)
-    if step >= last:
-        if step > last:
-            _log.info("already beyond config.training.num_steps=%d", last)
-        return step, state, None
-    train_steps = _compile(config, shapes)
-    return step, train_steps.to_devices(state), train_steps
+    if step > config.training.num_steps:
+        _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
+    return step, init(key) if state is None else state
 
 
-def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
-    """Runs from `step` to the last one and returns the final state, on the devices."""
+def _weights(state: training.TrainState):
+    """Returns the parameters to sample with: their EMA, where there is one."""
+    return state.ema_params or state.params
+
+
+def _train_loop(config, dataset, step, state, store, writer, preview):
+    """Trains from `step` to the last one, with `state` replicated, and returns the final state."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     seed = np.uint32(config.seed)
     batches = data.Batches(
         dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
-    window = Window(
-        build.make_objective(config).sigmas,
-        build.image_shape(config),
-        step,
-        options.skip_nonfinite,
-    )
+    train_steps = _compile(config, state)
+    sigmas = build.make_objective(config).sigmas
+    window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, calls, stop = None, 0, 0
 
     def settle() -> None:
-        """Waits for the call in flight, and hears whether any process is to stop."""
+        """Waits for the call in flight, and learns whether any process is to stop."""
         nonlocal in_flight, stop
         if in_flight is not None:
             at, metrics, stop_signals = in_flight
@@ -152,12 +145,12 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             in_flight = None
 
     def save(with_preview: bool) -> None:
-        store.save(step, train_steps.to_host(state))
+        store.save(step, devices.to_host(state))
         if with_preview:
             # What is saved is not lost, and previews may take long.
             store.wait()
             with window.paused(), signals.at_once():
-                preview(step, train_steps.weights(state))
+                preview(step, _weights(state))
 
     window.restart(step)
     with signals.deferred():
@@ -210,25 +203,21 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     return state
 
 
-def _compile(config, shapes: training.TrainState) -> devices.TrainSteps:
-    """Compiles the training step for a state of these shapes, and logs the time and the memory it takes."""
+def _compile(config, state) -> devices.TrainSteps:
+    """Compiles the training step for a replicated state, and logs the time and the memory that it takes."""
     _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
-    batch = (
-        options.steps_per_call,
-        options.batch_size // distributed.count(),
-        *build.image_shape(config),
-    )
+    size = options.batch_size // distributed.count()
+    batch = np.empty((options.steps_per_call, size, *build.image_shape(config)), np.uint8)
     steps = devices.TrainSteps(
         build.make_train_steps(config),
-        shapes,
-        devices.shard_batch(np.empty(batch, np.uint8)),
+        state,
+        devices.shard_batch(batch),
         np.uint32(config.seed),
         remat=options.remat,
     )
-    memory = steps.compile()
-    logs.describe_memory(memory, time.perf_counter() - started)
+    logs.describe_executable(steps.memory, time.perf_counter() - started)
     distributed.meet("to compile the training step")
     return steps
 

@@ -3,8 +3,7 @@
     python -m benchmarks.ours
 
 answers the requests of `benchmarks.workers`. Everything is made of a configuration, as in `run_lib`, and
-mapped over the CPU devices by `ncsn_jax.app.devices`. Hidden here are the shapes of what is mapped, and that
-the images are random.
+mapped over the CPU devices by `ncsn_jax.app.devices`. The images are random.
 """
 
 import functools
@@ -60,45 +59,38 @@ class Ours(workers.Subject):
         from ncsn_jax.app import cost
 
         model = self._build.make_model(self._config)
-        found = cost.estimate_cost(model, self._shapes().params, self._shape, ema=False)
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        found = cost.estimate_cost(model, shapes.params, self._shape, ema=False)
         return self._batch_size * found.step_operations
 
     def compile_seconds(self) -> float:
-        """Returns how long the training step takes to trace and compile, or to load where it was kept."""
-        shapes, images = self._shapes(), self._images()
+        """Returns how long the training step takes to trace and compile, or to load from a filled cache."""
+        state, images = self._state(), self._images()
         started = time.perf_counter()
-        self._compile(shapes, images)
-        seconds = time.perf_counter() - started
-        return seconds
+        self._compile(state, images)
+        return time.perf_counter() - started
 
-    def _shapes(self):
-        """Returns the shapes of the training state."""
-        return jax.eval_shape(self._init, jax.random.key(0))
-
-    def _params(self):
-        """Returns the network's initial parameters."""
-        return self._init.draw(jax.random.key(0))
+    def _state(self):
+        """Returns the state before the first step, replicated."""
+        return self._parallel.replicate(self._init(jax.random.key(0)))
 
     def _images(self) -> np.ndarray:
         """Returns a random batch, uint8 `[1, B, H, W, C]`."""
         shape = (1, self._batch_size, *self._shape)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
-    def _compile(self, shapes, images) -> Callable:
-        steps = self._parallel.TrainSteps(
+    def _compile(self, state, images) -> Callable:
+        return self._parallel.TrainSteps(
             self._build.make_train_steps(self._config),
-            shapes,
+            state,
             self._parallel.shard_batch(images),
             self._seed,
             remat=self._config.training.remat,
         )
-        steps.compile()
-        return steps
 
     def _train(self) -> Callable:
-        images = self._images()
-        steps = self._compile(self._shapes(), images)
-        state = steps.make_state(self._init.first, self._params())
+        images, state = self._images(), self._state()
+        steps = self._compile(state, images)
 
         def run():
             nonlocal state
@@ -109,7 +101,7 @@ class Ours(workers.Subject):
 
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
-        params = self._parallel.replicate(self._params())
+        params = self._state().params
         x = self._parallel.shard_batch(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
         mapped = self._parallel.map_examples(function)

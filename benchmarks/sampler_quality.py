@@ -123,7 +123,8 @@ def _draw(rows: list[dict], real: float, floor: float) -> bytes:
 def main(_) -> None:
     """Measures, prints and draws."""
     from ncsn_jax import sigmas
-    from ncsn_jax.app import cost, devices, run_samplers, schema, storage, workdirs
+    from ncsn_jax.app import devices, run_samplers, schema, storage, workdirs
+    from ncsn_jax.app.progress import progress
     from ncsn_jax.errors import UserError
 
     config, workdir = _CONFIG.value, _WORKDIR.value
@@ -138,7 +139,7 @@ def main(_) -> None:
     reference = digits_quality.real_digits("train")
     rows = []
     todo = _samplers(sigmas, config)
-    with cost.progress("measuring", len(todo)) as advanced:
+    with progress("measuring", len(todo)) as advanced:
         for name, overrides in todo:
             changed = config.copy_and_resolve_references()
             changed.update_from_flattened_dict(overrides)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from benchmarks import machine
-from benchmarks.workers import Worker
+from benchmarks.workers import LARGE_PAGES, Worker
 from ncsn_jax.app import cpu
 
-# Of both sides, as the application gives it to itself, and without anybody's compiled programs.
-_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | {
+# Of both sides: large pages, and nobody's compiled programs.
+_ENVIRONMENT = LARGE_PAGES | {
     name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
 }
 

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from benchmarks.workers import ROOT, MeasurementError, last_line
+from benchmarks.workers import LARGE_PAGES, ROOT, MeasurementError, last_line
 from ncsn_jax.app.signals import STATUS
 
 # Seconds for a run to end, which it does at once when its state is saved.
@@ -32,7 +32,7 @@ def seconds_to_first_step(flags: list[str], cache: str) -> float:
       MeasurementError: if the run ends before, or does not end as it should when it is told to.
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment["NCSN_JAX_CACHE"] = cache
+    environment |= LARGE_PAGES | {"NCSN_JAX_CACHE": cache}
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile() as log:
         flags = [*flags, f"--workdir={workdir}/run", "--config.training.log_every=1"]
         started = time.perf_counter()
@@ -49,7 +49,7 @@ def seconds_to_first_step(flags: list[str], cache: str) -> float:
             for line in process.stdout:
                 if line.startswith("step 1/"):
                     seconds = time.perf_counter() - started
-                    process.terminate()  # It saves its state and keeps its programs before it ends.
+                    process.terminate()  # It saves its state before it ends.
                     process.communicate(timeout=_PATIENCE)
                     if process.returncode != STATUS[signal.SIGTERM]:
                         break

@@ -20,6 +20,9 @@ from typing import Any, TextIO
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+# Of the environment: large pages of memory, as the documentation advises for CPUs.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 class MeasurementError(Exception):
     """Something could not be measured: one line that says why."""

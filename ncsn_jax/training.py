@@ -6,7 +6,6 @@ batch. Nothing here jits, replicates, logs or touches files; averages across dev
 `axis_name`.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -15,9 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.extend import core as jex
 
 from ncsn_jax._random import (
     Stream,
@@ -98,105 +95,33 @@ def make_optimizer(
     )
 
 
-def draw_params(key: jax.Array, model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
-    """Returns the network's initial parameters, those of `model.init`.
-
-    Only what parameters are made of is computed, one array after the other: Flax's `lazy_init` computes
-    whatever depends on parameters alone, which is many small programs to compile, and all of `init` in one
-    takes even longer. A block that is one operation for JAX, as a rematerialized one, is computed as a whole.
-
-    Args:
-      key: of the draws.
-      model: a network, called as `model.init(key, x, level)`.
-      image_shape: (H, W, C).
-
-    Raises:
-      ValueError: if a parameter depends on the image or the level.
-    """
-    return _trace_draws(_shape_of(key), model, image_shape)(key)
-
-
-def _shape_of(array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def _trace_draws(
-    key: jax.ShapeDtypeStruct, model: nn.Module, image_shape: tuple[int, int, int]
-) -> Callable[[jax.Array], Any]:
-    """Returns `draw_params` as a function of keys like `key`."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    level = jax.ShapeDtypeStruct((1,), jnp.int32)
-    closed, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image, level)
-    try:
-        draws = jex.jaxpr_as_fun(_without_unused(closed, closed.jaxpr.invars[-2:]))
-    except (AttributeError, TypeError):  # what a traced function looks like may change with JAX
-        return lambda key: model.lazy_init(key, image, level)
-    unused = [np.zeros(a.shape, a.dtype) for a in (image, level)]
-    structure = jax.tree.structure(shapes)
-    return lambda key: jax.tree.unflatten(structure, draws(key, *unused))
-
-
-def _without_unused(closed: jex.ClosedJaxpr, inputs: list) -> jex.ClosedJaxpr:
-    """Returns a function without what its outputs are not made of, among which `inputs` must be."""
-    used, equations = _variables(closed.jaxpr.outvars), []
-    for equation in reversed(closed.jaxpr.eqns):
-        if used.intersection(equation.outvars):
-            equations.append(equation)
-            used |= _variables(equation.invars)
-    if used.intersection(inputs):
-        raise ValueError("the network's initial parameters depend on the image or the level")
-    return jex.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
-
-
-def _variables(atoms: list) -> set:
-    return {atom for atom in atoms if isinstance(atom, jex.Var)}
-
-
-def first_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """Returns the state before the first step."""
-    # A copy, since the state is donated and no buffer can be donated twice.
-    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
-
-
-@dataclasses.dataclass(frozen=True)
-class Init:
-    """The function from a key to the state before the first step, in its two parts.
-
-    Attributes:
-      draw: `draw(key) -> params`.
-      first: `first(params) -> TrainState`.
-    """
-
-    draw: Callable[[jax.Array], Any]
-    first: Callable[[Any], TrainState]
-
-    def __call__(self, key: jax.Array) -> TrainState:
-        """Returns the state before the first step."""
-        return self.first(self.draw(key))
-
-
 def make_init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     *,
     ema: bool,
-) -> Init:
-    """Returns what makes the state before the first step; `image_shape` is (H, W, C).
+) -> Callable[[jax.Array], TrainState]:
+    """Returns the function from a key to the state before the first step.
 
-    Call it as it is: compiled as a whole, it takes several times as long to start. The network is traced
-    once, in the first call.
+    Call it as it is. Compiled as a whole, its many draws take several times as long to start.
+
+    Args:
+      model: a network, called as `model.init(key, x, level)`; its parameters depend on shapes alone.
+      optimizer: whose state is begun.
+      image_shape: (H, W, C).
+      ema: whether there is a moving average of the parameters.
     """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
 
-    @functools.cache
-    def trace(like: jax.ShapeDtypeStruct) -> Callable[[jax.Array], Any]:
-        return _trace_draws(like, model, image_shape)
+    def init(key: jax.Array) -> TrainState:
+        params = model.lazy_init(key, image, level)
+        # A copy, since the state is donated and no buffer can be donated twice.
+        ema_params = jax.tree.map(jnp.copy, params) if ema else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 
-    return Init(
-        lambda key: trace(_shape_of(key))(key),
-        functools.partial(first_state, optimizer=optimizer, ema=ema),
-    )
+    return init
 
 
 def _measure(
@@ -264,7 +189,6 @@ def train_step(
     microbatches: int = 1,
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
-    view: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on one batch, or on this device's part of it.
 
@@ -283,9 +207,7 @@ def train_step(
         computed. The step is the same to float32 rounding and takes the memory of one part.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
         average and the optimizer's state as they were. It counts, and its metrics say what happened.
-      axis_name: the mapped axis over which the batch is spread, or None.
-      view: `view(state.params)` are the network's parameters, where the state holds them in another form,
-        as in a `packing.Packing`.
+      axis_name: the mapped axis over which the batch is sharded, or None.
 
     Returns:
       The next state and the step's metrics.
@@ -294,11 +216,7 @@ def train_step(
       ValueError: if B is not a multiple of `microbatches`.
     """
     step_key = jax.random.fold_in(stream_key(seed, Stream.TRAINING), state.step)
-    if view is not None:
-        score_fn = objective.score_fn
-        objective = objective._replace(score_fn=lambda p, keys: score_fn(view(p), keys))
-    places = first + jnp.arange(images.shape[0])
-    keys = example_keys(step_key, places)
+    keys = example_keys(step_key, first + jnp.arange(images.shape[0]))
     measure = functools.partial(
         _measure,
         objective=objective,

@@ -1,10 +1,11 @@
-"""The training step on one device, on eight, and several at a time.
+"""The training step, one and several at a time; tests/app/test_devices.py has it on eight devices.
 
 The network is a single convolution over the level's embedding: what is tested here is the step.
 """
 
 import functools
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax import losses, objectives, sigmas, training
-from ncsn_jax.app import cpu, devices
+from ncsn_jax import losses, models, objectives, sigmas, training
+from ncsn_jax._random import Stream, example_keys, split_each, stream_key
+from ncsn_jax.images import prepare
 from tests.models.comparison import compiled_quickly, run
 
 LADDER = sigmas.geometric(1.0, 0.1, 4)
@@ -68,58 +70,6 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
-@pytest.fixture
-def options_of_programs(monkeypatch):
-    """The options with which `parallel` has compiled."""
-    options, compile_ = [], devices._compile
-
-    def note(lowered, these):
-        options.append(these)
-        return compile_(lowered, these)
-
-    monkeypatch.setattr(devices, "_compile", note)
-    return options
-
-
-@pytest.mark.parametrize(("largest_small", "cores"), [(0, 8), (10, 8), (None, 15), (None, 16)])
-def test_eight_devices_equal_one(
-    state, batches, one_device, monkeypatch, largest_small, cores, options_of_programs
-):
-    monkeypatch.setattr(cpu, "cores", lambda: cores)
-    states, metrics = one_device
-    traces = []
-
-    def loss(*arguments):
-        traces.append(None)
-        return losses.denoising_score_matching(*arguments)
-
-    options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
-    run = functools.partial(training.train_steps, **options)
-    assert jax.local_device_count() == 8
-    p_steps = devices.TrainSteps(
-        run, state, devices.shard_batch(batches[:1]), np.uint32(7), largest_small=largest_small
-    )
-    p_steps.compile()
-    on_devices = p_steps.to_devices(state)
-    first = functools.partial(training.first_state, optimizer=OPTIMIZER, ema=True)
-    made = p_steps.make_state(first, state.params)
-    jax.tree.map(np.testing.assert_array_equal, p_steps.to_host(made), p_steps.to_host(on_devices))
-    placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
-    for k in range(2):
-        batch = devices.shard_batch(batches[k : k + 1])
-        on_devices, measured, heard = p_steps(on_devices, batch, np.uint32(7), 15 * k)
-        assert set(np.asarray(heard)) == {15 * k}
-        assert_same(p_steps.to_host(on_devices), states[k + 1])
-        assert_same(devices.to_host(p_steps.weights(on_devices)), states[k + 1].ema_params)
-        assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
-        assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
-    for replica in jax.tree.leaves(on_devices):
-        np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
-    assert len(traces) == 1
-    library = devices._REDUCTIONS if cores == 16 else devices._REDUCTIONS_AND_CONVOLUTIONS
-    assert options_of_programs == [library | devices._SAVE_MEMORY]
-
-
 def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
     """The place of the first example makes the random numbers, wherever the half is computed."""
     one = functools.partial(training.train_step, **OPTIONS)
@@ -129,13 +79,6 @@ def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
     assert np.mean([h.loss for h in halves]) == pytest.approx(float(whole.loss), rel=1e-5)
     np.testing.assert_array_equal(sum(h.level_count for h in halves), whole.level_count)
     np.testing.assert_allclose(sum(h.level_loss for h in halves), whole.level_loss, rtol=1e-5)
-
-
-def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
-    batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
-    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(0, 16, 2))
-    monkeypatch.setattr(jax, "process_index", lambda: 2)
-    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(32, 48, 2))
 
 
 def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
@@ -163,113 +106,58 @@ def test_microbatches_make_the_same_step_in_less_memory(state, loss):
     np.testing.assert_array_equal(parts[1].level_count, whole[1].level_count)
 
 
-def test_microbatches_on_eight_devices_make_the_same_steps(state, batches, one_device):
-    states, metrics = one_device
-    run = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
-    arguments = devices.shard_batch(batches[:2]), np.uint32(7)
-    p_steps = devices.TrainSteps(run, state, *arguments, remat=True)
-    assert p_steps.compile().temp_size_in_bytes > 0
-    found, measured, _ = p_steps(p_steps.to_devices(state), *arguments)
-    assert_same(p_steps.to_host(found), states[2])
-    assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+def test_a_new_state_has_the_parameters_of_the_network_and_a_copy_as_their_average():
+    key, (image, level) = jax.random.key(3), (jnp.ones((1, 8, 8, 1)), jnp.zeros(1, int))
+    params = Tiny().init(key, image, level)
+    made = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=True)(key)
+    jax.tree.map(np.testing.assert_array_equal, made.params, params)
+    jax.tree.map(np.testing.assert_array_equal, made.ema_params, params)
+    jax.tree.map(np.testing.assert_array_equal, made.opt_state, OPTIMIZER.init(params))
+    assert made.step == 0 and made.step.dtype == jnp.int32
+    pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(made[1:3])]
+    assert len(set(pointers)) == len(pointers)
 
 
-def test_options_that_xla_does_not_know_are_left_out():
-    lowered = jax.jit(lambda x: 2 * x).lower(np.float32(1))
-    known = {"xla_backend_optimization_level": "0"}
-    unknown = {"xla_of_another_time": "1", "xla_cpu_scheduler_type": "OF_ANOTHER_TIME"}
-    assert devices._compile(lowered, unknown | known)(np.float32(3)) == 6
-    # These are known.
-    lowered.compile(devices._SAVE_MEMORY | devices.KEEP_BARRIERS | devices._REDUCTIONS)
-    lowered.compile(devices._REDUCTIONS_AND_CONVOLUTIONS)
-
-
-def test_mapped_functions_are_the_same_where_cores_are_to_spare(monkeypatch, options_of_programs):
-    """They are compiled with other options then, once for each shape."""
-
-    def convolve(params, seed, indices, x):
-        return jax.lax.conv(x, params, (1, 1), "SAME") + seed * indices[:, None, None, None]
-
-    draw = np.random.default_rng(0).normal
-    params = devices.replicate(draw(size=(5, 3, 3, 3)).astype(np.float32))
-    mapped = {}
-    for cores in (8, 16):
-        monkeypatch.setattr(cpu, "cores", lambda n=cores: n)
-        mapped[cores] = devices.map_examples(convolve)
-    for size in (2, 1, 2):
-        x = draw(size=(8, size, 3, 6, 6)).astype(np.float32)
-        indices = np.arange(8 * size, dtype=np.uint32).reshape(8, size)
-        one, other = (f(params, np.uint32(3), indices, x) for f in mapped.values())
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert options_of_programs == [{}, devices._REDUCTIONS] * 2
-
-
-def test_a_network_is_traced_once_for_its_shapes_and_its_weights():
-    traces = []
-
-    class Network(nn.Module):
+def test_a_new_state_needs_parameters_that_depend_on_shapes_alone():
+    class FromImage(nn.Module):
         @nn.compact
         def __call__(self, x, level):
-            traces.append(None)
-            return nn.Dense(3)(x)
+            return x * self.param("mean", lambda key: x.mean())
 
-    init, key = training.make_init(Network(), OPTIMIZER, (4, 4, 1), ema=False), jax.random.key(0)
-    shapes = jax.eval_shape(init, key).params
-    jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail(), shapes, init.draw(key))
-    assert len(traces) == 1
+    with pytest.raises(flax.errors.LazyInitError):
+        training.make_init(FromImage(), OPTIMIZER, (4, 4, 1), ema=False)(jax.random.key(0))
 
 
-def test_initial_parameters_are_those_of_the_network_alone():
-    """None of the network's own operations is left; a parameter made of the image is refused."""
-
-    class Network(nn.Module):
-        from_image: bool = False
-
-        @nn.compact
-        def __call__(self, x, level):
-            h = nn.Conv(3, (3, 3))(x) * nn.Embed(4, 3)(level)[:, None, None]
-            init = lambda key: jax.random.normal(key, (3,)) + (x.sum() if self.from_image else 0)
-            return h + self.param("shift", init)[None, None, None]
-
-    key, (image, level) = jax.random.key(3), (jnp.ones((1, 4, 4, 1)), jnp.zeros(1, int))
-    draw = functools.partial(training.draw_params, model=Network(), image_shape=(4, 4, 1))
-    jax.tree.map(np.testing.assert_array_equal, draw(key), Network().init(key, image, level))
-    assert "conv_general" in str(jax.make_jaxpr(Network().init)(key, image, level))
-    assert "conv_general" not in str(jax.make_jaxpr(draw)(key))
-    with pytest.raises(ValueError, match="depend on the image"):
-        training.draw_params(key, Network(from_image=True), (4, 4, 1))
-
-
-def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches, one_device):
-    """One example of 128 has a loss of infinity in the second step; the others make the usual steps."""
-
-    def loss(key, score_fn, x, sigma):
-        bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
-        return losses.denoising_score_matching(key, score_fn, x, sigma) / (1 - bad)
-
-    objective = objectives.ladder(Tiny(), LADDER, loss)
-    options = OPTIONS | {"objective": objective, "dequantize": False, "random_flip": False}
-    run = functools.partial(training.train_steps, skip_nonfinite=True, **options)
-    # Images of 8 bits are at most 1, others are not.
-    images = batches[:3].astype(np.float32)
-    images[1, 5] = 300.0
-    p_steps = devices.TrainSteps(run, state, devices.shard_batch(images[:1]), np.uint32(7))
-    p_steps.compile()
-    after = [p_steps.to_devices(state)]
-    for k in range(3):
-        given = jax.tree.map(jnp.copy, after[-1])
-        following, measured, _ = p_steps(
-            given, devices.shard_batch(images[k : k + 1]), np.uint32(7)
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_step_is_made_of_the_library_with_a_key_for_each_use(state, batches, centered):
+    """Images, levels and noise have keys of their own; the loss, its gradient and Adam follow from them."""
+    states = [state, state._replace(step=jnp.int32(2))]
+    options = OPTIONS | {"centered": centered}
+    for before in states:
+        after, metrics = run(
+            functools.partial(training.train_step, **options), before, batches[0], 7
         )
-        after.append(following)
-        assert np.isfinite(devices.to_host(measured).loss[0]) == (k != 1)
-    for replica in jax.tree.leaves(after[2]):
-        np.testing.assert_array_equal(replica, np.broadcast_to(replica[:1], replica.shape))
-    before, skipped, later = (p_steps.to_host(s) for s in after[1:])
-    jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
-    assert later.step == 3
-    for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
-        assert np.isfinite(new).all() and not np.array_equal(old, new)
+        step_key = jax.random.fold_in(stream_key(7, Stream.TRAINING), before.step)
+        keys = example_keys(step_key, jnp.arange(16))
+        image_keys, level_keys, noise_keys = split_each(keys, 3)
+        x = prepare(image_keys, batches[0], random_flip=True, dequantize=True, centered=centered)
+        sigma = losses.sample_levels(level_keys, LADDER, 16)
+
+        def loss(params, x=x, sigma=sigma, noise_keys=noise_keys):
+            score_fn = models.score_fn(Tiny(), params, LADDER)
+            each = losses.denoising_score_matching(noise_keys, score_fn, x, sigma)
+            return each.mean(), each
+
+        (mean, each), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+        level = np.searchsorted(-np.asarray(LADDER), -np.asarray(sigma))
+        assert float(metrics.loss) == pytest.approx(float(mean), rel=1e-5)
+        assert float(metrics.grad_norm) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+        np.testing.assert_array_equal(metrics.level_count, np.bincount(level, minlength=4))
+        expected = np.bincount(level, np.asarray(each), minlength=4)
+        np.testing.assert_allclose(metrics.level_loss, expected, rtol=1e-5)
+        updates, opt_state = OPTIMIZER.update(grads, before.opt_state, before.params)
+        assert_same(after.params, optax.apply_updates(before.params, updates))
+        assert_same(after.opt_state, opt_state)
 
 
 def test_refuses_parts_of_examples(state, batches):

@@ -94,7 +94,7 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def make_init(config: ml_collections.ConfigDict) -> training.Init:
+def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], training.TrainState]:
     """Returns the function from a key to the state before the first step."""
     ema = config.model.ema_decay > 0
     return training.make_init(

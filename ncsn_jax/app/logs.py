@@ -1,6 +1,6 @@
-"""The log of a run, what it says at the start, and the cache of compiled programs.
+"""The log of a run, and what it says at the start.
 
-Hides where the lines go: to standard output and to the work directory's `log.txt`, in the first process only.
+Lines go to standard output and to the work directory's `log.txt`, in the first process only.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from clu import parameter_overview
 
 from ncsn_jax.app import build, cost, distributed, storage
 from ncsn_jax.app.data import cache
+from ncsn_jax.app.progress import human_bytes, human_time
 from ncsn_jax.errors import UserError
 
 _log = logging.getLogger("ncsn_jax")
@@ -59,7 +60,10 @@ def describe(config, params, *, with_table: bool) -> None:
     )
     at_once = options.batch_size // (jax.device_count() * options.microbatches)
     _log.info("%s", cost.describe_cost(found, at_once))
-    _log.info("devices: %s", cost.describe_devices())
+    kinds = jax.devices()
+    _log.info(
+        "devices: %d x %s on %d host(s)", len(kinds), kinds[0].device_kind, jax.process_count()
+    )
     if options.remat:
         _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
     if options.dtype != "float32" or options.microbatches > 1:
@@ -68,24 +72,21 @@ def describe(config, params, *, with_table: bool) -> None:
         )
 
 
-def describe_memory(memory, seconds: float | None) -> None:
-    """Logs how long the step took to compile and how much memory it needs on each device.
+def describe_executable(memory, seconds: float) -> None:
+    """Logs how many seconds the training step took to compile, and the memory that it needs on each device.
 
     Args:
-      memory: as the compiler tells it, or None.
-      seconds: to compile; None for a program of an earlier run.
+      memory: what the compiler tells, or None.
+      seconds: > 0.
     """
-    how = "as compiled before" if seconds is None else f"compiled in {cost.human_time(seconds)}"
-    if memory is None:  # Some backends do not tell.
-        _log.info("training step %s", how)
-        return
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    _log.info(
-        "training step %s; memory per device, estimated by the compiler: %s (%s of it state and batch)",
-        how,
-        cost.human_bytes(total),
-        cost.human_bytes(memory.argument_size_in_bytes),
-    )
+    line = f"training step compiled in {human_time(seconds)}"
+    if memory is not None:  # Some backends do not tell.
+        state = memory.argument_size_in_bytes
+        line += (
+            f"; memory per device, estimated by the compiler: "
+            f"{human_bytes(state + memory.temp_size_in_bytes)} ({human_bytes(state)} of it state and batch)"
+        )
+    _log.info("%s", line)
 
 
 class _LogFile(logging.Handler):

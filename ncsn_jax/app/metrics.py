@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ncsn_jax import training
-from ncsn_jax.app import checkpoints, cost, devices, distributed, storage
+from ncsn_jax.app import checkpoints, devices, distributed, storage
+from ncsn_jax.app.progress import human_time
 from ncsn_jax.errors import UserError
 
 # Bytes after which a file of events in object storage is followed by another.
@@ -209,7 +210,7 @@ class Window:
     def time_for(self, steps: int) -> str:
         """Returns how long so many steps take at the window's speed, as text."""
         elapsed = time.perf_counter() - self.started
-        return cost.human_time(steps * elapsed / (self.step - self.first_step))
+        return human_time(steps * elapsed / (self.step - self.first_step))
 
     def line(self, step: int, last: int, scalars: dict[str, float]) -> str:
         """Returns the line of the log."""

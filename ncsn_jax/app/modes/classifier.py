@@ -15,7 +15,6 @@ from ncsn_jax.app import (
     build,
     classifier_file,
     classifier_training,
-    cost,
     devices,
     distributed,
     run_samplers,
@@ -24,6 +23,7 @@ from ncsn_jax.app import (
     workdirs,
 )
 from ncsn_jax.app.modes import shared
+from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
@@ -46,7 +46,7 @@ def classifier(config, workdir: str) -> None:
     workdirs.claim_images(dataset, workdir, read_only=True)
     _log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
     model = NoisyClassifier(count, options.features)
-    with cost.progress("training", options.num_steps) as progressed:
+    with progress("training", options.num_steps) as progressed:
         done = 0
 
         def advanced(step: int, loss: float, accuracy: float) -> None:

@@ -6,9 +6,10 @@ import os
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, cost, pictures, run_samplers, workdirs
+from ncsn_jax.app import build, pictures, run_samplers, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.sample import write_samples
+from ncsn_jax.app.progress import progress
 
 _log = logging.getLogger("ncsn_jax")
 
@@ -34,7 +35,7 @@ def nearest(config, workdir: str) -> None:
     samples = samples[: config.sampling.num_samples]
     count = min(_NEIGHBOURS, len(dataset))
     found = []
-    with cost.progress("comparing", len(samples)) as advanced:
+    with progress("comparing", len(samples)) as advanced:
         for first in range(0, len(samples), _COMPARED_AT_ONCE):
             some = samples[first : first + _COMPARED_AT_ONCE]
             found.append(find_nearest(some, dataset, count))

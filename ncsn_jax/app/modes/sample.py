@@ -6,8 +6,9 @@ import os
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, cost, distributed, pictures, run_samplers, storage
+from ncsn_jax.app import build, distributed, pictures, run_samplers, storage
 from ncsn_jax.app.modes import shared
+from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
 
 _log = logging.getLogger("ncsn_jax")
@@ -37,7 +38,7 @@ def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndar
     if config.sampling.gif:
         size = config.sampling.batch_size
         indices = list(range(min(count, size, _GIF_SAMPLES)))
-        with cost.progress("filming", runner.num_steps) as advanced:
+        with progress("filming", runner.num_steps) as advanced:
             frames = runner.run(
                 loaded.params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced
             ).frames

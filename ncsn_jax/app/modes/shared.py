@@ -14,7 +14,6 @@ import numpy as np
 from ncsn_jax._random import Stream
 from ncsn_jax.app import (
     build,
-    cost,
     devices,
     distributed,
     logs,
@@ -24,6 +23,7 @@ from ncsn_jax.app import (
     workdirs,
 )
 from ncsn_jax.app.data.masks import read_images
+from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import one_line
 
@@ -184,7 +184,7 @@ def make_missing(
     else:
         _log.info("all of it is there")
     total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
-    with cost.progress(what, total, unit) as advanced:
+    with progress(what, total, unit) as advanced:
         for indices in batches:
             made = make(indices, advanced)
             if store is not None:

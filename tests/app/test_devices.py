@@ -1,0 +1,201 @@
+"""The training step and mapped functions on eight devices equal those on one."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax import losses, objectives, sigmas, training
+from ncsn_jax.app import devices
+from tests.models.comparison import compiled_quickly
+
+LADDER = sigmas.geometric(1.0, 0.1, 4)
+SEED = np.uint32(7)
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x, level):
+        h = nn.Conv(6, (3, 3))(2 * x - 1) + nn.Embed(4, 6)(level)[:, None, None, :]
+        return nn.Conv(x.shape[-1], (3, 3))(nn.elu(h))
+
+
+OPTIMIZER = training.make_optimizer(1e-2, grad_clip=1.0, warmup_steps=3)
+OPTIONS = dict(
+    objective=objectives.ladder(Tiny(), LADDER),
+    optimizer=OPTIMIZER,
+    ema_decay=0.9,
+    random_flip=True,
+    dequantize=True,
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    made = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=True)(jax.random.key(0))
+    return jax.tree.map(np.asarray, made)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 8, 8, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def one_device(state, batches):
+    """The states and metrics of single steps of the library on one device."""
+    step = compiled_quickly(functools.partial(training.train_step, **OPTIONS), state, batches[0], 7)
+    states, metrics = [state], []
+    for images in batches:
+        following, measured = step(states[-1], images, 7)
+        states.append(following)
+        metrics.append(measured)
+    return states, metrics
+
+
+def assert_same(a, b):
+    """Equal to float32 rounding: Adam's first steps have size 1e-2, whatever the gradient's."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
+
+
+def assert_replicated(tree):
+    for array in jax.tree.leaves(tree):
+        np.testing.assert_array_equal(array, np.broadcast_to(array[:1], array.shape))
+
+
+def test_steps_on_eight_devices_equal_those_on_one_and_are_traced_once(state, batches, one_device):
+    states, metrics = one_device
+    traces = []
+
+    def loss(*arguments):
+        traces.append(None)
+        return losses.denoising_score_matching(*arguments)
+
+    options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
+    steps = functools.partial(training.train_steps, **options)
+    assert jax.local_device_count() == 8
+    on_devices = devices.replicate(state)
+    p_steps = devices.TrainSteps(steps, on_devices, devices.shard_batch(batches[:1]), SEED)
+    placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
+    for k in range(2):
+        batch = devices.shard_batch(batches[k : k + 1])
+        on_devices, measured, stop_signals = p_steps(on_devices, batch, SEED, 15 * k)
+        assert set(np.asarray(stop_signals)) == {15 * k}
+        assert_replicated(on_devices)
+        assert_same(devices.to_host(on_devices), states[k + 1])
+        assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
+        assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
+    assert len(traces) == 1
+
+
+def test_microbatches_of_a_rematerialized_network_on_eight_devices_make_the_same_steps(
+    state, batches, one_device
+):
+    states, metrics = one_device
+    steps = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
+    images, on_devices = devices.shard_batch(batches[:2]), devices.replicate(state)
+    p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
+    assert p_steps.memory.temp_size_in_bytes > 0
+    found, measured, _ = p_steps(on_devices, images, SEED)
+    assert_same(devices.to_host(found), states[2])
+    assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches):
+    """One example of 16 has a loss of infinity in the second step; the others make the usual steps."""
+
+    def loss(key, score_fn, x, sigma):
+        bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
+        return losses.denoising_score_matching(key, score_fn, x, sigma) / (1 - bad)
+
+    objective = objectives.ladder(Tiny(), LADDER, loss)
+    options = OPTIONS | {"objective": objective, "dequantize": False, "random_flip": False}
+    steps = functools.partial(training.train_steps, skip_nonfinite=True, **options)
+    # Images of 8 bits are at most 1, others are not.
+    images = batches.astype(np.float32)
+    images[1, 5] = 300.0
+    after = [devices.replicate(state)]
+    p_steps = devices.TrainSteps(steps, after[0], devices.shard_batch(images[:1]), SEED)
+    for k in range(3):
+        given = jax.tree.map(jnp.copy, after[-1])
+        following, measured, _ = p_steps(given, devices.shard_batch(images[k : k + 1]), SEED)
+        after.append(following)
+        assert np.isfinite(devices.to_host(measured).loss[0]) == (k != 1)
+    assert_replicated(after[2])
+    before, skipped, later = (devices.to_host(s) for s in after[1:])
+    jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
+    assert later.step == 3
+    for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
+        assert np.isfinite(new).all() and not np.array_equal(old, new)
+
+
+def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
+    batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
+    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(0, 16, 2))
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    np.testing.assert_array_equal(devices.first_examples(batch), np.arange(32, 48, 2))
+
+
+def test_neighbours_of_a_batch_go_to_one_device():
+    batch = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+    sharded = devices.shard_batch(batch)
+    assert sharded.shape == (8, 2, 2, 3)
+    for device in range(8):
+        np.testing.assert_array_equal(sharded[device], batch[:, 2 * device : 2 * device + 2])
+
+
+def test_what_is_read_back_from_the_devices_aliases_nothing():
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(4)}
+    on_devices = devices.replicate(tree)
+    assert on_devices["a"].shape == (8, 2, 3) and on_devices["b"].shape == (8,)
+    assert_replicated(on_devices)
+    found = devices.to_host(on_devices)
+    found["a"][:] = -1
+    jax.tree.map(np.testing.assert_array_equal, devices.to_host(on_devices), tree)
+
+
+def test_examples_are_mapped_with_replicated_parameters():
+    """x p + seed + index, for every example on its device."""
+    mapped = devices.map_examples(lambda p, seed, indices, x: x * p + seed + indices)
+    x, indices = np.arange(16.0).reshape(8, 2), np.arange(16, dtype=np.float32).reshape(8, 2)
+    found = mapped(devices.replicate(np.float32(3)), np.float32(100), indices, x)
+    np.testing.assert_array_equal(found, 3 * x + 100 + indices)
+
+
+def test_chains_advance_on_all_devices_and_one_unsound_is_known_to_all():
+    """The chains add their index as often as there are steps; the bad one is on the sixth device."""
+
+    def advance(p, seed, indices, x, start, stop, rest):
+        x = x + (stop - start) * indices * p + seed
+        return x, jnp.all(rest < 1), 2 * rest
+
+    chains = devices.map_chains(advance, lambda: pytest.fail("there is one process"))
+    indices = np.arange(16, dtype=np.float32).reshape(8, 2)
+    for bad in (0.0, 1.0):
+        rest = np.zeros((8, 2), np.float32)
+        rest[5, 1] = bad
+        x, sound, more = chains(
+            devices.replicate(np.float32(2)),
+            np.float32(10),
+            indices,
+            np.ones((8, 2), np.float32),
+            np.int32(3),
+            np.int32(7),
+            rest,
+        )
+        np.testing.assert_array_equal(x, 1 + 4 * indices * 2 + 10)
+        assert set(np.asarray(sound).ravel()) == {int(bad == 0)}
+        np.testing.assert_array_equal(more, 2 * rest)
+
+
+def test_options_that_xla_does_not_know_are_left_out(state, batches, monkeypatch):
+    """The step of another version of XLA, where only the optimization level is known."""
+    unknown = {"xla_of_another_time": "1"}
+    monkeypatch.setattr(devices, "KEEP_BARRIERS", devices.KEEP_BARRIERS | unknown)
+    steps = functools.partial(training.train_steps, **OPTIONS)
+    images, on_devices = devices.shard_batch(batches[:1]), devices.replicate(state)
+    p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
+    assert devices.to_host(p_steps(on_devices, images, SEED)[0]).step == 1
