@@ -77,7 +77,7 @@ NAMES = listed(
 )
 # As paths, these are in the working directory or beside it, and there is nothing to read.
 HARMLESS = "| |\0|a\0b|\n|two\nlines|\ud800|\udcff|é図|\x1b[31m|.|..|../outside|../../outside/below"
-STRINGS = "|/|/dev/null|/dev/zero|/proc/self/mem|~|~nobody/x|$HOME|%s|{0}|None|nan|-1|--help|'|\"|"
+STRINGS = "|/|/dev/null|~|~nobody/x|$HOME|%s|{0}|None|nan|-1|--help|'|\"|"
 STRINGS = listed(HARMLESS + STRINGS + 300 * "x" + "|" + 5000 * "x")
 HARMLESS = listed(HARMLESS)
 

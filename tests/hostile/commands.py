@@ -137,8 +137,7 @@ def make_config_file(case):
     digits = (ROOT / "configs" / "digits.py").read_bytes()
     contents = [mutate(rng, digits), rng.randbytes(1000)] + [rng.choice(SNIPPETS).encode()] * 6
     if rng.random() < 0.1:
-        # Not a pipe, which is waited for: a shell may pass a file so.
-        rng.choice([os.mkdir, lambda p: os.symlink(rng.choice(["/dev/zero", "no"]), p)])(path)
+        rng.choice([os.mkdir, lambda p: os.symlink("no", p)])(path)
     else:
         pathlib.Path(path).write_bytes(rng.choice(contents))
     argument = rng.choice([path] * 6 + [path + ":string", path + "/", case.path("no.py"), ""])

@@ -40,7 +40,7 @@ def json_text(rng, valid: dict) -> bytes:
 
 @entry(10, "ncsn_jax.app.schema")
 def make_workdir(case):
-    """`config.json` and `pictures.json`, what else has its place there, and the directory itself."""
+    """`config.json` and `images.json`, what else has its place there, and the directory itself."""
     from configs import digits
     from ncsn_jax.app import schema, workdirs
 
@@ -48,7 +48,7 @@ def make_workdir(case):
     images = np.zeros((3, 2, 2, 1), np.uint8)
     contents = {
         "config.json": schema.flatten(config),
-        "pictures.json": {"shape": [3, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images)},
+        "images.json": {"shape": [3, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images)},
     }
     name = rng.choice([*contents] * 5 + ["lock", "checkpoints", ""])
     workdir = case.work

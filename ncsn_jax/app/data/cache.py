@@ -1,9 +1,9 @@
 """A cache of decoded images: uint8 arrays in files that are mapped into memory.
 
 The directory is `$NCSN_JAX_CACHE`, or else `ncsn_jax` under `$XDG_CACHE_HOME` or `~/.cache`. An entry's
-name holds a digest of everything that determines its content, the version of the decoding included; it
-is written under a temporary name and renamed, so that it is complete or absent. Where the directory
-cannot be written the images stay in memory. Everything in it may be deleted at any time.
+name holds a digest of everything that determines its content, with the version of the decoding. An entry is
+complete or absent. Where the directory cannot be written, the images stay in memory. Everything in it may be
+deleted at any time.
 """
 
 import contextlib
@@ -63,16 +63,24 @@ def images(
         return array, note
 
 
-def local_copy(url: str, below: str = "") -> str:
-    """Returns a directory of the cache with the files of a URL, of which the missing are fetched.
+def local(data_dir: str, below: str = "") -> str:
+    """Returns a directory of data on the disk: itself, or a copy in the cache if it is in object storage.
 
     Args:
-      url: a directory in object storage.
-      below: a part of it that suffices.
+      data_dir: a directory, or the URL of one.
+      below: the part of it that suffices.
 
     Raises:
-      UserError: if there are none, or they cannot be read.
+      UserError: if the URL cannot be read, or holds no file.
     """
+    if storage.is_remote(data_dir):
+        storage.check(data_dir, "data.data_dir")
+        data_dir = _copy(data_dir, below)
+    return os.path.abspath(os.path.expanduser(data_dir))
+
+
+def _copy(url: str, below: str) -> str:
+    """Returns a directory of the cache with the files of a URL, of which the missing ones are fetched."""
     digest = hashlib.sha256(f"{url} {below}".encode()).hexdigest()[:16]
     target = os.path.join(directory(), f"copy-{digest}")
     manifest = os.path.join(target, ".copied.json")

@@ -96,11 +96,8 @@ def read(
     skipped = Skipped(other=other)
 
     def decode(name: str) -> np.ndarray | str:
-        path = os.path.join(directory, name)
-        if not os.path.isfile(path):  # Opening a pipe would wait.
-            return "is no file"
         try:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            with Image.open(os.path.join(directory, name), formats=("PNG", "JPEG")) as image:
                 if crop_size == transforms.LARGEST_SQUARE:
                     image.draft("RGB", (2 * size, 2 * size))
                 return transforms.fit(image, size, channels, crop_size)

@@ -1,4 +1,4 @@
-"""Centre crop and resize of 8-bit images, with Pillow."""
+"""Centre crop and resize of 8-bit images, by Pillow."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,8 +9,11 @@ LARGEST_SQUARE = -1
 def fit(image: Image.Image, size: int, channels: int, crop_size: int) -> np.ndarray:
     """Returns the image as an array of the wanted shape, uint8 `[size, size, channels]`.
 
+    Resizing is bilinear: the weight of a pixel falls linearly with its distance, to zero at the
+    spacing of the coarser of the two grids (Pillow's BILINEAR, which smooths what it makes smaller).
+
     Args:
-      image: any Pillow image; 16-bit grey is scaled, not clipped, and EXIF orientation is applied.
+      image: any Pillow image. Its EXIF orientation is applied. Of 16-bit grey the upper 8 bits remain.
       size: side of the result in pixels.
       channels: 1 for grey, 3 for RGB.
       crop_size: side of the centre crop that is resized to `size`; -1 for the largest square; 0 for

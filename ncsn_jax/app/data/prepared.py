@@ -1,0 +1,169 @@
+"""Datasets of tensorflow-datasets on the disk, as array_record, without TensorFlow.
+
+`digits` is built here. CIFAR-10 and MNIST are downloaded and prepared. For these two, generators of our
+own turn the downloaded archive into examples, because those of the library need TensorFlow.
+"""
+
+import contextlib
+import fcntl
+import gzip
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from ncsn_jax.app.data import cache, image_folder
+from ncsn_jax.errors import UserError
+
+# What tensorflow-datasets takes for a name, such as ns:set/config:1.0.0; never a path out of data_dir.
+_NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
+
+
+def find(dataset: str, data_dir: str) -> tuple[str, str]:
+    """Returns the directory of datasets and that of this one, which is prepared if need be.
+
+    Args:
+      dataset: "digits", or a name that tensorflow-datasets knows.
+      data_dir: see `ncsn_jax.app.data.load`.
+
+    Raises:
+      UserError: if the dataset is unknown, or is not there and cannot be made.
+    """
+    if not _NAME.fullmatch(dataset):
+        raise _unknown(dataset)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    data_dir = cache.local(data_dir, dataset)
+    directory = os.path.join(data_dir, dataset)
+    if not _is_prepared(directory):
+        with _alone(dataset, data_dir), reading(dataset, data_dir):
+            _prepare(dataset, data_dir)
+    return data_dir, directory
+
+
+def builder(dataset: str, data_dir: str):
+    """Returns the builder of tensorflow-datasets; use it inside `reading`."""
+    import tensorflow_datasets as tfds
+
+    if dataset == "digits":
+        from ncsn_jax.app.data.digits import Digits
+
+        return Digits(data_dir=data_dir, file_format="array_record")
+    try:
+        return tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        raise _unknown(dataset) from None
+    except ValueError:
+        raise UserError(
+            f"data.data_dir={data_dir!r} holds {dataset} in another format; prepare it as array_record"
+        ) from None
+
+
+@contextlib.contextmanager
+def reading(dataset: str, data_dir: str) -> Iterator[None]:
+    """Makes a UserError of whatever damaged files raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"data.dataset={dataset!r} under data.data_dir={data_dir!r} cannot be read "
+            f"({type(error).__name__}: {reason[:200]}); move it away and prepare it again"
+        ) from None
+
+
+def fingerprint(directory: str) -> list:
+    """Returns path, size and modification time of every file below a directory.
+
+    Hidden files are left out, and what tensorflow-datasets has begun and not finished.
+    """
+    found = []
+    for folder, names in image_folder.walk(directory, (".", "incomplete.")):
+        for path in (os.path.join(folder, name) for name in names):
+            with contextlib.suppress(OSError):  # such as a dangling link
+                status = os.stat(path)
+                relative = os.path.relpath(path, directory)
+                found.append([relative, status.st_size, status.st_mtime_ns])
+    return found
+
+
+def _is_prepared(directory: str) -> bool:
+    """Whether a dataset is complete there: tensorflow-datasets renames it into place when it is."""
+    return any(path.endswith("dataset_info.json") for path, *_ in fingerprint(directory))
+
+
+def _unknown(dataset: str) -> UserError:
+    return UserError(
+        f"data.dataset={dataset!r} is unknown: use 'digits', 'image_folder', or a name that "
+        "tensorflow-datasets knows, such as 'mnist' or 'cifar10'"
+    )
+
+
+@contextlib.contextmanager
+def _alone(dataset: str, data_dir: str) -> Iterator[None]:
+    """Lets one process at a time prepare a dataset; the next one finds it there."""
+    with contextlib.ExitStack() as stack:
+        # Whoever cannot write there prepares nothing there either; and some file systems have no locks.
+        with contextlib.suppress(OSError):
+            os.makedirs(data_dir, exist_ok=True)
+            name = f".{dataset.replace('/', '_')}.lock"
+            lock = stack.enter_context(open(os.path.join(data_dir, name), "wb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(dataset: str, data_dir: str) -> None:
+    """Makes an absent dataset present: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    made = builder(dataset, data_dir)
+    if made.is_prepared():
+        return
+    advice = f"data.dataset={dataset!r} is not prepared under data.data_dir={data_dir!r}"
+    generators = {"cifar10": _cifar10_examples, "mnist": _mnist_examples}
+    if dataset in generators:
+        made._generate_examples = generators[dataset]
+        print(f"downloading {dataset} to {data_dir}", file=sys.stderr)
+    elif dataset != "digits":
+        raise UserError(
+            f"{advice}; prepare it there with tensorflow-datasets (file_format='array_record'), "
+            "or use data.dataset='image_folder' with a directory of its images"
+        )
+    downloader.MAX_RETRIES = 1
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        made.download_and_prepare(download_config=config)
+    # Whatever goes wrong on the network or on the disk, the user's remedy is the same.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(
+            f"{advice} and cannot be made there ({type(error).__name__}: {reason[:120]}); "
+            "check the network, or copy a prepared directory there"
+        ) from None
+
+
+def _cifar10_examples(prefix, files):
+    from PIL import Image
+
+    rows = (row for f in files for row in np.fromfile(f, np.uint8).reshape(-1, 1 + 3 * 32 * 32))
+    for index, row in enumerate(rows):
+        image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+        yield index, {"id": f"{prefix}{index:05d}", "label": int(row[0]), "image": image}
+
+
+def _mnist_examples(num_examples, data_path, label_path):
+    from PIL import Image
+
+    def payload(path, header):
+        with open(path, "rb") as file:
+            raw = file.read()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        return np.frombuffer(raw, np.uint8, offset=header)
+
+    images = payload(data_path, 16).reshape(num_examples, 28, 28)
+    for index, (image, label) in enumerate(zip(images, payload(label_path, 8), strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}

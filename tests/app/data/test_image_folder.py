@@ -1,0 +1,85 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax.app import data
+from ncsn_jax.app.data import image_folder
+from ncsn_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures of known content, and files that are not pictures."""
+    root = tmp_path / "pictures"
+    (root / "below").mkdir(parents=True)
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:30] = (255, 0, 0)
+    Image.fromarray(wide).save(root / "a wide.PNG")
+    Image.fromarray(np.full((16, 16), 128, np.uint8)).save(root / "below" / "grey.jpg", quality=95)
+    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(root / "below" / "deep.png")
+    (root / "torn.jpg").write_bytes((root / "below" / "grey.jpg").read_bytes()[:100])
+    (root / "text.png").write_text("not a picture")
+    (root / "notes.txt").write_text("not even by name")
+    (root / ".hidden.png").write_text("")
+    (root / "dangling.png").symlink_to("nowhere")
+    return root
+
+
+def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog):
+    x = data.load("image_folder", str(folder), 8, 3, crop_size=-1)
+    assert x.shape == (3, 8, 8, 3) and x.dtype == np.uint8
+    assert np.all(x[0] == (255, 0, 0))  # the middle of the wide picture
+    assert np.all(x[1] == 40000 >> 8)
+    assert np.abs(x[2].astype(int) - 128).max() <= 1
+    data.load("image_folder", str(folder), 8, 3, crop_size=-1)  # from the cache, and still named
+    message, again = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
+    assert "1 not PNG or JPEG (notes.txt)" in message
+    assert again == message
+    assert (
+        "3 unreadable" in message
+        and "dangling.png" in message
+        and "torn.jpg" in message
+        and "text.png" in message
+    )
+    assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
+
+
+def test_image_folder_without_cropping_takes_only_images_that_fit(folder):
+    x = data.load("image_folder", str(folder), 16, 1)
+    assert x.shape == (2, 16, 16, 1)
+    with pytest.raises(UserError, match=r"no readable.*a wide.PNG: is 40x20, not 32x32"):
+        data.load("image_folder", str(folder), 32, 1)
+
+
+def test_image_folder_notices_changed_files(folder):
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 3
+    os.remove(folder / "a wide.PNG")
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 2
+
+
+def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
+    for i in range(30):
+        (tmp_path / f"d{i}").mkdir()
+        for name in "ab":
+            (tmp_path / f"d{i}" / name).symlink_to(f"../d{i + 1}")
+    (tmp_path / "up").symlink_to(".")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "d29" / "x.png")
+    assert image_folder.find(str(tmp_path)) == (["d29/x.png"], ["d29/a", "d29/b"])
+
+
+def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "pictures"
+    root.mkdir()
+    (root / "link.png").symlink_to("nowhere")
+    (root / "two\nlines.png").write_text("")
+    (root / "\udcff.txt").write_text("")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "x.png")
+    x, skipped = image_folder.read(str(root), 8, 1, 0)
+    assert x.shape == (1, 8, 8, 1)
+    text = skipped.describe()
+    assert text.isprintable() and "link.png: " in text
+    assert r"two\nlines.png" in text and r"(\udcff.txt)" in text
+    assert data.load("image_folder", str(root), 8, 1).shape == (1, 8, 8, 1)

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from ncsn_jax.app import data
+from ncsn_jax.app.data import prepared
+from ncsn_jax.errors import UserError
+
+
+def test_what_an_interrupted_preparation_left_is_not_a_dataset(tmp_path):
+    begun = tmp_path / "digits" / "incomplete.ABC_1.0.0"
+    begun.mkdir(parents=True)
+    (begun / "dataset_info.json").write_text("{")
+    (begun / "digits-train.array_record-00000-of-00001").write_bytes(b"torn")
+    assert len(data.load("digits", str(tmp_path), 8, 1)) == 1500
+
+
+def test_downloaded_archives_are_read_without_tensorflow(tmp_path):
+    """The generators that stand in for the library's own, on files in the archives' formats."""
+    import gzip
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, 5, dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(5, -1)], axis=1)
+    rows.tofile(tmp_path / "batch.bin")
+    found = list(prepared._cifar10_examples("train_", [str(tmp_path / "batch.bin")]))
+    assert [e["label"] for _, e in found] == labels.tolist()
+    np.testing.assert_array_equal(np.stack([np.asarray(e["image"]) for _, e in found]), images)
+
+    grey = rng.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    (tmp_path / "images.gz").write_bytes(gzip.compress(bytes(16) + grey.tobytes()))
+    (tmp_path / "labels").write_bytes(bytes(8) + labels.tobytes())
+    paths = str(tmp_path / "images.gz"), str(tmp_path / "labels")
+    found = list(prepared._mnist_examples(5, *paths))
+    np.testing.assert_array_equal(np.stack([np.asarray(e["image"]) for _, e in found]), grey)
+    assert [e["label"] for _, e in found] == labels.tolist()
+
+
+@pytest.mark.parametrize("name", ["/", "..", "../x", "", "a/../b", "a b", "\x00", "/etc"])
+def test_names_of_datasets_are_no_paths(name, tmp_path):
+    with pytest.raises(UserError, match="is unknown: use 'digits'"):
+        data.load(name, str(tmp_path), 8, 1)
+
+
+def test_a_damaged_dataset_is_one_line(tmp_path):
+    version = tmp_path / "digits" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("[")
+    with pytest.raises(UserError, match="data.dataset='digits' under .* cannot be read") as caught:
+        data.load("digits", str(tmp_path), 8, 1)
+    assert str(caught.value).isprintable()

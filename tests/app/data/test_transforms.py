@@ -1,0 +1,82 @@
+"""Small images made by hand, and what becomes of each pixel."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax.app.data.transforms import LARGEST_SQUARE, fit
+
+PIXELS = np.arange(0, 160, 10, dtype=np.uint8).reshape(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, PIXELS),
+        (2, PIXELS[:, ::-1]),
+        (3, PIXELS[::-1, ::-1]),
+        (4, PIXELS[::-1]),
+        (5, PIXELS.T),
+        (6, np.rot90(PIXELS, -1)),
+        (7, PIXELS[::-1, ::-1].T),
+        (8, np.rot90(PIXELS)),
+    ],
+)
+def test_an_image_is_turned_as_its_exif_orientation_says(orientation, upright):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(fit(Image.open(file), 4, 1, 0)[..., 0], upright)
+
+
+@pytest.mark.parametrize(
+    ("crop_size", "size", "rows", "columns"),
+    [
+        (LARGEST_SQUARE, 5, slice(0, 5), slice(1, 6)),
+        (3, 3, slice(1, 4), slice(2, 5)),
+        (1, 1, slice(2, 3), slice(3, 4)),
+    ],
+)
+def test_the_crop_is_the_middle_of_the_image(crop_size, size, rows, columns):
+    wide = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    for pixels, expected in ((wide, wide[rows, columns]), (wide.T, wide.T[columns, rows])):
+        found = fit(Image.fromarray(pixels), size, 1, crop_size)
+        np.testing.assert_array_equal(found[..., 0], expected)
+
+
+def test_resizing_weighs_pixels_with_a_triangle_as_wide_as_two_pixels_of_the_result():
+    """Half as large: pixels at distances of 1/4, 1/4 and 3/4 have the weights 3/7, 3/7 and 1/7."""
+    row = np.array([0, 70, 140, 210], np.uint8)
+    for pixels, axis in ((np.tile(row, (4, 1)), 1), (np.tile(row[:, None], (1, 4)), 0)):
+        found = fit(Image.fromarray(pixels), 2, 1, LARGEST_SQUARE)[..., 0]
+        np.testing.assert_array_equal(np.moveaxis(found, axis, 1), [[50, 160]] * 2)
+
+
+def test_resizing_to_a_larger_size_interpolates_linearly():
+    found = fit(Image.fromarray(np.array([[0, 80]] * 2, np.uint8)), 4, 1, LARGEST_SQUARE)
+    np.testing.assert_array_equal(found[..., 0], [[0, 20, 60, 80]] * 4)
+
+
+def test_grey_of_16_bits_keeps_its_upper_8_bits():
+    deep = np.array([[0, 255, 256], [40000, 65535, 511], [1, 2, 512]], np.uint16)
+    found = fit(Image.fromarray(deep), 3, 1, 0)
+    np.testing.assert_array_equal(found[..., 0], [[0, 0, 1], [156, 255, 1], [0, 0, 2]])
+
+
+def test_colours_become_their_luminance_and_grey_becomes_three_equal_channels():
+    colours = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]], np.uint8)
+    # ITU-R 601: 0.299 red + 0.587 green + 0.114 blue.
+    found = fit(Image.fromarray(colours), 2, 1, 0)
+    np.testing.assert_array_equal(found[..., 0], [[76, 150], [29, 255]])
+    found = fit(Image.fromarray(PIXELS), 4, 3, 0)
+    np.testing.assert_array_equal(found, np.repeat(PIXELS[..., None], 3, axis=-1))
+    np.testing.assert_array_equal(fit(Image.fromarray(colours), 2, 3, 0), colours)
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"is 4x4, not 8x8; set data.crop_size"):
+        fit(Image.fromarray(PIXELS), 8, 1, 0)
+    with pytest.raises(ValueError, match="is 4x4, smaller than data.crop_size=5"):
+        fit(Image.fromarray(PIXELS), 4, 1, 5)
