@@ -1,0 +1,724 @@
+"""Each field of a configuration arrives where it is to work.
+
+A recorder stands before the functions of the library. A row of the table says which argument of which
+function a field becomes. Fields of the training loop and of the modes have runs of their own below.
+"""
+
+import functools
+import inspect
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import run_lib
+from configs import digits_vp
+from ncsn_jax import (
+    likelihood,
+    models,
+    objectives,
+    sampling,
+    sde,
+    sigmas,
+    training,
+)
+from ncsn_jax._random import Stream
+from ncsn_jax.app import (
+    build,
+    checkpoints,
+    classifier_training,
+    data,
+    devices,
+    run_flows,
+    run_samplers,
+    samplers,
+    schema,
+)
+from ncsn_jax.app.modes import classifier as classifier_mode
+from ncsn_jax.app.modes import complete, shared
+from ncsn_jax.app.modes import interpolate as interpolate_mode
+from ncsn_jax.app.modes import likelihood as likelihood_mode
+from tests import tiny
+from tests.running import load_config, load_diffusion_config
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
+
+
+class Recorder:
+    """The arguments of calls, by the name of the function and of the parameter."""
+
+    def __init__(self, patch):
+        self.calls, self._patch = {}, patch
+
+    def watch(self, owner, name: str, result=None) -> None:
+        """Records the calls of a function, which returns `result(**arguments)` where that is given."""
+        real = getattr(owner, name)
+        signature = inspect.signature(real)
+        rest = [p.name for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]
+
+        @functools.wraps(real)
+        def recorded(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            for options in rest:
+                arguments |= arguments.pop(options)
+            self.calls.setdefault(name, []).append(arguments)
+            return result(**arguments) if result else real(*args, **kwargs)
+
+        self._patch.setattr(owner, name, recorded)
+
+
+def _spent(x, **_):
+    return x, sampling.SamplerInfo(
+        *[jnp.zeros(len(x), jnp.int32)] * len(sampling.SamplerInfo._fields)
+    )
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """A recorder of what the application calls in the library; samplers and solvers do nothing."""
+    recorder = Recorder(monkeypatch)
+    recorder.watch(data, "load", lambda **_: IMAGES)
+    recorder.watch(data, "load_labels", lambda **_: (np.arange(10, dtype=np.int32) % 3, 3))
+    recorder.watch(training, "train_steps", lambda **_: None)
+    recorder.watch(training, "make_optimizer")
+    recorder.watch(training, "make_init")
+    recorder.watch(objectives, "ladder")
+    recorder.watch(objectives, "diffusion")
+    recorder.watch(models, "score_fn")
+    recorder.watch(models, "time_score_fn")
+    recorder.watch(sigmas, "karras")
+    recorder.watch(sampling, "initial_samples")
+    recorder.watch(sampling, "guided")
+    recorder.watch(sampling, "known_grey")
+    recorder.watch(sampling, "annealed_langevin", lambda x, **_: x)
+    recorder.watch(sampling, "inpaint", lambda x, **_: x)
+    recorder.watch(sampling, "predictor_corrector", _spent)
+    recorder.watch(sampling, "heun", _spent)
+    recorder.watch(sampling, "probability_flow", _spent)
+    flat = lambda x, **_: (jnp.zeros(len(x)), _spent(x)[1])
+    recorder.watch(likelihood, "log_prob", flat)
+    recorder.watch(likelihood, "bits_per_dim")
+    return recorder
+
+
+def draw(config, task=Stream.SAMPLES, *known, params=None, of_classes=None, count=2):
+    """Returns where the chains of a sampler start, and runs them."""
+    sampler = samplers.make(config, task, of_classes)
+    x = sampler.start(jax.random.split(jax.random.key(0), count), count)
+    keys = jax.random.split(jax.random.key(1), count)
+    return x, sampler.advance(keys, params, x, 0, sampler.num_steps, *known)[0]
+
+
+def guide(config):
+    of_classes = models.NoisyClassifier(3, 4)
+    draw(config, Stream.CLASSES, jnp.zeros(2, int), params=(None, None), of_classes=of_classes)
+
+
+def bits_per_dim(config):
+    run_flows.Flow(config).bits_per_dim(devices.replicate({}), [0], IMAGES[:1], 1)
+
+
+def encode(config):
+    run_flows.Flow(config).encode(devices.replicate({}), IMAGES[:1] / np.float32(255), 1)
+
+
+def decode(config):
+    run_flows.Flow(config).decode(devices.replicate({}), np.ones((1, 8, 8, 1), np.float32), 1)
+
+
+def inpaint(config):
+    image = jnp.full((2, 8, 8, 1), 0.25)
+    draw(config, Stream.INPAINTING, image, image > 1)
+
+
+# For each place, what is to be called there, by what, and with which method of sampling.
+PLACES = {
+    "load": ("load", build.load_images, None),
+    "load_labels": ("load_labels", build.load_labels, None),
+    "train_steps": ("train_steps", lambda c: build.make_train_steps(c)(0, 0, 0), None),
+    "make_optimizer": ("make_optimizer", build.make_optimizer, None),
+    "make_init": ("make_init", build.make_init, None),
+    "ladder": ("ladder", build.make_train_steps, None),
+    "diffusion": ("diffusion", build.make_train_steps, None),
+    "initial_samples": ("initial_samples", draw, "annealed_langevin"),
+    "annealed_langevin": ("annealed_langevin", draw, "annealed_langevin"),
+    "predictor_corrector": ("predictor_corrector", draw, "predictor_corrector"),
+    "heun": ("heun", draw, "heun"),
+    "karras": ("karras", draw, "heun"),
+    "probability_flow": ("probability_flow", draw, "probability_flow"),
+    "score_fn": ("score_fn", draw, None),
+    "time_score_fn": ("time_score_fn", draw, "probability_flow"),
+    "inpaint": ("inpaint", inpaint, "annealed_langevin"),
+    "guided": ("guided", guide, None),
+    "log_prob": ("log_prob", bits_per_dim, None),
+    "bits_per_dim": ("bits_per_dim", bits_per_dim, None),
+    "encode": ("probability_flow", encode, None),
+    "decode": ("probability_flow", decode, None),
+}
+
+
+class Row(NamedTuple):
+    """A field, a value that is not its default, the argument that it becomes, and as what (as it is)."""
+
+    field: str
+    value: Any
+    where: str
+    expected: Any = None
+    given: dict = {}  # noqa: RUF012
+
+
+SDE = {"sde": True}
+VP = SDE | {"training.sde": "vp"}
+CORRECTED = {"sampling.corrector": "langevin", "sampling.snr": 0.1}
+ROWS = [
+    *(Row("data.dataset", "mnist", f"{where}.dataset") for where in ("load", "load_labels")),
+    *(Row("data.data_dir", "there", f"{where}.data_dir") for where in ("load", "load_labels")),
+    Row("data.image_size", 16, "load.image_size"),
+    Row("data.image_size", 16, "model.image_size", given=SDE),
+    Row("data.image_size", 16, "make_init.image_shape", (16, 16, 1)),
+    Row("data.channels", 3, "load.channels"),
+    Row("data.channels", 3, "make_init.image_shape", (8, 8, 3)),
+    Row("data.crop_size", -1, "load.crop_size"),
+    Row("data.random_flip", True, "train_steps.random_flip"),
+    Row("data.dequantize", False, "train_steps.dequantize"),
+    Row("data.centered", True, "train_steps.centered", given=SDE),
+    Row("data.centered", True, "model.centered", given=SDE),
+    Row("data.centered", True, "bits_per_dim.width", 2.0, SDE),
+    Row(
+        "data.centered",
+        True,
+        "annealed_langevin.clip",
+        (-1, 1),
+        SDE | {"sampling.clip": (0.0, 1.0)},
+    ),
+    Row("data.centered", True, "initial_samples.scale", 2.5, SDE),
+    Row("model.name", "ncsnv2", "model.__class__", models.NCSNv2),
+    Row("model.features", 4, "model.features"),
+    Row("model.features", 8, "model.features", given=SDE),
+    Row("model.normalization", "instance", "model.normalization"),
+    Row("model.num_levels", 3, "model.num_levels"),
+    Row("model.num_levels", 3, "ladder.sigmas", sigmas.geometric(1.0, 0.04, 3)),
+    Row("model.num_levels", 3, "annealed_langevin.sigmas", sigmas.geometric(1.0, 0.04, 3)),
+    Row("model.num_levels", 3, "score_fn.sigmas", sigmas.geometric(1.0, 0.04, 3)),
+    Row("model.num_levels", 40, "diffusion.num_levels", given=SDE | {"training.continuous": False}),
+    Row(
+        "model.num_levels",
+        40,
+        "time_score_fn.num_levels",
+        given=SDE | {"training.continuous": False},
+    ),
+    Row("model.sigma_begin", 2.0, "ladder.sigmas", sigmas.geometric(2.0, 0.04, 2)),
+    Row("model.sigma_begin", 2.0, "annealed_langevin.sigmas", sigmas.geometric(2.0, 0.04, 2)),
+    Row("model.sigma_begin", 2.0, "initial_samples.scale", 2.0),
+    Row("model.sigma_begin", 2.0, "karras.sigma_begin"),
+    Row("model.sigma_begin", 2.0, "diffusion.sde", sde.VE(0.01, 2.0), SDE),
+    Row("model.sigma_begin", 2.0, "probability_flow.sde", sde.VE(0.04, 2.0)),
+    Row("model.sigma_end", 0.5, "ladder.sigmas", sigmas.geometric(1.0, 0.5, 2)),
+    Row("model.sigma_end", 0.5, "karras.sigma_end"),
+    Row("model.sigma_end", 0.5, "diffusion.sde", sde.VE(0.5, 5.0), SDE),
+    Row("model.beta_min", 0.2, "diffusion.sde", sde.VP(0.2, 20.0), VP),
+    Row("model.beta_max", 10.0, "diffusion.sde", sde.VP(0.1, 10.0), VP),
+    Row("model.ema_decay", 0.5, "train_steps.ema_decay"),
+    Row("model.ema_decay", 0.0, "make_init.ema", False),
+    Row("ncsnpp.ch_mult", (1, 2), "model.ch_mult", given=SDE),
+    Row("ncsnpp.num_res_blocks", 2, "model.num_res_blocks", given=SDE),
+    Row("ncsnpp.attn_resolutions", (8,), "model.attn_resolutions", given=SDE),
+    Row("ncsnpp.dropout", 0.5, "model.dropout", given=SDE),
+    Row("ncsnpp.dropout", 0.5, "diffusion.model.dropout", given=SDE),
+    Row("ncsnpp.fourier_scale", 3.0, "model.fourier_scale", given=SDE),
+    Row("ncsnpp.resblock_type", "ddpm", "model.resblock_type", given=SDE),
+    Row("ncsnpp.fir", True, "model.fir", given=SDE | {"ncsnpp.progressive_input": "residual"}),
+    Row("ncsnpp.skip_rescale", False, "model.skip_rescale", given=SDE),
+    Row("ncsnpp.progressive", "output_skip", "model.progressive", given=SDE),
+    Row("ncsnpp.progressive_input", "residual", "model.progressive_input", given=SDE),
+    Row("ncsnpp.init_scale", 0.5, "model.init_scale", given=SDE),
+    Row("training.sde", "vp", "diffusion.sde", sde.VP(0.1, 20.0), SDE),
+    Row("training.sde", "subvp", "probability_flow.sde", sde.SubVP(0.1, 20.0), SDE),
+    Row("training.sde", "vp", "model.scale_by_sigma", False, SDE),
+    Row("training.continuous", False, "diffusion.num_levels", 30, SDE),
+    Row("training.continuous", False, "model.embedding_type", "positional", SDE),
+    Row("training.likelihood_weighting", True, "diffusion.likelihood_weighting", given=SDE),
+    Row("training.reduce_mean", True, "train_steps.reduce_mean"),
+    Row("training.loss", "sm", "ladder.loss", objectives.LOSSES["sm"]),
+    Row(
+        *("training.num_projections", 3, "ladder.loss.keywords.num_projections"),
+        given={"training.loss": "ssm"},
+    ),
+    Row("training.anneal_power", 1.0, "ladder.anneal_power"),
+    Row("training.microbatches", 2, "train_steps.microbatches", given={"training.batch_size": 16}),
+    Row("training.remat", True, "ladder.model.remat"),
+    Row("training.remat", True, "diffusion.model.remat", given=SDE),
+    Row("training.dtype", "bfloat16", "ladder.model.dtype", jnp.bfloat16),
+    Row("training.dtype", "bfloat16", "diffusion.model.dtype", jnp.bfloat16, SDE),
+    Row("training.skip_nonfinite", 3, "train_steps.skip_nonfinite", True),
+    Row("training.grad_clip", 0.5, "make_optimizer.grad_clip"),
+    Row("optim.learning_rate", 0.5, "make_optimizer.learning_rate"),
+    Row("optim.beta1", 0.5, "make_optimizer.beta1"),
+    Row("optim.beta2", 0.5, "make_optimizer.beta2"),
+    Row("optim.eps", 0.5, "make_optimizer.eps"),
+    Row("optim.weight_decay", 0.5, "make_optimizer.weight_decay"),
+    Row("optim.warmup_steps", 7, "make_optimizer.warmup_steps"),
+    Row("sampling.dtype", "bfloat16", "score_fn.model.dtype", jnp.bfloat16),
+    Row("sampling.dtype", "bfloat16", "time_score_fn.model.dtype", jnp.bfloat16, SDE),
+    *(
+        row
+        for where in ("annealed_langevin", "inpaint")
+        for row in (
+            Row("sampling.epsilon", 0.5, f"{where}.epsilon"),
+            Row("sampling.steps_per_level", 3, f"{where}.steps_per_level"),
+            Row("sampling.steps_per_level", 3, f"{where}.steps", (0, 7)),
+            Row("sampling.denoise", False, f"{where}.denoise"),
+            Row("sampling.clip", (0.0, 0.5), f"{where}.clip"),
+        )
+    ),
+    Row("sampling.init", "normal", "initial_samples.init"),
+    Row("inpainting.keep_observed", False, "inpaint.keep_observed"),
+    Row("inpainting.scheme", "ncsn", "inpaint.scheme"),
+    Row("sampling.predictor", "euler_maruyama", "predictor_corrector.predictor"),
+    Row(
+        "sampling.corrector",
+        "langevin",
+        "predictor_corrector.corrector",
+        given={"sampling.snr": 0.1},
+    ),
+    Row("sampling.snr", 0.2, "predictor_corrector.snr", given=CORRECTED),
+    Row("sampling.corrector_steps", 2, "predictor_corrector.corrector_steps"),
+    Row("sampling.num_steps", 30, "predictor_corrector.num_steps"),
+    Row("sampling.end", 0.1, "predictor_corrector.end"),
+    Row("sampling.denoise", False, "predictor_corrector.denoise"),
+    Row("sampling.num_steps", 30, "karras.num_levels"),
+    Row("sampling.num_steps", 30, "heun.steps", (0, 30)),
+    Row("sampling.rho", 2.0, "karras.rho"),
+    Row("sampling.churn", 2.0, "heun.churn"),
+    Row("sampling.rtol", 0.1, "probability_flow.rtol"),
+    Row("sampling.atol", 0.1, "probability_flow.atol"),
+    Row("sampling.end", 0.1, "probability_flow.end"),
+    *(
+        Row(f"sampling.{tol}", 0.1, f"{w}.{tol}")
+        for w in ("encode", "decode")
+        for tol in ("rtol", "atol")
+    ),
+    Row("sampling.end", 0.1, "encode.start"),
+    Row("sampling.end", 0.1, "decode.end"),
+    Row("classifier.scale", 2.0, "guided.scale", given=SDE),
+    Row("likelihood.exact", True, "log_prob.exact"),
+    Row("likelihood.num_projections", 3, "log_prob.num_projections"),
+    Row("likelihood.rtol", 0.1, "log_prob.rtol"),
+    Row("likelihood.atol", 0.1, "log_prob.atol"),
+    Row("likelihood.end", 0.1, "log_prob.end"),
+]
+
+
+def arrived(record, row: Row, *, changed: bool):
+    """Returns what arrives at a row's place with the default of its field, or with another value."""
+    function, *path = row.where.split(".")
+    given = {name: value for name, value in row.given.items() if name != "sde"}
+    place, act, method = PLACES.get(function, (None, None, None))
+    if method:
+        given["sampling.method"] = method
+    given |= {row.field: row.value} if changed else {}
+    load = load_diffusion_config if row.given.get("sde") else load_config
+    config = load(**{name: value for name, value in given.items() if not name.startswith("data.")})
+    config.update_from_flattened_dict({k: v for k, v in given.items() if k.startswith("data.")})
+    if function == "model":
+        found = build.make_model(config)
+    else:
+        record.calls.clear()
+        act(config)
+        found = record.calls[place][-1]
+    for name in path:
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    return found
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, jax.Array) or isinstance(b, jax.Array):
+        return np.shape(a) == np.shape(b) and bool(np.all(np.asarray(a) == np.asarray(b)))
+    return a == b
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.field}-{row.where}")
+def test_a_field_arrives(row, record):
+    expected = row.value if row.expected is None else row.expected
+    assert not equal(arrived(record, row, changed=False), expected)
+    assert equal(arrived(record, row, changed=True), expected)
+
+
+@pytest.mark.parametrize("method", schema.METHODS)
+def test_a_method_runs_its_sampler_and_no_other(method, record):
+    draw(load_config(**{"sampling.method": method}))
+    assert set(record.calls) & set(schema.METHODS) == {method}
+
+
+SETTINGS = {
+    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init", "dtype"),
+    "predictor_corrector": (
+        *(
+            "predictor",
+            "corrector",
+            "snr",
+            "corrector_steps",
+            "num_steps",
+            "end",
+            "denoise",
+            "dtype",
+        ),
+    ),
+    "probability_flow": ("rtol", "atol", "end", "temperature", "dtype"),
+    "heun": ("num_steps", "rho", "churn", "dtype"),
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_what_determines_samples_is_in_their_settings(method):
+    """As is said where they are written, so that nothing else is mixed with them."""
+    config = load_config(**{"sampling.method": method, "seed": 3})
+    flat = schema.flatten(config)
+    fields = ["sampling.method", *(f"sampling.{name}" for name in SETTINGS[method]), "seed"]
+    assert samplers.settings(config) == {field: flat[field] for field in fields}
+    config = load_diffusion_config(**{"sampling.method": method})
+    along_sigmas = {"model.sigma_begin", "model.sigma_end", "model.num_levels"}
+    more = along_sigmas if method in ("annealed_langevin", "heun") else set()
+    assert samplers.settings(config).keys() == set(fields) | more
+
+
+def normal(keys, shape=(8, 8, 1)):
+    return np.stack([jax.random.normal(key, shape) for key in keys])
+
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "method", "std"),
+    [
+        (None, "heun", 5.0),
+        (digits_vp, "heun", 10.0),
+        (None, "predictor_corrector", 5.0),
+        (digits_vp, "predictor_corrector", 1.0),
+        (None, "probability_flow", 15.0),
+        (digits_vp, "probability_flow", 3.0),
+    ],
+)
+def test_chains_of_an_sde_start_with_noise_of_its_size(module, method, std, record):
+    """sigma_begin for Heun's method, else the prior's, times the temperature for the probability flow."""
+    config = load_diffusion_config(
+        module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
+    )
+    found, _ = draw(config)
+    np.testing.assert_allclose(found, std * normal(KEYS), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("init", "centered", "expected"),
+    [
+        ("normal", False, lambda z: 5 * z),
+        ("centred_normal", False, lambda z: 0.5 + 5 * z),
+        # sigma_begin is in units of [-1, 1], where 1/2 is 0 and N(0, sigma) begins at -1.
+        ("centred_normal", True, lambda z: 5 * z),
+        ("normal", True, lambda z: 5 * z - 1),
+    ],
+)
+def test_annealed_chains_start_in_the_space_of_the_sde(init, centered, expected, record):
+    changes = {"sampling.method": "annealed_langevin", "sampling.init": init}
+    found, _ = draw(load_diffusion_config(**changes, **{"data.centered": centered}))
+    np.testing.assert_allclose(found, expected(normal(KEYS)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_temperature_multiplies_latents_that_are_decoded(record):
+    config = load_config(**{"sampling.temperature": 3.0})
+    found = run_flows.Flow(config).decode(devices.replicate({}), IMAGES[:2].astype(np.float32), 2)
+    np.testing.assert_array_equal(found.values, 3.0 * IMAGES[:2])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_observed_pixels_are_exact_at_the_end_of_predictor_and_corrector(keep, record):
+    changes = {"sampling.method": "predictor_corrector", "inpainting.keep_observed": keep}
+    mask = np.zeros((2, 8, 8, 1), bool)
+    mask[:, :4] = True
+    start, end = draw(load_config(**changes), Stream.INPAINTING, jnp.full(mask.shape, 0.25), mask)
+    np.testing.assert_array_equal(end, np.where(mask & keep, 0.25, start))
+
+
+@pytest.mark.parametrize("method", ["annealed_langevin", "predictor_corrector"])
+def test_what_is_observed_is_centred_with_the_sde(method, record):
+    known = jnp.full((2, 8, 8, 1), 0.25), jnp.ones((2, 8, 8, 1), bool)
+    changes = {"sampling.method": method, "sampling.num_steps": 30}
+    _, end = draw(load_diffusion_config(digits_vp, **changes), Stream.INPAINTING, *known)
+    if method == "predictor_corrector":
+        np.testing.assert_array_equal(end, -0.5)
+    else:
+        np.testing.assert_array_equal(record.calls["inpaint"][0]["observed"], -0.5)
+
+
+def test_the_grey_of_a_colorization_is_centred_with_the_sde(record):
+    changes = {"sampling.method": "predictor_corrector", "sampling.num_steps": 30}
+    config = load_diffusion_config(digits_vp, **changes, **{"data.channels": 3})
+    draw(config, Stream.COLORIZATION, jnp.full((2, 8, 8, 1), 0.25))
+    np.testing.assert_array_equal(record.calls["known_grey"][0]["grey"], -0.5)
+
+
+def test_noise_of_a_sample_is_that_of_the_seed_and_its_index(record, monkeypatch):
+    """The start is drawn from the first of a sample's two keys, and the steps from the second."""
+    record.watch(
+        *(sampling, "annealed_langevin"),
+        lambda key, x, **_: x + jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:]))(key),
+    )
+    indices = [4, 1, 7]
+    for seed in (0, 5):
+        config = load_config(seed=seed, **{"sampling.init": "uniform"})
+        made = run_samplers.Chains(config).run(devices.replicate({}), indices, 3).images
+        key = jax.random.fold_in(jax.random.key(seed), Stream.SAMPLES)
+        pairs = [jax.random.split(jax.random.fold_in(key, i)) for i in indices]
+        drawn = [[jax.random.uniform(k, (64,)).reshape(8, 8, 1) for k in pair] for pair in pairs]
+        expected = np.clip(np.sum(drawn, axis=1), 0, 1) * 255
+        np.testing.assert_allclose(made, expected, atol=0.51)
+
+
+class Chains:
+    """Makes black images, and keeps what it was told of them."""
+
+    num_steps, evaluations = 1, 1
+
+    def __init__(self, config, task=Stream.SAMPLES, classifier=None):
+        self.task, self.sizes, self.known = task, [], []
+        Chains.made = self
+
+    def run(self, params, indices, size, *known, num_frames=0, advanced=lambda steps: None):
+        self.sizes.append(size)
+        self.known.append((indices, known))
+        images = np.zeros((len(indices), 8, 8, 1), np.uint8)
+        return run_samplers.Samples(images, None, [])
+
+
+class Flow:
+    """Encodes and decodes by the identity."""
+
+    def __init__(self, config):
+        self.sizes = []
+        Flow.made = self
+
+    def encode(self, params, images, size):
+        self.sizes.append(size)
+        return run_flows.Found(images, np.zeros(len(images)))
+
+    def decode(self, params, latents, size):
+        self.sizes.append(size)
+        return run_flows.Found(latents, np.zeros(len(latents)))
+
+    def bits_per_dim(self, params, indices, images, size):
+        self.sizes.append(size)
+        return run_flows.Found(images.mean(axis=(1, 2, 3)), np.zeros(len(images)))
+
+
+@pytest.fixture
+def trained(record, monkeypatch):
+    """Lets the modes work without a run; the images are `IMAGES`."""
+    monkeypatch.setattr(shared, "begin", lambda *_: None)
+    monkeypatch.setattr(shared, "load", lambda c, w: shared.Loaded(c, w, 1, {}))
+    monkeypatch.setattr(run_samplers, "Chains", Chains)
+    monkeypatch.setattr(run_flows, "Flow", Flow)
+    return record
+
+
+def read(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_fields_of_inpainting_arrive(trained, tmp_path):
+    trained.watch(complete, "make_masks")
+    trained.watch(shared, "read_images", lambda **_: (IMAGES[5:], ""))
+    changes = {"num_images": 2, "num_completions": 3, "mask": "box", "images": "pictures"}
+    config = load_config(**{f"inpainting.{name}": value for name, value in changes.items()})
+    config.sampling.batch_size, config.sampling.name, config.seed = 4, "named", 9
+    complete.inpaint(config, str(tmp_path))
+    assert trained.calls["read_images"][0]["directory"] == "pictures"
+    masks = trained.calls["make_masks"][0]
+    assert (masks["mask"], masks["count"], masks["seed"]) == ("box", 2, 9)
+    found = read(tmp_path / "inpainting" / "step_1_named" / "completions.npz")
+    np.testing.assert_array_equal(found["originals"], IMAGES[5:7])
+    assert found["completions"].shape == (2, 3, 8, 8, 1) and Chains.made.sizes == [4, 4]
+    for indices, (observed, hidden) in Chains.made.known:
+        which = np.asarray(indices) // 3
+        np.testing.assert_allclose(observed, IMAGES[5:][which] / 255, rtol=1e-6)
+        np.testing.assert_array_equal(hidden, found["masks"][which])
+
+
+def test_images_to_inpaint_are_of_the_test_split_by_default(trained, tmp_path):
+    complete.inpaint(load_config(), str(tmp_path))
+    assert trained.calls["load"][-1]["split"] == "test"
+
+
+def test_the_grey_of_an_image_is_the_mean_of_its_channels(trained, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    trained.watch(data, "load", lambda **_: images)
+    colours = lambda self, params, indices, size, *known, **_: (
+        self.known.append((indices, known))
+        or run_samplers.Samples(images[: len(indices)], None, [])
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chains, "run", colours)
+        changes = {"inpainting.num_images": 2, "inpainting.num_completions": 1}
+        complete.colorize(load_config(**changes, **{"data.channels": 3}), str(tmp_path))
+    ((_, (grey,)),) = Chains.made.known
+    np.testing.assert_allclose(grey[..., 0], images[:2].mean(axis=-1) / 255, rtol=1e-5)
+
+
+def test_fields_of_interpolation_arrive(trained, tmp_path):
+    changes = {
+        "interpolation.num_pairs": 3,
+        "interpolation.num_steps": 5,
+        "sampling.batch_size": 10,
+    }
+    interpolate_mode.interpolate(load_config(**changes), str(tmp_path))
+    found = read(tmp_path / "interpolation" / "step_1" / "interpolation.npz")
+    assert found["interpolations"].shape == (3, 5, 8, 8, 1)
+    np.testing.assert_array_equal(found["originals"].reshape(6, 8, 8, 1), IMAGES[:6])
+    assert Flow.made.sizes == [4, 10, 4, 10]  # two pairs at once, five images each
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_fields_of_likelihood_arrive(split, trained, tmp_path):
+    changes = {"likelihood.split": split, "likelihood.num_images": 4, "sampling.batch_size": 3}
+    likelihood_mode.likelihood(load_config(**changes), str(tmp_path))
+    assert trained.calls["load"][-1]["split"] == split
+    found = read(tmp_path / "likelihood" / "step_1" / "bits_per_dim.npz")["bits_per_dim"]
+    np.testing.assert_allclose(found[:, 0], IMAGES[:4].mean(axis=(1, 2, 3)), rtol=1e-6)
+    assert Flow.made.sizes == [3, 3]
+
+
+def test_fields_of_the_classifier_arrive(trained, tmp_path):
+    class Arrived(Exception):
+        pass
+
+    def stop(**_):
+        raise Arrived
+
+    trained.watch(classifier_training, "train_classifier", stop)
+    changes = {"features": 8, "num_steps": 7, "batch_size": 5, "learning_rate": 0.5}
+    config = load_diffusion_config(digits_vp, **{f"classifier.{k}": v for k, v in changes.items()})
+    config.seed = 9
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Arrived):
+        patch.setattr("ncsn_jax.app.workdirs.claim_images", lambda *_, **__: None)
+        classifier_mode.classifier(config, str(tmp_path))
+    (found,) = trained.calls["train_classifier"]
+    assert found["model"] == models.NoisyClassifier(3, 8) and found["sde"] == sde.VP(0.1, 20.0)
+    assert found["centered"] is True and found["seed"] == 9
+    for name in ("num_steps", "batch_size", "learning_rate"):
+        assert found[name] == changes[name]
+
+
+@pytest.mark.parametrize(("label", "expected"), [(-1, [0, 1, 2, 0, 1, 2, 0, 1]), (2, [2] * 8)])
+def test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn(
+    label, expected, trained, tmp_path, monkeypatch
+):
+    from ncsn_jax.app import classifier_file
+
+    model = models.NoisyClassifier(3, 4)
+    config = load_diffusion_config(digits_vp, **{"classifier.label": label})
+    params = model.init(
+        jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.float32)
+    )
+    described = classifier_file.describe(
+        *(model, build.make_sde(config)), dataset="digits", image_shape=(8, 8, 1), centered=True
+    )
+    (tmp_path / "classifier").mkdir()
+    classifier_file.save(str(tmp_path / "classifier" / "classifier.npz"), params, described)
+    classifier_mode.classconditional(config, str(tmp_path))
+    (known,) = (known for _, known in Chains.made.known)
+    np.testing.assert_array_equal(known[0], expected)
+
+
+def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
+    """All of them in one run, from what it leaves behind."""
+    record = Recorder(monkeypatch)
+    for owner, name in ((data, "Batches"), (devices, "TrainSteps"), (run_lib, "Window")):
+        record.watch(owner, name)
+    sizes, real = [], run_samplers.Chains.run
+    monkeypatch.setattr(
+        run_samplers.Chains,
+        "run",
+        lambda self, params, indices, size, **options: (
+            sizes.append((len(indices), size)) or real(self, params, indices, size, **options)
+        ),
+    )
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {
+            "seed": 9,
+            "training.batch_size": 16,
+            "training.steps_per_call": 2,
+            "training.num_steps": 20,
+            "training.checkpoint_every": 4,
+            "training.log_every": 10,
+            "training.sample_every": 12,
+            "training.checkpoints_kept": 1,
+            "training.keep_every": 8,
+            "training.skip_nonfinite": 3,
+            "training.remat": True,
+            "sampling.preview_samples": 3,
+            "sampling.num_samples": 5,
+            "sampling.batch_size": 4,
+            "sampling.gif": True,
+            "sampling.name": "named",
+        }
+    )
+    run_lib.train(config, str(tmp_path))
+    with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
+        assert store.steps() == [20, 16, 8]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
+    samples = tmp_path / "samples"
+    assert [path.parent.name for path in samples.glob("*/preview.png")] == ["step_12"]
+    assert read(samples / "step_20_named" / "samples.npz")["samples"].shape == (5, 8, 8, 1)
+    assert (samples / "step_20_named" / "annealing.gif").exists()
+    assert sizes == [(3, 3), (4, 4), (1, 4), (4, 4)]  # preview, two batches, film
+    (batches,), (steps,), (window,) = (record.calls[n] for n in ("Batches", "TrainSteps", "Window"))
+    assert (batches["seed"], batches["batch_size"]) == (9, 16)
+    assert steps["remat"] is True and steps["images"].shape == (8, 2, 2, 8, 8, 1)
+    assert window["skip_nonfinite"] == 3
+
+
+ELSEWHERE = {
+    "seed": test_noise_of_a_sample_is_that_of_the_seed_and_its_index,
+    "training.batch_size": test_fields_of_the_training_loop_arrive,
+    "training.num_steps": test_fields_of_the_training_loop_arrive,
+    "training.steps_per_call": test_fields_of_the_training_loop_arrive,
+    "training.checkpoint_every": test_fields_of_the_training_loop_arrive,
+    "training.log_every": test_fields_of_the_training_loop_arrive,
+    "training.sample_every": test_fields_of_the_training_loop_arrive,
+    "training.checkpoints_kept": test_fields_of_the_training_loop_arrive,
+    "training.keep_every": test_fields_of_the_training_loop_arrive,
+    "sampling.method": test_a_method_runs_its_sampler_and_no_other,
+    "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,
+    "sampling.num_samples": test_fields_of_the_training_loop_arrive,
+    "sampling.batch_size": test_fields_of_the_training_loop_arrive,
+    "sampling.preview_samples": test_fields_of_the_training_loop_arrive,
+    "sampling.gif": test_fields_of_the_training_loop_arrive,
+    "sampling.name": test_fields_of_the_training_loop_arrive,
+    "likelihood.split": test_fields_of_likelihood_arrive,
+    "likelihood.num_images": test_fields_of_likelihood_arrive,
+    "interpolation.num_pairs": test_fields_of_interpolation_arrive,
+    "interpolation.num_steps": test_fields_of_interpolation_arrive,
+    "classifier.features": test_fields_of_the_classifier_arrive,
+    "classifier.num_steps": test_fields_of_the_classifier_arrive,
+    "classifier.batch_size": test_fields_of_the_classifier_arrive,
+    "classifier.learning_rate": test_fields_of_the_classifier_arrive,
+    "classifier.label": test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn,
+    "inpainting.mask": test_fields_of_inpainting_arrive,
+    "inpainting.images": test_fields_of_inpainting_arrive,
+    "inpainting.num_images": test_fields_of_inpainting_arrive,
+    "inpainting.num_completions": test_fields_of_inpainting_arrive,
+}
+
+
+def test_every_field_is_covered():
+    rows = {row.field for row in ROWS}
+    assert not rows & ELSEWHERE.keys()
+    assert rows | ELSEWHERE.keys() == schema.FIELDS.keys()
