@@ -1,12 +1,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
-from ncsn_jax import training
-from ncsn_jax.app import cost, metrics
-from ncsn_jax.errors import UserError
+from ncsn_jax.app import cost
 
 
 def test_multiply_adds_of_known_programs():
@@ -102,54 +98,3 @@ def test_activations_are_those_that_the_compiler_has_room_for():
     per_image = (room(24) - room(8)) / 16
     estimated = cost_of(model, shape, ema=False).activation_bytes
     assert 0.5 < per_image / estimated < 2
-
-
-def test_units():
-    assert cost.human_bytes(1536) == "1.5 KiB" and cost.human_bytes(3 * 2**40) == "3 TiB"
-    assert [cost.human_time(s) for s in (5, 600, 36000)] == ["5 s", "10.0 min", "10.0 h"]
-
-
-def test_loss_by_level_is_one_for_a_score_of_zero(monkeypatch):
-    window = metrics.Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0)
-    measured = training.Metrics(
-        loss=np.array([8.0]),
-        grad_norm=np.array([1.0]),
-        level_loss=np.array([[24.0, 4.0]]),
-        level_count=np.array([[3.0, 1.0]]),
-    )
-    monkeypatch.setattr(metrics.devices, "to_host", lambda tree: tree)
-    window.add(1, measured, store=None)
-    scalars = window.scalars()
-    assert scalars["loss_by_level/0000_sigma_1"] == 1.0
-    assert scalars["loss_by_level/0001_sigma_0.1"] == 0.5
-    assert scalars["loss"] == 8.0
-
-
-def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row(monkeypatch):
-    class Store:
-        def wait(self):
-            pass
-
-        def steps(self):
-            return [3]
-
-    monkeypatch.setattr(metrics.devices, "to_host", lambda tree: tree)
-    window = metrics.Window(jnp.asarray([1.0, 0.1]), (4, 4, 1), 0, skip_nonfinite=2)
-
-    def add(step, *values):
-        loss = np.array(values)
-        level_loss = np.stack([loss, loss], axis=1)
-        ones = np.ones_like(level_loss)
-        window.add(step, training.Metrics(loss, np.ones_like(loss), level_loss, ones), Store())
-
-    add(4, 8.0, np.nan, np.inf, 4.0)
-    scalars = window.scalars()
-    assert scalars["loss"] == 6.0 and scalars["skipped"] == 2
-    assert scalars["loss_by_level/0000_sigma_1"] == 6.0 / 8
-    add(5, np.nan)
-    window.restart(5)
-    add(6, np.nan)
-    assert np.isnan(window.scalars()["loss"]) and "nan" in window.line(6, 9, window.scalars())
-    message = "the loss is inf and the gradient's norm 1.0 at step 7; stopped, .* of step 3"
-    with pytest.raises(UserError, match=message):
-        add(8, np.inf, 1.0)

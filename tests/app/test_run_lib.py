@@ -1,0 +1,295 @@
+"""Training as a whole: in this process beside the library, and as `main.py` in processes of its own."""
+
+import functools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_lib
+from ncsn_jax import objectives, sigmas, training
+from ncsn_jax.app import checkpoints, data
+from tests import tiny
+from tests.running import ROOT, command, environment, final_state, run
+
+SEED = 5
+# As the configuration of `short_run` has them.
+OPTIMIZER = dict(
+    learning_rate=0.004, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.01, warmup_steps=3
+)
+
+
+@pytest.fixture(params=[1, 5], ids=["single_steps", "five_steps_per_call"])
+def short_run(request, tmp_path, closed_logs):
+    """Ten steps on eight devices in this process: the work directory."""
+    config = tiny.get_config()
+    config.seed = SEED
+    config.model.update(num_levels=3, sigma_begin=0.9, sigma_end=0.1, ema_decay=0.7)
+    config.optim.update(OPTIMIZER)
+    config.data.update(random_flip=True, dequantize=False)
+    config.training.update(
+        steps_per_call=request.param,
+        num_steps=10,
+        log_every=5,
+        checkpoint_every=5,
+        checkpoints_kept=1,
+        keep_every=0,
+        sample_every=0,
+        grad_clip=50.0,
+        anneal_power=1.5,
+    )
+    config.sampling.num_samples = 1
+    run_lib.train(config, str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+@functools.cache
+def ten_steps():
+    """The states and metrics of ten single steps by the library alone, on one device."""
+    ladder = sigmas.geometric(0.9, 0.1, 3)
+    network = tiny.Tiny(4, ladder)
+    optimizer = training.make_optimizer(**OPTIMIZER, grad_clip=50.0)
+    objective = objectives.ladder(network, ladder, anneal_power=1.5)
+    key = jax.random.fold_in(jax.random.key(SEED), 0)
+    states = [training.make_init(network, optimizer, (8, 8, 1), ema=True)(key)]
+    step = jax.jit(
+        functools.partial(
+            training.train_step,
+            objective=objective,
+            optimizer=optimizer,
+            ema_decay=0.7,
+            random_flip=True,
+            dequantize=False,
+        )
+    )
+    batches = data.Batches(data.load("digits", "", 8, 1, split="train"), SEED, 8)
+    metrics = []
+    for k in range(10):
+        state, measured = step(states[-1], batches(k)[0], SEED)
+        states.append(state)
+        metrics.append(measured)
+    return states, jax.tree.map(lambda *a: np.stack(a), *metrics)
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), a, b)
+
+
+def test_a_run_of_any_steps_per_call_ends_in_the_state_of_single_steps(short_run):
+    """Every field that enters a step is another than in the default configuration."""
+    states, _ = ten_steps()
+    with checkpoints.Checkpoints(str(short_run), read_only=True) as store:
+        assert store.steps() == [10]
+        found = store.restore(10, jax.tree.map(np.asarray, states[0]))
+    assert_close(found, states[10])
+    average = states[0].params
+    for later in states[1:]:
+        average = jax.tree.map(lambda a, p: 0.7 * a + 0.3 * p, average, later.params)
+    assert_close(found.ema_params, average)
+
+
+def test_the_numbers_of_the_log_are_means_since_its_last_line(short_run):
+    _, metrics = ten_steps()
+    lines = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10]
+    for line, window in zip(lines, (slice(0, 5), slice(5, 10)), strict=True):
+        assert line["loss"] == pytest.approx(metrics.loss[window].mean(), rel=1e-3)
+        assert line["grad_norm"] == pytest.approx(metrics.grad_norm[window].mean(), rel=1e-3)
+        total = metrics.level_loss[window].sum(axis=0)
+        share = total / metrics.level_count[window].sum(axis=0) / (64 / 2)
+        names = [f"loss_by_level/{i:04d}_sigma_{s}" for i, s in enumerate(("0.9", "0.3", "0.1"))]
+        assert [line[name] for name in names] == pytest.approx(list(share), rel=1e-3)
+    assert f"step 10/10  loss {lines[1]['loss']:.4g}" in (short_run / "log.txt").read_text()
+
+
+def test_checkpoints_of_keep_every_are_kept_for_good(tmp_path, closed_logs):
+    config = tiny.get_config()
+    config.training.update(
+        num_steps=10, checkpoint_every=2, checkpoints_kept=1, keep_every=4, sample_every=0
+    )
+    config.sampling.num_samples = 1
+    run_lib.train(config, str(tmp_path))
+    with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
+        assert sorted(store.steps()) == [4, 8, 10]
+
+
+@pytest.fixture(params=[1, 8])
+def finished(request, uninterrupted):
+    """A run on one device, and one on eight: (devices, workdir, output)."""
+    return request.param, *uninterrupted(request.param)
+
+
+def test_a_run_writes_what_it_should(finished):
+    devices, workdir, output = finished
+    assert f"devices: {devices} x cpu on 1 host(s)" in output
+    assert "multiply-adds per image" in output and "memory per device" in output
+    assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
+    log = (workdir / "log.txt").read_text()
+    assert log.count("step 20/60") == 1
+    assert "params/Conv_0/bias" in log and "params/Conv_0/bias" not in output
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40, 60]
+    assert set(lines[0]) >= {"loss", "grad_norm", "steps_per_second", "loss_by_level/0000_sigma_1"}
+    samples = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    assert samples.shape == (12, 8, 8, 1) and samples.dtype == np.uint8
+    assert (workdir / "samples" / "step_60" / "grid.png").exists()
+    assert (workdir / "samples" / "step_40" / "preview.png").exists()
+    assert json.loads((workdir / "config.json").read_text())["training.batch_size"] == 8
+    assert final_state(workdir)[0] == 60
+
+
+def test_tensorboard_reads_the_events(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[1]))
+    events.Reload()
+    lines = [json.loads(line) for line in (finished[1] / "metrics.jsonl").read_text().splitlines()]
+    found = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("loss")]
+    assert [(line["step"], line["loss"]) for line in lines] == found
+    (picture,) = events.Images("samples")
+    preview = finished[1] / "samples" / "step_40" / "preview.png"
+    assert picture.step == 40 and picture.encoded_image_string == preview.read_bytes()
+
+
+def test_loss_curves_are_drawn(workdir):
+    draw = [sys.executable, "-m", "ncsn_jax.app.pictures", "losses"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run([*draw, str(workdir)], **options)
+    assert result.returncode == 0, result.stderr
+    with Image.open(workdir / "losses.png") as picture:
+        assert picture.size == (1000, 400)
+    result = subprocess.run([*draw, "no_such_run"], **options)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+
+
+def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
+    devices, reference, _ = finished
+    for wanted in ("step 20/60", "step 40/60") if devices == 1 else ("step 40/60",):
+        process = subprocess.Popen(
+            command(tmp_path),
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            for line in process.stdout:
+                if line.startswith(wanted):
+                    break
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    result = run(tmp_path, devices=devices)
+    assert result.returncode == 0, result.stderr
+    assert int(re.search(r"from step (\d+)", result.stdout)[1]) >= 10
+    expected, found = final_state(reference), final_state(tmp_path)
+    assert expected[0] == found[0] == 60
+    jax.tree.map(np.testing.assert_array_equal, expected[1], found[1])
+
+
+def test_samples_do_not_depend_on_batches_or_devices(finished):
+    """The same indices in other batches on other devices: float32 rounding, so one grey level."""
+    _, workdir, _ = finished
+    base = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    result = run(
+        workdir,
+        "--mode=sample",
+        "--config.sampling.batch_size=16",
+        "--config.sampling.num_samples=20",
+        "--config.sampling.name=other",
+        devices=2,
+    )
+    assert result.returncode == 0, result.stderr
+    other = np.load(workdir / "samples" / "step_60_other" / "samples.npz")["samples"]
+    assert other.shape == (20, 8, 8, 1)
+    assert np.abs(other[:12].astype(int) - base).max() <= 1
+
+
+def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
+    result = run(workdir, "--config.training.num_steps=70", "--config.sampling.num_samples=1")
+    assert result.returncode == 0 and final_state(workdir)[0] == 70
+    result = run(workdir, "--config.model.features=8", "--config.optim.learning_rate=0.5")
+    assert result.returncode == 1
+    assert "model.features is 4 there and 8 here" in result.stderr
+    assert "optim.learning_rate is 0.002 there and 0.5 here" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(workdir):
+    """The parameters of a good checkpoint are scaled until the next step overflows."""
+    step, state = final_state(workdir)
+    huge = jax.tree.map(lambda a: a * np.float32(1e30), state.params)
+    with checkpoints.Checkpoints(str(workdir), keep=3) as store:
+        store.save(step + 2, state._replace(params=huge, step=np.asarray(step + 2, np.int32)))
+    result = run(workdir, "--config.training.num_steps=80", "--config.training.checkpoints_kept=3")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"the loss is \S+ and the gradient's norm \S+ at step 63; stopped", line)
+    assert line.endswith("the last good checkpoint is that of step 62")
+    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
+        assert store.steps() == [62, 60, 50]
+        jax.tree.map(np.testing.assert_array_equal, store.restore(60, state), state)
+
+
+def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
+    """The other branches of the loop, on a directory of images; a changed directory is refused."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (12, 10), dtype=np.uint8)).save(pictures / f"{i}.png")
+    arguments = [
+        "--config.data.dataset=image_folder",
+        f"--config.data.data_dir={pictures}",
+        "--config.data.crop_size=-1",
+        "--config.model.ema_decay=0.0",
+        "--config.training.steps_per_call=5",
+        "--config.training.num_steps=20",
+        "--config.training.skip_nonfinite=3",
+    ]
+    result = run(tmp_path / "run", *arguments, devices=2)
+    assert result.returncode == 0, result.stderr
+    assert "3 images of shape (8, 8, 1), from step 0" in result.stdout
+    (pictures / "2.png").unlink()
+    result = run(tmp_path / "run", *arguments, devices=2)
+    assert result.returncode == 1 and "holds a run on other images" in result.stderr
+
+
+def test_the_maths_needs_only_jax_and_training_never_imports_tensorflow():
+    """With every other package hidden, and with a TensorFlow that fails when imported."""
+    script = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden}:
+            raise ImportError(f"{{name}} is hidden")
+
+sys.meta_path.insert(0, Hidden())
+import {modules}
+"""
+    cases = [
+        (
+            ("flax", "optax", "orbax", "ml_collections", "clu", "PIL", "absl", "tensorflow"),
+            "ncsn_jax.sampling, ncsn_jax.sigmas, ncsn_jax.losses, ncsn_jax.scores",
+        ),
+        (("optax", "orbax", "ml_collections", "clu", "PIL", "tensorflow"), "ncsn_jax.models"),
+        (
+            ("tensorflow",),
+            "run_lib, ncsn_jax.app.data.digits, tensorboard.summary.writer.record_writer",
+        ),
+    ]
+    for hidden, modules in cases:
+        code = script.format(hidden=set(hidden), modules=modules)
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr
