@@ -1,4 +1,4 @@
-"""Modes on a finished run, in this process."""
+"""Modes on a finished run, in this process: to be found with their modules under tests/app/modes."""
 
 import json
 import re
