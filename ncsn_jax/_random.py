@@ -11,8 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.errors import show
-
 
 class Stream(enum.IntEnum):
     """What the random numbers of a run are for. Each use of the run's seed has a number of its own."""
@@ -52,25 +50,6 @@ def example_keys(key: jax.Array, indices: jax.Array, num: int | None = None) -> 
 def split_each(keys: jax.Array, num: int) -> jax.Array:
     """Splits each of the keys `[B]`: `[num, B]`."""
     return jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, num))(keys), 1, 0)
-
-
-def check_key(key: jax.Array, batch_size: int) -> None:
-    """Raises unless `key` is one typed key or `batch_size` of them."""
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        found = getattr(key, "dtype", type(key).__name__)
-        raise TypeError(
-            f"key must be made by jax.random.key, got {found} "
-            "(jax.random.wrap_key_data makes one of a jax.random.PRNGKey)"
-        )
-    if key.shape not in ((), (batch_size,)):
-        raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
-
-
-def check_batch(name: str, x: jax.Array) -> int:
-    """Returns B of an array `[B, ...]`, and raises ValueError for anything else."""
-    if not getattr(x, "shape", ()):
-        raise ValueError(f"{name} must be an array [B, ...], got {show(x)}")
-    return x.shape[0]
 
 
 def fold_in(key: jax.Array, data) -> jax.Array:

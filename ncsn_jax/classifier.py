@@ -16,10 +16,9 @@ import numpy as np
 import optax
 
 from ncsn_jax import losses
+from ncsn_jax._checks import check_chains
 from ncsn_jax._random import (
     Stream,
-    check_batch,
-    check_key,
     example_keys,
     expand,
     normal_like,
@@ -105,12 +104,9 @@ def loss(
     Raises:
       ValueError: if an argument has the wrong shape or type, or y is out of range.
     """
-    batch_size = check_batch("x", x)
-    check_key(key, batch_size)
+    batch_size = check_chains(key, x)
     y = _check_classes(y)
     t = jnp.asarray(t)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating point, got {x.dtype}")
     if y.shape != (batch_size,) or t.shape != (batch_size,):
         raise ValueError(f"y and t must have shape ({batch_size},), got {y.shape} and {t.shape}")
     mean, std = sde.marginal(x, t)

@@ -7,10 +7,9 @@ Bytes 0 to 255 become floats in [0, 1]. A run may centre them: its SDE, sigmas a
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax._checks import check_batch, check_key
 from ncsn_jax._random import (
     bits_like,
-    check_batch,
-    check_key,
     expand,
     split_each,
     uniform_like,

@@ -12,17 +12,21 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_key, fold_in, normal_like, rademacher_like
-from ncsn_jax.errors import show
-from ncsn_jax.images import dequantize as dequantize
-from ncsn_jax.sampling._langevin import check_count
-from ncsn_jax.sampling._predictor_corrector import SamplerInfo
-from ncsn_jax.sampling._probability_flow import (
-    MAX_STEPS,
+from ncsn_jax._checks import (
+    check_count,
+    check_key,
+    check_number,
     check_sde,
     check_state,
     check_times,
     check_tolerances,
+)
+from ncsn_jax._random import fold_in, normal_like, rademacher_like
+from ncsn_jax.errors import show
+from ncsn_jax.images import dequantize as dequantize
+from ncsn_jax.sampling._predictor_corrector import SamplerInfo
+from ncsn_jax.sampling._probability_flow import (
+    MAX_STEPS,
     integrate,
     probability_flow,
     score_of_one,
@@ -158,8 +162,7 @@ def bits_per_dim(
     for size in shape[1:]:
         check_count("shape", size)
     check_count("levels", levels)
-    if not (isinstance(width, int | float) and 0 < width < math.inf):
-        raise ValueError(f"width must be a number > 0, got {show(width)}")
+    check_number("width", width)
     size = math.prod(shape[1:])
     return -log_prob / (size * math.log(2)) + math.log2(levels / width)
 
@@ -230,8 +233,7 @@ def decode(
       ImportError: if diffrax is not installed.
     """
     z = check_state("z", z)
-    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        raise ValueError(f"temperature must be a number > 0, got {show(temperature)}")
+    check_number("temperature", temperature)
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     return probability_flow(sde, score_fn, temperature * z, start=1.0, end=end, **tolerances)[0]
 
@@ -259,9 +261,7 @@ def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
     if not shapes[0] or shapes[0] != shapes[1]:
         raise ValueError(f"z0 and z1 must be arrays of one shape [...], got {show(shapes)}")
     z0, z1 = check_state("z0", z0), check_state("z1", z1)
-    check_count("num", num)
-    if num < 2:
-        raise ValueError(f"num must be at least 2, got {num}")
+    check_count("num", num, 2)
     units = [z / jnp.linalg.norm(z.reshape(-1)) for z in (z0, z1)]
     # Exact for small angles too, where the arc cosine is not.
     distances = [jnp.linalg.norm((units[0] + s * units[1]).reshape(-1)) for s in (-1, 1)]

@@ -11,11 +11,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like, uniform_like
-from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import check_count
+from ncsn_jax._checks import (
+    check_batch,
+    check_count,
+    check_each,
+    check_fraction,
+    check_key,
+    check_score,
+)
+from ncsn_jax._random import expand, fold_in, normal_like, uniform_like
 from ncsn_jax.sde import SDE, TimeScoreFn
-from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
 # So many directional derivatives are taken at once.
@@ -46,11 +51,10 @@ def denoising_score_matching(
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
     check_key(key, check_batch("x", x))
-    sigma = _check_each("sigma", x, sigma)
+    sigma = check_each("sigma", x, sigma)
     noise = normal_like(key, x)
     scale = expand(sigma, x)
-    score = score_fn(x + scale * noise, sigma)
-    _check_score(x, score)
+    score = check_score(x, score_fn(x + scale * noise, sigma))
     return 0.5 * _sum_elements(jnp.square(scale * score + noise))
 
 
@@ -92,7 +96,7 @@ def denoising_diffusion(
         as sub-VP, or `likelihood_weighting` is asked for a chain.
     """
     check_key(key, check_batch("x", x))
-    t = _check_each("t", x, t)
+    t = check_each("t", x, t)
     if num_levels is None:
         alpha, std = sde.alpha(t), sde.std(t)
     elif likelihood_weighting:
@@ -104,8 +108,7 @@ def denoising_diffusion(
         alpha, std = (table[level] for table in sde.chain(num_levels))
     noise = normal_like(key, x)
     scale = expand(std, x)
-    score = score_fn(expand(alpha, x) * x + scale * noise, t)
-    _check_score(x, score)
+    score = check_score(x, score_fn(expand(alpha, x) * x + scale * noise, t))
     loss = 0.5 * _sum_elements(jnp.square(scale * score + noise))
     return loss * jnp.square(sde.diffusion(t) / std) if likelihood_weighting else loss
 
@@ -141,7 +144,7 @@ def sliced_score_matching(
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
     """
     check_key(key, check_batch("x", x))
-    sigma = _check_each("sigma", x, sigma)
+    sigma = check_each("sigma", x, sigma)
     check_count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
@@ -173,7 +176,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
     check_batch("x", x)
-    sigma = _check_each("sigma", x, sigma)
+    sigma = check_each("sigma", x, sigma)
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
     if not size:
@@ -234,12 +237,9 @@ def sample_times(
     check_count("batch_size", batch_size)
     check_key(key, batch_size)
     if num_levels is not None:
-        check_count("num_levels", num_levels)
-        if num_levels < 2:
-            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
+        check_count("num_levels", num_levels, 2)
         return _draw_levels(key, num_levels, batch_size) / jnp.float32(num_levels - 1)
-    if not (isinstance(end, jax.core.Tracer) or 0 < as_float("end", end) < 1):
-        raise ValueError(f"end must be in (0, 1), got {show(end)}")
+    check_fraction("end", end)
     return 1 - (1 - end) * uniform_like(key, jnp.zeros(batch_size, jnp.float32))
 
 
@@ -253,25 +253,7 @@ def _draw_levels(key: jax.Array, count: int, batch_size: int) -> jax.Array:
 def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
     """Returns the score at x and the function from a direction v to the derivative J v."""
     score, directional = jax.linearize(lambda x: score_fn(x, sigma), x)
-    _check_score(x, score)
-    return score, directional
-
-
-def _check_score(x: jax.Array, score: jax.Array) -> None:
-    if score.shape != x.shape:
-        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
-
-
-def _check_each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
-    """Checks that x is floating point and returns a value as the array `[B]` that it must be."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating point, got {x.dtype}")
-    value = jnp.asarray(value)
-    if value.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape {x.shape[:1]}, one per example, got {value.shape}"
-        )
-    return value
+    return check_score(x, score), directional
 
 
 def _sum_elements(x: jax.Array) -> jax.Array:

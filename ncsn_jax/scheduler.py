@@ -22,13 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._random import check_batch, check_key, expand
+from ncsn_jax._checks import MAX_FLOAT, as_float, check_batch, check_count, check_key, is_traced
+from ncsn_jax._random import expand
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import annealed_steps, check_count, langevin_update
-from ncsn_jax.sigmas import as_float, geometric
-
-# Of float32, about.
-_LARGEST = 3.4e38
+from ncsn_jax.sampling._langevin import annealed_steps, langevin_update
+from ncsn_jax.sigmas import geometric
 
 
 class AnnealedLangevinDynamicsOutput(NamedTuple):
@@ -201,7 +199,7 @@ class AnnealedLangevinDynamicsScheduler:
     def _check_timesteps(self, name: str, timesteps, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless these are levels; values that are traced are not looked at."""
         levels = self.sigmas.shape[0]
-        traced = isinstance(timesteps, jax.core.Tracer)
+        traced = is_traced(timesteps)
         values = timesteps if traced else np.asarray(timesteps)
         sound = values.shape == shape and jnp.issubdtype(values.dtype, jnp.integer)
         if not (sound and (traced or np.all((values >= 0) & (values < levels)))):
@@ -246,8 +244,8 @@ jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, 
 def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
     sigma_min, sigma_max = as_float("sigma_min", sigma_min), as_float("sigma_max", sigma_max)
     if not (
-        _LARGEST >= sigma_max > sigma_min > 0
-        or (count == 1 and _LARGEST >= sigma_max == sigma_min > 0)
+        MAX_FLOAT >= sigma_max > sigma_min > 0
+        or (count == 1 and MAX_FLOAT >= sigma_max == sigma_min > 0)
     ):
         raise ValueError(
             f"finite sigma_max > sigma_min > 0 must hold, got sigma_max={show(sigma_max)}, "
@@ -258,6 +256,6 @@ def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
 
 def _check_epsilon(epsilon: float) -> jax.Array:
     epsilon = as_float("sampling_eps", epsilon)
-    if not 0 < epsilon <= _LARGEST:
+    if not 0 < epsilon <= MAX_FLOAT:
         raise ValueError(f"sampling_eps must be a finite number > 0, got {show(epsilon)}")
     return jnp.asarray(epsilon, jnp.float32)

@@ -17,12 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncsn_jax._checks import MAX_LEVELS, check_count
 from ncsn_jax._random import expand
 from ncsn_jax.errors import show
 from ncsn_jax.types import ScoreFn
-
-# More levels than any chain has.
-_MAX_LEVELS = 1_000_000
 
 TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`score_fn(x, t) -> score`: x `[B, ...]`, t `[B]` in (0, 1], and the score of x_t shaped like x."""
@@ -166,7 +164,7 @@ class VE(SDE):
         return jnp.zeros_like(x), jnp.sqrt(sigma**2 - before**2)
 
     def chain(self, num_levels):
-        _check_levels(num_levels, 1)
+        check_count("num_levels", num_levels, 1, MAX_LEVELS)
         ratio = self.sigma_max / self.sigma_min
         stds = self.sigma_min * ratio ** np.linspace(0, 1, num_levels)
         return jnp.ones(num_levels, jnp.float32), jnp.asarray(stds, jnp.float32)
@@ -232,7 +230,7 @@ class VP(SDE):
         return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
 
     def chain(self, num_levels):
-        _check_levels(num_levels, math.floor(self.beta_max) + 1)
+        check_count("num_levels", num_levels, math.floor(self.beta_max) + 1, MAX_LEVELS)
         betas = np.linspace(self.beta_min, self.beta_max, num_levels) / num_levels
         logarithm = np.cumsum(np.log1p(-betas))  # of the product of 1 - beta_i
         alphas, stds = np.exp(logarithm / 2), np.sqrt(-np.expm1(logarithm))
@@ -264,14 +262,6 @@ class SubVP(VP):
 
     def chain(self, num_levels):
         return SDE.chain(self, num_levels)
-
-
-def _check_levels(num_levels: int, least: int) -> None:
-    whole = isinstance(num_levels, (int, np.integer)) and not isinstance(num_levels, bool)
-    if not (whole and least <= num_levels <= _MAX_LEVELS):
-        raise ValueError(
-            f"num_levels must be an integer >= {least}, {_MAX_LEVELS} at most, got {show(num_levels)}"
-        )
 
 
 def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:

@@ -7,21 +7,17 @@ each here, and `suggest` applies them to a data set.
 """
 
 import math
-import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncsn_jax._checks import MAX_COUNT, MAX_FLOAT, MAX_LEVELS, as_float, check_count
 from ncsn_jax.errors import show
 
 # How many points are compared with how many at once.
 _BLOCK = 1024
-
-# More levels than any network has, and the largest float32, about.
-_MAX_LEVELS, _MAX_SIGMA = 1_000_000, 3.4e38
-_MAX_STEPS = 10**9
 
 
 def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Array:
@@ -47,8 +43,8 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       >>> sigmas.geometric(1.0, 0.01, 3).tolist()
       [1.0, 0.10000000149011612, 0.009999999776482582]
     """
-    begin, end, count = _check_ends(sigma_begin, sigma_end, num_levels)
-    return _ladder(np.geomspace(begin, end, count))
+    begin, end = _check_ends(sigma_begin, sigma_end, num_levels)
+    return _ladder(np.geomspace(begin, end, num_levels))
 
 
 def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7.0) -> jax.Array:
@@ -78,30 +74,23 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
       >>> sigmas.karras(4.0, 1.0, 3, rho=2.0).tolist()
       [4.0, 2.25, 1.0]
     """
-    begin, end, count = _check_ends(sigma_begin, sigma_end, num_levels)
+    begin, end = _check_ends(sigma_begin, sigma_end, num_levels)
     if not 1 <= as_float("rho", rho) <= 100:
         raise ValueError(f"rho must be in [1, 100], got {show(rho)}")
-    ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), count) ** rho
+    ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), num_levels) ** rho
     ladder[[0, -1]] = begin, end
     return _ladder(ladder)
 
 
-def _check_ends(sigma_begin, sigma_end, num_levels) -> tuple[float, float, int]:
-    try:
-        count = operator.index(num_levels)
-    except TypeError:
-        raise ValueError(f"num_levels must be an integer >= 2, got {show(num_levels)}") from None
-    if not 2 <= count <= _MAX_LEVELS:
-        raise ValueError(
-            f"num_levels must be an integer >= 2, {_MAX_LEVELS} at most, got {show(num_levels)}"
-        )
+def _check_ends(sigma_begin, sigma_end, num_levels) -> tuple[float, float]:
+    check_count("num_levels", num_levels, 2, MAX_LEVELS)
     sigma_begin, sigma_end = as_float("sigma_begin", sigma_begin), as_float("sigma_end", sigma_end)
-    if not (_MAX_SIGMA >= sigma_begin > sigma_end > 0):
+    if not (MAX_FLOAT >= sigma_begin > sigma_end > 0):
         raise ValueError(
-            f"{_MAX_SIGMA:g} >= sigma_begin > sigma_end > 0 must hold, "
+            f"{MAX_FLOAT:g} >= sigma_begin > sigma_end > 0 must hold, "
             f"got sigma_begin={show(sigma_begin)} and sigma_end={show(sigma_end)}"
         )
-    return sigma_begin, sigma_end, count
+    return sigma_begin, sigma_end
 
 
 def _ladder(values: np.ndarray) -> jax.Array:
@@ -112,18 +101,6 @@ def _ladder(values: np.ndarray) -> jax.Array:
             "are not distinct in float32"
         )
     return jnp.asarray(ladder)
-
-
-def as_float(name: str, value: float) -> float:
-    """Returns a number as a float, infinite if it is too large, and raises ValueError for anything else."""
-    try:
-        if np.ndim(value) == 0:
-            return float(value)
-    except OverflowError:
-        return math.inf
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
 class Suggestion(NamedTuple):
@@ -322,9 +299,7 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
       ValueError: if an argument is out of range.
     """
     if not (
-        0 < sigma_end <= _MAX_SIGMA
-        and 1 < ratio <= _MAX_SIGMA
-        and 1 <= steps_per_level <= _MAX_STEPS
+        0 < sigma_end <= MAX_FLOAT and 1 < ratio <= MAX_FLOAT and 1 <= steps_per_level <= MAX_COUNT
     ):
         raise ValueError(
             "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold and be finite, "

@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -27,6 +28,24 @@ def golden():
             return {key: file[key] for key in file.files}
 
     return load
+
+
+@pytest.fixture
+def stored_noise(monkeypatch):
+    """Makes `jax.random.normal` return stored arrays, in the order in which programs draw them."""
+
+    def use(arrays):
+        stored = iter(arrays)
+
+        def normal(key, shape=(), dtype=float):
+            def draw():
+                return np.asarray(next(stored), dtype).reshape(shape)
+
+            return io_callback(draw, jax.ShapeDtypeStruct(shape, dtype), ordered=True)
+
+        monkeypatch.setattr(jax.random, "normal", normal)
+
+    return use
 
 
 @pytest.fixture(scope="session", autouse=True)

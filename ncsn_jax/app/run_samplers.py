@@ -17,7 +17,7 @@ from ncsn_jax._random import Stream, example_keys, stream_key
 from ncsn_jax.app import devices, distributed, pictures, samplers
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import uncenter
-from ncsn_jax.sampling._langevin import frame_stops
+from ncsn_jax.sampling._loop import frame_stops
 
 # In how many parts the steps are run, where there are as many.
 _PARTS = 25

@@ -5,12 +5,12 @@
 
 from ncsn_jax.sampling._controllable import guided, known_grey, known_pixels
 from ncsn_jax.sampling._heun import heun
+from ncsn_jax.sampling._inpainting import inpaint
 from ncsn_jax.sampling._langevin import (
     LangevinInfo,
     annealed_langevin,
     annealed_steps,
     initial_samples,
-    inpaint,
     langevin,
     langevin_update,
 )

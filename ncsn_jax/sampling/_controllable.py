@@ -16,12 +16,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax._checks import broadcast_like, check_finite, check_mask
 from ncsn_jax._random import expand, normal_like
-from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import broadcast_like, check_mask
 from ncsn_jax.sampling._predictor_corrector import Constrain
 from ncsn_jax.sde import SDE
-from ncsn_jax.sigmas import as_float
 
 
 def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
@@ -118,8 +116,7 @@ def guided(
     Raises:
       ValueError: if `scale` is not a finite number. One that is traced is not looked at.
     """
-    if not isinstance(scale, jax.core.Tracer) and not math.isfinite(as_float("scale", scale)):
-        raise ValueError(f"scale must be finite, got {show(scale)}")
+    check_finite("scale", scale)
 
     def score(x, t):
         def total(x):

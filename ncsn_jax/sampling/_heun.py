@@ -12,16 +12,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_batch, check_key, fold_in, normal_like
+from ncsn_jax._checks import (
+    MAX_FLOAT,
+    as_float,
+    check_chains,
+    check_ladder,
+    check_part,
+    check_score,
+    is_traced,
+)
+from ncsn_jax._random import fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import check_ladder
-from ncsn_jax.sampling._loop import check_part, check_score, run_steps
+from ncsn_jax.sampling._loop import run_steps
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
-from ncsn_jax.sigmas import as_float
 from ncsn_jax.types import ScoreFn
 
-# Far more than anyone adds, and the largest float32, about.
-_MAX_CHURN, _MAX_SIGMA = 1e9, 3.4e38
+_MAX_CHURN = 1e9  # far more than anyone adds
 
 
 class _Evaluation(NamedTuple):
@@ -96,12 +102,8 @@ def heun(
       >>> round(float(x[0, 0]), 2), int(info.evaluations[0])
       (1.0, 127)
     """
-    batch = check_batch("x", x)
-    check_key(key, batch)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating point, got {x.dtype}")
-    sigmas = jnp.asarray(sigmas)
-    check_ladder(sigmas)
+    batch = check_chains(key, x)
+    sigmas = check_ladder(sigmas)
     churn, churn_noise = _check_churn("churn", churn), _check_churn("churn_noise", churn_noise)
     churn_range = _check_range(churn_range)
     levels = sigmas.shape[0]
@@ -118,7 +120,7 @@ def heun(
     def evaluate(state, row):
         x, base, slope = state
         row = row._replace(**{n: getattr(row, n).astype(x.dtype) for n in ("change", "noise")})
-        if isinstance(churn, jax.core.Tracer) or churn > 0:
+        if is_traced(churn) or churn > 0:
             x = x + row.noise * normal_like(fold_in(key, row.step), x)
         score = check_score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
         found = (-row.sigma * score).astype(x.dtype)
@@ -153,7 +155,7 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
 
 
 def _check_churn(name: str, value):
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return value
     number = as_float(name, value)
     if not 0 <= number <= _MAX_CHURN:
@@ -164,10 +166,10 @@ def _check_churn(name: str, value):
 def _check_range(bounds) -> tuple:
     try:
         low, high = bounds
-        if any(isinstance(bound, jax.core.Tracer) for bound in (low, high)):
+        if is_traced(low) or is_traced(high):
             return low, high
         low, high = as_float("churn_range", low), as_float("churn_range", high)
-        sound = 0 <= low <= high and (high <= _MAX_SIGMA or math.isinf(high))
+        sound = 0 <= low <= high and (high <= MAX_FLOAT or math.isinf(high))
     except (TypeError, ValueError):
         sound = False
     if not sound:

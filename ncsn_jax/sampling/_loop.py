@@ -1,22 +1,24 @@
-"""A table of steps, run whole or in part by one compiled loop: what all samplers here share.
+"""The loop of all samplers: a table with one row per step, run whole, in part, or with a record.
 
-A sampler hands over its update of the state and a table with one row per step. Hidden here is which loop
-runs them: a scan, which can be differentiated in reverse, unless the part to run is known only at run time.
+Each function traces its update once, so that the score network occurs once in the compiled program whatever
+the number of steps.
 """
 
-import operator
 from collections.abc import Callable
 
 import jax
-
-from ncsn_jax.errors import show
+import jax.numpy as jnp
+import numpy as np
 
 
 def run_steps(update: Callable, state, table, part: tuple | None = None):
     """Runs `state = update(state, row)` over the rows of a table.
 
+    A part whose bounds are traced runs in a `fori_loop`, which has no derivative in reverse mode. Everything
+    else runs in a `scan`, which has one.
+
     Args:
-      update: `update(state, row) -> state`, traced once.
+      update: `update(state, row) -> state`.
       state: any pytree of arrays.
       table: a pytree of arrays `[number of steps, ...]`.
       part: `(start, stop)` from `check_part`, to run the rows from start to stop only, or None.
@@ -35,25 +37,33 @@ def run_steps(update: Callable, state, table, part: tuple | None = None):
     return jax.lax.fori_loop(*part, single, state)
 
 
-def check_score(x: jax.Array, score: jax.Array) -> jax.Array:
-    """Returns a score, and raises ValueError unless it is shaped like x."""
-    if score.shape != x.shape:
-        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
-    return score
+def record_steps(update: Callable, x: jax.Array, table, kept: np.ndarray) -> tuple:
+    """Runs `x, seen = update(x, row)` over the rows of a table, and keeps x after some of them.
+
+    Args:
+      update: `update(x, row) -> (x, seen)`, with any pytree of arrays as `seen`.
+      x: `[B, ...]`.
+      table: a pytree of arrays `[number of steps, ...]`.
+      kept: ascending numbers of steps, after which x is kept.
+
+    Returns:
+      The last x, those kept `[len(kept), B, ...]`, and what every step has seen `[number of steps, ...]`.
+    """
+    rows = jax.tree.leaves(table)[0].shape[0]
+    slots = np.full(rows, len(kept))  # beyond the end, where writes are dropped
+    slots[kept - 1] = np.arange(len(kept))
+
+    def step(carry, row):
+        x, samples = carry
+        row, slot = row
+        x, seen = update(x, row)
+        return (x, samples.at[slot].set(x, mode="drop")), seen
+
+    samples = jnp.zeros((len(kept), *x.shape), x.dtype)
+    (x, samples), seen = jax.lax.scan(step, (x, samples), (table, jnp.asarray(slots)))
+    return x, samples, seen
 
 
-def check_part(part, total: int) -> tuple:
-    """Returns the argument `steps` of a sampler, (start, stop), as integers where they are known, checked."""
-    try:
-        bounds = tuple(part)
-        if len(bounds) == 2 and any(isinstance(bound, jax.core.Tracer) for bound in bounds):
-            return bounds
-        start, stop = map(operator.index, bounds)
-        sound = 0 <= start <= stop <= total
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(part)}"
-        )
-    return start, stop
+def frame_stops(total: int, count: int) -> np.ndarray:
+    """Returns after how many of `total` steps each of `count` evenly spread frames is taken."""
+    return -(-total * np.arange(1, count + 1) // count)

@@ -17,12 +17,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._random import check_batch, check_key, expand, fold_in, normal_like
+from ncsn_jax._checks import (
+    as_float,
+    check_chains,
+    check_count,
+    check_fraction,
+    check_part,
+    check_score,
+)
+from ncsn_jax._random import expand, fold_in, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import check_count
-from ncsn_jax.sampling._loop import check_part, check_score, run_steps
+from ncsn_jax.sampling._loop import run_steps
 from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
-from ncsn_jax.sigmas import as_float
 
 # Far more than any corrector has.
 _MAX_SNR = 1e6
@@ -169,10 +175,7 @@ def predictor_corrector(
     Raises:
       ValueError: if an argument is out of range, or no such step exists for the SDE.
     """
-    batch = check_batch("x", x)
-    check_key(key, batch)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating point, got {x.dtype}")
+    batch = check_chains(key, x)
     check_choice(sde, predictor, corrector, snr)
     snr = None if snr is None else as_float("snr", snr)
     check_count("num_steps", num_steps)
@@ -187,8 +190,7 @@ def predictor_corrector(
         raise ValueError(
             f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
         )
-    if not 0 < as_float("end", end) < 1:
-        raise ValueError(f"end must be in (0, 1), got {end}")
+    check_fraction("end", end)
     part = (0, num_steps) if steps is None else check_part(steps, num_steps)
     times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
     table = (jnp.arange(num_steps), times, jnp.append(times[1:], times[-1]))
@@ -197,38 +199,29 @@ def predictor_corrector(
     def score(x, t):
         return check_score(x, score_fn(x, t))
 
+    def constrained(key, j, state, t):
+        return state if constrain is None else constrain(fold_in(key, inner + 1 + j), *state, t)
+
+    def correct(key, j, x, t):
+        noise = normal_like(fold_in(key, j), x)
+        options = {"kind": corrector, "snr": snr, "average_step_size": average_step_size}
+        state = langevin_step(sde, score(x, t), x, t, noise, num_steps=num_steps, **options)
+        return constrained(key, j, state, t)
+
+    def predict(key, x, t, later):
+        noise = normal_like(fold_in(key, inner), x)
+        state = PREDICTORS[predictor](sde, score, x, t, num_steps, noise)
+        return constrained(key, inner, state, later)
+
     def step(state, row):
         index, now, later = row
         now, later = (jnp.broadcast_to(time, (batch,)) for time in (now, later))
         step_key = fold_in(key, index)
-
-        def constrained(state, j, t):
-            if constrain is None:
-                return state
-            return constrain(fold_in(step_key, inner + 1 + j), *state, t)
-
-        def correct(j, state):
-            noise = normal_like(fold_in(step_key, j), x)
-            state = langevin_step(
-                sde,
-                score(state[0], now),
-                state[0],
-                now,
-                noise,
-                kind=corrector,
-                snr=snr,
-                num_steps=num_steps,
-                average_step_size=average_step_size,
-            )
-            return constrained(state, j, now)
-
         if inner:
-            state = jax.lax.fori_loop(0, inner, correct, state)
-        if predictor != "none":
-            noise = normal_like(fold_in(step_key, inner), x)
-            state = PREDICTORS[predictor](sde, score, state[0], now, num_steps, noise)
-            state = constrained(state, inner, later)
-        return state
+            state = jax.lax.fori_loop(
+                0, inner, lambda j, state: correct(step_key, j, state[0], now), state
+            )
+        return state if predictor == "none" else predict(step_key, state[0], now, later)
 
     last, mean = run_steps(step, (x, x), table, part)
     start, stop = part

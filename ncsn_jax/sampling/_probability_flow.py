@@ -12,11 +12,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ncsn_jax._random import check_batch
-from ncsn_jax.errors import show
-from ncsn_jax.sampling._langevin import check_count
+from ncsn_jax._checks import check_score, check_sde, check_state, check_times, check_tolerances
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sde import SDE, TimeScoreFn
 
@@ -85,10 +82,7 @@ def velocity(sde: SDE, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Arra
 
 def score_of_one(score_fn: TimeScoreFn, x: jax.Array, t: jax.Array) -> jax.Array:
     """The score of one example x `[...]`, once its shape is known to be that of x."""
-    score = score_fn(x[None], t[None])
-    if score.shape != (1, *x.shape):
-        raise ValueError(f"score_fn must return the shape of x, {(1, *x.shape)}, got {score.shape}")
-    return score[0].astype(x.dtype)
+    return check_score(x[None], score_fn(x[None], t[None]))[0].astype(x.dtype)
 
 
 def integrate(
@@ -162,46 +156,3 @@ def _largest_rms(state) -> jax.Array:
     means = [jnp.mean(jnp.square(y)) for y in jax.tree.leaves(state)]
     # The derivative of the root at 0 is not finite; no error is that small.
     return jnp.sqrt(jnp.maximum(jnp.max(jnp.stack(means)), jnp.finfo(means[0].dtype).tiny))
-
-
-def check_state(name: str, x: jax.Array) -> jax.Array:
-    """Returns floating point x `[B, ...]` in JAX's default precision; raises ValueError for anything else."""
-    check_batch(name, x)
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name} must be floating point, got {x.dtype}")
-    if not x.size:
-        raise ValueError(f"{name} must have elements, got shape {x.shape}")
-    return x.astype(float)
-
-
-def check_sde(sde: SDE) -> None:
-    """Raises ValueError for anything but an SDE."""
-    if not isinstance(sde, SDE):
-        raise ValueError(f"sde must be VE, VP, SubVP or another SDE, got {show(sde)}")
-
-
-def check_times(start: float, end: float) -> None:
-    """Raises ValueError unless both are numbers in (0, 1] that differ."""
-    for name, value in (("start", start), ("end", end)):
-        if not (_is_number(value) and value <= 1):
-            raise ValueError(f"{name} must be a number in (0, 1], got {show(value)}")
-    if np.float32(start) == np.float32(end):
-        raise ValueError(f"start and end must differ, got {start} and {end}")
-
-
-def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
-    """Raises ValueError for tolerances and a bound on steps with which nothing can be solved."""
-    if not ((_is_number(rtol) and rtol < 1) or (np.ndim(rtol) == 0 and rtol == 0)):
-        raise ValueError(f"rtol must be a number in [0, 1), got {show(rtol)}")
-    if not _is_number(atol):
-        raise ValueError(f"atol must be a number > 0, got {show(atol)}")
-    check_count("max_steps", max_steps)
-
-
-def _is_number(value) -> bool:
-    """Whether a value is a number > 0 that float32 has room for."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    room = np.finfo(np.float32)
-    return bool(float(room.tiny) <= value <= float(room.max))

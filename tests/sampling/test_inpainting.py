@@ -1,5 +1,3 @@
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,32 +15,11 @@ def score(x, sigma):
     return (0.5 - x) / (0.04 + jnp.square(sigma).reshape(-1, *(1,) * (x.ndim - 1)))
 
 
-@pytest.fixture
-def replay(monkeypatch):
-    """Makes the sampler use stored noise: steps [k, ...] and what is put on the observed part [k, ...]."""
-    module = importlib.import_module("ncsn_jax.sampling._langevin")
-
-    def use(steps, observed):
-        steps, observed = jnp.asarray(steps), jnp.asarray(observed)
-
-        def fold_in(key, data):
-            if isinstance(data, int) and data == module._FOR_OBSERVED:
-                return "observed"
-            return (key, data)
-
-        def normal_like(key, x):
-            kind, index = key
-            return (observed if kind == "observed" else steps)[index]
-
-        monkeypatch.setattr(module, "fold_in", fold_in)
-        monkeypatch.setattr(module, "normal_like", normal_like)
-
-    return use
-
-
-def test_algorithm_2_step_for_step(golden, replay):
+def test_every_state_is_that_of_algorithm_2(golden, stored_noise):
+    """Two steps at each of three levels: each draws the step's noise and then the level's."""
     g = golden("ald")
-    replay(nhwc_steps(g["in/alg2/noise_step"]), [nhwc(a) for a in g["in/alg2/noise_y"]])
+    steps, levels = nhwc_steps(g["in/alg2/noise_step"]), [nhwc(a) for a in g["in/alg2/noise_y"]]
+    stored_noise([z for k in range(6) for z in (steps[k], levels[k // 2])])
     x, info = inpaint(
         jax.random.key(0),
         score,
@@ -61,13 +38,21 @@ def test_algorithm_2_step_for_step(golden, replay):
 
 
 @pytest.mark.parametrize("scheme", ["ncsn", "ncsnv2"])
-def test_the_authors_schemes_step_for_step(golden, replay, scheme):
+def test_every_state_is_that_of_the_authors_schemes(golden, stored_noise, scheme):
     """Their left half is observed. Their states are those given to the score, and the final one."""
     g = golden("ald")
     stored = g["in/inpaint/noise_half" + ("_v2" if scheme == "ncsnv2" else "")]
     half = stored.reshape(-1, *stored.shape[-4:])
     half = np.concatenate([half, np.zeros_like(half)], axis=-1)
-    replay(nhwc_steps(g["in/inpaint/noise_step"]), [nhwc(a) for a in half])
+    half = [nhwc(a) for a in half]
+    steps = nhwc_steps(g["in/inpaint/noise_step"])
+    stored_noise(
+        [
+            z
+            for k, step in enumerate(steps)
+            for z in ((half[k], step) if scheme == "ncsnv2" else (half[k // 2], step, half[k // 2]))
+        ]
+    )
     given = []
 
     def recording_score(x, sigma):

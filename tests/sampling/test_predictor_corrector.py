@@ -89,24 +89,9 @@ def test_scores_of_another_shape_are_refused(options):
         )
 
 
-@pytest.fixture
-def replay(monkeypatch):
-    """Makes the sampler use stored noise `[updates, B, ...]`, in the order of the updates."""
-
-    def use(noise, updates_per_step):
-        def normal_like(key, x):
-            (_, step), update = key
-            return jnp.asarray(noise, x.dtype)[step * updates_per_step + update]
-
-        monkeypatch.setattr(pc, "fold_in", lambda key, data: (key, data))
-        monkeypatch.setattr(pc, "normal_like", normal_like)
-
-    return use
-
-
-def test_the_sampler_equals_the_authors(golden, replay):
+def test_the_sampler_equals_the_authors(golden, stored_noise):
     figures, process = golden("sde"), sde.VE(0.01, 5.0)
-    replay(figures["in/pc/noise"], 2)
+    stored_noise(figures["in/pc/noise"])
     x, info = pc.predictor_corrector(
         jax.random.key(0),
         process,
@@ -139,14 +124,14 @@ def moments(process, time):
     return alpha * MEAN, (alpha * STD) ** 2 + std**2
 
 
-def chain_moments(replay, process, num_steps, **options):
+def chain_moments(stored_noise, process, num_steps, **options):
     """Those of the samples after all steps but the last one, exactly.
 
     The sampler is an affine map of x and of the noises. Two samples see no noise, and give the map of x;
     each of the others sees one unit of one noise.
     """
     updates = num_steps * (1 if options.get("corrector", "none") == "none" else 2)
-    replay(jnp.pad(jnp.eye(updates), ((0, 0), (2, 0)))[..., None], updates // num_steps)
+    stored_noise(np.pad(np.eye(updates), ((0, 0), (2, 0))))
     start = jnp.zeros((updates + 2, 1)).at[1].set(1.0)
     run = jax.jit(
         lambda x: pc.predictor_corrector(
@@ -176,7 +161,7 @@ def chain_moments(replay, process, num_steps, **options):
         ("vp", "ancestral"),
     ],
 )
-def test_predictors_have_order_one(name, predictor, replay):
+def test_predictors_have_order_one(name, predictor, stored_noise):
     """In float64, from the exact moments at t = 1 to those at `end`: half the step, half the error.
 
     What is observed is off by a term of the order of the step: of beta / N <= 0.05 or, for VE, whose mean
@@ -187,7 +172,7 @@ def test_predictors_have_order_one(name, predictor, replay):
         expected = np.array(moments(process, END))
         errors = np.array(
             [
-                np.abs(chain_moments(replay, process, n, predictor=predictor) - expected)
+                np.abs(chain_moments(stored_noise, process, n, predictor=predictor) - expected)
                 for n in (400, 800)
             ]
         )
@@ -313,9 +298,8 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
     np.testing.assert_allclose(plain, whole, atol=tolerance)
 
 
-def test_updates_are_constrained_at_the_time_that_they_lead_to(monkeypatch):
+def test_updates_are_constrained_at_the_time_that_they_lead_to():
     """Correctors stay, predictors go to the next time, the last one to the end; keys are all different."""
-    monkeypatch.setattr(pc, "langevin_step", lambda sde, score, x, t, noise, **_: (x + score, x))
     given = []
 
     def constrain(key, x, mean, t):
