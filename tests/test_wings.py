@@ -1,0 +1,66 @@
+"""The library never imports the application, and devices are the application's."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "ncsn_jax"
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
+
+# What a user runs as a program, or calls to open a run, leads into the application.
+DOORS = {"convert/__main__.py", "__init__.py"}
+
+
+def imports(source: str, package: str = "ncsn_jax") -> set[str]:
+    """Every module, or name in a module, that source text imports anywhere, in full."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            module = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reaches_app(names: set[str]) -> bool:
+    return any(f"{name}.".startswith("ncsn_jax.app.") for name in names)
+
+
+@pytest.mark.parametrize("name", sorted(set(LIBRARY) - DOORS))
+def test_the_library_does_not_import_the_application(name):
+    package = ".".join(["ncsn_jax", *name.split("/")[:-1]])
+    assert not reaches_app(imports(FILES[name].read_text(), package))
+
+
+def test_nothing_but_devices_uses_pmap():
+    """As an attribute of anything, or imported; comments and docstrings may name it."""
+    users = set()
+    for name, path in FILES.items():
+        source = path.read_text()
+        used = {
+            node.attr if isinstance(node, ast.Attribute) else node.id
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Attribute | ast.Name)
+        } | {imported.rsplit(".", 1)[-1] for imported in imports(source)}
+        users |= {name} if "pmap" in used else set()
+    assert users == {"app/devices.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import ncsn_jax.app", True),
+        ("import ncsn_jax.app.cli as c", True),
+        ("from ncsn_jax import app", True),
+        ("def f():\n    from ncsn_jax.app.build import make_sde", True),
+        ("from . import app", True),
+        ("from .app import cli", True),
+        ("from ncsn_jax import losses\nimport ncsn_jax.apples", False),
+    ],
+)
+def test_every_form_of_import_is_read(source, found):
+    assert reaches_app(imports(source)) is found
