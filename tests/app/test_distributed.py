@@ -1,15 +1,12 @@
-"""Two processes with four simulated devices each against one with eight, and when one is lost."""
+"""Two processes with four simulated devices each against one with eight, and one that is lost or stopped."""
 
-import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from ncsn_jax.app import build, distributed, signals
+from ncsn_jax.app import build, distributed
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
@@ -54,15 +51,16 @@ def test_two_processes_equal_one(two, tmp_path):
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_what_two_processes_wrote_one_continues(two, tmp_path):
-    workdir = shutil.copytree(two, tmp_path / "copy")
-    more = (STEPS[0], "--config.training.num_steps=40")
-    result = faults.run(workdir, *more)
-    assert result.returncode == 0 and "from step 20" in result.stdout
-    faults.finish(tmp_path / "one", *more)
-    expected, found = faults.curve(tmp_path / "one"), faults.curve(workdir)
-    assert list(found) == list(expected) == list(range(1, 41))
-    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
+    workdir = tmp_path / "run"
+    rarely = (f"--config.training.{name}=100000" for name in ("num_steps", "checkpoint_every"))
+    processes = faults.start_two(workdir, STEPS[0], *rarely, "--config.training.sample_every=0")
+    faults.wait_for("step 3/", workdir, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert faults.wait_two(processes) == [75, 75], faults.said(workdir)
+    (step,) = faults.complete(workdir)
+    assert faults.state(workdir)[0] == step >= 3
+    assert f"stopped after step {step}, which is saved" in (workdir / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -124,49 +122,3 @@ def test_different_configurations_are_refused(tmp_path):
     for process in processes:
         process.kill()
         process.wait()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_heard_where_nobody_reads_standard_error(number):
-    script = f"""
-import os, signal, time
-from ncsn_jax.app import signals
-signals.install("")
-reading, writing = os.pipe()
-os.dup2(writing, 2)
-os.close(writing)
-os.close(reading)
-with signals.deferred():
-    os.kill(os.getpid(), {int(number)})
-    while not signals.requested():
-        time.sleep(0.01)
-    os.write(1, b"deferred")
-    try:
-        with signals.at_once():
-            pass
-    finally:
-        os.write(1, b"never")
-"""
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=faults.ROOT, capture_output=True, timeout=60)
-    assert (result.returncode, result.stdout) == (signals.STATUS[number], b"deferred")
-
-
-def test_a_signal_that_nobody_acted_upon_stops_at_the_end_and_is_forgotten():
-    script = """
-import os, signal, time
-from ncsn_jax.app import signals
-signals.install("")
-try:
-    with signals.deferred():
-        os.kill(os.getpid(), signal.SIGTERM)
-        while not signals.requested():
-            time.sleep(0.01)
-except signals.Stopped as stopped:
-    print(stopped.status, stopped.alone)
-with signals.deferred():
-    print(signals.requested())
-"""
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, timeout=60)
-    assert result.stdout == "75 True\nNone\n", result.stderr

@@ -126,3 +126,15 @@ def test_a_growing_file_goes_on_across_processes(tmp_path):
         assert storage.read(str(tmp_path / "log")).endswith(text)
         file.close()
     assert storage.read(str(tmp_path / "log")) == b"one\ntwo\n"
+
+
+def test_read_json_gives_an_object_or_none_or_one_line(tmp_path):
+    path = tmp_path / "a.json"
+    assert storage.read_json(str(path)) is None
+    assert storage.read_json(str(path / "below")) is None
+    path.write_text('{"a": [1]}')
+    assert storage.read_json(str(path)) == {"a": [1]}
+    for text in ("[]", "{", "[" * 100_000, "\udcff"):
+        path.write_text(text, errors="surrogateescape")
+        with pytest.raises(UserError, match="a.json cannot be read: "):
+            storage.read_json(str(path))
