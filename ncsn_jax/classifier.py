@@ -1,9 +1,9 @@
 """Training a classifier of noisy images, and what it says of them: log p(y | x_t, t).
 
 The pure functions behind class-conditional sampling (Song et al., 2021, section 5 and appendix I.1), for
-any of the SDEs. Hides between what times of an SDE and the noise that `NoisyClassifier` knows: the network
-sees x_t / alpha_t = x_0 + sigma z. Everything random in a step is a function of (seed, step, index of the
-example), as in `ncsn_jax.training`, whose state is used. Nothing here jits, logs or touches files.
+any of the SDEs. The network sees x_t / alpha_t = x_0 + sigma z, the noise that `NoisyClassifier` knows.
+Everything random in a step is a function of (seed, step, index of the example), as in `ncsn_jax.training`,
+whose state is used. Nothing here jits, logs or touches files.
 """
 
 from collections.abc import Callable

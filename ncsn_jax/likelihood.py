@@ -3,8 +3,8 @@
 The flow is a map between data and noise that can be inverted (Song et al., 2021, section 4.3 and appendix
 D). `log_prob` is the density that it gives to data, by the change of variables; `bits_per_dim` and
 `dequantize` are what it takes to compare such numbers for images. `encode` and `decode` go to latents and
-back, `interpolate` goes from one latent to another. Hidden here is how a divergence is had from a score
-function; the solver is in `ncsn_jax.sampling._probability_flow`, and needs diffrax.
+back, `interpolate` goes from one latent to another. The solver is in
+`ncsn_jax.sampling._probability_flow`, and needs diffrax.
 """
 
 import math
@@ -186,10 +186,8 @@ def encode(
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
       x: `[B, ...]`, data, taken for samples at the time `end`.
-      rtol: as in `probability_flow`.
-      atol: as in `probability_flow`.
       end: the time of x, in (0, 1).
-      max_steps: as in `probability_flow`.
+      rtol, atol, max_steps: as in `probability_flow`.
 
     Returns:
       `[B, ...]`, NaN for an example that could not be solved.
@@ -220,10 +218,8 @@ def decode(
       score_fn: `score_fn(x, t)`.
       z: `[B, ...]`, latents.
       temperature: what latents are multiplied with, > 0; below 1 samples are less varied.
-      rtol: as in `probability_flow`.
-      atol: as in `probability_flow`.
       end: the time of the data, in (0, 1).
-      max_steps: as in `probability_flow`.
+      rtol, atol, max_steps: as in `probability_flow`.
 
     Returns:
       `[B, ...]`, NaN for an example that could not be solved.

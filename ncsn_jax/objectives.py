@@ -1,8 +1,8 @@
 """What training minimises, whatever the network is conditioned on.
 
 An `Objective` joins a network, the noise that examples get and a loss: `ladder` for the levels of NCSN,
-`diffusion` for the times of an SDE. It hides from the training step whether noise is a sigma or a time, how a
-score is made of the network's output, and which randomness the network itself wants.
+`diffusion` for the times of an SDE. The training step needs to know neither whether noise is a sigma or a
+time, nor how a score is made of the network's output, nor what the network itself draws.
 """
 
 from collections.abc import Callable

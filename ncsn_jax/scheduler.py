@@ -16,7 +16,8 @@ loop in Python:
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,18 @@ class AnnealedLangevinDynamicsOutput(NamedTuple):
     prev_sample: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, init=False, eq=False)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("sigmas", "timesteps", "epsilon"),
+    meta_fields=(
+        "num_train_timesteps",
+        "num_annealed_steps",
+        "sigma_min",
+        "sigma_max",
+        "sampling_eps",
+    ),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AnnealedLangevinDynamicsScheduler:
     """Annealed Langevin dynamics for noise conditional score networks (NCSN, Algorithm 1).
 
@@ -59,6 +71,7 @@ class AnnealedLangevinDynamicsScheduler:
       sigmas: float32 `[L]`, decreasing.
       step_size: float32 `[L]`, alpha.
       timesteps: int32, the levels to visit, 0 ... L - 1 at first.
+      epsilon: float32 scalar, the one that the step sizes have; `set_sigmas` may give another.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -69,39 +82,28 @@ class AnnealedLangevinDynamicsScheduler:
     sigma_min: float
     sigma_max: float
     sampling_eps: float
-    sigmas: jax.Array
-    timesteps: jax.Array
-    _epsilon: jax.Array
+    # Made of the arguments above; passed only where a scheduler is copied.
+    sigmas: jax.Array = dataclasses.field(default=None, kw_only=True)
+    timesteps: jax.Array = dataclasses.field(default=None, kw_only=True)
+    epsilon: jax.Array = dataclasses.field(default=None, kw_only=True)
 
-    order = 1
+    order: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        num_train_timesteps: int,
-        num_annealed_steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        sampling_eps: float,
-    ):
-        check_count("num_train_timesteps", num_train_timesteps)
-        check_count("num_annealed_steps", num_annealed_steps)
-        settings = {
-            "num_train_timesteps": num_train_timesteps,
-            "num_annealed_steps": num_annealed_steps,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "sampling_eps": sampling_eps,
-            "sigmas": _make_sigmas(num_train_timesteps, sigma_min, sigma_max),
-            "timesteps": jnp.arange(num_train_timesteps, dtype=jnp.int32),
-            "_epsilon": _check_epsilon(sampling_eps),
-        }
-        for name, value in settings.items():
-            object.__setattr__(self, name, value)
+    def __post_init__(self):
+        if self.sigmas is not None:
+            return
+        check_count("num_train_timesteps", self.num_train_timesteps)
+        check_count("num_annealed_steps", self.num_annealed_steps)
+        sigmas = _make_sigmas(self.num_train_timesteps, self.sigma_min, self.sigma_max)
+        object.__setattr__(self, "sigmas", sigmas)
+        timesteps = jnp.arange(self.num_train_timesteps, dtype=jnp.int32)
+        object.__setattr__(self, "timesteps", timesteps)
+        object.__setattr__(self, "epsilon", _check_epsilon(self.sampling_eps))
 
     @property
     def step_size(self) -> jax.Array:
         """alpha_i = epsilon sigma_i^2 / sigma_L^2, `[L]`."""
-        return self._epsilon * jnp.square(self.sigmas / self.sigmas[-1])
+        return self.epsilon * jnp.square(self.sigmas / self.sigmas[-1])
 
     def scale_model_input(self, sample: jax.Array, timestep=None) -> jax.Array:
         """Returns the sample as it is: the score network takes x itself."""
@@ -119,7 +121,7 @@ class AnnealedLangevinDynamicsScheduler:
         """
         del sampling_eps
         check_count("num_inference_steps", num_inference_steps)
-        return self._replace(timesteps=jnp.arange(num_inference_steps, dtype=jnp.int32))
+        return dataclasses.replace(self, timesteps=jnp.arange(num_inference_steps, dtype=jnp.int32))
 
     def set_sigmas(
         self,
@@ -141,9 +143,8 @@ class AnnealedLangevinDynamicsScheduler:
         low = self.sigma_min if sigma_min is None else sigma_min
         high = self.sigma_max if sigma_max is None else sigma_max
         epsilon = self.sampling_eps if sampling_eps is None else sampling_eps
-        return self._replace(
-            sigmas=_make_sigmas(num_inference_steps, low, high), _epsilon=_check_epsilon(epsilon)
-        )
+        sigmas = _make_sigmas(num_inference_steps, low, high)
+        return dataclasses.replace(self, sigmas=sigmas, epsilon=_check_epsilon(epsilon))
 
     def step(
         self, key: jax.Array, model_output: jax.Array, timestep, sample: jax.Array
@@ -169,7 +170,7 @@ class AnnealedLangevinDynamicsScheduler:
                 f"model_output must have the shape of sample, {sample.shape}, "
                 f"got {np.shape(model_output)}"
             )
-        drift, noise = annealed_steps(self.sigmas, self._epsilon, sample.dtype)
+        drift, noise = annealed_steps(self.sigmas, self.epsilon, sample.dtype)
         x, _ = langevin_update(key, sample, model_output, drift[timestep], noise[timestep])
         return AnnealedLangevinDynamicsOutput(x)
 
@@ -207,38 +208,6 @@ class AnnealedLangevinDynamicsScheduler:
             raise ValueError(
                 f"{name} must be {wanted} from 0 to {levels - 1}, got {show(timesteps)}"
             )
-
-    def _replace(self, **changes) -> "AnnealedLangevinDynamicsScheduler":
-        other = object.__new__(type(self))
-        for field in dataclasses.fields(self):
-            value = changes.get(field.name, getattr(self, field.name))
-            object.__setattr__(other, field.name, value)
-        return other
-
-
-_ARRAYS = ("sigmas", "timesteps", "_epsilon")
-_SETTINGS = tuple(
-    field.name
-    for field in dataclasses.fields(AnnealedLangevinDynamicsScheduler)
-    if field.name not in _ARRAYS
-)
-
-
-def _flatten(scheduler):
-    return (
-        tuple(getattr(scheduler, name) for name in _ARRAYS),
-        tuple(getattr(scheduler, name) for name in _SETTINGS),
-    )
-
-
-def _unflatten(settings, arrays):
-    scheduler = object.__new__(AnnealedLangevinDynamicsScheduler)
-    for name, value in zip(_ARRAYS + _SETTINGS, (*arrays, *settings), strict=True):
-        object.__setattr__(scheduler, name, value)
-    return scheduler
-
-
-jax.tree_util.register_pytree_node(AnnealedLangevinDynamicsScheduler, _flatten, _unflatten)
 
 
 def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:

@@ -2,10 +2,10 @@
 
 The continuous-time half of the library (Song et al., 2021, "Score-based generative modeling through
 stochastic differential equations"). An SDE dx = f(x, t) dt + g(t) dw, with t from 0 (data) to 1 (noise),
-is one of `VE`, `VP` and `SubVP`: frozen dataclasses of pure methods, which hide their formulas and nothing
-else. Of x_0 it makes x_t ~ N(alpha_t x_0, std_t^2 I). A score function is `score_fn(x, t)` here;
-`from_sigma_score` makes one of the library's `score_fn(x, sigma)`, for any SDE, as x_t / alpha_t is x_0 with
-noise of standard deviation std_t / alpha_t, and `to_sigma_score` goes the other way.
+is one of `VE`, `VP` and `SubVP`: frozen dataclasses of pure methods. Of x_0 it makes
+x_t ~ N(alpha_t x_0, std_t^2 I). A score function is `score_fn(x, t)` here; `from_sigma_score` makes one of
+the library's `score_fn(x, sigma)`, for any SDE, as x_t / alpha_t is x_0 with noise of standard deviation
+std_t / alpha_t. `to_sigma_score` goes the other way.
 """
 
 import abc

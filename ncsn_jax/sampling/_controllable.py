@@ -2,8 +2,7 @@
 
 What is known about a sample is either imposed after every update of `predictor_corrector`, by a function
 for its argument `constrain` (`known_pixels` for inpainting, `known_grey` for colorization), or enters
-through the score (`guided`). Hidden here are the basis in which grey and colour do not mix, and that values
-which were not observed cannot have an influence.
+through the score (`guided`).
 
 Imposing what is known is an approximation: the unknown part follows a score that was evaluated with the
 known part's noise drawn afresh, not with the path that leads to it. It is exact where the two are

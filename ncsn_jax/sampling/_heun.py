@@ -1,9 +1,8 @@
 """The second-order sampler of Karras et al. (2022), "Elucidating the design space ...", algorithms 1 and 2.
 
 Heun's method on the probability flow dx/dsigma = -sigma s(x, sigma), along any ladder and finally to
-sigma = 0, with noise added and removed again at every level if wanted. Hidden here is the table of score
-evaluations: one loop runs over them, so that the score occurs once in the compiled program although
-Heun's steps take two and the last step takes one.
+sigma = 0, with noise added and removed again at every level if wanted. One loop runs over a table of score
+evaluations, two for each step and one for the last. So the score occurs once in the compiled program.
 """
 
 import math

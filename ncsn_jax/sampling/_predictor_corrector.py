@@ -2,9 +2,8 @@
 
 At each of a table of times a corrector runs a few Langevin steps at the noise of that time, and a predictor
 steps to the next time. A predictor or corrector is a function from a state, the score's time and noise to
-(next state, its mean); the tables `PREDICTORS` and `CORRECTORS` name them. Hidden here are the order, which
-is the authors' (the corrector first), the keys, and that the score occurs once per predictor and corrector
-in the compiled program.
+(next state, its mean); `PREDICTORS` and `CORRECTORS` name them. The corrector comes first, as in the
+authors' code. The score occurs once per predictor and corrector in the compiled program.
 
 Differs from the authors' code: step sizes of the Langevin corrector are per sample, unless
 `average_step_size` asks for the mean over the batch, which makes a sample depend on its batch.
@@ -180,16 +179,7 @@ def predictor_corrector(
     snr = None if snr is None else as_float("snr", snr)
     check_count("num_steps", num_steps)
     check_count("corrector_steps", corrector_steps)
-    uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
-    if (
-        isinstance(sde, VP)
-        and not isinstance(sde, SubVP)
-        and uses_chain
-        and num_steps <= sde.beta_max
-    ):
-        raise ValueError(
-            f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
-        )
+    _check_chain(sde, predictor, corrector, num_steps)
     check_fraction("end", end)
     part = (0, num_steps) if steps is None else check_part(steps, num_steps)
     times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
@@ -248,4 +238,14 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         raise ValueError(
             f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, {_MAX_SNR:g} at most, "
             f"got {show(snr)}"
+        )
+
+
+def _check_chain(sde: SDE, predictor: str, corrector: str, num_steps: int) -> None:
+    """Refuses steps along a chain of VP that are so few that a beta_i would not be below 1."""
+    uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
+    chain_of_vp = isinstance(sde, VP) and not isinstance(sde, SubVP) and uses_chain
+    if chain_of_vp and num_steps <= sde.beta_max:
+        raise ValueError(
+            f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
         )

@@ -1,10 +1,9 @@
 """The probability flow: an ODE with the marginals of an SDE (Song et al., 2021, section 4.3).
 
-`probability_flow` carries x_1 to data, or data to x_1, without noise; `integrate` is the adaptive solver
-under it and under `ncsn_jax.likelihood`. Hidden here are diffrax, which is imported when something is
-solved, the choice of a Runge-Kutta method and of its step sizes, and how evaluations are counted. Every
-example is solved by itself with its own step sizes, so that it does not depend on its batch; a batch takes
-as long as the example that needs the most steps.
+`probability_flow` carries x_1 to data, or data to x_1, without noise. `integrate` is the adaptive solver
+under it and under `ncsn_jax.likelihood`; it imports diffrax when it is called. Every example is solved by
+itself with its own step sizes, so that it does not depend on its batch. A batch takes as long as the
+example that needs the most steps.
 """
 
 import math
