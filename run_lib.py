@@ -250,4 +250,4 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     path = _preview_path(workdir, step)
     storage.make_directory(os.path.dirname(path))
     storage.write(path, png)
-    writer.write_images(step, {"samples": png}, grid.shape)
+    writer.write_image(step, "samples", png, grid.shape)

@@ -1,8 +1,7 @@
 """A run's numbers, and where they go: TensorBoard events, `metrics.jsonl` and the log.
 
-`Writer` has the methods of `clu.metric_writers.MetricWriter` that the application calls, on
-TensorBoard's own record format: clu's writers import TensorFlow, which costs seconds and half a
-gigabyte of memory, also where it is installed.
+TensorBoard's `RecordWriter` writes the events. Its `EventFileWriter` and clu's writers import TensorFlow where
+that is installed, which costs seconds and half a gigabyte of memory.
 """
 
 import contextlib
@@ -13,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ncsn_jax import training
 from ncsn_jax.app import checkpoints, devices, distributed, storage
@@ -40,9 +41,6 @@ class Writer:
 
     def _open_events(self) -> None:
         """Begins a file of events; TensorBoard reads all of a directory in the order of their names."""
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{self._files}"
         self._files += 1
         self._file = storage.Growing(os.path.join(self._workdir, name))
@@ -64,8 +62,6 @@ class Writer:
         """Writes named numbers of one step."""
         if self._events is None:
             return
-        from tensorboard.compat.proto import summary_pb2
-
         values = [
             summary_pb2.Summary.Value(tag=tag, simple_value=float(v)) for tag, v in scalars.items()
         ]
@@ -74,21 +70,15 @@ class Writer:
         line = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
         self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
 
-    def write_images(self, step: int, images: Mapping[str, bytes], shape: tuple[int, ...]) -> None:
-        """Writes named pictures, given as PNG files, of height, width and channels `shape`."""
-        from tensorboard.compat.proto import summary_pb2
-
+    def write_image(self, step: int, tag: str, png: bytes, shape: tuple[int, int, int]) -> None:
+        """Writes a named picture, given as a PNG file, of height, width and channels `shape`."""
+        if self._events is None:
+            return
         height, width, channels = shape
-        values = [
-            summary_pb2.Summary.Value(
-                tag=tag,
-                image=summary_pb2.Summary.Image(
-                    height=height, width=width, colorspace=channels, encoded_image_string=png
-                ),
-            )
-            for tag, png in images.items()
-        ]
-        self._write(step, values)
+        image = summary_pb2.Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=png
+        )
+        self._write(step, [summary_pb2.Summary.Value(tag=tag, image=image)])
 
     def flush(self, *, now: bool = False) -> None:
         """Hands everything written so far on; to object storage only now and then, unless `now`."""
@@ -109,8 +99,6 @@ class Writer:
                     file.close()
 
     def _write(self, step, values) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
         self._events.write(event.SerializeToString())

@@ -93,7 +93,7 @@ def test_what_is_written_twice_is_appended_as_lines_of_json_and_as_events(tmp_pa
     for step, loss in ((1, 2.5), (2, np.inf)):
         with metrics.Writer(str(tmp_path)) as writer:
             writer.write_scalars(step, {"loss": np.float32(loss)})
-            writer.write_images(step, {"samples": b"a picture"}, (3, 4, 1))
+            writer.write_image(step, "samples", b"a picture", (3, 4, 1))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert list(map(json.loads, lines)) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
     events = EventAccumulator(str(tmp_path)).Reload()
