@@ -1,7 +1,7 @@
 """A run's numbers, and where they go: TensorBoard events, `metrics.jsonl` and the log.
 
-TensorBoard's `RecordWriter` writes the events. Its `EventFileWriter` and clu's writers import TensorFlow where
-that is installed, which costs seconds and half a gigabyte of memory.
+TensorBoard's `RecordWriter` writes the events. Its `EventFileWriter` and clu's writers import TensorFlow
+where that is installed, which costs seconds and half a gigabyte of memory.
 """
 
 import contextlib
