@@ -17,6 +17,7 @@ from configs.score_sde import (
 )
 from ncsn_jax import models, training
 from ncsn_jax.app import build, samplers, schema
+from tests import tiny
 from tests.models.comparison import run
 from tests.running import load_config, load_diffusion_config
 
@@ -112,3 +113,30 @@ def test_a_step_of_the_published_network_at_a_reduced_size():
     moments = traverse_util.flatten_dict(optax.tree.get(after.opt_state, "mu"), sep="/")
     still = [name for name, moment in moments.items() if not np.any(moment)]
     assert still == ["params/fourier/frequencies"]
+
+
+def test_the_warm_up_begins_at_zero_and_ends_after_its_steps():
+    """Adam's step is the learning rate for a constant gradient, in the bound of eps."""
+    config = load_config(**{"optim.warmup_steps": 4, "optim.learning_rate": 0.5})
+    optimizer = build.make_optimizer(config)
+    params = jnp.zeros(())
+    state, taken = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update(jnp.ones(()), state, params)
+        taken.append(-float(updates))
+    np.testing.assert_allclose(taken, [0, 0.125, 0.25, 0.375, 0.5, 0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_network_is_trained_with_dropout_if_it_has_some(dropout, monkeypatch):
+    monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
+    config = load_diffusion_config(**{"ncsnpp.dropout": dropout})
+    model, process = build.make_model(config), build.make_sde(config)
+    x, t = jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.5)
+    params = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0), x, t))
+    keys = jax.random.split(jax.random.key(1), 2)
+    found = build.make_objective(config).score_fn(params, keys)(x, t)
+    with_keys = models.time_score_fn(model, params, process, dropout_keys=keys)(x, t)
+    without = models.time_score_fn(model, params, process)(x, t)
+    np.testing.assert_allclose(found, with_keys if dropout else without, rtol=1e-5)
+    assert np.allclose(with_keys, without) == (not dropout)
