@@ -186,10 +186,17 @@ def test_arguments_that_are_none_are_named():
 
 
 def test_sliced_score_matching_takes_images_of_half_precision():
-    """The noise of float32 sigmas makes float32 of them."""
-    x = jnp.ones((2, 3), jnp.float16)
-    loss = losses.sliced_score_matching(jax.random.key(0), lambda x, s: -x, x, jnp.ones(2))
-    assert loss.shape == (2,) and loss.dtype == jnp.float32
+    """The noise of float32 sigmas makes float32 of them.
+
+    For s(x) = -x it is (||x + z||^2 / 2 - ||v||^2) sigma^2.
+    """
+    x, key = jnp.ones((2, 3), jnp.float16), jax.random.key(0)
+    loss = losses.sliced_score_matching(key, lambda x, s: -x, x, jnp.ones(2))
+    z = normal_like(jax.random.fold_in(key, 0), x)
+    v = normal_like(jax.random.fold_in(key, 1), jnp.zeros((2, 3)))
+    expected = 0.5 * jnp.sum((1 + z.astype(jnp.float32)) ** 2, 1) - jnp.sum(v**2, 1)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 SDES = {

@@ -86,7 +86,7 @@ def test_a_loop_is_annealed_langevin_bit_for_bit(per_example):
     np.testing.assert_array_equal(loop(scheduler, key, x), whole(key, x))
 
 
-def test_is_an_immutable_pytree():
+def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
     scheduler = Scheduler(*CTOR0)
     with pytest.raises(AttributeError):
         scheduler.sigmas = 1

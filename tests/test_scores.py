@@ -35,7 +35,7 @@ def test_samples_have_the_moments_of_the_mixture():
     assert np.all(np.abs(x.var(0) / variance - 1) < 4 * np.sqrt(3 / n))
 
 
-def test_is_a_pytree_and_works_under_jit():
+def test_scores_of_a_mixture_that_is_traced_are_the_same():
     x = jnp.ones((4, 2))
     score = jax.jit(lambda mixture, x: mixture.score(x, jnp.ones(4)))(MIXTURE, x)
     np.testing.assert_allclose(score, MIXTURE.score(x, 1.0), rtol=1e-6)

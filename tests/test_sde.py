@@ -19,7 +19,7 @@ def named(request):
     return request.param, SDES[request.param]
 
 
-def test_equals_the_authors_figures(named, golden):
+def test_every_function_equals_the_authors_figures(named, golden):
     """Every function at the figures' times; their chain has 100 steps."""
     name, process = named
     figures = golden("sde")
@@ -67,7 +67,7 @@ def test_time_and_sigma_are_inverse(named):
     np.testing.assert_allclose(process.time(process.sigma(t)), t, rtol=1e-4, atol=1e-6)
 
 
-def test_scores_of_sigma_and_of_time(named):
+def test_scores_of_sigma_become_those_of_time_and_back(named):
     """A mixture under the SDE is a mixture; there and back is the identity."""
     process = named[1]
     means, stds, weights = np.array([[-1.0, 0.5], [2.0, 1.0]]), np.array([0.3, 0.5]), [0.4, 0.6]
@@ -85,7 +85,7 @@ def test_scores_of_sigma_and_of_time(named):
     np.testing.assert_allclose(back(x, sigma), mixture.score(x, sigma), rtol=1e-3, atol=1e-5)
 
 
-def test_prior(named):
+def test_prior_samples_have_its_deviation_and_density(named):
     process = named[1]
     x = process.prior_sample(jax.random.key(0), (4, 100, 100))
     error = 4 * process.prior_std() / np.sqrt(2 * x.size)

@@ -25,7 +25,7 @@ def flow(x, begin, end):
 
 
 @pytest.mark.parametrize(("second_order", "order"), [(True, 2), (False, 1)])
-def test_order_of_convergence(second_order, order):
+def test_errors_fall_with_the_order_of_the_method(second_order, order):
     """In float64, down to the last sigma: twice the steps, 2^-order of the error.
 
     The order observed is off by a term of the order of the step, log(100) / 160 = 0.03 at most.

@@ -211,7 +211,7 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch(scheme)
     np.testing.assert_allclose(run(some, keys[some], x[some], 0, 13), whole[some], rtol=1e-5)
 
 
-def test_works_under_vmap_and_grad():
+def test_derivatives_under_vmap_are_differences():
     def run(key, scale):
         x = jnp.ones((3, 4))
         mask = jnp.asarray([[1, 0, 0, 1]])

@@ -120,7 +120,7 @@ def test_steps_are_the_originals(golden, stored_noise, convention):
         np.testing.assert_allclose(x, g["out/gmm/ncsnv2/denoised"], atol=1e-5 * scale)
 
 
-def test_info_is_what_the_steps_were():
+def test_info_has_the_norms_of_scores_and_noise():
     x = jax.random.normal(jax.random.key(0), (5, 3))
     _, info = langevin(
         jax.random.key(1), lambda x: -2 * x, x, step_size=0.5, num_steps=1, return_info=True
@@ -175,7 +175,7 @@ def test_clip_holds_after_every_step_and_types_are_kept():
     assert float(info.samples.max()) == 0.25 and float(info.samples.min()) == -0.5
 
 
-def test_works_under_vmap_grad_and_with_traced_step_size():
+def test_derivatives_by_a_traced_step_size_are_the_same_under_vmap():
     ladder = sigmas.geometric(1.0, 0.1, 3)
 
     def run(key, epsilon):
@@ -459,3 +459,26 @@ def test_refuses_parts_that_are_none(steps):
             denoise=True,
             steps=steps,
         )
+
+
+def test_constrain_replaces_x_before_the_score_and_after_the_update_of_every_step():
+    """x is set to the level's sigma before a score, which sees it, and to 10 + index after the update."""
+    seen = []
+
+    def score(x, sigma):
+        jax.debug.callback(lambda x, s: seen.append((x[0, 0], s[0])), x, sigma, ordered=True)
+        return -x
+
+    def constrain(x, step, updated):
+        return jnp.full_like(x, 10.0) + step.index if updated else jnp.full_like(x, step.sigma)
+
+    ladder = sigmas.geometric(1.0, 0.25, 3)
+    options = {"steps_per_level": 2, "denoise": True, "return_info": True}
+    x, info = annealed_langevin(
+        jax.random.key(0), score, jnp.zeros((2, 3)), ladder, constrain=constrain, **options
+    )
+    jax.effects_barrier()
+    expected = [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25]
+    np.testing.assert_allclose(seen, np.stack([expected, expected], axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(info.samples[:, 0, 0], [11.0, 13.0, 15.0])
+    np.testing.assert_array_equal(x, np.full((2, 3), 16.0))
