@@ -50,43 +50,43 @@ def check(path: str, name: str) -> None:
 
 def exists(path: str) -> bool:
     """Whether there is anything."""
-    with _open(path) as there:
+    with _at(path) as there:
         return there.exists()
 
 
 def is_directory(path: str) -> bool:
     """Whether there is a directory."""
-    with _open(path) as there:
+    with _at(path) as there:
         return there.is_dir()
 
 
 def list_names(path: str) -> list[str]:
     """Returns the sorted names in a directory, none if there is no such directory."""
-    with _open(path) as there:
+    with _at(path) as there:
         return sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
 
 
 def make_directory(path: str) -> None:
     """Makes a directory with all above it, where there are directories."""
-    with _open(path) as there:
+    with _at(path) as there:
         there.mkdir(parents=True, exist_ok=True)
 
 
 def remove_directory(path: str) -> None:
     """Removes a directory with all in it, as far as that is possible."""
-    with contextlib.suppress(OSError), _open(path) as there:
+    with contextlib.suppress(OSError), _at(path) as there:
         there.rmtree()
 
 
 def rename(path: str, target: str) -> None:
     """Renames a directory; in object storage something must lie beside the target already."""
-    with _open(path) as there:
+    with _at(path) as there:
         there.rename(target)
 
 
 def read(path: str) -> bytes:
     """Returns the content of a file."""
-    with _open(path) as there:
+    with _at(path) as there:
         return there.read_bytes()
 
 
@@ -114,7 +114,7 @@ def write(path: str, payload: bytes) -> None:
       OSError: if it cannot be written, with its name.
     """
     if is_remote(path):
-        with _open(path) as there:
+        with _at(path) as there:
             there.write_bytes(payload)
     else:
         with replacing(path) as file:
@@ -216,7 +216,7 @@ class Growing:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[epath.Path]:
+def _at(path: str) -> Iterator[epath.Path]:
     """Gives the path as epath's, and makes an OSError of what the clients of object storage raise."""
     if is_remote(path):
         _prepare()

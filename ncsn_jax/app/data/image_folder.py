@@ -7,7 +7,6 @@ and named.
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,26 +17,9 @@ from PIL import Image
 from ncsn_jax.app.data import transforms
 from ncsn_jax.errors import UserError, one_line
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-NAMED = 5
-
-
-@dataclasses.dataclass
-class Skipped:
-    """Files that were left out: paths of other kinds, and paths with the reason why not."""
-
-    other: list[str] = dataclasses.field(default_factory=list)
-    corrupt: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def describe(self) -> str:
-        """Returns one line with the counts and the first few names, or "" if nothing was left out."""
-        parts = []
-        if self.other:
-            parts.append(f"{len(self.other)} not PNG or JPEG ({_some(self.other)})")
-        if self.corrupt:
-            named = [f"{path}: {reason}" for path, reason in self.corrupt]
-            parts.append(f"{len(self.corrupt)} unreadable ({_some(named)})")
-        return one_line("left out " + " and ".join(parts)) if parts else ""
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+# So many files that are left out are named.
+_NAMED = 5
 
 
 def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[str, list[str]]]:
@@ -70,13 +52,13 @@ def find(directory: str) -> tuple[list[str], list[str]]:
         for name in names:
             if not name.startswith("."):
                 path = os.path.relpath(os.path.join(folder, name), directory)
-                (images if name.lower().endswith(SUFFIXES) else other).append(path)
+                (images if name.lower().endswith(_SUFFIXES) else other).append(path)
     return sorted(images), sorted(other)
 
 
 def read(
     directory: str, size: int, channels: int, crop_size: int, field: str = "data.data_dir"
-) -> tuple[np.ndarray, Skipped]:
+) -> tuple[np.ndarray, str]:
     """Decodes a directory tree of images.
 
     Args:
@@ -85,7 +67,7 @@ def read(
       field: where the path comes from, for messages.
 
     Returns:
-      uint8 `[N, size, size, channels]` with N >= 1, and what was left out.
+      uint8 `[N, size, size, channels]` with N >= 1, and one line that names what was left out, or "".
 
     Raises:
       UserError: if there is no such directory or no image that can be read.
@@ -93,7 +75,6 @@ def read(
     if not os.path.isdir(directory):
         raise UserError(f"{field}={directory!r} is not a directory of images")
     paths, other = find(directory)
-    skipped = Skipped(other=other)
 
     def decode(name: str) -> np.ndarray | str:
         try:
@@ -110,17 +91,16 @@ def read(
         warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = list(pool.map(decode, paths))
-    for path, result in zip(paths, results, strict=True):
-        if isinstance(result, str):
-            skipped.corrupt.append((path, result))
     images = [r for r in results if not isinstance(r, str)]
+    pairs = zip(paths, results, strict=True)
+    corrupt = [f"{path}: {result}" for path, result in pairs if isinstance(result, str)]
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        for names, what in ((other, "not PNG or JPEG"), (corrupt, "unreadable"))
+        if names
+    ]
+    left_out = one_line("left out " + " and ".join(parts)) if parts else ""
     if not images:
-        raise UserError(
-            f"{field}={directory!r} holds no readable PNG or JPEG image"
-            + (f": {skipped.describe()}" if skipped.describe() else "")
-        )
-    return np.stack(images), skipped
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        reason = f": {left_out}" if left_out else ""
+        raise UserError(f"{field}={directory!r} holds no readable PNG or JPEG image{reason}")
+    return np.stack(images), left_out

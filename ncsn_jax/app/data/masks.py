@@ -75,6 +75,4 @@ def read_images(directory: str, size: int, channels: int, crop_size: int) -> tup
     Raises:
       UserError: if there are none.
     """
-    field = "config.inpainting.images"
-    found, skipped = image_folder.read(directory, size, channels, crop_size, field)
-    return found, skipped.describe()
+    return image_folder.read(directory, size, channels, crop_size, "config.inpainting.images")

@@ -92,13 +92,9 @@ def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.
             "data.data_dir must name the directory of images when data.dataset='image_folder'"
         )
     directory = cache.local(data_dir)
-
-    def make() -> tuple[np.ndarray, str]:
-        images, skipped = image_folder.read(directory, size, channels, crop_size)
-        return images, skipped.describe()
-
+    arguments = directory, size, channels, crop_size
     key = ["image_folder", size, channels, crop_size, directory, prepared.fingerprint(directory)]
-    images, left_out = cache.images("image_folder", key, make)
+    images, left_out = cache.images("image_folder", key, lambda: image_folder.read(*arguments))
     if left_out:
         logging.getLogger(__name__).warning("%s: %s", one_line(directory), left_out)
     return images
