@@ -1,8 +1,8 @@
 """The samplers that a configuration describes, for every kind of run and for what is known of the samples.
 
-A `Sampler` is a chain of steps of which parts can be run. It hides that annealed Langevin dynamics and Heun's
-method want a score of sigma and the others one of an SDE's time, that a run's network may give either, and
-that the SDE may work on images in [-1, 1].
+A `Sampler` is a chain of steps of which parts can be run. Annealed Langevin dynamics and Heun's
+method take a score of sigma, the others one of an SDE's time. A run's network may give either, and its SDE
+may work on images in [-1, 1]; the conversions are here.
 """
 
 import functools
@@ -36,15 +36,15 @@ _METHODS = {
     Stream.CLASSES: schema.METHODS,
 }
 
-# The fields that determine the samples of a method, besides seed and checkpoint.
+# The fields that determine the samples of a method, besides seed and checkpoint. The library's functions have
+# arguments of the same names, but for `_OF_START`.
 _FIELDS = {
-    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init"),
-    "predictor_corrector": (
-        *("predictor", "corrector", "snr", "corrector_steps", "num_steps", "end", "denoise"),
-    ),
-    "probability_flow": ("rtol", "atol", "end", "temperature"),
-    "heun": ("num_steps", "rho", "churn"),
+    "annealed_langevin": "epsilon steps_per_level denoise clip init",
+    "predictor_corrector": "predictor corrector snr corrector_steps num_steps end denoise",
+    "probability_flow": "rtol atol end temperature",
+    "heun": "num_steps rho churn",
 }
+_OF_START = ("init", "temperature")
 
 
 class Sampler(NamedTuple):
@@ -88,7 +88,7 @@ def settings(config: ConfigDict) -> dict:
     """Returns the fields that determine the samples of a checkpoint, with their values."""
     flat = schema.flatten(config)
     method = config.sampling.method
-    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method], "dtype")]
+    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype")]
     # A ladder is that of the run; with an SDE, training may not use what the samplers along sigmas do.
     if config.training.sde != "none" and method in ("annealed_langevin", "heun"):
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
@@ -110,15 +110,8 @@ def make(
       UserError: if the method cannot do that.
     """
     check(config, task)
-    makers = {
-        "annealed_langevin": _annealed_langevin,
-        "predictor_corrector": _predictor_corrector,
-        "probability_flow": _probability_flow,
-        "heun": _heun,
-    }
-    return makers[config.sampling.method](
-        config, functools.partial(_score_fns, config, of_classes), task
-    )
+    score_fns = functools.partial(_score_fns, config, of_classes)
+    return _MAKERS[config.sampling.method](config, score_fns, task)
 
 
 def _score_fns(
@@ -135,95 +128,78 @@ def _score_fns(
     return sdes.to_sigma_score(process, time_score_fn), time_score_fn
 
 
+def _arguments(config) -> dict:
+    """Returns the arguments of the method's function that are fields of `config.sampling`."""
+    names = _FIELDS[config.sampling.method].split()
+    return {name: config.sampling[name] for name in names if name not in _OF_START}
+
+
 def _prior(config, key: jax.Array, batch: int) -> jax.Array:
     """Draws from the SDE's prior, with one key for each of the batch."""
     shape, process = build.image_shape(config), build.make_sde(config)
     return jax.vmap(lambda k: process.prior_sample(k, shape))(key)
 
 
+def _no_count(x: jax.Array) -> jax.Array:
+    """Stands for the evaluations of a batch where they are known beforehand."""
+    return jnp.zeros(x.shape[0], jnp.int32)
+
+
 def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
-    options, ladder = config.sampling, build.make_sigmas(config)
+    options, ladder, centered = config.sampling, build.make_sigmas(config), config.data.centered
     count = config.model.num_levels * options.steps_per_level + bool(options.denoise)
+    arguments = _arguments(config)
+    arguments["clip"] = tuple(center(c, centered) for c in options.clip) or None
 
     def start(key, batch):
-        x = sampling.initial_samples(
-            key,
-            (batch, *build.image_shape(config)),
-            options.init,
-            scale=config.model.sigma_begin / width(config.data.centered),
-        )
-        return center(x, config.data.centered)
+        shape, scale = (batch, *build.image_shape(config)), config.model.sigma_begin
+        x = sampling.initial_samples(key, shape, options.init, scale=scale / width(centered))
+        return center(x, centered)
 
     def advance(key, params, x, start, stop, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        clip = tuple(center(c, config.data.centered) for c in options.clip)
-        arguments = {
-            "epsilon": options.epsilon,
-            "steps_per_level": options.steps_per_level,
-            "denoise": options.denoise,
-            "clip": clip or None,
-            "steps": (start, stop),
-        }
-        if task == Stream.INPAINTING:
-            observed, mask = known
-            x = sampling.inpaint(
-                key,
-                sigma_score_fn,
-                x,
-                ladder,
-                center(observed, config.data.centered),
-                mask,
-                keep_observed=config.inpainting.keep_observed,
-                scheme=config.inpainting.scheme,
-                **arguments,
-            )
-        else:
-            x = sampling.annealed_langevin(key, sigma_score_fn, x, ladder, **arguments)
-        return x, jnp.zeros(x.shape[0], jnp.int32)
+        steps = {"steps": (start, stop)}
+        if task != Stream.INPAINTING:
+            x = sampling.annealed_langevin(key, sigma_score_fn, x, ladder, **arguments, **steps)
+            return x, _no_count(x)
+        x = sampling.inpaint(
+            *(key, sigma_score_fn, x, ladder, center(known[0], centered), known[1]),
+            keep_observed=config.inpainting.keep_observed,
+            scheme=config.inpainting.scheme,
+            **arguments,
+            **steps,
+        )
+        return x, _no_count(x)
 
-    return Sampler(
-        count, count, start, advance, f"config.sampling.epsilon={options.epsilon} is too large"
-    )
+    cause = f"config.sampling.epsilon={options.epsilon} is too large"
+    return Sampler(count, count, start, advance, cause)
 
 
 def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
-    options, process = config.sampling, build.make_sde(config)
-    corrections = options.corrector_steps if options.corrector != "none" else 0
+    options, process, last = config.sampling, build.make_sde(config), config.sampling.num_steps
+    arguments = _arguments(config) | {"snr": options.snr or None}
 
     def advance(key, params, x, start, stop, *known):
         _, time_score_fn = score_fns(params, known)
-        constrain, observed, mask = None, None, None
+        constrain, mask = None, None
+        if known and task != Stream.CLASSES:
+            known = (center(known[0], config.data.centered), *known[1:])
         if task == Stream.INPAINTING:
-            observed, mask = center(known[0], config.data.centered), known[1]
+            observed, mask = known
             constrain = sampling.known_pixels(process, observed, mask)
         elif task == Stream.COLORIZATION:
-            constrain = sampling.known_grey(process, center(known[0], config.data.centered))
+            constrain = sampling.known_grey(process, *known)
         x, _ = sampling.predictor_corrector(
-            key,
-            process,
-            time_score_fn,
-            x,
-            predictor=options.predictor,
-            corrector=options.corrector,
-            num_steps=options.num_steps,
-            snr=options.snr or None,
-            corrector_steps=options.corrector_steps,
-            end=options.end,
-            denoise=options.denoise,
-            constrain=constrain,
-            steps=(start, stop),
+            key, process, time_score_fn, x, constrain=constrain, steps=(start, stop), **arguments
         )
         if mask is not None and config.inpainting.keep_observed:
-            x = jnp.where((stop == options.num_steps) & mask.astype(bool), observed, x)
-        return x, jnp.zeros(x.shape[0], jnp.int32)
+            x = jnp.where((stop == last) & mask.astype(bool), observed, x)
+        return x, _no_count(x)
 
-    evaluations = options.num_steps * (corrections + (options.predictor != "none"))
-    cause = (
-        f"config.sampling.num_steps={options.num_steps} is too few, or snr={options.snr} too large"
-    )
-    return Sampler(
-        options.num_steps, evaluations, functools.partial(_prior, config), advance, cause
-    )
+    corrections = options.corrector_steps if options.corrector != "none" else 0
+    evaluations = last * (corrections + (options.predictor != "none"))
+    cause = f"config.sampling.num_steps={last} is too few, or snr={options.snr} too large"
+    return Sampler(last, evaluations, functools.partial(_prior, config), advance, cause)
 
 
 def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
@@ -236,41 +212,39 @@ def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
         del key, start, stop
 
         def solve(x, *known):
-            # Examples are solved one by one there, and what is known of them has to be theirs.
+            # The solver is mapped over examples, so that each has steps of its own.
             _, time_score_fn = score_fns(params, tuple(a[None] for a in known))
             x, info = sampling.probability_flow(
-                process,
-                time_score_fn,
-                x[None],
-                rtol=options.rtol,
-                atol=options.atol,
-                end=options.end,
+                process, time_score_fn, x[None], **_arguments(config)
             )
             return x[0], info.evaluations[0]
 
         return jax.vmap(solve)(x, *known)
 
-    return Sampler(
-        1, None, start, advance, f"config.sampling.rtol={options.rtol} could not be kept"
-    )
+    cause = f"config.sampling.rtol={options.rtol} could not be kept"
+    return Sampler(1, None, start, advance, cause)
 
 
 def _heun(config, score_fns: Callable, task: Stream) -> Sampler:
-    options = config.sampling
-    ladder = sigmas.karras(
-        config.model.sigma_begin, config.model.sigma_end, options.num_steps, options.rho
-    )
+    options, last = config.sampling, config.sampling.num_steps
+    ladder = sigmas.karras(config.model.sigma_begin, config.model.sigma_end, last, options.rho)
 
     def start(key, batch):
         return ladder[0] / build.make_sde(config).prior_std() * _prior(config, key, batch)
 
     def advance(key, params, x, start, stop, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        x, _ = sampling.heun(
-            key, sigma_score_fn, x, ladder, churn=options.churn, steps=(start, stop)
-        )
-        return x, jnp.zeros(x.shape[0], jnp.int32)
+        steps = {"steps": (start, stop)}
+        x, _ = sampling.heun(key, sigma_score_fn, x, ladder, churn=options.churn, **steps)
+        return x, _no_count(x)
 
-    evaluations = 2 * options.num_steps - 1
-    cause = f"config.sampling.num_steps={options.num_steps} is too few"
-    return Sampler(options.num_steps, evaluations, start, advance, cause)
+    cause = f"config.sampling.num_steps={last} is too few"
+    return Sampler(last, 2 * last - 1, start, advance, cause)
+
+
+_MAKERS = {
+    "annealed_langevin": _annealed_langevin,
+    "predictor_corrector": _predictor_corrector,
+    "probability_flow": _probability_flow,
+    "heun": _heun,
+}
