@@ -252,3 +252,15 @@ def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
     assert abs(float(metrics.loss) - d * (f**2 / 2 + f)) < 4 * error
     error = np.sqrt((2 * d * f**2 + sliced) / count)
     assert abs(float(metrics.grad_norm) - d * (f + 1)) < 4 * error
+
+
+def test_the_mean_over_elements_is_two_over_d_times_the_sum(state, batches):
+    def measured(reduce_mean):
+        step = functools.partial(training.train_step, **OPTIONS | {"reduce_mean": reduce_mean})
+        return run(step, state, batches[0], 7)[1]
+
+    total, mean = measured(False), measured(True)
+    for name in ("loss", "grad_norm"):
+        ratio = float(getattr(mean, name) / getattr(total, name))
+        assert ratio == pytest.approx(2 / 64, rel=1e-4)
+    np.testing.assert_allclose(mean.level_loss, total.level_loss, rtol=1e-6)

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from tests import tiny
 from tests.running import run
 
 
@@ -36,12 +35,3 @@ def closed_logs():
     yield
     for handler in list(logging.getLogger("ncsn_jax").handlers):
         handler.close()
-
-
-@pytest.fixture
-def sampled(uninterrupted, tmp_path, closed_logs):
-    """A copy of the run on eight devices and a configuration that samples from it in this process."""
-    workdir = shutil.copytree(uninterrupted(8)[0], tmp_path / "run")
-    config = tiny.get_config()
-    config.inpainting.num_images, config.inpainting.num_completions = 3, 4
-    return config, workdir

@@ -1,0 +1,55 @@
+"""Likelihoods and latents where the score is known in closed form."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits_ve, digits_vp
+from ncsn_jax import sde
+from ncsn_jax._random import Stream, example_keys, stream_key
+from ncsn_jax.app import build, devices, run_flows
+from ncsn_jax.images import center, dequantize, uncenter
+from tests.app.modes import runs
+from tests.app.modes.runs import gaussian
+from tests.running import load_diffusion_config
+
+__all__ = ["gaussian"]
+
+
+@pytest.mark.parametrize("module", [digits_ve, digits_vp])
+def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
+    """Pixels N(0.5, 0.3^2) in [0, 1], of which the SDE may have 2 x - 1."""
+    config = load_diffusion_config(module, **{"likelihood.exact": True})
+    config.likelihood.rtol = config.likelihood.atol = 1e-5
+    config.model.sigma_begin = 50.0
+    process, std = build.make_sde(config), 0.6 if config.data.centered else 0.3
+    mean = 0.0 if config.data.centered else 0.5
+
+    def score(x, sigma):
+        return (mean - x) / (std**2 + sigma**2)[:, None, None, None]
+
+    time_score_fn = sde.from_sigma_score(process, score)
+    monkeypatch.setattr(build, "make_score_fn", lambda *_: (score, time_score_fn))
+    images = np.random.default_rng(0).integers(60, 200, (3, 8, 8, 1), dtype=np.uint8)
+    found = run_flows.Flow(config).bits_per_dim(devices.replicate({}), [0, 1, 2], images, 3)
+    keys = example_keys(stream_key(config.seed, Stream.LIKELIHOOD), jnp.arange(3), 2)[0]
+    x = np.asarray(dequantize(keys, images))
+    nats = np.mean((x - 0.5) ** 2, axis=(1, 2, 3)) / 2 / 0.09 + np.log(0.3 * np.sqrt(2 * np.pi))
+    # The prior is not quite the distribution at t = 1, and the noise at t = 0 has sigma_min^2 / std^2 = 1e-3.
+    np.testing.assert_allclose(found.values, 8 + nats / np.log(2), atol=3e-3)
+
+
+def test_latents_of_a_gaussian_are_scaled_images(gaussian):
+    """The flow keeps the number of standard deviations, from `end` to 1 and back."""
+    config = runs.vp_config(
+        **{"sampling.end": 1e-2, "sampling.temperature": 0.5},
+        **{"sampling.rtol": 1e-5, "sampling.atol": 1e-5},
+    )
+    flow, params = run_flows.Flow(config), devices.replicate({})
+    x = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    ratio = gaussian.std(jnp.float32(1.0)) / gaussian.std(jnp.float32(1e-2))
+    latents = flow.encode(params, x, 3)
+    np.testing.assert_allclose(latents.values, ratio * center(x), atol=1e-3)
+    decoded = flow.decode(params, latents.values, 3)
+    np.testing.assert_allclose(decoded.values, uncenter(0.5 * center(x)), atol=1e-3)
+    assert latents.evaluations.shape == (3,) and (decoded.evaluations > 0).all()
