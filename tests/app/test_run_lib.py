@@ -15,9 +15,9 @@ from PIL import Image
 
 import run_lib
 from ncsn_jax import objectives, sigmas, training
-from ncsn_jax.app import checkpoints, data
+from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
-from tests.running import ROOT, command, environment, final_state, run
+from tests.running import ROOT, command, environment, final_state, load_diffusion_config, run
 
 SEED = 5
 # As the configuration of `short_run` has them.
@@ -293,3 +293,16 @@ import {modules}
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
         )
         assert result.returncode == 0, result.stderr
+
+
+def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(tmp_path, monkeypatch, closed_logs):
+    """With dropout, whose keys are the step's and the example's."""
+    monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
+    config, states = load_diffusion_config(), []
+    assert config.ncsnpp.dropout == 0.1
+    config.training.checkpoint_every = 2
+    for name, parts in (("whole", [4]), ("parts", [2, 4])):
+        for config.training.num_steps in parts:
+            run_lib.train(config, str(tmp_path / name))
+        states.append(workdirs.load_newest(config, str(tmp_path / name))[1])
+    jax.tree.map(np.testing.assert_array_equal, *states)
