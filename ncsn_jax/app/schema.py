@@ -15,11 +15,9 @@ from ncsn_jax.errors import UserError, show
 
 METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
-# The largest integer (steps are counted in int32), the numbers above 0 that float32 holds, and its largest
-# below 1.
+# The largest integer (steps are counted in int32), the ends of float32 above 0, and its largest below 1.
 _MAX_INTEGER = 2**31 - 1
 _SMALLEST, _LARGEST, _BELOW_ONE = 1.2e-38, 3.4e38, 1 - 2**-24
-_MAX_NAME = 100
 
 
 class Limit(NamedTuple):
@@ -90,7 +88,7 @@ def _is_clip(value: list) -> bool:
     return not value or (sound and len(value) == 2 and -_LARGEST <= value[0] < value[1] <= _LARGEST)
 
 
-def _is_normalized_in_groups(features: int) -> bool:
+def _is_in_groups(features: int) -> bool:
     return features >= 4 and all(c % min(c // 4, 32) == 0 for c in (features, 2 * features))
 
 
@@ -101,8 +99,6 @@ _NOT_NEGATIVE = _between(0, _LARGEST, f"0 or more, at most {_LARGEST:g}")
 _FRACTION = _between(0, _BELOW_ONE, "in [0, 1), also in float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, which float32 allows, to 0.5")
-_CLIP = Field((list,), "() or (low, high)", (Limit(_is_clip, "() or (low, high), finite"),),
-              "Clip to (low, high) after every update; () is off.")  # fmt: skip
 _DTYPES = ("float32", "bfloat16")
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -220,7 +216,8 @@ _SECTIONS = {
         "denoise": _switch("End with the expected clean image. 'predictor_corrector': without the noise of "
                            "the last step."),
         "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
-        "clip": _CLIP._replace(meaning=f"Of 'annealed_langevin'. {_CLIP.meaning}"),
+        "clip": Field((list,), "() or (low, high)", (Limit(_is_clip, "() or (low, high), finite"),),
+                      "Of 'annealed_langevin': clip to (low, high) after every update; () is off."),
         "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
                         "N(0, sigma_begin^2) or N(1/2, sigma_begin^2)."),
         "num_samples": _whole(1, "How many samples are made."),
@@ -229,8 +226,8 @@ _SECTIONS = {
         "preview_samples": _whole(1, "Images in the previews during training."),
         "gif": _switch("Also write the way of the first samples, as annealing.gif and filmstrip.png."),
         "name": _text("Names the directory samples/step_STEP_NAME, and those of the other modes likewise.",
-                      Limit(lambda v: len(v) <= _MAX_NAME and not set(v) - _NAME,
-                            f"made of letters, digits, '-', '_' and '.', {_MAX_NAME} at most")),
+                      Limit(lambda v: len(v) <= 100 and not set(v) - _NAME,
+                            "made of letters, digits, '-', '_' and '.', 100 at most")),
     }),
     "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images.", {
         "split": _choice(("train", "test"), "Of the data."),
@@ -249,10 +246,10 @@ _SECTIONS = {
     }),
     "classifier": ("--mode=classifier trains a classifier of noisy images; --mode=classconditional samples "
                    "with it.", {
-        "features": _whole(1, "Channels of the first stage.", 1024)._replace(limits=(
-            Limit(lambda v: v >= 1, "at least 1"), Limit(lambda v: v <= 1024, "at most 1024"),
-            Limit(_is_normalized_in_groups,
-                  "4, 8, 16, 32 or another number that is normalized in groups"))),
+        "features": Field((int,), "a whole number", (
+            Limit(lambda v: v <= 1024, "at most 1024"),
+            Limit(_is_in_groups, "4, 8, 16, 32 or another number that is normalized in groups"),
+        ), "Channels of the first stage."),
         "num_steps": _whole(1, "Optimizer steps."),
         "batch_size": _whole(1, "Examples in a step."),
         "learning_rate": _number(_POSITIVE, "Of Adam."),
