@@ -1,37 +1,11 @@
-"""Runs of `main.py` on a tiny network, which several modules' tests look at."""
-
-import functools
-import logging
-import shutil
+"""Fixtures of the application's tests."""
 
 import pytest
 
-from tests.running import run
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory):
-    """Returns a function from a number of devices to (workdir, output) of an uninterrupted run."""
-
-    @functools.cache
-    def make(devices):
-        workdir = tmp_path_factory.mktemp(f"on{devices}")
-        result = run(workdir, devices=devices)
-        assert result.returncode == 0, result.stderr
-        return workdir, result.stdout
-
-    return make
+from tests.recording import record_library
 
 
 @pytest.fixture
-def workdir(uninterrupted, tmp_path):
-    """A copy of a finished run on one device, to be changed."""
-    return shutil.copytree(uninterrupted(1)[0], tmp_path / "copy")
-
-
-@pytest.fixture
-def closed_logs():
-    """Closes the log of a run in this process."""
-    yield
-    for handler in list(logging.getLogger("ncsn_jax").handlers):
-        handler.close()
+def record(monkeypatch):
+    """A recorder of what the application calls in the library; samplers and solvers do nothing."""
+    return record_library(monkeypatch)

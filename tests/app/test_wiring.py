@@ -4,8 +4,6 @@ A recorder stands before the functions of the library. A row of the table says w
 function a field becomes. Fields of the training loop and of the modes have runs of their own below.
 """
 
-import functools
-import inspect
 import json
 from typing import Any, NamedTuple
 
@@ -17,13 +15,11 @@ import pytest
 import run_lib
 from configs import digits_vp
 from ncsn_jax import (
-    likelihood,
     models,
     objectives,
     sampling,
     sde,
     sigmas,
-    training,
 )
 from ncsn_jax._random import Stream
 from ncsn_jax.app import (
@@ -35,7 +31,6 @@ from ncsn_jax.app import (
     devices,
     run_flows,
     run_samplers,
-    samplers,
     schema,
 )
 from ncsn_jax.app.modes import classifier as classifier_mode
@@ -43,76 +38,9 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
+from tests.app import test_samplers
+from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
-
-
-class Recorder:
-    """The arguments of calls, by the name of the function and of the parameter."""
-
-    def __init__(self, patch):
-        self.calls, self._patch = {}, patch
-
-    def watch(self, owner, name: str, result=None) -> None:
-        """Records the calls of a function, which returns `result(**arguments)` where that is given."""
-        real = getattr(owner, name)
-        signature = inspect.signature(real)
-        rest = [p.name for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]
-
-        @functools.wraps(real)
-        def recorded(*args, **kwargs):
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = dict(bound.arguments)
-            for options in rest:
-                arguments |= arguments.pop(options)
-            self.calls.setdefault(name, []).append(arguments)
-            return result(**arguments) if result else real(*args, **kwargs)
-
-        self._patch.setattr(owner, name, recorded)
-
-
-def _spent(x, **_):
-    return x, sampling.SamplerInfo(
-        *[jnp.zeros(len(x), jnp.int32)] * len(sampling.SamplerInfo._fields)
-    )
-
-
-@pytest.fixture
-def record(monkeypatch):
-    """A recorder of what the application calls in the library; samplers and solvers do nothing."""
-    recorder = Recorder(monkeypatch)
-    recorder.watch(data, "load", lambda **_: IMAGES)
-    recorder.watch(data, "load_labels", lambda **_: (np.arange(10, dtype=np.int32) % 3, 3))
-    recorder.watch(training, "train_steps", lambda **_: None)
-    recorder.watch(training, "make_optimizer")
-    recorder.watch(training, "make_init")
-    recorder.watch(objectives, "ladder")
-    recorder.watch(objectives, "diffusion")
-    recorder.watch(models, "score_fn")
-    recorder.watch(models, "time_score_fn")
-    recorder.watch(sigmas, "karras")
-    recorder.watch(sampling, "initial_samples")
-    recorder.watch(sampling, "guided")
-    recorder.watch(sampling, "known_grey")
-    recorder.watch(sampling, "annealed_langevin", lambda x, **_: x)
-    recorder.watch(sampling, "inpaint", lambda x, **_: x)
-    recorder.watch(sampling, "predictor_corrector", _spent)
-    recorder.watch(sampling, "heun", _spent)
-    recorder.watch(sampling, "probability_flow", _spent)
-    flat = lambda x, **_: (jnp.zeros(len(x)), _spent(x)[1])
-    recorder.watch(likelihood, "log_prob", flat)
-    recorder.watch(likelihood, "bits_per_dim")
-    return recorder
-
-
-def draw(config, task=Stream.SAMPLES, *known, params=None, of_classes=None, count=2):
-    """Returns where the chains of a sampler start, and runs them."""
-    sampler = samplers.make(config, task, of_classes)
-    x = sampler.start(jax.random.split(jax.random.key(0), count), count)
-    keys = jax.random.split(jax.random.key(1), count)
-    return x, sampler.advance(keys, params, x, 0, sampler.num_steps, *known)[0]
 
 
 def guide(config):
@@ -350,118 +278,10 @@ def test_a_field_arrives(row, record):
     assert equal(arrived(record, row, changed=True), expected)
 
 
-@pytest.mark.parametrize("method", schema.METHODS)
-def test_a_method_runs_its_sampler_and_no_other(method, record):
-    draw(load_config(**{"sampling.method": method}))
-    assert set(record.calls) & set(schema.METHODS) == {method}
-
-
-SETTINGS = {
-    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init", "dtype"),
-    "predictor_corrector": (
-        *(
-            "predictor",
-            "corrector",
-            "snr",
-            "corrector_steps",
-            "num_steps",
-            "end",
-            "denoise",
-            "dtype",
-        ),
-    ),
-    "probability_flow": ("rtol", "atol", "end", "temperature", "dtype"),
-    "heun": ("num_steps", "rho", "churn", "dtype"),
-}
-
-
-@pytest.mark.parametrize("method", SETTINGS)
-def test_what_determines_samples_is_in_their_settings(method):
-    """As is said where they are written, so that nothing else is mixed with them."""
-    config = load_config(**{"sampling.method": method, "seed": 3})
-    flat = schema.flatten(config)
-    fields = ["sampling.method", *(f"sampling.{name}" for name in SETTINGS[method]), "seed"]
-    assert samplers.settings(config) == {field: flat[field] for field in fields}
-    config = load_diffusion_config(**{"sampling.method": method})
-    along_sigmas = {"model.sigma_begin", "model.sigma_end", "model.num_levels"}
-    more = along_sigmas if method in ("annealed_langevin", "heun") else set()
-    assert samplers.settings(config).keys() == set(fields) | more
-
-
-def normal(keys, shape=(8, 8, 1)):
-    return np.stack([jax.random.normal(key, shape) for key in keys])
-
-
-KEYS = jax.random.split(jax.random.key(0), 2)
-
-
-@pytest.mark.parametrize(
-    ("module", "method", "std"),
-    [
-        (None, "heun", 5.0),
-        (digits_vp, "heun", 10.0),
-        (None, "predictor_corrector", 5.0),
-        (digits_vp, "predictor_corrector", 1.0),
-        (None, "probability_flow", 15.0),
-        (digits_vp, "probability_flow", 3.0),
-    ],
-)
-def test_chains_of_an_sde_start_with_noise_of_its_size(module, method, std, record):
-    """sigma_begin for Heun's method, else the prior's, times the temperature for the probability flow."""
-    config = load_diffusion_config(
-        module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
-    )
-    found, _ = draw(config)
-    np.testing.assert_allclose(found, std * normal(KEYS), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("init", "centered", "expected"),
-    [
-        ("normal", False, lambda z: 5 * z),
-        ("centred_normal", False, lambda z: 0.5 + 5 * z),
-        # sigma_begin is in units of [-1, 1], where 1/2 is 0 and N(0, sigma) begins at -1.
-        ("centred_normal", True, lambda z: 5 * z),
-        ("normal", True, lambda z: 5 * z - 1),
-    ],
-)
-def test_annealed_chains_start_in_the_space_of_the_sde(init, centered, expected, record):
-    changes = {"sampling.method": "annealed_langevin", "sampling.init": init}
-    found, _ = draw(load_diffusion_config(**changes, **{"data.centered": centered}))
-    np.testing.assert_allclose(found, expected(normal(KEYS)), rtol=1e-4, atol=1e-5)
-
-
 def test_the_temperature_multiplies_latents_that_are_decoded(record):
     config = load_config(**{"sampling.temperature": 3.0})
     found = run_flows.Flow(config).decode(devices.replicate({}), IMAGES[:2].astype(np.float32), 2)
     np.testing.assert_array_equal(found.values, 3.0 * IMAGES[:2])
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_observed_pixels_are_exact_at_the_end_of_predictor_and_corrector(keep, record):
-    changes = {"sampling.method": "predictor_corrector", "inpainting.keep_observed": keep}
-    mask = np.zeros((2, 8, 8, 1), bool)
-    mask[:, :4] = True
-    start, end = draw(load_config(**changes), Stream.INPAINTING, jnp.full(mask.shape, 0.25), mask)
-    np.testing.assert_array_equal(end, np.where(mask & keep, 0.25, start))
-
-
-@pytest.mark.parametrize("method", ["annealed_langevin", "predictor_corrector"])
-def test_what_is_observed_is_centred_with_the_sde(method, record):
-    known = jnp.full((2, 8, 8, 1), 0.25), jnp.ones((2, 8, 8, 1), bool)
-    changes = {"sampling.method": method, "sampling.num_steps": 30}
-    _, end = draw(load_diffusion_config(digits_vp, **changes), Stream.INPAINTING, *known)
-    if method == "predictor_corrector":
-        np.testing.assert_array_equal(end, -0.5)
-    else:
-        np.testing.assert_array_equal(record.calls["inpaint"][0]["observed"], -0.5)
-
-
-def test_the_grey_of_a_colorization_is_centred_with_the_sde(record):
-    changes = {"sampling.method": "predictor_corrector", "sampling.num_steps": 30}
-    config = load_diffusion_config(digits_vp, **changes, **{"data.channels": 3})
-    draw(config, Stream.COLORIZATION, jnp.full((2, 8, 8, 1), 0.25))
-    np.testing.assert_array_equal(record.calls["known_grey"][0]["grey"], -0.5)
 
 
 def test_noise_of_a_sample_is_that_of_the_seed_and_its_index(record):
@@ -694,7 +514,7 @@ ELSEWHERE = {
     "training.sample_every": test_fields_of_the_training_loop_arrive,
     "training.checkpoints_kept": test_fields_of_the_training_loop_arrive,
     "training.keep_every": test_fields_of_the_training_loop_arrive,
-    "sampling.method": test_a_method_runs_its_sampler_and_no_other,
+    "sampling.method": test_samplers.test_a_method_runs_its_sampler_and_no_other,
     "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,
     "sampling.num_samples": test_fields_of_the_training_loop_arrive,
     "sampling.batch_size": test_fields_of_the_training_loop_arrive,

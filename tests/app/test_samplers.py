@@ -1,0 +1,120 @@
+"""What a configuration's samplers start from, what they are told, and what identifies their samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits_vp
+from ncsn_jax._random import Stream
+from ncsn_jax.app import samplers, schema
+from tests.recording import draw
+from tests.running import load_config, load_diffusion_config
+
+
+@pytest.mark.parametrize("method", schema.METHODS)
+def test_a_method_runs_its_sampler_and_no_other(method, record):
+    draw(load_config(**{"sampling.method": method}))
+    assert set(record.calls) & set(schema.METHODS) == {method}
+
+
+SETTINGS = {
+    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init", "dtype"),
+    "predictor_corrector": (
+        *(
+            "predictor",
+            "corrector",
+            "snr",
+            "corrector_steps",
+            "num_steps",
+            "end",
+            "denoise",
+            "dtype",
+        ),
+    ),
+    "probability_flow": ("rtol", "atol", "end", "temperature", "dtype"),
+    "heun": ("num_steps", "rho", "churn", "dtype"),
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_what_determines_samples_is_in_their_settings(method):
+    """As is said where they are written, so that nothing else is mixed with them."""
+    config = load_config(**{"sampling.method": method, "seed": 3})
+    flat = schema.flatten(config)
+    fields = ["sampling.method", *(f"sampling.{name}" for name in SETTINGS[method]), "seed"]
+    assert samplers.settings(config) == {field: flat[field] for field in fields}
+    config = load_diffusion_config(**{"sampling.method": method})
+    along_sigmas = {"model.sigma_begin", "model.sigma_end", "model.num_levels"}
+    more = along_sigmas if method in ("annealed_langevin", "heun") else set()
+    assert samplers.settings(config).keys() == set(fields) | more
+
+
+def normal(keys, shape=(8, 8, 1)):
+    return np.stack([jax.random.normal(key, shape) for key in keys])
+
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "method", "std"),
+    [
+        (None, "heun", 5.0),
+        (digits_vp, "heun", 10.0),
+        (None, "predictor_corrector", 5.0),
+        (digits_vp, "predictor_corrector", 1.0),
+        (None, "probability_flow", 15.0),
+        (digits_vp, "probability_flow", 3.0),
+    ],
+)
+def test_chains_of_an_sde_start_with_noise_of_its_size(module, method, std, record):
+    """sigma_begin for Heun's method, else the prior's, times the temperature for the probability flow."""
+    config = load_diffusion_config(
+        module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
+    )
+    found, _ = draw(config)
+    np.testing.assert_allclose(found, std * normal(KEYS), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("init", "centered", "expected"),
+    [
+        ("normal", False, lambda z: 5 * z),
+        ("centred_normal", False, lambda z: 0.5 + 5 * z),
+        # sigma_begin is in units of [-1, 1], where 1/2 is 0 and N(0, sigma) begins at -1.
+        ("centred_normal", True, lambda z: 5 * z),
+        ("normal", True, lambda z: 5 * z - 1),
+    ],
+)
+def test_annealed_chains_start_in_the_space_of_the_sde(init, centered, expected, record):
+    changes = {"sampling.method": "annealed_langevin", "sampling.init": init}
+    found, _ = draw(load_diffusion_config(**changes, **{"data.centered": centered}))
+    np.testing.assert_allclose(found, expected(normal(KEYS)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_observed_pixels_are_exact_at_the_end_of_predictor_and_corrector(keep, record):
+    changes = {"sampling.method": "predictor_corrector", "inpainting.keep_observed": keep}
+    mask = np.zeros((2, 8, 8, 1), bool)
+    mask[:, :4] = True
+    start, end = draw(load_config(**changes), Stream.INPAINTING, jnp.full(mask.shape, 0.25), mask)
+    np.testing.assert_array_equal(end, np.where(mask & keep, 0.25, start))
+
+
+@pytest.mark.parametrize("method", ["annealed_langevin", "predictor_corrector"])
+def test_what_is_observed_is_centred_with_the_sde(method, record):
+    known = jnp.full((2, 8, 8, 1), 0.25), jnp.ones((2, 8, 8, 1), bool)
+    changes = {"sampling.method": method, "sampling.num_steps": 30}
+    _, end = draw(load_diffusion_config(digits_vp, **changes), Stream.INPAINTING, *known)
+    if method == "predictor_corrector":
+        np.testing.assert_array_equal(end, -0.5)
+    else:
+        np.testing.assert_array_equal(record.calls["inpaint"][0]["observed"], -0.5)
+
+
+def test_the_grey_of_a_colorization_is_centred_with_the_sde(record):
+    changes = {"sampling.method": "predictor_corrector", "sampling.num_steps": 30}
+    config = load_diffusion_config(digits_vp, **changes, **{"data.channels": 3})
+    draw(config, Stream.COLORIZATION, jnp.full((2, 8, 8, 1), 0.25))
+    np.testing.assert_array_equal(record.calls["known_grey"][0]["grey"], -0.5)
