@@ -249,3 +249,33 @@ def test_refuses_wrong_arguments(change, message):
     }
     with pytest.raises(ValueError, match=message):
         inpaint(jax.random.key(0), score, **arguments | SETTINGS | change)
+
+
+@pytest.mark.parametrize(("scheme", "groups"), [("paper", 3), ("ncsn", 3), ("ncsnv2", 12)])
+def test_what_is_imposed_has_one_noise_per_level_or_with_ncsnv2_per_step(scheme, groups):
+    """All is observed. Seen after the update or, with ncsnv2, by the score."""
+    given = []
+
+    def recording(x, sigma):
+        jax.debug.callback(lambda x: given.append(np.array(x)), x, ordered=True)
+        return score(x, sigma)
+
+    x, mask = jnp.zeros((2, 50)), jnp.ones((1, 1))
+    _, info = inpaint(
+        jax.random.key(1),
+        recording,
+        x,
+        LADDER,
+        x,
+        mask,
+        scheme=scheme,
+        return_info=True,
+        num_frames=12,
+        **SETTINGS,
+    )
+    jax.effects_barrier()
+    imposed = np.stack(given) if scheme == "ncsnv2" else np.asarray(info.samples)
+    noise = imposed / np.repeat(np.asarray(LADDER), 4)[:, None, None]
+    apart = np.abs(noise[:, None] - noise[None]).max(axis=(2, 3))
+    group = np.arange(12) // (12 // groups)
+    np.testing.assert_array_equal(apart < 1e-5, group[:, None] == group[None])
