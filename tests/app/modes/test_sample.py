@@ -85,7 +85,7 @@ def by_library(config, workdir):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [*((m, "vp") for m in METHODS), *((m, "ladder") for m in METHODS if m != "probability_flow")],
+    [*((m, "vp") for m in METHODS), ("heun", "ladder"), ("annealed_langevin", "ladder")],
 )
 def test_samples_are_those_of_the_library_on_one_device(method, kind, vp_run, ladder_run):
     make, workdir = {
