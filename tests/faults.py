@@ -210,7 +210,7 @@ def can_fill() -> bool:
 
 
 def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -> None:
-    """A disk that is full at some moment: one line that names a path, and what was saved intact."""
+    """A disk that is full at some moment: one error line, which names a path, and what was saved intact."""
     reference = folder / "roomy"
     finish(reference)
     full = 0
@@ -226,14 +226,16 @@ def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
             say(f"{size} KiB were enough")
             continue
         full += 1
-        demand(result.returncode == 1 and len(lines) == 1, "not one line", result.stderr[-2000:])
-        demand(str(disk) in lines[0] and "pace left" in lines[0], "no path", lines)
+        # TensorStore's threads may say before it that nobody waits for them any more.
+        errors = [line for line in lines if line.startswith("error: ")]
+        demand(result.returncode == 1 and errors == lines[-1:], "not one error line", lines[-20:])
+        demand(str(disk) in lines[-1] and "pace left" in lines[-1], "no path", lines[-1])
         saved = complete(workdir)
         if saved:
             demand(state(workdir)[0] == saved[-1], "the last checkpoint is damaged")
         finish(workdir)
         demand(same(state(workdir), state(reference)), "another final state")
-        say(f"full at {size} KiB with steps {saved}: {lines[0][:90]}")
+        say(f"full at {size} KiB with steps {saved}: {lines[-1][:90]}")
     demand(full > 0, "no disk was full")
 
 
