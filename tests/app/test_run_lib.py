@@ -223,16 +223,25 @@ def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(workdir):
-    """The parameters of a good checkpoint are scaled until the next step overflows."""
+@pytest.mark.parametrize("skip_nonfinite", [0, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    workdir, skip_nonfinite
+):
+    """The parameters of a good checkpoint are scaled until all later steps overflow."""
     step, state = final_state(workdir)
     huge = jax.tree.map(lambda a: a * np.float32(1e30), state.params)
     with checkpoints.Checkpoints(str(workdir), keep=3) as store:
         store.save(step + 2, state._replace(params=huge, step=np.asarray(step + 2, np.int32)))
-    result = run(workdir, "--config.training.num_steps=80", "--config.training.checkpoints_kept=3")
+    result = run(
+        workdir,
+        "--config.training.num_steps=80",
+        "--config.training.checkpoints_kept=3",
+        f"--config.training.skip_nonfinite={skip_nonfinite}",
+    )
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert re.search(r"the loss is \S+ and the gradient's norm \S+ at step 63; stopped", line)
+    found = re.search(r"the loss is \S+ and the gradient's norm \S+ at step (\d+); stopped", line)
+    assert int(found[1]) == 63 + skip_nonfinite
     assert line.endswith("the last good checkpoint is that of step 62")
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
         assert store.steps() == [62, 60, 50]
