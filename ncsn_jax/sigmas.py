@@ -197,8 +197,9 @@ def largest_distance(data: np.ndarray) -> float:
         raise ValueError(f"data must hold at least 2 points, got {len(data)}")
     # Centred and scaled first, so that float32 is enough wherever the data lies.
     points = data.reshape(len(data), -1)
-    centre = points.mean(axis=0, dtype=np.float64)
-    largest = max(float(np.abs(end - centre).max()) for end in (points.min(0), points.max(0)))
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below
+        centre = points.mean(axis=0, dtype=np.float64)
+        largest = max(float(np.abs(end - centre).max()) for end in (points.min(0), points.max(0)))
     if not math.isfinite(largest):
         raise ValueError("data must be finite")
     if largest == 0:

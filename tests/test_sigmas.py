@@ -172,6 +172,7 @@ def test_suggestion_is_what_the_formulas_give():
         ),
         (lambda: sigmas.largest_distance(np.eye(6)[:1]), "at least 2 points, got 1"),
         (lambda: sigmas.largest_distance([[np.nan], [0.0]]), "data must be finite"),
+        (lambda: sigmas.largest_distance([[np.inf], [np.inf]]), "data must be finite"),
         (lambda: sigmas.largest_distance(np.ones(3)), r"data must be real, .* of shape \(3,\)"),
         (lambda: sigmas.largest_distance(np.ones((0, 3))), r"not empty, got .* of shape \(0, 3\)"),
         (lambda: sigmas.largest_distance(np.ones((2, 3), complex)), "data must be real"),
