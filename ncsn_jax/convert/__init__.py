@@ -1,13 +1,12 @@
 """The authors' PyTorch parameters as Flax parameters, and back.
 
-The correspondence is one function from the path of a Flax parameter to the name of its PyTorch
-counterpart, so that a state dict is read by walking the tree that the model itself describes: what is
-missing, superfluous or of the wrong shape is found by name. Nothing here needs torch; `files` reads
-the authors' checkpoints with it, and `python -m ncsn_jax.convert` turns one into a work directory.
+`names` turns the path of a Flax parameter into the name of its PyTorch counterpart. So a state dict is read
+by a walk through the tree that the model itself describes, and what is missing, superfluous or of the wrong
+shape is found by name. Nothing here needs torch. `python -m ncsn_jax.convert` reads the authors' checkpoints
+with it, and turns one into a work directory.
 """
 
-import dataclasses
-import re
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -17,19 +16,9 @@ import numpy as np
 from flax import traverse_util
 
 from ncsn_jax import models
-from ncsn_jax.convert import ncsnpp
+from ncsn_jax.convert.names import NETWORKS, torch_axes, torch_name
 from ncsn_jax.errors import show
 from ncsn_jax.sigmas import geometric
-
-# Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
-_HALVING = {
-    models.NCSN: ("res2_0",),
-    models.NCSNv2: ("res2_0",),
-    models.NCSNv2Deeper: ("res2_0", "res3_0"),
-    models.NCSNv2Deepest: ("res2_0", "res3_0", "res31_0"),
-}
-
-_LEAVES = {"kernel": "weight", "embedding": "embed.weight"}
 
 # The ladder, which NCSNv2 and NCSN++ keep in their files as a buffer. It is no parameter here.
 _LADDER = "sigmas"
@@ -77,16 +66,15 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
         if model.sigmas is not None:
             check_ladder(ladder, np.asarray(model.sigmas))
     if channels is None:
-        first = found.get(_torch_name(("begin_conv", "kernel"), model), np.empty(0))
+        first = found.get(torch_name(("begin_conv", "kernel"), model), np.empty(0))
         channels = first.shape[1] if first.ndim == 4 and first.shape[1] else 3
-
     if not (isinstance(channels, int) and 1 <= channels <= _MAX_CHANNELS):
         raise ValueError(f"channels must be from 1 to {_MAX_CHANNELS}, got {show(channels)}")
 
     params = {}
     for path, expected in parameter_shapes(model, channels).items():
-        name = _torch_name(path[1:], model)
-        axes = _torch_axes(name, len(expected.shape))
+        name = torch_name(path[1:], model)
+        axes = torch_axes(name, len(expected.shape))
         shape = tuple(expected.shape[axis] for axis in axes)
         if name not in found:
             raise ValueError(
@@ -138,8 +126,8 @@ def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{'/'.join(path)} is {there}, {type(model).__name__} expects {expected}"
             )
-        array, name = np.array(found[path]), _torch_name(path[1:], model)
-        state[name] = np.ascontiguousarray(array.transpose(_torch_axes(name, array.ndim)))
+        array, name = np.array(found[path]), torch_name(path[1:], model)
+        state[name] = np.ascontiguousarray(array.transpose(torch_axes(name, array.ndim)))
     if isinstance(model, _WITH_LADDER):
         ladder = sigmas if model.sigmas is None else model.sigmas
         if ladder is None:
@@ -154,25 +142,19 @@ def parameter_shapes(
     model: nn.Module, channels: int
 ) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Returns path to shape and type of every parameter, without computing any."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-    # Of a ladder only the length matters to shapes.
-    described = ((n, np.shape(v) if n == "sigmas" else repr(v)) for n, v in fields.items())
-    key = (
-        type(model),
-        channels,
-        *(pair for pair in described if pair[0] not in ("parent", "name")),
-    )
-    if key not in _shapes:
-        side = max(16, 2**model.HALVINGS)
-        image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-        level = jax.ShapeDtypeStruct((1,), jnp.int32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
-        _shapes[key] = traverse_util.flatten_dict(shapes)
-    return _shapes[key]
+    ladder = getattr(model, "sigmas", None)
+    if ladder is not None:
+        model = model.clone(sigmas=(1.0,) * len(ladder))
+    return _parameter_shapes(model, channels)
 
 
-# What `parameter_shapes` has found: every part of a file asks for it, and to trace a network takes long.
-_shapes: dict[tuple, dict] = {}
+# Every part of a file asks for the shapes, and to trace a network takes seconds.
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(model: nn.Module, channels: int):
+    side = max(16, 2**model.HALVINGS)
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image, level))
 
 
 def _as_array(value) -> np.ndarray:
@@ -180,7 +162,7 @@ def _as_array(value) -> np.ndarray:
 
 
 def _check_network(model: nn.Module) -> None:
-    if type(model) not in (*_HALVING, models.SimplifiedNCSN, models.NCSNpp):
+    if type(model) not in NETWORKS:
         raise ValueError(f"model must be a network of ncsn_jax.models, got {type(model).__name__}")
 
 
@@ -206,57 +188,3 @@ def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
             f"sigmas[{level}] is {found[level]:.7g}, expected {expected[level]:.7g} (both of shape "
             f"{list(found.shape)})"
         )
-
-
-def _torch_axes(name: str, ndim: int) -> tuple[int, ...]:
-    """Returns which axes of a Flax parameter are those of its PyTorch counterpart."""
-    if ndim == 4:
-        return (3, 2, 0, 1)
-    if ndim == 2 and name.endswith(".weight") and not name.endswith(".embed.weight"):
-        return (1, 0)
-    return tuple(range(ndim))
-
-
-def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
-    """Returns the PyTorch name of the model's Flax parameter at `path` (without the collection)."""
-    if isinstance(model, models.NCSNpp):
-        return ncsnpp.torch_name(path, model)
-    *modules, leaf = path
-    if isinstance(model, models.SimplifiedNCSN):
-        names = [_simplified_module(module) for module in modules]
-    else:
-        names = [_refinenet_module(module) for module in modules]
-        if modules[0] in _HALVING[type(model)] and modules[1] in ("conv2", "shortcut"):
-            names.append("conv")
-    return ".".join([*names, _LEAVES.get(leaf, leaf)])
-
-
-def _refinenet_module(module: str) -> str:
-    """Translates one part of a path of NCSN and NCSNv2."""
-    if match := re.fullmatch(r"(res\d+)_(\d)", module):
-        return f"{match[1]}.{match[2]}"
-    if match := re.fullmatch(r"adapt_(\d)", module):
-        return f"adapt_convs.{match[1]}"
-    if match := re.fullmatch(r"(conv|norm)_(\d)_(\d)", module):
-        return f"{int(match[2]) + 1}_{int(match[3]) + 1}_{match[1]}"
-    if match := re.fullmatch(r"(conv|norm)_(\d)", module):
-        return f"{match[1]}s.{match[2]}"
-    return {"output": "output_convs", "fusion": "msf", "pooling": "crp"}.get(module, module)
-
-
-def _simplified_module(module: str) -> str:
-    """Translates one part of a path of the simplified NCSN."""
-    if match := re.fullmatch(r"normalize(\d)", module):
-        return f"norm{match[1]}"
-    if match := re.fullmatch(r"conv(\d)", module):
-        return f"conv{match[1]}.conv"
-    if match := re.fullmatch(r"adapt_(\d)", module):
-        return f"rcu_in.{match[1]}"
-    if match := re.fullmatch(r"(conv|norm|unit)_(\d)", module):
-        return f"{match[1]}s.{match[2]}"
-    return {
-        "output": "rcu_out",
-        "fusion": "msf",
-        "pooling": "crp",
-        "normalizer": "end_norm",
-    }.get(module, module)

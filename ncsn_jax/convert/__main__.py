@@ -4,7 +4,8 @@
     python -m ncsn_jax.convert --config=configs/mnist.py --workdir=DIR --export=WEIGHTS.npz
 
 The first makes a work directory that `main.py` samples from and trains further; the second writes the
-newest checkpoint's parameters under their PyTorch names. Only the flags are here: see `workdirs`.
+newest checkpoint's parameters under their PyTorch names. Only the flags are here; `app.torch_runs` does the
+work.
 """
 
 from absl import flags

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from ncsn_jax.models.layers import Conv, average_pool5, mean_pool, resize_bilinear
+from ncsn_jax.models.layers import Conv, average_pool5, elu, mean_pool, resize_bilinear
 
 NormFactory = Callable[..., nn.Module]
 ConvFactory = Callable[..., nn.Module]
@@ -32,7 +32,7 @@ def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Ar
 
 def _activated(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
     """Normalizes, if there is a normalization, and applies ELU."""
-    return nn.elu(x) if norm is None else norm(name=name, activate=True)(x, level)
+    return elu(x) if norm is None else norm(name=name, activate=True)(x, level)
 
 
 class ResidualBlock(nn.Module):
@@ -114,7 +114,7 @@ class ChainedResidualPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        x = nn.elu(x)
+        x = elu(x)
         path = x
         for stage in range(self.num_stages):
             path = self.pool(_normalized(self.norm, f"norm_{stage}", path, level))

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax.models.parameters import parameter
-
 _LONGEST_PERIOD = 10_000.0
 
 
@@ -35,7 +33,7 @@ class FourierEmbedding(nn.Module):
     @nn.compact
     def __call__(self, sigma: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.scale)
-        frequencies = jax.lax.stop_gradient(parameter(self, "frequencies", init, (self.features,)))
+        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.features,)))
         # In this order: the phases are some thousands, whose rounding is what is left of exactness.
         phases = jnp.log(sigma)[:, None] * frequencies[None, :] * 2.0 * math.pi
         return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)

@@ -1,10 +1,9 @@
 """Convolution, pooling and resampling as the original networks define them.
 
 Each function or layer here reproduces one PyTorch operation exactly: its padding, its initial
-distribution, its treatment of borders. The rest of the models is built from these and never touches
-`lax`. What networks have often is wrapped in `jax.jit`, so that it is traced once for each shape and networks
-in two thirds of the time; inside a compiled function that has no other effect. All arrays are `[B, H, W, C]`.
-Everything computes in the type of its input, to which parameters are cast, and returns that type.
+distribution, its treatment of borders. The rest of the models is built from these. All arrays are
+`[B, H, W, C]`. Everything computes in the type of its input, to which parameters are cast, and returns
+that type.
 """
 
 import functools
@@ -14,8 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from ncsn_jax.models.parameters import parameter
 
 # What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw
 # takes three times as long to compile as a cut. The numbers are those of a draw of that size, as a
@@ -69,6 +66,19 @@ def _with_mean_pool(kernel: jax.Array) -> jax.Array:
     return sum(jnp.pad(kernel, shift) for shift in shifts) / 4.0
 
 
+@jax.custom_jvp
+def elu(x: jax.Array) -> jax.Array:
+    """ELU: x where it is positive, exp(x) - 1 elsewhere."""
+    return jax.nn.elu(x)
+
+
+@elu.defjvp
+def _elu_jvp(primals, tangents):
+    """The derivative is a function of the result, so that nothing but the result is kept for it."""
+    y = elu(*primals)
+    return y, tangents[0] * jnp.where(y > 0, 1.0, y + 1.0)
+
+
 class Conv(nn.Module):
     """A convolution with zero padding, "same" unless told otherwise, initialised as PyTorch does.
 
@@ -116,9 +126,9 @@ class Conv(nn.Module):
             bias_init = nn.initializers.zeros_init()
         else:
             init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
-        kernel = parameter(self, "kernel", init, (k, k, channels, self.features))
+        kernel = self.param("kernel", init, (k, k, channels, self.features))
         pad = self.padding or (self.dilation * (k // 2),) * 2
-        bias = parameter(self, "bias", bias_init, (self.features,)) if self.use_bias else None
+        bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
         stride = self.stride
         if self.pooled:
             kernel, stride = _with_mean_pool(kernel), 2
@@ -141,8 +151,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         init = _xavier_init(channels, self.features, self.scale)
-        kernel = parameter(self, "kernel", init, (channels, self.features))
-        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", init, (channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         bias = jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - 1)))
         return x @ kernel.astype(x.dtype) + bias
 

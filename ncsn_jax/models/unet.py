@@ -67,7 +67,7 @@ class ResnetBlock(nn.Module):
         h = h + Dense(self.features, name="embed")(embedding)[:, None, None, :]
         h = nn.silu(GroupNorm(name="normalize2")(h))
         if self.dropout > 0:
-            h = _dropped_out(self.make_rng("dropout"), h, self.dropout)
+            h = drop_out(self.make_rng("dropout"), h, self.dropout)
         h = Conv(self.features, xavier=True, scale=self.init_scale, name="conv2")(h)
         if self.biggan and (self.resampling or x.shape[-1] != self.features):
             x = Conv(self.features, kernel_size=1, xavier=True, name="shortcut")(x)
@@ -76,10 +76,10 @@ class ResnetBlock(nn.Module):
         return merged(x, h, self.skip_rescale)
 
 
-def _dropped_out(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+def drop_out(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     """Leaves each value out with probability `rate`, and scales the others so as to keep the mean."""
-    kept = jax.random.bernoulli(key, 1.0 - rate, (x.size,)).reshape(x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0)
+    stays = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(stays, x / (1.0 - rate), 0.0)
 
 
 class Attention(nn.Module):

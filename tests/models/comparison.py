@@ -14,6 +14,11 @@ def run(function, *arguments):
     return compiled_quickly(function, *arguments)(*arguments)
 
 
+def part(arrays, prefix):
+    """Returns the arrays whose names begin with a prefix, by what follows it."""
+    return {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
+
+
 def nhwc(array):
     return np.asarray(array).transpose(0, 2, 3, 1)
 

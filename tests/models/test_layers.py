@@ -1,80 +1,14 @@
-"""Single layers and blocks against the original implementations' figures."""
+"""Single layers against the original implementations' figures and against their formulas."""
 
 import itertools
 
-import flax.errors
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from ncsn_jax import convert
-from ncsn_jax.models import blocks, layers, normalization
-from ncsn_jax.models.parameters import parameter
+from ncsn_jax.models import layers
 from tests.models.comparison import assert_close, nhwc
-
-LEVELS = 5
-
-
-def plus(**options):
-    return normalization.ConditionalInstanceNormPlus(LEVELS, **options)
-
-
-def unconditional(**options):
-    return normalization.InstanceNormPlus(**options)
-
-
-# Each with the number of feature maps that it takes.
-MODULES = {
-    "CondInstanceNorm2dPlus": (plus(), 1),
-    "CondInstanceNorm2d": (normalization.ConditionalInstanceNorm(LEVELS), 1),
-    "InstanceNorm2dPlus": (unconditional(), 1),
-    "CondRes_same": (blocks.ResidualBlock(6, plus), 1),
-    "CondRes_widen": (blocks.ResidualBlock(10, plus, dilation=2), 1),
-    "CondRes_down": (blocks.ResidualBlock(12, plus, down=True), 1),
-    "CondRes_down_dil2": (blocks.ResidualBlock(6, plus, down=True, dilation=2), 1),
-    "CondRCU_2x2": (blocks.ResidualConvUnits(2, 2, plus), 1),
-    "CondCRP_2": (blocks.ChainedResidualPooling(2, plus), 1),
-    "CondMSF": (blocks.MultiResolutionFusion(5, (8, 8), plus), 2),
-    "CondRefine_end": (blocks.RefineBlock(5, (8, 8), plus, end=True), 2),
-    "Res_down_v2": (blocks.ResidualBlock(12, unconditional, down=True), 1),
-    "RCU_2x2_v2": (blocks.ResidualConvUnits(2, 2, None), 1),
-    "CRP_2_v2": (blocks.ChainedResidualPooling(2, None, layers.max_pool5), 1),
-    "MSF_v2": (blocks.MultiResolutionFusion(5, (8, 8), None), 2),
-    "Refine_end_v2": (blocks.RefineBlock(5, (8, 8), None, layers.max_pool5, end=True), 2),
-}
-
-
-def torch_name(path, names):
-    """The PyTorch name of a block's parameter; a convolution inside a pooling module has ".conv" in it."""
-    *modules, leaf = path
-    parts = [convert._refinenet_module(module) for module in modules]
-    leaf = convert._LEAVES.get(leaf, leaf)
-    plain = ".".join([*parts, leaf])
-    return plain if plain in names else ".".join([*parts, "conv", leaf])
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_is_the_originals(golden, name):
-    g = golden("layers")
-    module, count = MODULES[name]
-    maps = [jnp.asarray(nhwc(g[f"in/{name}/{i}"])) for i in range(count)]
-    # The unconditional ones take no level.
-    level = g.get(f"in/{name}/{count}", np.zeros(len(maps[0]), int))
-    inputs = maps if count > 1 else maps[0]
-    prefix = f"state/{name}/"
-    state = {key.removeprefix(prefix): v for key, v in g.items() if key.startswith(prefix)}
-    shapes = jax.eval_shape(module.init, jax.random.key(0), inputs, level)
-    params = {}
-    for path in traverse_util.flatten_dict(shapes):
-        array = state.pop(torch_name(path[1:], state))
-        params[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-    assert not state
-    variables = traverse_util.unflatten_dict(params)
-    found = module.apply(variables, inputs, level)
-    assert_close(found, nhwc(g[f"out/{name}"]))
 
 
 @pytest.mark.parametrize(
@@ -115,26 +49,6 @@ def test_what_a_pooled_convolution_cannot_do_is_refused():
             layers.Conv(5, pooled=True, **options).init(jax.random.key(0), x[:, :, :4])
 
 
-def test_a_layer_is_traced_once_for_each_shape(monkeypatch):
-    traced = []
-    convolve = jax.lax.conv_general_dilated
-    monkeypatch.setattr(
-        jax.lax, "conv_general_dilated", lambda *a, **k: traced.append(a) or convolve(*a, **k)
-    )
-
-    @jax.jit
-    def chain(params, x):
-        for _ in range(3):
-            x = layers.Conv(7).apply(params, x)
-        return x
-
-    x = jnp.zeros((1, 5, 5, 7))
-    params = jax.eval_shape(layers.Conv(7).init, jax.random.key(0), x)
-    traced.clear()
-    chain.lower(params, x)
-    assert len(traced) <= 1
-
-
 def test_a_draw_cut_to_size_is_a_draw_of_that_size(monkeypatch):
     """Below, at and above the lengths that are drawn."""
     monkeypatch.setattr(layers, "_LENGTHS", [64, 256])
@@ -150,19 +64,37 @@ def test_a_draw_cut_to_size_is_a_draw_of_that_size(monkeypatch):
     assert layers._draw._cache_size() - before == 3
 
 
-def test_a_parameter_of_another_shape_is_refused():
-    """And one that exists is not drawn."""
-    draws = []
+def test_elu_and_its_derivatives_are_their_formulas():
+    x = jnp.asarray([-3.0, -0.5, 0.0, 0.25, 2.0])
+    negative = np.exp(np.minimum(x, 0))
+    np.testing.assert_allclose(layers.elu(x), np.where(x > 0, x, negative - 1), rtol=1e-6)
+    first = jax.vmap(jax.grad(layers.elu))
+    np.testing.assert_allclose(first(x), np.where(x > 0, 1, negative), rtol=1e-6)
+    second = jax.vmap(jax.grad(jax.grad(layers.elu)))
+    np.testing.assert_allclose(second(x), np.where(x > 0, 0, negative), rtol=1e-6)
 
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            init = lambda key, shape: draws.append(None) or jax.random.normal(key, shape)
-            return x * parameter(self, "scale", init, x.shape[-1:])[None]
 
-    layer, x = Layer(), jnp.ones((2, 5))
-    params = layer.init(jax.random.key(0), x)
-    assert layer.apply(params, x).shape == (2, 5)
-    assert len(draws) == 1
-    with pytest.raises(flax.errors.ScopeParamShapeError, match=r"\(4,\).*\(5,\)"):
-        layer.apply(params, x[:, :4])
+def test_a_convolution_starts_with_the_originals_distribution():
+    kernel = layers.Conv(64).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))["params"]
+    bound = 1 / np.sqrt(9 * 32)
+    for name in ("kernel", "bias"):
+        values = np.asarray(kernel[name])
+        assert np.abs(values).max() <= bound
+        # The variance of n uniform values has a relative standard error of sqrt(4 / (5 n)).
+        error = values.var() / (bound**2 / 3) - 1
+        assert abs(error) < 4 * np.sqrt(0.8 / values.size)
+
+
+def test_upsampling_aligns_the_corners():
+    x = jnp.asarray([0.0, 3.0]).reshape(1, 2, 1, 1)
+    y = layers.resize_bilinear(x, (4, 1))
+    np.testing.assert_allclose(np.asarray(y).ravel(), [0, 1, 2, 3], atol=1e-6)
+    ramp = jnp.arange(7.0)[None, :, None, None] * jnp.arange(5.0)[None, None, :, None]
+    y = np.asarray(layers.resize_bilinear(ramp, (13, 9)))[0, :, :, 0]
+    np.testing.assert_allclose(y, np.outer(np.arange(13) / 2, np.arange(9) / 2), atol=1e-5)
+
+
+def test_average_pooling_counts_the_border_as_zeros():
+    y = np.asarray(layers.average_pool5(jnp.ones((1, 6, 6, 1))))[0, :, :, 0]
+    count = np.array([3, 4, 5, 5, 4, 3])
+    np.testing.assert_allclose(y, np.outer(count, count) / 25, rtol=1e-6)

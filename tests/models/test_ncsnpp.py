@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++: layers and whole networks against the original implementation's figures."""
+"""NCSN++ and DDPM++ against the original implementation's figures."""
 
 import math
 
@@ -10,13 +10,10 @@ import pytest
 from flax import traverse_util
 
 from ncsn_jax import convert, models
-from ncsn_jax.convert import ncsnpp
-from ncsn_jax.models import embeddings, layers, resampling, unet
-from tests.models.comparison import assert_close, nhwc, run
+from ncsn_jax.convert.names import layer_names
+from tests.models.comparison import assert_close, nhwc, part, run
 from tests.models.test_memory import ROUNDING, equations
 
-TAPS = (1, 3, 3, 1)
-LOPSIDED = (1, 2, 4, 1)  # shows that the filter is flipped
 VP = {"embedding_type": "positional", "scale_by_sigma": False, "centered": True}
 DDPMPP = {**VP, "fir": False, "progressive_input": "none"}
 DISCRETE = np.geomspace(50, 0.01, 1000).astype(np.float32)
@@ -52,10 +49,6 @@ X = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
 LABEL = np.array([0.5, 3.0], np.float32)
 
 
-def part(golden, kind):
-    return {key.removeprefix(kind): a for key, a in golden.items() if key.startswith(kind)}
-
-
 def parameters(model):
     """Parameters that are nowhere zero."""
     rng = np.random.default_rng(1)
@@ -64,96 +57,6 @@ def parameters(model):
         for path, a in convert.parameter_shapes(model, X.shape[-1]).items()
     }
     return traverse_util.unflatten_dict(drawn)
-
-
-# Layers.
-
-
-@pytest.mark.parametrize(
-    ("name", "function", "taps"),
-    [
-        ("fir_up", resampling.upsample, TAPS),
-        ("fir_up_asym", resampling.upsample, LOPSIDED),
-        ("naive_up", resampling.upsample, None),
-        ("fir_down", resampling.downsample, TAPS),
-        ("fir_down_asym", resampling.downsample, LOPSIDED),
-        ("naive_down", resampling.downsample, None),
-    ],
-)
-def test_resampling_is_the_originals(golden, name, function, taps):
-    g = golden("layers_pp")
-    assert_close(function(jnp.asarray(nhwc(g[f"in/{name}/0"])), taps), nhwc(g[f"out/{name}"]))
-
-
-@pytest.mark.parametrize("width", [15, 16])
-def test_positional_embedding_is_the_originals(golden, width):
-    g = golden("layers_pp")
-    time = jnp.asarray(g[f"in/posemb_{width}/0"])
-    assert_close(embeddings.positional_embedding(time, width), g[f"out/posemb_{width}"])
-
-
-def test_fourier_embedding_is_the_originals(golden):
-    g = golden("layers_pp")
-    frequencies = g["state/fourier/W"]
-    module = embeddings.FourierEmbedding(len(frequencies), 16.0)
-    # There the logarithm is taken outside.
-    found = module.apply({"params": {"frequencies": frequencies}}, jnp.exp(g["in/fourier/0"]))
-    assert_close(found, g["out/fourier"], 5e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "layer"),
-    [
-        ("biggan_same", unet.ResnetBlock(8, skip_rescale=True), "middle_0"),
-        ("biggan_widen", unet.ResnetBlock(12, skip_rescale=True), "middle_0"),
-        ("biggan_up_fir", unet.ResnetBlock(8, True, "up", TAPS, True), "middle_0"),
-        ("biggan_down_fir", unet.ResnetBlock(8, True, "down", TAPS, True), "middle_0"),
-        ("biggan_up_naive", unet.ResnetBlock(8, True, "up", None, True), "middle_0"),
-        ("biggan_down_naive", unet.ResnetBlock(8, True, "down", None, True), "middle_0"),
-        ("ddpm_block_widen", unet.ResnetBlock(12, False), "middle_0"),
-        ("attn", unet.Attention(skip_rescale=True), "middle_attention"),
-        ("NIN", layers.Dense(6), None),
-        ("Conv2d_down", resampling.SmoothedDownConv(5, TAPS), None),
-        ("Downsample_conv", layers.Conv(8, stride=2, padding=(0, 1)), "down0_halving"),
-    ],
-)
-def test_layer_is_the_originals(golden, name, module, layer):
-    g = golden("layers_pp")
-    inputs = [nhwc(a) if a.ndim == 4 else a for a in part(g, f"in/{name}/").values()]
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    network = models.NCSNpp(resblock_type="ddpm" if name == "ddpm_block_widen" else "biggan")
-    state, params = part(g, f"state/{name}/"), {}
-    for path in traverse_util.flatten_dict(shapes):
-        if layer:
-            # Without the number of the layer.
-            key = ncsnpp.torch_name((layer, *path[1:]), network).split(".", 2)[2]
-        else:
-            key = {"NIN": {"kernel": "W", "bias": "b"}}.get(name, convert._LEAVES).get(
-                path[-1], path[-1]
-            )
-        array = state.pop(key)
-        params[path] = array.transpose(np.argsort(convert._torch_axes(key, array.ndim)))
-    assert not state
-    found = run(module.apply, traverse_util.unflatten_dict(params), *inputs)
-    assert_close(found, nhwc(g[f"out/{name}"]))
-
-
-def test_frequencies_have_no_gradient():
-    module = embeddings.FourierEmbedding(2, 16.0)
-    params = {"params": {"frequencies": jnp.asarray([0.3, 2.0])}}
-    loss = lambda params, sigma: module.apply(params, sigma).sum()
-    gradient, by_sigma = run(jax.grad(loss, (0, 1)), params, LABEL)
-    assert not np.any(gradient["params"]["frequencies"]) and np.all(by_sigma != 0)
-
-
-def test_dropout_keeps_the_mean_and_leaves_out_its_share():
-    rate, size = 0.3, 40_000
-    found = np.asarray(unet._dropped_out(jax.random.key(0), jnp.ones((4, size // 4)), rate))
-    assert set(np.unique(found)) == {0.0, np.float32(1 / (1 - rate))}
-    assert abs(np.mean(found == 0) - rate) < 4 * math.sqrt(rate * (1 - rate) / size)
-
-
-# Networks.
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -166,47 +69,11 @@ def test_reproduces_the_original_layer_by_layer(golden, name):
     score, captured = run(apply, params, nhwc(g["in/x"]), g["in/t"])
     bound = 5e-5 if model.embedding_type == "fourier" else 1e-5
     assert_close(score, nhwc(g["out/score"]), bound)
-    names, compared = ncsnpp.layer_names(model), part(g, "out/all_modules.")
+    names, compared = layer_names(model), part(g, "out/all_modules.")
     assert len(compared) >= 2
     for number, expected in compared.items():
         found = captured["intermediates"][names[int(number)]]["__call__"][0]
         assert_close(found, nhwc(expected) if expected.ndim == 4 else expected, bound)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_conversion_is_bit_identical_both_ways(golden, name):
-    g = golden(name)
-    state = part(g, "state/")
-    model = NETWORKS[name].clone(sigmas=state["sigmas"])
-    params = convert.from_torch({f"module.{key}": a for key, a in state.items()}, model)
-    back = convert.to_torch(params, model)
-    assert back.keys() == state.keys()
-    for key, array in state.items():
-        assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
-        np.testing.assert_array_equal(back[key], array)
-    # The original always has a ladder of so many levels, used or not, and loads no state dict without.
-    without = model.clone(sigmas=None, scale_by_sigma=False)
-    for ladder, expected in ((None, DISCRETE), (LADDER, LADDER)):
-        back = convert.to_torch(params, without, ladder)
-        assert back.keys() == state.keys()
-        np.testing.assert_allclose(back["sigmas"], expected, rtol=1e-6)  # of logarithms in float32
-    with pytest.raises(ValueError, match=r"sigmas must be of shape \[L\], got \[\]"):
-        convert.to_torch(params, without, 50.0)
-
-
-def test_conversion_names_what_does_not_fit(golden):
-    model, state = NETWORKS["ncsnpp_ddpm_16"], part(golden("ncsnpp_ddpm_16"), "state/")
-    params = convert.from_torch(state, model)
-    with pytest.raises(ValueError, match=r"sigmas\[0\] is 50, expected 100"):
-        convert.from_torch(state, model.clone(sigmas=2 * state["sigmas"]))
-    with pytest.raises(ValueError, match=r"all_modules\..*(expected|expects shape) \["):
-        convert.from_torch(state, model.clone(num_res_blocks=2))
-    with pytest.raises(
-        ValueError, match=r"all_modules\.\d+\.bias is missing; NCSNpp expects shape"
-    ):
-        convert.from_torch({}, model)
-    with pytest.raises(ValueError, match="NCSNpp expects"):
-        convert.to_torch(params, model.clone(features=8))
 
 
 LARGE = {"features": 128, "num_res_blocks": 2, "ch_mult": (1, 1, 2, 2, 2, 2, 2), "image_size": 256}
@@ -237,15 +104,7 @@ def test_parameter_counts_are_the_published_ones(settings, count):
     model = models.NCSNpp(**settings)
     shapes = convert.parameter_shapes(model, 3)
     assert sum(a.size for a in shapes.values()) == count
-    assert {path[1] for path in shapes} == set(ncsnpp.layer_names(model))
-
-
-def test_layers_are_numbered_as_in_the_published_network():
-    names = ncsnpp.layer_names(models.NCSNpp())
-    assert len(names) == 59
-    numbers = {0: "fourier", 9: "down0_pyramid", 17: "down1_3_attention", 24: "down2_halving"}
-    numbers |= {31: "middle_attention", 38: "up3_doubling", 50: "up1_attention", 56: "up0_4"}
-    assert {number: names[number] for number in numbers} == numbers
+    assert {path[1] for path in shapes} == set(layer_names(model))
 
 
 def test_starts_with_the_originals_distribution():
@@ -306,7 +165,7 @@ def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
     shapes = jax.eval_shape(TINY[name].init, jax.random.key(0), X, LABEL)
     assert jax.eval_shape(model.init, jax.random.key(0), X, LABEL) == shapes
     found, remats, result = equations(model.apply, shapes, X, LABEL)
-    names = [layer for layer in ncsnpp.layer_names(model) if layer[0] in "dum"]
+    names = [layer for layer in layer_names(model) if layer[0] in "dum"]
     other = ["dense", "pyramid", "normalizer", "image"]
     other += ["halving", "doubling"] if name == "ddpm" else []
     assert remats == sum(not any(part in layer for part in other) for layer in names)

@@ -1,4 +1,4 @@
-"""The derivative of the normalization, written by hand, against that of its definition step by step."""
+"""The normalization against its equations, in value and in derivatives."""
 
 import functools
 
@@ -10,6 +10,7 @@ import pytest
 from ncsn_jax.models.normalization import (
     ConditionalInstanceNorm,
     ConditionalInstanceNormPlus,
+    GroupNorm,
     normalize,
 )
 
@@ -17,7 +18,7 @@ EPSILON = 1e-5
 
 
 def defined(x, gamma, alpha, beta, activate):
-    """Equations 9 and 10 of NCSN, one operation after another."""
+    """Equations 9 and 10 of NCSN as they are printed, but for gamma, which also scales the alpha term."""
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axis=(1, 2), keepdims=True)
     z = (x - mean) / jnp.sqrt(variance + EPSILON)
@@ -26,7 +27,7 @@ def defined(x, gamma, alpha, beta, activate):
         centred = mean - jnp.mean(mean, axis=-1, keepdims=True)
         z = z + alpha[:, None, None] * centred / jnp.sqrt(of_means + EPSILON)
     z = gamma[:, None, None] * z + beta[:, None, None]
-    return jax.nn.elu(z) if activate else z
+    return jnp.where(z > 0, z, jnp.exp(jnp.minimum(z, 0)) - 1) if activate else z
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["plus", "plain"])
@@ -49,46 +50,42 @@ def tangents_of(arguments):
     return structure.unflatten(drawn)
 
 
-def close(a, b):
+def assert_near(a, b):
     """To the rounding of some dozen operations in float32, relative to the largest."""
     for actual, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         scale = float(jnp.max(jnp.abs(expected)))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
-def both(activate, transform, *arguments):
-    ours = functools.partial(normalize, activate=activate)
-    theirs = functools.partial(defined, activate=activate)
-    return jax.jit(transform(ours))(*arguments), jax.jit(transform(theirs))(*arguments)
+def value(f, tangents):
+    return f
 
 
-def test_the_value_is_the_definition(arguments, activate):
-    close(*both(activate, lambda f: f, *arguments))
+def directional_derivative(f, tangents):
+    return lambda *a: jax.jvp(f, a, tangents)[1]
 
 
-def test_the_directional_derivative_is_that_of_the_definition(arguments, activate):
+def gradient(f, tangents):
+    return lambda *a: jax.grad(lambda a: jnp.sum(jnp.sin(f(*a))))(a)
+
+
+def gradient_of_a_directional_derivative(f, tangents):
+    """As sliced score matching takes it."""
+    return gradient(directional_derivative(f, tangents), tangents)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [value, directional_derivative, gradient, gradient_of_a_directional_derivative],
+)
+def test_equals_its_equation_in_value_and_derivatives(arguments, activate, transform):
     tangents = tangents_of(arguments)
-    close(*both(activate, lambda f: lambda *a: jax.jvp(f, a, tangents)[1], *arguments))
+    ours = transform(functools.partial(normalize, activate=activate), tangents)
+    theirs = transform(functools.partial(defined, activate=activate), tangents)
+    assert_near(jax.jit(ours)(*arguments), jax.jit(theirs)(*arguments))
 
 
-def test_the_gradient_is_that_of_the_definition(arguments, activate):
-    def gradient(f):
-        return jax.grad(lambda a: jnp.sum(jnp.sin(f(*a))))
-
-    close(*both(activate, gradient, arguments))
-
-
-def test_the_gradient_of_a_derivative_is_that_of_the_definition(arguments, activate):
-    """As sliced score matching takes it: the gradient of a directional derivative."""
-    tangents = tangents_of(arguments)
-
-    def gradient(f):
-        return jax.grad(lambda a: jnp.sum(jnp.sin(jax.jvp(lambda *b: f(*b), a, tangents)[1])))
-
-    close(*both(activate, gradient, arguments))
-
-
-def test_low_precision_comes_back_as_it_came(arguments):
+def test_bfloat16_is_computed_in_float32_and_returned_as_bfloat16(arguments):
     x, *coefficients = arguments
     z = normalize(x.astype(jnp.bfloat16), *coefficients)
     assert z.dtype == jnp.bfloat16
@@ -97,19 +94,19 @@ def test_low_precision_comes_back_as_it_came(arguments):
     np.testing.assert_allclose(z.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_levels_are_indices():
+def test_a_level_that_is_no_index_is_refused_and_a_row_that_is_not_finite_stays_with_its_level():
     layer = ConditionalInstanceNormPlus(3)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
     params = layer.init(jax.random.key(1), x, jnp.array([0, 2]))
     with pytest.raises(TypeError):
         layer.apply(params, x, jnp.array([0.5, 0.1]))
-    # A row that is not finite stays with its level.
     params["params"]["embedding"] = params["params"]["embedding"].at[1].set(jnp.nan)
-    assert jnp.all(jnp.isfinite(layer.apply(params, x, jnp.array([0, 2]))))
+    finite = jnp.isfinite(layer.apply(params, x, jnp.array([0, 1]))).all(axis=(1, 2, 3))
+    assert finite.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("layer", [ConditionalInstanceNorm, ConditionalInstanceNormPlus])
-def test_each_level_gets_the_derivatives_of_its_examples(layer):
+def test_each_row_of_the_table_gets_the_derivatives_of_its_examples(layer):
     keys = jax.random.split(jax.random.key(5), 4)
     x, weights = (jax.random.normal(key, (4, 4, 4, 6)) for key in keys[:2])
     model, level = layer(num_levels=3), np.array([2, 0, 2, 2])
@@ -131,7 +128,7 @@ def test_each_level_gets_the_derivatives_of_its_examples(layer):
         lambda f: lambda a: jax.jvp(f, (a,), (tangent,)),
         lambda f: lambda a: jax.jvp(jax.grad(f), (a,), (tangent,)),
     ):
-        close(jax.jit(transform(ours))(table), jax.jit(transform(theirs))(table))
+        assert_near(jax.jit(transform(ours))(table), jax.jit(transform(theirs))(table))
     assert np.any(jax.grad(ours)(table) != 0, axis=1).tolist() == [True, False, True]
 
 
@@ -151,3 +148,25 @@ def test_a_directional_derivative_is_exact_where_the_channels_share_an_offset():
     # The rounding of a mean, relative to how much they differ, enters a few times.
     relative = np.finfo(np.float32).eps * offset / np.std(np.mean(doubled[0], axis=(1, 2)))
     np.testing.assert_allclose(actual, exact, rtol=0, atol=4 * relative * np.abs(exact).max())
+
+
+def test_the_initial_table_has_the_originals_distribution():
+    layer, x = ConditionalInstanceNormPlus(10), jnp.zeros((1, 2, 2, 50))
+    (table,) = jax.tree.leaves(layer.init(jax.random.key(1), x, jnp.zeros(1, int)))
+    scales, shifts = np.split(np.asarray(table), [100], axis=1)
+    assert abs(scales.mean() - 1) < 4 * 0.02 / np.sqrt(scales.size)
+    assert abs(scales.var() / 0.02**2 - 1) < 4 * np.sqrt(2 / scales.size)
+    assert np.all(shifts == 0)
+
+
+def test_group_normalization_takes_the_moments_of_each_group():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (2, 4, 5, 12)).astype(np.float32)
+    gamma, beta = np.arange(1.0, 13.0, dtype=np.float32), np.full(12, 0.5, np.float32)
+    found = GroupNorm().apply({"params": {"gamma": gamma, "beta": beta}}, x)
+    for group in range(3):  # min(12 // 4, 32) groups
+        part = slice(4 * group, 4 * group + 4)
+        values = x[..., part].astype(np.float64)
+        mean = values.mean(axis=(1, 2, 3), keepdims=True)
+        deviation = np.sqrt(values.var(axis=(1, 2, 3), keepdims=True) + 1e-6)
+        expected = (values - mean) / deviation * gamma[part] + 0.5
+        np.testing.assert_allclose(found[..., part], expected, rtol=0, atol=1e-4)

@@ -1,0 +1,257 @@
+"""Work directories made of the authors' files, and their parameters written back."""
+
+import copy
+import json
+import pickle
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import mnist, ncsnv2_cifar10, simplified_celeba
+from configs.score_sde import ve_cifar10_ncsnpp_continuous
+from ncsn_jax import convert
+from ncsn_jax.app import build, torch_files, torch_runs
+from ncsn_jax.app import workdirs as work_directories
+from ncsn_jax.errors import UserError
+from tests.app.test_torch_files import NCSNPP, PP, V1, V2, Harmful
+from tests.models.comparison import assert_close, compiled_quickly, nhwc
+
+
+def v1_config(**changes):
+    config = mnist.get_config()
+    config.update_from_flattened_dict({"model.features": 3, "training.batch_size": 8} | changes)
+    return config
+
+
+def v2_config(**changes):
+    config = ncsnv2_cifar10.get_config()
+    config.update_from_flattened_dict(
+        {"model.features": 3, "model.num_levels": 20, "training.batch_size": 8} | changes
+    )
+    return config
+
+
+@pytest.mark.parametrize(("path", "make"), [(V1, v1_config), (V2, v2_config)])
+def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
+    pytest.importorskip("torch")
+    config, workdir = make(), str(tmp_path / "run")
+    message = torch_runs.import_checkpoint(config, str(path), workdir)
+    assert str(path) in message and "note" not in message
+    step, state = work_directories.load_newest(config, workdir)
+    found = torch_files.read(str(path))
+    model = build.make_model(config)
+    version = "v1" if path == V1 else "v2"
+    assert (step, int(state.step)) == ((3, 3) if version == "v1" else (5000, 5000))
+    assert int(optax.tree.get(state.opt_state, "count")) == 3
+    g = golden("checkpoints_io")
+    x, y = nhwc(g[f"in/{version}/x"]), g[f"in/{version}/y"]
+    trees = {"score": (state.params, found.model)}
+    if version == "v2":
+        trees["score_ema"] = (state.ema_params, found.ema)
+    network = compiled_quickly(model.apply, state.params, x, y)
+    for name, (params, arrays) in trees.items():
+        assert_close(network(params, x, y), nhwc(g[f"out/{version}/{name}"]))
+        back = convert.to_torch(params, model)
+        assert all(np.array_equal(back[key], value) for key, value in arrays.items())
+    adam = torch_files.read_adam(str(path), found)
+    for name, moments in (("mu", adam.first), ("nu", adam.second)):
+        back = convert.to_torch(optax.tree.get(state.opt_state, name), model)
+        assert all(np.array_equal(back[key], value) for key, value in moments.items())
+    with pytest.raises(UserError, match="holds a run already"):
+        torch_runs.import_checkpoint(config, str(path), workdir)
+
+    target = tmp_path / "weights.npz"
+    torch_runs.export(config, workdir, str(target))
+    with np.load(target) as arrays:
+        names = {f"model/module.{name}" for name in found.model}
+        names |= {f"ema/{name}" for name in found.ema or {}}
+        assert set(arrays.files) == names
+        np.testing.assert_array_equal(
+            arrays["model/module.end_conv.weight"], found.model["end_conv.weight"]
+        )
+    with pytest.raises(UserError, match=r"weights.npz' is there already"):
+        torch_runs.export(config, workdir, str(target))
+
+
+def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
+    pytest.importorskip("torch")
+    config = ve_cifar10_ncsnpp_continuous.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 16,
+            "model.features": 4,
+            "ncsnpp.ch_mult": (1, 2),
+            "ncsnpp.num_res_blocks": 1,
+            "ncsnpp.attn_resolutions": (8,),
+            "optim.warmup_steps": 0,
+        }
+    )
+    # The rate of the file is that of step 4002 of a warm-up of 5000, of which there is none here.
+    message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
+    assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
+    found = torch_files.read(str(PP))
+    step, state = work_directories.load_newest(config, str(tmp_path / "run"))
+    adam = torch_files.read_adam(str(PP), found)
+    trees = {"mu": adam.first, "nu": adam.second, "ema": found.ema}
+    for name, arrays in trees.items():
+        tree = state.ema_params if name == "ema" else optax.tree.get(state.opt_state, name)
+        back = convert.to_torch(tree, NCSNPP)
+        assert all(np.array_equal(back[key], array) for key, array in arrays.items()), name
+    assert step == 3 and int(optax.tree.get(state.opt_state, "count")) == 3
+
+    torch_runs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
+    with np.load(tmp_path / "weights.npz") as arrays:
+        assert set(arrays.files) == {f"model/module.{name}" for name in found.model} | {
+            f"ema/{name}" for name in found.ema
+        }
+        ladder = arrays["model/module.sigmas"]
+        np.testing.assert_allclose(ladder, found.model["sigmas"], rtol=1e-6)
+
+    config.update_from_flattened_dict({"model.ema_decay": 0.99, "model.num_levels": 500})
+    config.optim.learning_rate, config.optim.warmup_steps = 0.00016008, 2
+    message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "other"))
+    assert "learning_rate" not in message  # reached after two of the three steps
+    assert "its moving average was of decay 0.999; training would go on with" in message
+    assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
+
+
+def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(V2, weights_only=True)
+    path = tmp_path / "file.pth"
+
+    def refused(config, message):
+        with pytest.raises(UserError) as error:
+            torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run"))
+        text = str(error.value)
+        assert re.search(message, text) and "\n" not in text and "file.pth" in text, text
+        assert not (tmp_path / "run").exists()
+
+    def saved(change, **options):
+        changed = copy.deepcopy(content)
+        change(changed)
+        torch.save(changed, path, **options)
+
+    refused(v2_config(), "does not exist")
+    for data in (V1.read_bytes(), V2.read_bytes()):
+        for length in (0, 1, 100, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            refused(v2_config(), "is damaged or no PyTorch file")
+    path.write_text("hello")
+    refused(v2_config(), "is damaged or no PyTorch file")
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save([{"a": Harmful()}], path, **options)
+        refused(v2_config(), r"is refused: loading it would call \w+\.system; only tensors")
+    path.write_bytes(pickle.dumps(Harmful()))
+    refused(v2_config(), "refused|damaged")
+    assert not (tmp_path / "harmed").exists()
+
+    conv = "module.res2.0.conv1.weight"
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        saved(lambda c: c[0].pop(conv), **options)
+        refused(v2_config(), r"res2.0.conv1.weight is missing; NCSNv2 expects shape \[3, 3, 3, 3\]")
+    saved(lambda c: c[1]["param_groups"][0]["params"].pop())
+    refused(v2_config(), "an optimizer of 152 parameters for a network of 153")
+    saved(lambda c: c[0].update(extra=torch.zeros(2, 5)))
+    refused(v2_config(), r"extra with shape \[2, 5\] belongs to no parameter of NCSNv2")
+    saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 5, 5)}))
+    refused(v2_config(), r"res2.0.conv1.weight has shape \[3, 3, 5, 5\], expected \[3, 3, 3, 3\]")
+    saved(lambda c: c[4].pop("end_conv.bias"))
+    refused(v2_config(), "its moving average, .* end_conv.bias is missing")
+    saved(lambda c: c[1].clear())
+    refused(v2_config(), r"an optimizer that is not Adam")
+    saved(lambda c: c.__setitem__(3, -1))
+    refused(v2_config(), r"its step is -1, expected a whole number from 0 to 2\*\*31 - 1")
+    saved(lambda c: c.__setitem__(3, 2**40))
+    refused(v2_config(), r"its step is 1099511627776, expected a whole number")
+    for field, value in (("betas", 0.9), ("betas", ()), ("lr", None), ("eps", torch.ones(2))):
+        saved(lambda c, field=field, value=value: c[1]["param_groups"][0].update({field: value}))
+        refused(v2_config(), r"an optimizer that is not Adam")
+    saved(lambda c: c[1]["param_groups"][0].update(amsgrad=True))
+    refused(v2_config(), "an optimizer with amsgrad")
+    saved(lambda c: c[1]["state"][0].update(step=float("inf")))
+    refused(v2_config(), r"Adam's step of begin_conv.weight is inf, expected a whole number")
+    saved(lambda c: c[0].update(notes="text"))
+    refused(v2_config(), "entry 'notes' of its state dict is str, expected a dense tensor")
+    saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 3, 3, dtype=torch.bfloat16)}))
+    refused(v2_config(), "is a tensor of torch.strided torch.bfloat16, expected a dense tensor")
+    torch.save([1, 2, 3], path)
+    refused(v2_config(), r"a list of 3, expected a state dict, ")
+    torch.save([1], path)
+    refused(v2_config(), r"holds int as its state dict, expected")
+
+    path.write_bytes(V2.read_bytes())
+    refused(v2_config(**{"model.ema_decay": 0.0}), "holds a moving average .* must be above 0")
+    refused(v2_config(**{"model.num_levels": 10}), r"sigmas has shape \[20\], expected \[10\]")
+    refused(v2_config(**{"model.sigma_begin": 40.0}), r"sigmas\[0\] is 50, expected 40")
+    refused(v2_config(**{"data.channels": 1}), r"has shape \[3, 3, 3, 3\], expected \[3, 1, 3, 3\]")
+    refused(v2_config(**{"model.features": 4}), r"has shape \[3\], expected \[4\]")
+    refused(
+        v2_config(**{"model.name": "ncsnv2_deeper"}), r"expected shape|expects shape|expected \["
+    )
+    refused(v1_config(), r"does not fit config.model.name='ncsn' with features=3, num_levels=10")
+    path.write_bytes(V1.read_bytes())
+    refused(v1_config(**{"training.steps_per_call": 2}), "is of step 3, which must be a multiple")
+    refused(v1_config(**{"model.ema_decay": 0.9}), "holds no moving average .* must be 0")
+
+
+def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "weights.pth"
+    torch.save(torch.load(V1, weights_only=True)[0], path)
+    workdir = str(tmp_path / "run")
+    message = torch_runs.import_checkpoint(v1_config(), str(path), workdir)
+    assert "holds no optimizer" in message
+    step, state = work_directories.load_newest(v1_config(), workdir)
+    assert step == 0 and not any(
+        a.any() for a in jax.tree.leaves(optax.tree.get(state.opt_state, "mu"))
+    )
+
+
+def test_another_learning_rate_is_said(tmp_path):
+    pytest.importorskip("torch")
+    config = v1_config(**{"optim.learning_rate": 1e-4})
+    message = torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "run"))
+    assert "trained with learning_rate 0.001; training would go on with" in message
+    assert json.loads((tmp_path / "run/config.json").read_text())["optim.learning_rate"] == 1e-4
+
+
+def test_a_file_of_the_simplified_network_is_exported_as_it_came(golden, tmp_path):
+    torch = pytest.importorskip("torch")
+    g = golden("ncsn_simple_16")
+    state = {
+        k.removeprefix("state/"): torch.from_numpy(v) for k, v in g.items() if k[:5] == "state"
+    }
+    path = tmp_path / "file.pth"
+    torch.save({"epoch": 3, "model_state": state, "cfg": {"model": {"nf": 8}}}, path)
+    config = simplified_celeba.get_config()
+    config.model.features = 8
+    torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run"))
+    target = tmp_path / "weights.npz"
+    torch_runs.export(config, str(tmp_path / "run"), str(target))
+    with np.load(target) as arrays:
+        assert set(arrays.files) == {f"model/{name}" for name in state}
+        for name, value in state.items():
+            np.testing.assert_array_equal(arrays[f"model/{name}"], value.numpy())
+
+
+def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    config, workdir = v1_config(), str(tmp_path / "run")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(work_directories, "write_config", fail)
+        torch_runs.import_checkpoint(config, str(V1), workdir)
+    torch_runs.import_checkpoint(config, str(V1), workdir)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="holds a run already"):
+        torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
+    assert (tmp_path / "other" / "checkpoints").read_text() == "mine"
