@@ -15,6 +15,8 @@ from ncsn_jax import convert, models, training
 from ncsn_jax.app import build, checkpoints, pictures, schema, storage, torch_files, workdirs
 from ncsn_jax.errors import UserError
 
+_NO_OPTIMIZER = "note: it holds no optimizer; training would begin with moments of zero"
+
 
 def import_checkpoint(config, path: str, workdir: str) -> str:
     """Makes a work directory from a checkpoint of the authors' PyTorch code.
@@ -113,9 +115,8 @@ def _make_state(
             + ("above 0, such as 0.999" if found.ema else "0")
         )
     ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
-    opt_state = build.make_optimizer(config).init(params)
     step = found.step or 0
-    notes = ["note: it holds no optimizer; training would begin with moments of zero"]
+    opt_state, notes = build.make_optimizer(config).init(params), [_NO_OPTIMIZER]
     if found.optimizer is not None:
         adam = torch_files.read_adam(path, found)
         step = adam.count if found.step is None else found.step
@@ -125,16 +126,7 @@ def _make_state(
             mu=convert_part("Adam's first moments", adam.first),
             nu=convert_part("Adam's second moments", adam.second),
         )
-        # The file's rate is that of its last step.
-        here = dict(config.optim)
-        if warmup := config.optim.warmup_steps:
-            here["learning_rate"] *= min(max(adam.count - 1, 0) / warmup, 1.0)
-        notes = [
-            f"note: it was trained with {field} {value}; training would go on with "
-            f"config.optim.{field}={config.optim[field]}"
-            for field, value in adam.hyperparameters.items()
-            if value != here[field]
-        ]
+        notes = _other_settings(config, adam)
     if found.ema_decay not in (None, config.model.ema_decay):
         notes.append(
             f"note: its moving average was of decay {found.ema_decay}; training would go on with "
@@ -155,6 +147,20 @@ def _make_state(
         )
     state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state)
     return state, notes
+
+
+def _other_settings(config, adam: torch_files.Adam) -> list[str]:
+    """Returns a note for every setting of Adam that is not the configuration's."""
+    here = dict(config.optim)
+    # The file's rate is that of its last step.
+    if warmup := config.optim.warmup_steps:
+        here["learning_rate"] *= min(max(adam.count - 1, 0) / warmup, 1.0)
+    return [
+        f"note: it was trained with {field} {value}; training would go on with "
+        f"config.optim.{field}={config.optim[field]}"
+        for field, value in adam.hyperparameters.items()
+        if value != here[field]
+    ]
 
 
 def _size(params) -> int:

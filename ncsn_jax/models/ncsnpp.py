@@ -2,10 +2,11 @@
 
 A U-Net of residual blocks that are conditioned on an embedding of sigma or of the time. Which parts it is
 made of is chosen by name, as in the authors' configurations, and only what they published is available.
-Hides the order in which feature maps are kept and met again, and what becomes of the two pyramids: the
-image shrunk beside the way down and the image grown beside the way up.
+The way down keeps its feature maps, and the way up meets them again in reverse. Beside them run two pyramids:
+an image that shrinks on the way down, and one that grows on the way up.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from ncsn_jax.models.blocks import rematerialized
 from ncsn_jax.models.embeddings import FourierEmbedding, positional_embedding
 from ncsn_jax.models.layers import Conv, Dense
 from ncsn_jax.models.normalization import GroupNorm
-from ncsn_jax.models.resampling import SmoothedDownConv, downsample, upsample
+from ncsn_jax.models.resampling import SmoothedDownConv, Taps, downsample, upsample
 from ncsn_jax.models.unet import Attention, ResnetBlock, merged
 
 # (resblock_type, fir, progressive, progressive_input)
@@ -137,84 +138,89 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
-        x = jnp.asarray(x)
+        x, label = jnp.asarray(x), jnp.asarray(label)
         self._check(x.shape)
-        n, last = self.features, self.HALVINGS
-        channels, taps = x.shape[-1], self.fir_kernel if self.fir else None
-        biggan, dtype = self.resblock_type == "biggan", self.dtype or x.dtype
         scales = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale}
         dropout = 0.0 if deterministic else self.dropout
         block_class = rematerialized(ResnetBlock, self.remat)
         attention_class = rematerialized(Attention, self.remat)
+        embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
         def block(name, h, width, resampling=None):
-            options = {"resampling": resampling, "taps": taps, "dropout": dropout}
+            options = {"resampling": resampling, "taps": self._taps, "dropout": dropout}
+            biggan = self.resblock_type == "biggan"
             return block_class(width, biggan, **options, **scales, name=name)(h, embedding)
 
         def attention(name, h):
             return attention_class(**scales, name=name)(h)
 
-        def output(name, normalizer, h):
-            h = nn.silu(GroupNorm(name=normalizer)(h.astype(x.dtype)))
-            return Conv(channels, xavier=True, scale=self.init_scale, name=name)(h)
+        skips = self._down(x if self.centered else 2.0 * x - 1.0, block, attention)
+        h = block("middle_0", skips[-1], skips[-1].shape[-1])
+        h = attention("middle_attention", h)
+        h = block("middle_1", h, h.shape[-1])
+        h = self._up(h, skips, block, attention, x)
+        if not self.scale_by_sigma:
+            return h
+        fourier = self.embedding_type == "fourier"
+        sigma = label if fourier else jnp.asarray(self.sigmas)[label.astype(jnp.int32)]
+        return h / sigma[:, None, None, None].astype(x.dtype)
 
-        label = jnp.asarray(label)
-        embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
-        shrinking = x if self.centered else 2.0 * x - 1.0
-        h = Conv(n, xavier=True, name="begin_conv")(shrinking).astype(dtype)
-        shrinking = shrinking.astype(dtype)
+    @property
+    def _taps(self) -> Taps | None:
+        return self.fir_kernel if self.fir else None
 
-        skips = [h]
+    def _down(self, x: jax.Array, block: Callable, attention: Callable) -> list[jax.Array]:
+        """Returns the feature maps of the way down, from the first to the last."""
+        n, dtype = self.features, self.dtype or x.dtype
+        h = Conv(n, xavier=True, name="begin_conv")(x).astype(dtype)
+        skips, shrinking = [h], x.astype(dtype)
         for level, multiple in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 h = block(f"down{level}_{i}", h, multiple * n)
                 if self.attends(level):
                     h = attention(f"down{level}_{i}_attention", h)
                 skips.append(h)
-            if level == last:
-                break
+            if level == self.HALVINGS:
+                return skips
             name, width = f"down{level}_halving", h.shape[-1]
-            if biggan:
+            if self.resblock_type == "biggan":
                 h = block(name, h, width, "down")
             else:
                 h = Conv(width, xavier=True, stride=2, padding=(0, 1), name=name)(h)
             name = f"down{level}_pyramid"
             if self.progressive_input == "residual":
-                shrinking = SmoothedDownConv(width, taps, name=name)(shrinking)
+                shrinking = SmoothedDownConv(width, self._taps, name=name)(shrinking)
                 h = shrinking = merged(shrinking, h, self.skip_rescale)
             elif self.progressive_input == "input_skip":
-                shrinking = downsample(shrinking, taps)
+                shrinking = downsample(shrinking, self._taps)
                 h = h + Conv(width, kernel_size=1, xavier=True, name=name)(shrinking)
             skips.append(h)
 
-        h = block("middle_0", h, h.shape[-1])
-        h = attention("middle_attention", h)
-        h = block("middle_1", h, h.shape[-1])
+    def _up(self, h: jax.Array, skips: list, block: Callable, attention: Callable, x: jax.Array):
+        """Returns the image `[B, H, W, C]`, like x, that the way up makes of h and the feature maps."""
+
+        def image(name, normalizer, h):
+            h = nn.silu(GroupNorm(name=normalizer)(h.astype(x.dtype)))
+            return Conv(x.shape[-1], xavier=True, scale=self.init_scale, name=name)(h)
 
         growing = None
-        for level in range(last, -1, -1):
-            width = self.ch_mult[level] * n
+        for level in reversed(range(len(self.ch_mult))):
+            width = self.ch_mult[level] * self.features
             for i in range(self.num_res_blocks + 1):
                 h = block(f"up{level}_{i}", jnp.concatenate([h, skips.pop()], axis=-1), width)
             if self.attends(level):
                 h = attention(f"up{level}_attention", h)
             if self.progressive == "output_skip":
-                image = output(f"up{level}_image", f"up{level}_normalizer", h)
-                growing = image if growing is None else upsample(growing, taps) + image
+                part = image(f"up{level}_image", f"up{level}_normalizer", h)
+                growing = part if growing is None else upsample(growing, self._taps) + part
             if level == 0:
                 break
             name = f"up{level}_doubling"
-            if biggan:
+            if self.resblock_type == "biggan":
                 h = block(name, h, width, "up")
             else:
                 h = Conv(width, xavier=True, name=name)(upsample(h, None))
-
-        h = output("end_conv", "normalizer", h) if growing is None else growing
-        if not self.scale_by_sigma:
-            return h
-        fourier = self.embedding_type == "fourier"
-        sigma = label if fourier else jnp.asarray(self.sigmas)[label.astype(jnp.int32)]
-        return h / sigma[:, None, None, None].astype(x.dtype)
+        return image("end_conv", "normalizer", h) if growing is None else growing
 
     def _embedding(self, label: jax.Array) -> jax.Array:
         """Returns the embedding `[B, 4 n]` of the labels, for the blocks to activate."""
