@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax import models, sde
+from ncsn_jax import models, sde, sigmas
 from ncsn_jax.app import build
 from tests import tiny
 from tests.running import load_diffusion_config
@@ -75,3 +75,10 @@ def test_dropout_of_an_example_does_not_depend_on_its_batch(monkeypatch):
     for i in range(2):
         part = score(x[i::2], t[i::2], keys[i::2])
         np.testing.assert_allclose(part / scale, whole[i::2] / scale, atol=1e-5)
+
+
+def test_a_sigma_is_taken_for_the_nearest_level():
+    ladder = sigmas.geometric(10.0, 0.01, 7)
+    np.testing.assert_array_equal(models.levels_of(ladder, ladder), np.arange(7))
+    between = jnp.asarray([100.0, float(ladder[2]) * 1.1, 1e-9])
+    np.testing.assert_array_equal(models.levels_of(between, ladder), [0, 2, 6])
