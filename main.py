@@ -52,7 +52,7 @@ _MODE = flags.DEFINE_enum(
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    cpu.check_environment()
+    devices = cpu.devices_for(_CONFIG.value)
     if _MODE.value == "suggest":
         import run_lib
 
@@ -61,14 +61,16 @@ def main(_) -> None:
     from ncsn_jax.app import signals
 
     signals.install(_INTERRUPTED)
+    import jax
+
     import run_lib
     from ncsn_jax.app import distributed
 
     processes = distributed.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if processes is None:
-        cpu.use_cores(_CONFIG.value)
-    else:
+    if processes is not None:
         distributed.start(*processes, _PATIENCE.value)
+    elif devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices)
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
     distributed.meet("to finish")  # One that ended early would be missed by the others.
 

@@ -64,7 +64,7 @@ def train(config, workdir: str) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples.
 
     Raises:
-      signals.Stopped: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
+      SystemExit: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
         `signals.install` was called, as by `main.py`.
     """
     schema.check(config)
@@ -199,7 +199,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
         stop = int(distributed.gather(np.int32(stop or signals.requested() or 0)).max())
         if stop:
             _log.info("stopped after step %d, which is saved", step)
-            raise signals.Stopped(stop, alone=False)
+            signals.stop(stop)
     return state
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -71,45 +72,36 @@ class Checkpoints:
     def __init__(
         self, workdir: str, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
     ):
-        self._workdir = storage.absolute(workdir)
+        self._workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
         self._manager = None
-        if not distributed.is_first():
-            return
-        if read_only and not storage.is_directory(self._directory):
+        if not distributed.is_first() or (read_only and not storage.exists(self._directory)):
             return
         _quiet_orbax()
-        options = {"read_only": True}
         if not read_only:
             storage.make_directory(self._directory)
-            keepers = [_policies.LatestN(keep)]
-            if keep_every:
-                keepers.append(_policies.EveryNSteps(keep_every))
-            options = {
-                "preservation_policy": _policies.AnyPreservationPolicy(keepers),
-                "cleanup_tmp_directories": True,
-                "create": False,
-            }
-        if distributed.count() > 1:
-            options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+        keepers = [_policies.LatestN(keep)]
+        if keep_every:
+            keepers.append(_policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            read_only=read_only,
+            create=False,
+            cleanup_tmp_directories=not read_only,
+            preservation_policy=_policies.AnyPreservationPolicy(keepers),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-            )
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(**options)
+            ),
         )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._manager is None:
-            return
-        try:
-            self._manager.close()
-        except Exception as failure:
-            if error is None:
-                raise self._not_saved(failure) from None
+        if self._manager is not None:
+            with self._saving() if error is None else contextlib.suppress(Exception):
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, the newest first."""
@@ -128,35 +120,35 @@ class Checkpoints:
         composite = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
-        try:
+        with self._saving():
             saved = self._manager.save(step, args=composite, force=True)
-        # Full disks and lost mounts raise all kinds of exceptions.
-        except Exception as error:
-            raise self._not_saved(error) from None
         if not saved:
             raise RuntimeError(f"orbax refused to save step {step} in {self._directory}")
 
     def wait(self) -> None:
         """Waits until every save that was started is on disk; raises UserError if one failed."""
-        if self._manager is None:
-            return
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._not_saved(error) from None
+        if self._manager is not None:
+            with self._saving():
+                self._manager.wait_until_finished()
 
-    def _not_saved(self, error: Exception) -> UserError:
-        """Returns what is to be told of a save that failed."""
-        complete = []
-        with contextlib.suppress(Exception):
-            complete = self._manager.all_steps(read=True)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-            reason = "no space left on the device"
-        return UserError(
-            f"a checkpoint could not be saved in {self._directory}: {reason}; the last complete one is "
-            + (f"that of step {max(complete)}" if complete else "none")
-        )
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Makes a UserError of what a save raises that failed in its block, or before it."""
+        try:
+            yield
+        # Full disks and lost mounts raise all kinds of exceptions.
+        except Exception as error:
+            complete = []
+            with contextlib.suppress(Exception):
+                complete = self._manager.all_steps(read=True)
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+                reason = "no space left on the device"
+            last = f"that of step {max(complete)}" if complete else "none"
+            raise UserError(
+                f"a checkpoint could not be saved in {self._directory}: {reason}; "
+                f"the last complete one is {last}"
+            ) from None
 
     def restore(self, step: int, like: Any) -> Any:
         """Returns the state of one step.
@@ -198,14 +190,13 @@ class Checkpoints:
 
         def find() -> int | None:
             nonlocal state
-            found = self._restore_newest(like)
-            state = found and found[1]
-            return found and found[0]
+            step, state = self._restore_newest(like)
+            return step
 
         step = distributed.on_first("to read the checkpoint", find)
         return None if step is None else (step, distributed.broadcast(state, like))
 
-    def _restore_newest(self, like: Any) -> tuple[int, Any] | None:
+    def _restore_newest(self, like: Any) -> tuple[int, Any] | tuple[None, None]:
         steps, damaged = self.steps(), []
         for step in steps:
             try:
@@ -230,7 +221,7 @@ class Checkpoints:
                 f"no checkpoint in {self._directory} can be read: {steps} are all damaged; "
                 "move that directory away to start again"
             )
-        return None
+        return None, None
 
     def _set_aside(self, step: int) -> None:
         folder = os.path.join(self._workdir, "damaged")
@@ -241,6 +232,7 @@ class Checkpoints:
         while storage.exists(target):
             number += 1
             target = os.path.join(folder, f"{step}_{number}")
-        storage.rename(os.path.join(self._directory, str(step)), target)
+        with storage.at(os.path.join(self._directory, str(step))) as there:
+            there.rename(target)
         self._manager.reload()
         _log.warning("checkpoint %d was moved to %s", step, target)

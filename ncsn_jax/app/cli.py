@@ -108,37 +108,29 @@ def _last_line(text: str) -> str:
 def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted: str) -> None:
     """Runs `main(arguments)`, and ends the process with one line if it raises."""
     logging.set_verbosity(logging.ERROR)  # the flags have set it
-    from ncsn_jax.app import signals
-
     try:
         try:
             main(arguments)
         finally:
             std_logging.shutdown()  # a log in object storage is written by then
         return
-    except signals.Stopped as stopped:
-        signals.say(f"{stopped}: {interrupted}")
-        if not stopped.alone:
-            sys.exit(stopped.status)
-        text, status = None, stopped.status
     except UserError as error:
-        text, status = str(error), 1
+        text = str(error)
     except OSError as error:
         # A full disk, a directory that may not be written to: the user's to mend.
         where = f"{error.filename}: " if error.filename else ""
-        text, status = f"{where}{error.strerror or error}", 1
+        text = f"{where}{error.strerror or error}"
     except KeyboardInterrupt:
         fail(interrupted, 130)
     except Exception as error:
-        text, status = _explain(error), 1
+        text = _explain(error)
         if text is None:
             traceback.print_exc()
             text = "this is a mistake in the program"
-    if text is not None:
-        print("error:", " ".join(text.split()), file=sys.stderr)
+    print("error:", " ".join(text.split()), file=sys.stderr)
     from ncsn_jax.app import distributed
 
-    distributed.end(status)
+    distributed.end(1)
 
 
 # Words of the runtime's messages about another process.

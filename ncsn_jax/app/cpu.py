@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import sys
 
 from ncsn_jax.errors import UserError
 
@@ -29,49 +28,33 @@ def cores() -> int:
     return count
 
 
-def cpu_devices(features: int, batch_size: int, microbatches: int = 1) -> int:
-    """Returns how many devices the CPU should be for JAX, where there is no accelerator.
+def devices_for(config) -> int | None:
+    """Returns how many devices JAX should make of the CPU, where there is no accelerator.
 
     One for each core, so that all compute parts of a batch; or one alone, which spreads its convolutions over
-    the cores, where that is as fast, as every device holds the whole state.
+    the cores, where that is as fast, as every device holds the whole state. Each gets as many examples of
+    `config.training.batch_size`, and computes them in `config.training.microbatches` parts.
 
-    Args:
-      features: of the network's widest resolution, its narrowest convolutions.
-      batch_size: of training; every device gets as many examples.
-      microbatches: in which each device computes them.
+    Returns:
+      The number, or None if the environment chooses one or the configuration's check will refuse it.
+
+    Raises:
+      UserError: if `$JAX_NUM_CPU_DEVICES` is no number. Importing JAX would fail then.
     """
-    if features >= _FEATURES_FOR_ONE_DEVICE:
-        return 1
-    most = min(cores(), _MOST_CPU_DEVICES, batch_size // _EXAMPLES_PER_DEVICE)
-    fitting = (n for n in range(most, 1, -1) if batch_size % (n * microbatches) == 0)
-    return next(fitting, 1)
-
-
-def devices_for(config) -> int | None:
-    """Returns the `cpu_devices` of a configuration, or None for one that its check will refuse."""
-    with contextlib.suppress(AttributeError, KeyError):
-        model, training = config.model, config.training
-        numbers = model.features, training.batch_size, training.microbatches
-        if all(isinstance(number, int) and number > 0 for number in numbers):
-            return cpu_devices(*numbers)
-    return None
-
-
-def check_environment() -> None:
-    """Raises UserError if `$JAX_NUM_CPU_DEVICES` is no number. Call it before JAX is imported."""
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):
-        # Or JAX fails too, where it is imported to end the run.
-        del os.environ["JAX_NUM_CPU_DEVICES"]
+        del os.environ["JAX_NUM_CPU_DEVICES"]  # JAX is also imported to end the run
         raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be a whole number, 1 or more")
-
-
-def use_cores(config) -> None:
-    """Lets JAX make as many devices of the CPU as suit a configuration, unless the environment says."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    if "JAX_NUM_CPU_DEVICES" in os.environ or (devices := devices_for(config)) is None:
-        return
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
-    if "jax" in sys.modules:  # by the user's configuration, and it has read the environment
-        sys.modules["jax"].config.update("jax_num_cpu_devices", devices)
+    if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return None
+    try:
+        features, training = config.model.features, config.training
+        size, parts = training.batch_size, training.microbatches
+    except (AttributeError, KeyError):
+        return None
+    if not all(isinstance(number, int) and number > 0 for number in (features, size, parts)):
+        return None
+    most = min(cores(), _MOST_CPU_DEVICES, size // _EXAMPLES_PER_DEVICE)
+    if features >= _FEATURES_FOR_ONE_DEVICE:
+        most = 1
+    return next((n for n in range(most, 1, -1) if size % (n * parts) == 0), 1)

@@ -24,13 +24,8 @@ def replicate(tree: Any) -> Any:
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-    tree = jax.tree.map(lambda array: np.asarray(array)[None], tree)
-
-    def join(*shards: jax.Array) -> jax.Array:
-        shape = (len(shards), *shards[0].shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
-
-    return jax.tree.map(join, *(jax.device_put(tree, device) for device in devices))
+    tree = jax.tree.map(lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), tree)
+    return jax.device_put(tree, sharding)
 
 
 def to_host(tree: Any) -> Any:
@@ -99,7 +94,10 @@ class TrainSteps:
         self._first = first_examples(images)
         mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
         lowered = mapped.lower(state, images, seed, self._first, _per_device(0))
-        compiled = _compile(lowered, _cpu_options(remat))
+        try:
+            compiled = lowered.compile(_cpu_options(remat) or None)
+        except jax.errors.JaxRuntimeError:  # Other versions of XLA may not know an option.
+            compiled = lowered.compile()
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.
         self._run = mapped if jax.process_count() > 1 else compiled
@@ -119,17 +117,6 @@ class TrainSteps:
           The next state, the metrics and, int32 `[local devices]`, the largest of all processes' signals.
         """
         return self._run(state, images, seed, self._first, _per_device(stop_signal))
-
-
-def _compile(lowered: Any, options: dict[str, str]) -> Any:
-    """Compiles with those of the options that this version of XLA knows."""
-    try:
-        return lowered.compile(options or None)
-    except jax.errors.JaxRuntimeError as error:
-        known = {k: v for k, v in options.items() if k not in str(error) and v not in str(error)}
-        if known == options:
-            raise
-        return _compile(lowered, known)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import pathlib
 import sys
@@ -60,28 +59,27 @@ def find(
     Raises:
       UserError: if the three do not fit together.
     """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     num_processes = _number(num_processes, "num_processes")
     process_id = _number(process_id, "process_id")
     if num_processes == 1:
         return None
-    given = [x is not None for x in (num_processes, process_id)]
-    if any(given) and not (all(given) and coordinator):
+    if num_processes is None and process_id is None:
+        if _in_cluster():
+            return coordinator, None, None
+        if coordinator is None:
+            return None
+    if None in (coordinator, num_processes, process_id):
         raise UserError(_TOGETHER)
-    if all(given) and not 0 <= process_id < num_processes:
+    if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}"
         )
-    if coordinator is not None:
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
-            raise UserError(
-                f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
-            )
-    if not any(given) and not _in_cluster():
-        if coordinator is not None:
-            raise UserError(_TOGETHER)
-        return None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
+        )
     return coordinator, num_processes, process_id
 
 
@@ -130,21 +128,15 @@ def start(
                 shutdown_timeout_seconds=int(patience) + 60,
             )
             jax.process_count()  # This waits for the others again, to know all devices.
-    except ValueError as error:
-        # A machine with a TPU that is no part of a pod has nothing to be found.
-        if coordinator is not None or "coordinator_address" not in str(error):
-            raise UserError(
-                f"the processes of this run cannot be found: {_first_line(error)}"
-            ) from None
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # A machine with a TPU that is no part of a pod has nothing to be found.
+        if coordinator is None and "coordinator_address" in reason:
+            return
         raise UserError(
-            f"the processes of this run cannot be joined ({_first_line(error)}); --num_processes=1 runs "
-            "on this host alone"
+            f"the processes of this run cannot be joined ({reason}); --num_processes=1 runs on this "
+            "host alone"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def count() -> int:
@@ -201,18 +193,13 @@ def on_first(what: str, function: Callable[[], Any]) -> Any:
         except UserError as error:
             outcome = {"error": str(error)}
     with limit(what):
-        outcome = json.loads(_share(json.dumps(outcome)))
+        data = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+        data = multihost_utils.broadcast_one_to_all(np.resize(data, length))
+        outcome = json.loads(np.asarray(data).tobytes())
     if "error" in outcome:
         raise UserError(outcome["error"])
     return outcome["result"]
-
-
-def _share(text: str) -> str:
-    """Returns the text of process 0 in all processes."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    mine = data if is_first() else np.zeros(length, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes().decode()
 
 
 def agree(what: str, values: Mapping[str, Any]) -> None:
@@ -237,15 +224,9 @@ def broadcast(tree: Any, like: Any) -> Any:
     """
     if count() == 1:
         return tree
-
-    def as_bytes(leaf: np.ndarray) -> np.ndarray:
-        # A broadcast is a sum, which would turn -0.0 into 0.0.
-        return np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
-
-    def room(leaf: Any) -> np.ndarray:
-        return np.zeros(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize, np.uint8)
-
-    mine = jax.tree.map(as_bytes, tree) if is_first() else jax.tree.map(room, like)
+    mine = tree if is_first() else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    # As bytes, because a broadcast is a sum, which would turn -0.0 into 0.0.
+    mine = jax.tree.map(lambda leaf: np.frombuffer(np.asarray(leaf).tobytes(), np.uint8), mine)
     with limit("to share the state"):
         found = multihost_utils.broadcast_one_to_all(mine)
     return jax.tree.map(
@@ -263,11 +244,7 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 def end(status: int) -> None:
     """Ends a process that failed. Where others wait for it, it ends at once, so that they notice."""
-    try:
-        alone = not jax.distributed.is_initialized() or jax.process_count() == 1
-    except RuntimeError:  # JAX found no devices.
-        alone = False
-    if alone:
+    if not jax.distributed.is_initialized():
         sys.exit(status)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

@@ -20,32 +20,26 @@ from ncsn_jax.app import checkpoints, devices, distributed, storage
 from ncsn_jax.app.progress import human_time
 from ncsn_jax.errors import UserError
 
-# Bytes after which a file of events in object storage is followed by another.
-_MAX_EVENTS = 2**20
-
 
 class Writer:
     """Writes scalars and images of a run below its work directory, always appending.
 
-    Of several processes only the first writes.
+    Use it as a context manager, which closes the files. Of several processes only the first writes.
 
     Args:
       workdir: the work directory, which exists.
     """
 
     def __init__(self, workdir: str):
-        self._workdir, self._files, self._events = workdir, 0, None
-        if distributed.is_first():
-            self._lines = storage.Growing(os.path.join(workdir, "metrics.jsonl"))
-            self._open_events()
+        def grow(name: str) -> storage.Growing:
+            first = distributed.is_first()
+            return storage.Growing(os.path.join(workdir, name) if first else os.devnull)
 
-    def _open_events(self) -> None:
-        """Begins a file of events; TensorBoard reads all of a directory in the order of their names."""
-        name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{self._files}"
-        self._files += 1
-        self._file = storage.Growing(os.path.join(self._workdir, name))
-        self._events = RecordWriter(self._file)
-        version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+        self._lines = grow("metrics.jsonl")
+        # TensorBoard reads all such files of a directory in the order of their names.
+        now = time.time()
+        self._events = RecordWriter(grow(f"events.out.tfevents.{int(now):010d}.{os.getpid()}"))
+        version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
         self._events.write(version.SerializeToString())
 
     def __enter__(self) -> "Writer":
@@ -53,15 +47,14 @@ class Writer:
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            self.close()
+            with contextlib.closing(self._lines), contextlib.closing(self._events):
+                self.flush()
         except OSError:
             if error is None:
                 raise
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named numbers of one step."""
-        if self._events is None:
-            return
         values = [
             summary_pb2.Summary.Value(tag=tag, simple_value=float(v)) for tag, v in scalars.items()
         ]
@@ -72,8 +65,6 @@ class Writer:
 
     def write_image(self, step: int, tag: str, png: bytes, shape: tuple[int, int, int]) -> None:
         """Writes a named picture, given as a PNG file, of height, width and channels `shape`."""
-        if self._events is None:
-            return
         height, width, channels = shape
         image = summary_pb2.Summary.Image(
             height=height, width=width, colorspace=channels, encoded_image_string=png
@@ -82,30 +73,13 @@ class Writer:
 
     def flush(self, *, now: bool = False) -> None:
         """Hands everything written so far on; to object storage only now and then, unless `now`."""
-        if self._events is None:
-            return
         self._events.flush()
         self._lines.flush(now=now)
-
-    def close(self) -> None:
-        """Flushes and closes the files."""
-        if self._events is None:
-            return
-        try:
-            self.flush()
-        finally:
-            for file in (self._events, self._lines):
-                with contextlib.suppress(OSError):  # what `flush` has just raised
-                    file.close()
 
     def _write(self, step, values) -> None:
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
         self._events.write(event.SerializeToString())
-        # In object storage every flush writes all of the file.
-        if storage.is_remote(self._workdir) and self._file.tell() > _MAX_EVENTS:
-            self._events.close()
-            self._open_events()
 
 
 @dataclasses.dataclass

@@ -11,8 +11,10 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 # The exit status by signal. 75 is EX_TEMPFAIL: nothing is wrong, start it again.
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
@@ -24,25 +26,11 @@ _requested: int | None = None
 _goodbye = "interrupted"
 
 
-class Stopped(Exception):
-    """Ends a run that has saved its state because of a signal.
-
-    Attributes:
-      status: the exit status.
-      alone: whether the other processes of the run do not know of the signal.
-    """
-
-    def __init__(self, number: int, *, alone: bool):
-        super().__init__(f"stopped by {_NAMES[number]}")
-        self.status = STATUS[number]
-        self.alone = alone
-
-
 def install(goodbye: str) -> None:
     """Handles SIGTERM and Ctrl-C from now on. Call it once, in the main thread.
 
     Args:
-      goodbye: the message when a signal ends the process at once.
+      goodbye: the message when a signal ends the process.
     """
     global _goodbye
     _goodbye = goodbye
@@ -58,8 +46,7 @@ def install(goodbye: str) -> None:
 def deferred() -> Iterator[None]:
     """Inside the block a signal only sets `requested`; a second Ctrl-C still ends the process.
 
-    Raises:
-      Stopped: at the end of the block, if a signal came.
+    So does the end of the block, if a signal came and the block raised nothing.
     """
     global _deferred, _requested
     with _lock:
@@ -70,7 +57,7 @@ def deferred() -> Iterator[None]:
         with _lock:
             _deferred = False
     if _requested is not None:
-        raise Stopped(_requested, alone=True)
+        _end(_requested)
 
 
 @contextlib.contextmanager
@@ -91,6 +78,12 @@ def at_once() -> Iterator[None]:
 def requested() -> int | None:
     """Returns the signal that came inside `deferred`, or None."""
     return _requested
+
+
+def stop(number: int) -> NoReturn:
+    """Ends a run that has saved its state because of a signal, by SystemExit."""
+    say(f"stopped by {_NAMES[number]}: {_goodbye}")
+    sys.exit(STATUS[number])
 
 
 def say(line: str) -> None:

@@ -30,11 +30,6 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def absolute(path: str) -> str:
-    """Returns the path from the root, or the URL as it is."""
-    return path if is_remote(path) else os.path.abspath(path)
-
-
 def check(path: str, name: str) -> None:
     """Raises UserError, which calls it `name`, if a path looks like a URL and cannot be used here."""
     if not re.match(r"\w+:/", path):
@@ -50,43 +45,31 @@ def check(path: str, name: str) -> None:
 
 def exists(path: str) -> bool:
     """Whether there is anything."""
-    with _at(path) as there:
+    with at(path) as there:
         return there.exists()
-
-
-def is_directory(path: str) -> bool:
-    """Whether there is a directory."""
-    with _at(path) as there:
-        return there.is_dir()
 
 
 def list_names(path: str) -> list[str]:
     """Returns the sorted names in a directory, none if there is no such directory."""
-    with _at(path) as there:
+    with at(path) as there:
         return sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
 
 
 def make_directory(path: str) -> None:
     """Makes a directory with all above it, where there are directories."""
-    with _at(path) as there:
+    with at(path) as there:
         there.mkdir(parents=True, exist_ok=True)
 
 
 def remove_directory(path: str) -> None:
     """Removes a directory with all in it, as far as that is possible."""
-    with contextlib.suppress(OSError), _at(path) as there:
+    with contextlib.suppress(OSError), at(path) as there:
         there.rmtree()
-
-
-def rename(path: str, target: str) -> None:
-    """Renames a directory; in object storage something must lie beside the target already."""
-    with _at(path) as there:
-        there.rename(target)
 
 
 def read(path: str) -> bytes:
     """Returns the content of a file."""
-    with _at(path) as there:
+    with at(path) as there:
         return there.read_bytes()
 
 
@@ -114,7 +97,7 @@ def write(path: str, payload: bytes) -> None:
       OSError: if it cannot be written, with its name.
     """
     if is_remote(path):
-        with _at(path) as there:
+        with at(path) as there:
             there.write_bytes(payload)
     else:
         with replacing(path) as file:
@@ -147,19 +130,12 @@ def remove_leftovers(directory: str) -> None:
         return
     pattern = re.compile(rf".*\.{re.escape(platform.node())}\.(\d+)\.tmp")
     for name in list_names(directory):
-        if (found := pattern.fullmatch(name)) and not _is_running(int(found[1])):
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(directory, name))
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+        if found := pattern.fullmatch(name):
+            with contextlib.suppress(OSError, OverflowError):
+                try:
+                    os.kill(int(found[1]), 0)  # This only asks whether the process is there.
+                except ProcessLookupError:
+                    os.remove(os.path.join(directory, name))
 
 
 class Growing:
@@ -185,13 +161,13 @@ class Growing:
 
     def write(self, data: bytes) -> int:
         """Adds to the file."""
-        with _named(self._path):
+        with at(self._path):
             return self._file.write(data)
 
     def flush(self, *, now: bool = False) -> None:
         """Hands what was added to the operating system; to object storage if it is time, or `now`."""
         if not self._remote:
-            with _named(self._path):
+            with at(self._path):
                 self._file.flush()
         elif now:
             self._upload()
@@ -203,12 +179,8 @@ class Growing:
         """Writes what has not been written."""
         if self._remote and not self._file.closed:
             self._upload()
-        with _named(self._path):
+        with at(self._path):
             self._file.close()
-
-    def tell(self) -> int:
-        """Returns the size of the file."""
-        return self._file.tell()
 
     def _upload(self) -> None:
         self._written = time.monotonic()
@@ -216,26 +188,18 @@ class Growing:
 
 
 @contextlib.contextmanager
-def _at(path: str) -> Iterator[epath.Path]:
-    """Gives the path as epath's, and makes an OSError of what the clients of object storage raise."""
-    if is_remote(path):
-        _prepare()
-        with _named(path):
-            yield epath.Path(path)
-    else:
-        yield epath.Path(path)
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Makes an OSError with a name of whatever a file's block raises."""
+def at(path: str) -> Iterator[epath.Path]:
+    """Gives the path as epath's, and makes an OSError with a name of whatever its block raises."""
     try:
-        yield
+        if is_remote(path):
+            _prepare()
+        yield epath.Path(path)
     except FileNotFoundError:
         raise
     except KeyError:
         raise OSError(None, "there is no such kind of storage", path) from None
-    except Exception as error:  # Python leaves the name out.
+    # Clients of object storage have exceptions of their own, and Python may leave the name out.
+    except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise OSError(getattr(error, "errno", None), reason or repr(error), path) from None
 

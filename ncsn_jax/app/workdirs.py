@@ -32,7 +32,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     storage.check(workdir, "--workdir")
     found = storage.read_json(os.path.join(workdir, "config.json"))
     if found is None:
-        if storage.is_directory(os.path.join(workdir, "checkpoints")):
+        if storage.exists(os.path.join(workdir, "checkpoints")):
             raise UserError(
                 f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or remove "
                 "them if they are of no use"
@@ -129,37 +129,33 @@ def lock(workdir: str) -> Iterator[None]:
     if storage.is_remote(workdir):
         yield
         return
-    try:
-        descriptor = os.open(os.path.join(workdir, "lock"), os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir!r} cannot be written to: {error.strerror}") from None
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(open(os.path.join(workdir, "lock"), "ab"))
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"--workdir={workdir!r} cannot be written to: {reason}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in --workdir={workdir!r}") from None
         except OSError:  # a file system without locks
             pass
         yield
-    finally:
-        os.close(descriptor)
 
 
 def make(workdir: str) -> None:
-    """Makes a work directory, or finds that it is there and can be written to."""
+    """Makes a work directory, or finds that it is there; `lock` finds whether it can be written to."""
     if storage.is_remote(workdir):
         return
     try:
         os.path.abspath(workdir).encode()
+        os.makedirs(workdir, exist_ok=True)
     except UnicodeEncodeError:  # which would be known only when the first checkpoint is written
         raise UserError(f"--workdir={workdir!r} must have a path in UTF-8") from None
-    try:
-        os.makedirs(workdir, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name that no file system has
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None
-    if not os.access(workdir, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir!r} cannot be written to")
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:

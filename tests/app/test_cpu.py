@@ -1,7 +1,6 @@
 """How many devices are made of a CPU."""
 
 import os
-import sys
 
 import pytest
 
@@ -15,56 +14,52 @@ def config():
     return tiny.get_config()
 
 
-def test_devices_are_cores_that_divide_the_batch(monkeypatch):
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
+def count(config, features, batch_size, microbatches=1):
+    config.model.features = features
+    config.training.batch_size, config.training.microbatches = batch_size, microbatches
+    return cpu.devices_for(config)
+
+
+def test_devices_are_cores_that_divide_the_batch(monkeypatch, config):
     monkeypatch.setattr(cpu, "cores", lambda: 6)
-    assert [cpu.cpu_devices(16, n) for n in (1, 4, 8, 9, 24, 25, 64, 100)] == [
+    assert [count(config, 16, n) for n in (1, 4, 8, 9, 24, 25, 64, 100)] == [
         *(1, 1, 2, 1),
         *(6, 5, 4, 5),
     ]
-    assert cpu.cpu_devices(16, 64, microbatches=8) == 4
-    assert cpu.cpu_devices(16, 64, microbatches=64) == 1
-    assert cpu.cpu_devices(95, 64) == 4
+    assert count(config, 16, 64, microbatches=8) == 4
+    assert count(config, 16, 64, microbatches=64) == 1
+    assert count(config, 95, 64) == 4
     # Each device holds the whole state, which is large for wide networks.
-    assert cpu.cpu_devices(96, 64) == 1
+    assert count(config, 96, 64) == 1
     monkeypatch.setattr(cpu, "cores", lambda: 64)
-    assert cpu.cpu_devices(16, 64) == 8
+    assert count(config, 16, 64) == 8
 
 
-def test_the_environment_has_the_last_word(monkeypatch, config):
-    monkeypatch.setattr(cpu, "cores", lambda: 4)
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
-    cpu.use_cores(config)
-    assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    cpu.use_cores(config)
-    assert "JAX_NUM_CPU_DEVICES" not in os.environ
-    monkeypatch.setenv("XLA_FLAGS", "")
-    config.training.batch_size, config.training.microbatches = 24, 3
-    monkeypatch.delitem(sys.modules, "jax")
-    cpu.use_cores(config)
-    assert os.environ["JAX_NUM_CPU_DEVICES"] == "4"
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_NUM_CPU_DEVICES", "3"),
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=2"),
+    ],
+)
+def test_the_environment_has_the_last_word(name, value, monkeypatch, config):
+    assert cpu.devices_for(config) is not None
+    monkeypatch.setenv(name, value)
+    assert cpu.devices_for(config) is None
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", ""])
-def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, number):
+def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, number, config):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
     with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES='{number}' must be a whole number"):
-        cpu.check_environment()
+        cpu.devices_for(config)
     assert "JAX_NUM_CPU_DEVICES" not in os.environ  # and JAX can be imported
-
-
-def test_a_jax_that_is_imported_hears_of_the_devices(monkeypatch, config):
-    told = []
-    config.training.batch_size = 64
-    monkeypatch.setattr(cpu, "cores", lambda: 4)
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
-    monkeypatch.setattr(sys.modules["jax"].config, "update", lambda *given: told.append(given))
-    cpu.use_cores(config)
-    assert told == [("jax_num_cpu_devices", 4)]
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
 
 
 def test_a_container_has_the_cores_of_its_share(monkeypatch, tmp_path):

@@ -36,14 +36,29 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     data_dir = cache.local(data_dir, dataset)
     directory = os.path.join(data_dir, dataset)
-    if not _is_prepared(directory):
-        with _alone(dataset, data_dir), reading(dataset, data_dir):
-            _prepare(dataset, data_dir)
+    # tensorflow-datasets renames a dataset into place when it is complete.
+    if not any(path.endswith("dataset_info.json") for path, *_ in fingerprint(directory)):
+        with _alone(dataset, data_dir), reading(dataset, data_dir) as builder:
+            _prepare(builder, dataset, data_dir)
     return data_dir, directory
 
 
-def builder(dataset: str, data_dir: str):
-    """Returns the builder of tensorflow-datasets; use it inside `reading`."""
+@contextlib.contextmanager
+def reading(dataset: str, data_dir: str) -> Iterator:
+    """Gives the builder of tensorflow-datasets, and makes a UserError of whatever damaged files raise."""
+    try:
+        yield _builder(dataset, data_dir)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"data.dataset={dataset!r} under data.data_dir={data_dir!r} cannot be read "
+            f"({type(error).__name__}: {reason[:200]}); move it away and prepare it again"
+        ) from None
+
+
+def _builder(dataset: str, data_dir: str):
     import tensorflow_datasets as tfds
 
     if dataset == "digits":
@@ -60,21 +75,6 @@ def builder(dataset: str, data_dir: str):
         ) from None
 
 
-@contextlib.contextmanager
-def reading(dataset: str, data_dir: str) -> Iterator[None]:
-    """Makes a UserError of whatever damaged files raise."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"data.dataset={dataset!r} under data.data_dir={data_dir!r} cannot be read "
-            f"({type(error).__name__}: {reason[:200]}); move it away and prepare it again"
-        ) from None
-
-
 def fingerprint(directory: str) -> list:
     """Returns path, size and modification time of every file below a directory.
 
@@ -88,11 +88,6 @@ def fingerprint(directory: str) -> list:
                 relative = os.path.relpath(path, directory)
                 found.append([relative, status.st_size, status.st_mtime_ns])
     return found
-
-
-def _is_prepared(directory: str) -> bool:
-    """Whether a dataset is complete there: tensorflow-datasets renames it into place when it is."""
-    return any(path.endswith("dataset_info.json") for path, *_ in fingerprint(directory))
 
 
 def _unknown(dataset: str) -> UserError:
@@ -115,18 +110,17 @@ def _alone(dataset: str, data_dir: str) -> Iterator[None]:
         yield
 
 
-def _prepare(dataset: str, data_dir: str) -> None:
+def _prepare(builder, dataset: str, data_dir: str) -> None:
     """Makes an absent dataset present: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    made = builder(dataset, data_dir)
-    if made.is_prepared():
+    if builder.is_prepared():
         return
     advice = f"data.dataset={dataset!r} is not prepared under data.data_dir={data_dir!r}"
     generators = {"cifar10": _cifar10_examples, "mnist": _mnist_examples}
     if dataset in generators:
-        made._generate_examples = generators[dataset]
+        builder._generate_examples = generators[dataset]
         print(f"downloading {dataset} to {data_dir}", file=sys.stderr)
     elif dataset != "digits":
         raise UserError(
@@ -136,7 +130,7 @@ def _prepare(dataset: str, data_dir: str) -> None:
     downloader.MAX_RETRIES = 1
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        made.download_and_prepare(download_config=config)
+        builder.download_and_prepare(download_config=config)
     # Whatever goes wrong on the network or on the disk, the user's remedy is the same.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""

@@ -1,6 +1,7 @@
 """Where the images and labels come from: tensorflow-datasets, our own digits, or a directory of pictures."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -50,8 +51,8 @@ def load(
     data_dir, directory = prepared.find(dataset, data_dir)
 
     def make() -> tuple[np.ndarray, str]:
-        with prepared.reading(dataset, data_dir):
-            source = prepared.builder(dataset, data_dir).as_data_source(split=split)
+        with prepared.reading(dataset, data_dir) as builder:
+            source = builder.as_data_source(split=split)
             return _decode(dataset, source, image_size, channels, crop_size), ""
 
     key = [dataset, split, image_size, channels, crop_size, prepared.fingerprint(directory)]
@@ -77,13 +78,12 @@ def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[n
     data_dir, directory = prepared.find(dataset, data_dir)
 
     def make() -> tuple[np.ndarray, str]:
-        with prepared.reading(dataset, data_dir):
-            return _decode_labels(dataset, prepared.builder(dataset, data_dir), split), ""
+        with prepared.reading(dataset, data_dir) as builder:
+            return _decode_labels(dataset, builder, split)
 
-    key = ["labels", dataset, split, prepared.fingerprint(directory)]
-    labels = cache.images(f"{dataset}-labels", key, make)[0]
-    # The cache keeps the number of classes in front of the labels: not every class need occur.
-    return np.array(labels[1:]), int(labels[0])
+    key = ["labels and classes", dataset, split, prepared.fingerprint(directory)]
+    labels, classes = cache.images(f"{dataset}-labels", key, make)
+    return np.array(labels), int(classes)  # Not every class need occur.
 
 
 def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
@@ -107,8 +107,14 @@ def _unlabelled(dataset: str) -> UserError:
     )
 
 
+def _examples(source) -> Iterator[dict]:
+    """Yields the examples of a data source, which it reads in chunks."""
+    for start in range(0, len(source), _CHUNK):
+        yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+
+
 def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> np.ndarray:
-    """Reads all images of a data source in chunks; crops and resizes those that need it."""
+    """Reads all images of a data source; crops and resizes those that need it."""
     if "image" not in source[0]:
         raise UserError(f"data.dataset={dataset!r} has no feature named 'image'")
     found = np.asarray(source[0]["image"]).shape
@@ -117,22 +123,20 @@ def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> n
             f"data.channels={channels}, but the images of data.dataset={dataset!r} have {found[-1]}"
         )
     images = np.empty((len(source), size, size, channels), np.uint8)
-    for start in range(0, len(source), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(source)))
-        for i, example in zip(rows, source.__getitems__(rows), strict=True):
-            image = np.asarray(example["image"])
-            if image.shape != images.shape[1:] or crop_size:
-                picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-                try:
-                    image = transforms.fit(picture, size, channels, crop_size)
-                except ValueError as error:
-                    raise UserError(f"an image of data.dataset={dataset!r} {error}") from None
-            images[i] = image
+    for i, example in enumerate(_examples(source)):
+        image = np.asarray(example["image"])
+        if image.shape != images.shape[1:] or crop_size:
+            picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+            try:
+                image = transforms.fit(picture, size, channels, crop_size)
+            except ValueError as error:
+                raise UserError(f"an image of data.dataset={dataset!r} {error}") from None
+        images[i] = image
     return images
 
 
-def _decode_labels(dataset: str, builder, split: str) -> np.ndarray:
-    """Returns the number of classes and then the label of every example of a split, int32 `[1 + N]`."""
+def _decode_labels(dataset: str, builder, split: str) -> tuple[np.ndarray, str]:
+    """Returns the label of every example of a split, int32 `[N]`, and the number of classes."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features)
@@ -141,15 +145,11 @@ def _decode_labels(dataset: str, builder, split: str) -> np.ndarray:
         raise _unlabelled(dataset)
     decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
     source = builder.as_data_source(split=split, decoders=decoders)
-    labels = np.empty(1 + len(source), np.int32)
-    labels[0] = feature.num_classes
-    for start in range(0, len(source), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(source)))
-        labels[1 + rows.start : 1 + rows.stop] = [e["label"] for e in source.__getitems__(rows)]
-    outside = labels[1:][(labels[1:] < 0) | (labels[1:] >= labels[0])]
+    labels = np.array([example["label"] for example in _examples(source)], np.int32)
+    outside = labels[(labels < 0) | (labels >= feature.num_classes)]
     if outside.size:  # -1 is the custom where the labels are not published.
         raise UserError(
             f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "
-            f"which is none of its {labels[0]} classes"
+            f"which is none of its {feature.num_classes} classes"
         )
-    return labels
+    return labels, str(feature.num_classes)
