@@ -63,7 +63,7 @@ def write_run(config, workdir: str, scale: float = 1.0) -> None:
         store.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_network():
     """TinyDiffusion in the place of NCSN++."""
     with pytest.MonkeyPatch.context() as patch:
