@@ -89,7 +89,7 @@ class Original(workers.Subject):
             # Uniform dequantization of images in [0, 1].
             noise = torch.rand_like(self._images)
             x = (255 * self._images + noise) / 256
-            labels = torch.randint(0, len(self._sigmas), (len(x),))
+            labels = torch.randint(0, len(self._sigmas), (len(x),), device=x.device)
             loss = anneal_dsm_score_estimation(network, x, labels, self._sigmas)
             optimizer.zero_grad()
             loss.backward()
@@ -102,7 +102,7 @@ class Original(workers.Subject):
         import torch
 
         network = self._make_network()
-        labels = torch.zeros(len(self._images), dtype=torch.long)
+        labels = torch.zeros(len(self._images), dtype=torch.long, device=self._images.device)
 
         def run():
             with torch.no_grad():
@@ -119,7 +119,7 @@ class Original(workers.Subject):
             x = self._images
             with torch.no_grad():
                 for level, sigma in enumerate(self._sigmas.tolist()):
-                    labels = torch.full((len(x),), level)
+                    labels = torch.full((len(x),), level, device=x.device)
                     step = self._epsilon * (sigma / float(self._sigmas[-1])) ** 2
                     for _ in range(self._steps_per_level):
                         noise = torch.randn_like(x)
