@@ -1,188 +1,202 @@
-"""The parts of `benchmarks.accelerator` that run the application: digits, MNIST, a signal and its resumption.
+"""The parts of `benchmarks.accelerator` that run the application: digits, a signal and its resumption, MNIST.
 
-Each job is `python main.py` in a process of its own. Hidden here are the processes, their logs, what they
-leave in a work directory, and how samples are judged.
+Each job is `python main.py` in a process of its own, and ends before the next one starts.
 """
 
+import importlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks import digits_quality
-from benchmarks.accelerator_tools import Bench, Part
+from benchmarks.accelerator_parts import Bench, Part, lacks_time, one_line
 from benchmarks.workers import ROOT, last_line
-from ncsn_jax import data, images
+from ncsn_jax.app import build, checkpoints, data, pictures
 
-# Seconds: to save after a signal; to start again, compile the sampler and sample, on a GPU and on a CPU.
-_SAVING, _SAMPLING, _SAMPLING_SMALL = 30, 75, 30
-# What the jobs are on a CPU: a network of two convolutions, and few steps.
+# Seconds to save after a signal; to start again and sample 100 images of MNIST; to begin training.
+_SAVING, _SAMPLING, _BEGINNING = 6, 32, 60
+# Steps of the resumed run, which stops after half of them.
+_RESUMED = 1000
+# What the jobs are on a CPU: a network of two convolutions.
 _TINY = "tests/tiny.py"
-_FEW = {
-    "training.num_steps": 600,
-    "training.checkpoint_every": 300,
-    "training.sample_every": 0,
-}
 # A classifier is trained on so many real images, and judged on as many others.
 _REAL = 10_000
 
 
-_running: list[subprocess.Popen] = []
-
-
-def kill_all() -> None:
-    """Ends the processes of jobs that nobody waits for any more."""
-    for process in _running:
-        process.kill()
-
-
 class _Job:
-    """A process of the application, ended at the latest when it is left.
+    """A process of the application, which ends with the part or when it is left.
 
     Args:
-      workdir: of the run.
-      config: the file of the configuration.
-      changes: of its fields, by their dotted names.
-      mode: of `main.py`.
+      bench: whose part it is; its directory of results gets the log.
+      workdir, config, mode: of `main.py`.
+      changes: of the configuration's fields, by their dotted names.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: str, changes: dict, mode: str = "train"):
+    def __init__(self, bench: Bench, workdir, config: str, changes: dict, mode: str = "train"):
         command = [sys.executable, "main.py", f"--config={config}"]
         command += [f"--workdir={workdir}", f"--mode={mode}"]
         command += [f"--config.{name}={value}" for name, value in changes.items()]
-        self._log = open(f"{workdir}.{mode}.log", "a+b")  # noqa: SIM115
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self._log, stderr=self._log)
-        _running.append(self.process)
+        self._log = open(bench.out / "jobs.log", "a+b")  # noqa: SIM115
+        self._log.write(f"\n$ {' '.join(command[1:])}\n".encode())
+        self._log.flush()
+        self._ends, self._started = bench.ends, time.monotonic()
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> "_Job":
         return self
 
     def __exit__(self, *error) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.wait()
         self._log.close()
 
-    def wait(self, until: float, expected: int = 0) -> None:
-        """Waits for the end of the process, until a time of `time.monotonic`.
+    def wait(self, condition: Callable[[], bool], expected: int | None = None) -> float:
+        """Waits and returns how long the job has run.
+
+        Args:
+          condition: to wait for; with `expected` the end of the process will do.
+          expected: the status with which the process may end.
 
         Raises:
-          RuntimeError: if it ends with another status.
-          TimeoutError: if it does not end.
+          RuntimeError: if it ends before, with another status, or not in time.
         """
-        try:
-            status = self.process.wait(max(1.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"not done in time; last line: {last_line(self._log)}") from None
-        if status != expected:
-            raise RuntimeError(f"ended with {status}: {last_line(self._log)}")
+        while not condition():
+            status = self._process.poll()
+            if status is not None and status == expected:
+                break
+            if status is not None or time.monotonic() > self._ends:
+                what = "out of time" if status is None else f"ended with {status}"
+                raise RuntimeError(f"{what}; last line: {last_line(self._log)}")
+            time.sleep(0.1)
+        return time.monotonic() - self._started
+
+    def finish(self) -> float:
+        """Waits for the end and returns how long the job has run."""
+        return self.wait(lambda: False, expected=0)
 
     def stop(self) -> None:
         """Sends SIGTERM and waits for the state to be saved."""
-        self.process.send_signal(signal.SIGTERM)
-        self.wait(time.monotonic() + _SAVING, expected=75)
+        self._process.send_signal(signal.SIGTERM)
+        self._ends = max(self._ends, time.monotonic() + 5 * _SAVING)
+        self.wait(lambda: False, expected=75)
 
 
 def _losses(workdir: pathlib.Path) -> dict[int, float]:
     """Returns the loss of each step that was logged."""
     try:
-        records = images.read_metrics(str(workdir / "metrics.jsonl"))
+        records = pictures.read_metrics(str(workdir / "metrics.jsonl"))
     except (OSError, ValueError):  # nothing is logged yet
         return {}
     return {record["step"]: record["loss"] for record in records}
 
 
-def _speed(workdir: pathlib.Path) -> float:
-    """Returns the median of the steps per second."""
-    records = images.read_metrics(str(workdir / "metrics.jsonl"))
-    return float(np.median([record["steps_per_second"] for record in records]))
-
-
-def _paths(workdir: pathlib.Path) -> list[pathlib.Path]:
-    return list((workdir / "samples").glob("step_*/samples.npz"))
+def _progress(workdir: pathlib.Path) -> dict:
+    """Returns what the log of a run says: how long compiling took, how far it came and how fast."""
+    log = (workdir / "log.txt").read_text() if (workdir / "log.txt").exists() else ""
+    compiled = re.search(r"training step compiled in ([^;\n]*)", log)
+    figures = {"compiled in": compiled and compiled.group(1)}
+    if losses := _losses(workdir):
+        records = pictures.read_metrics(str(workdir / "metrics.jsonl"))
+        speed = float(np.median([record["steps_per_second"] for record in records]))
+        figures |= {"steps": max(losses), "steps/s": speed, "last loss": losses[max(losses)]}
+    return figures
 
 
 def _samples(workdir: pathlib.Path) -> np.ndarray:
-    """Returns the samples of the newest checkpoint, uint8 `[N, H, W, C]`."""
-    newest = max(_paths(workdir), key=lambda path: int(path.parent.name.removeprefix("step_")))
-    (samples,) = images.read_npz(str(newest), "samples")
-    return samples
+    """Returns the samples that a run made, uint8 `[N, H, W, C]`."""
+    (path,) = (workdir / "samples").glob("step_*/samples.npz")
+    return pictures.read_npz(str(path), "samples")[0]
 
 
 def _main_job(bench: Bench) -> tuple[str, dict]:
     """Returns the configuration of the main job, and what is changed in it."""
-    return (_TINY, _FEW) if bench.small else ("configs/digits.py", {})
+    changes = {"training.sample_every": 0, "training.keep_every": _RESUMED}
+    if not bench.small:
+        return "configs/digits.py", changes
+    return _TINY, changes | {"training.num_steps": 2 * _RESUMED, "training.checkpoint_every": 250}
 
 
 def digits(bench: Bench) -> Part:
-    """The main job: trains on digits and samples, as `configs/digits.py` says."""
-    workdir, (config, changes) = bench.scratch / "digits", _main_job(bench)
-    started = time.monotonic()
+    """Trains on digits and samples, as `configs/digits.py` says."""
+    workdir, figures = bench.scratch / "digits", {}
     try:
-        with _Job(workdir, config, changes) as job:
-            job.wait(bench.ends)
-    finally:
-        bench.digits_ended.set()
-    seconds, losses, samples = time.monotonic() - started, _losses(workdir), _samples(workdir)
-    images.write_png(str(bench.out / "digits.png"), images.grid(samples))
+        with _Job(bench, workdir, *_main_job(bench)) as job:
+            figures["first log s"] = job.wait(lambda: _losses(workdir))
+            figures["seconds"] = bench.job_seconds = job.finish()
+    except RuntimeError as error:
+        yield "job", figures | _progress(workdir) | {"failed": one_line(error)}
+        return
+    yield "job", figures | _progress(workdir)
+    samples = _samples(workdir)
+    pictures.write_png(str(bench.out / "digits.png"), pictures.grid(samples))
     share, real, classes = digits_quality.recognised(samples.reshape(-1, 64) / 255)
-    yield (
-        "job",
-        {
-            "seconds": seconds,
-            "steps": max(losses),
-            "steps per second": _speed(workdir),
-            "last loss": losses[max(losses)],
-            "recognised": share,
-            "of real digits": real,
-            "digits found": int(np.sum(classes > 0)),
-        },
-    )
+    figures = {"recognised": float(share), "of real digits": float(real)}
+    yield "samples", figures | {"digits found": int(np.sum(classes > 0))}
 
 
 def resume(bench: Bench) -> Part:
-    """Stops the main job in its middle, continues it, and compares it with the uninterrupted one."""
-    whole, workdir = bench.scratch / "digits", bench.scratch / "resumed"
-    bench.digits_ended.wait(bench.ends - time.monotonic())
-    (config, changes), expected = _main_job(bench), _losses(whole)
-    if not _paths(whole):
+    """Trains a third of the main job with a stop in its middle, and compares it with that job."""
+    if bench.job_seconds is None:
         yield "comparison", {"skipped": "the main job did not finish"}
         return
-    with _Job(workdir, config, changes) as job:
-        while max(_losses(workdir), default=0) < max(expected) / 3:
-            if job.process.poll() is not None or time.monotonic() > bench.ends:
-                job.wait(0)
-                raise RuntimeError("ended before it was stopped")
-            time.sleep(0.05)
+    # Programs are compiled now; what is left is two starts.
+    if reason := lacks_time(bench, 0.5 * bench.job_seconds):
+        yield "comparison", {"skipped": reason}
+        return
+    whole, workdir = bench.scratch / "digits", bench.scratch / "resumed"
+    config, changes = _main_job(bench)
+    changes |= {"training.num_steps": _RESUMED}
+    with _Job(bench, workdir, config, changes) as job:
+        first = job.wait(lambda: _losses(workdir))
+        job.wait(lambda: max(_losses(workdir)) >= _RESUMED / 2)
         job.stop()
     stopped = max(_losses(workdir))
-    with _Job(workdir, config, changes) as job:
-        job.wait(bench.ends)
-    found, samples, others = _losses(workdir), _samples(workdir), _samples(whole)
+    with _Job(bench, workdir, config, changes) as job:
+        job.wait(lambda: max(_losses(workdir)) == _RESUMED)
+        job.finish()
+    found, expected = _losses(workdir), _losses(whole)
     # The first mean after the stop is of fewer steps.
-    partial = min((step for step in expected if step > stopped), default=None)
-    different = [s for s in expected if s != partial and found.get(s) != expected[s]]
+    steps = [step for step in found if not stopped < step <= min(s for s in found if s > stopped)]
+    different = [step for step in steps if found[step] != expected.get(step)]
     yield (
         "comparison",
         {
+            "first log s": first,
             "stopped after step": stopped,
-            "same losses": not different,
+            "losses compared": len(steps),
+            "different": len(different),
             "first step with another loss": min(different, default=None),
-            "same samples": bool(np.array_equal(samples, others)),
-            "share of equal pixels": float(np.mean(samples == others)),
+            f"same bits at step {_RESUMED}": _same_state(bench, whole, workdir),
         },
     )
+
+
+def _same_state(bench: Bench, *workdirs: pathlib.Path) -> bool:
+    """Whether two runs have the same checkpoint of `_RESUMED` steps, bit by bit."""
+    name = _main_job(bench)[0].removesuffix(".py").replace("/", ".")
+    config, states = importlib.import_module(name).get_config(), []
+    like = jax.eval_shape(build.make_init(config), jax.random.key(0))
+    for workdir in workdirs:
+        with checkpoints.Checkpoints(str(workdir), 2) as store:
+            states.append(store.restore(_RESUMED, like))
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), *states)
+    return all(jax.tree.leaves(same))
 
 
 def mnist(bench: Bench) -> Part:
     """The published MNIST run for the time that is left, then 100 samples of it."""
-    if bench.data_dir is None:
-        yield "run", {"skipped": "no --data_dir"}
+    reason = lacks_time(bench, 0 if bench.small else _BEGINNING + _SAVING + _SAMPLING)
+    if bench.data_dir is None or reason:
+        yield "run", {"skipped": reason or "no --data_dir"}
         return
     workdir = bench.scratch / "mnist"
     config, changes = "configs/mnist.py", {"training.steps_per_call": 10}
@@ -193,52 +207,42 @@ def mnist(bench: Bench) -> Part:
         "training.num_steps": 1_000_000,
         "training.sample_every": 0,
     }
-    stop_at = bench.ends - _SAVING / 3 - (_SAMPLING_SMALL if bench.small else _SAMPLING)
-    with _Job(workdir, config, changes) as job:
-        judge = _judge_mnist(bench)
-        while time.monotonic() < stop_at or not _losses(workdir):
-            if job.process.poll() is not None or time.monotonic() > bench.ends:
-                job.wait(0)
-            time.sleep(0.2)
+    stop_at = bench.ends - _SAVING - _SAMPLING
+    with _Job(bench, workdir, config, changes) as job:
+        figures = {"first log s": job.wait(lambda: _losses(workdir))}
+        figures["seconds"] = job.wait(lambda: time.monotonic() > stop_at)
         job.stop()
-    losses = _losses(workdir)
-    curve = images.plot_losses(images.read_metrics(str(workdir / "metrics.jsonl")))
+    yield "training", figures | _progress(workdir)
+    curve = pictures.plot_losses(pictures.read_metrics(str(workdir / "metrics.jsonl")))
     (bench.out / "mnist_loss.png").write_bytes(curve)
-    figures = {"steps": max(losses), "steps per second": _speed(workdir)}
-    yield "training", figures | {"last loss": losses[max(losses)]}
 
-    started = time.monotonic()
-    with _Job(workdir, config, changes, mode="sample") as job:
-        try:
-            job.wait(bench.ends + bench.grace / 2)
-        except TimeoutError:
-            if not _paths(workdir):  # the samples are there before the process has ended
-                raise
-    seconds, samples = time.monotonic() - started, _samples(workdir)
-    images.write_png(str(bench.out / "mnist.png"), images.grid(samples))
-    yield "samples", {"samples": len(samples), "seconds": seconds} | judge(samples)
+    bench.ends = max(bench.ends, time.monotonic() + _SAMPLING)
+    with _Job(bench, workdir, config, changes, mode="sample") as job:
+        seconds = job.finish()
+    samples = _samples(workdir)
+    pictures.write_png(str(bench.out / "mnist.png"), pictures.grid(samples))
+    pictures.write_npz(str(bench.out / "mnist_samples.npz"), samples=samples)
+    yield "sampling", {"samples": len(samples), "seconds": seconds}
+    yield "samples", _judge(bench, samples)
 
 
-def _judge_mnist(bench: Bench) -> Callable[[np.ndarray], dict]:
-    """Returns a function from samples to figures, by a classifier of real images."""
+def _judge(bench: Bench, samples: np.ndarray) -> dict:
+    """Returns what a classifier of real images makes of samples."""
     count = 500 if bench.small else _REAL
     pixels = data.load("mnist", bench.data_dir, 28, 1)[: 2 * count].reshape(-1, 784) / 255
-    labels = data.load_labels("mnist", bench.data_dir)[0][: 2 * count]
+    labels = data.load_labels("mnist", bench.data_dir)[0][:count]
     classifier = MLPClassifier((128,), early_stopping=True, max_iter=20, random_state=0)
-    classifier.fit(pixels[:count], labels[:count])
+    classifier.fit(pixels[:count], labels)
 
     def recognised(x: np.ndarray) -> float:
         sure = classifier.predict_proba(x).max(axis=1) > digits_quality.THRESHOLD
         return float(np.mean(sure))
 
-    def judge(samples: np.ndarray) -> dict:
-        x = samples.reshape(len(samples), -1) / 255
-        classes = np.bincount(classifier.predict(x), minlength=10)
-        return {
-            "recognised": recognised(x),
-            "of real images": recognised(pixels[count:]),
-            "digits found": int(np.sum(classes > 0)),
-            "of each digit": " ".join(map(str, classes)),
-        }
-
-    return judge
+    x = samples.reshape(len(samples), -1) / 255
+    classes = np.bincount(classifier.predict(x), minlength=10)
+    return {
+        "recognised": recognised(x),
+        "of real images": recognised(pixels[count:]),
+        "digits found": int(np.sum(classes > 0)),
+        "of each digit": " ".join(map(str, classes)),
+    }

@@ -1,68 +1,109 @@
-"""The parts of `benchmarks.accelerator` that measure: rates of the machine, training steps, samplers.
+"""The parts of `benchmarks.accelerator` that measure: rates of the machine, goldens, training steps.
 
-A part is a generator of (name, figures). Hidden here are the variants, the random weights and images with
-which they are timed, and the processes of the authors' code.
+A part is a generator of (name, figures). It compiles one program at a time, because XLA tries out
+algorithms on the GPU while it compiles. It starts nothing that would not end in time.
 """
 
-import concurrent.futures
-import functools
+import dataclasses
 import importlib
 import os
+import pathlib
 import statistics
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, original, original_gpu
-from benchmarks.accelerator_tools import (
-    TIMED,
-    Bench,
-    Part,
-    Program,
-    compile_all,
-    figures_of,
-    options,
-    seconds_per_call,
-)
-from benchmarks.workers import MeasurementError, Worker
-from ncsn_jax import config as build
-from ncsn_jax import report, sigmas
-from ncsn_jax.sampling import annealed_langevin, heun
+from benchmarks.workers import ROOT, MeasurementError, Worker
+from ncsn_jax import convert, models, scores
+from ncsn_jax.app import build, cost
+from ncsn_jax.sampling import annealed_langevin, langevin
 
-# Each network's module of `configs`, in the order of importance.
-NETWORKS = {
-    "mnist": "mnist",
-    "cifar10": "cifar10",
-    "ncsnpp": "score_sde.ve_cifar10_ncsnpp_continuous",
-}
-# What the authors' code has too.
-_ORIGINALS = ("mnist", "cifar10")
-# Type, precision and steps per call of the training steps, in the order of importance.
-_VARIANTS = (
-    ("float32", "default", 1),
-    ("bfloat16", "default", 1),
-    ("bfloat16", "default", 10),
-    ("float32", "default", 10),
-    ("float32", "high", 1),
-    ("float32", "high", 10),
-)
 # What makes a network tiny, for CPUs.
-_SMALL = {
-    "data.image_size": 8,
-    "model.features": 4,
-    "training.batch_size": 4,
-    "ncsnpp.ch_mult": (1, 2),
-    "ncsnpp.num_res_blocks": 1,
-    "ncsnpp.attn_resolutions": (4,),
-    "sampling.steps_per_level": 1,
-}
-_BATCH, _LEVELS_OF_HEUN = 128, 18  # 35 evaluations
-# The authors' sampler is timed for this part of the steps: it is a loop, and each takes as long.
-_ORIGINAL_SHARE = 10
+_SMALL = {"data.image_size": 8, "model.features": 4, "training.batch_size": 4}
+# Seconds that a call is timed, and seconds that the authors' code needs to start and to be timed.
+_TIMED, _AUTHORS = 1.5, 20
+
+Part = Iterator[tuple[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass
+class Bench:
+    """What the parts share.
+
+    Attributes:
+      out, scratch: directories of the results, and of everything else.
+      reference: a checkout of the authors' code, or None.
+      data_dir: the directory of prepared datasets, or None.
+      small: whether networks and jobs are tiny.
+      ends: when the running part should be over, as `time.monotonic` counts.
+      compile_seconds: how long the last network took to compile; a guess before the first.
+      peaks: TFLOP/s of a matrix product, by type.
+      job_seconds: how long the main job took.
+    """
+
+    out: pathlib.Path
+    scratch: pathlib.Path
+    reference: str | None
+    data_dir: str | None
+    small: bool
+    ends: float = 0.0
+    compile_seconds: float = 10.0
+    peaks: dict[str, float] = dataclasses.field(default_factory=dict)
+    job_seconds: float | None = None
+
+
+def lacks_time(bench: Bench, needed: float) -> str | None:
+    """Returns why something that needs so many seconds is skipped, or None if there is time for it."""
+    left = max(0.0, bench.ends - time.monotonic())
+    return f"{left:.0f} s left, about {needed:.0f} needed" if left < needed else None
+
+
+def one_line(error: Exception) -> str:
+    """Returns the kind of an error and the beginning of what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def figures_of(bench: Bench, needed: float, measure: Callable[[], dict]) -> dict[str, Any]:
+    """Returns what `measure()` does, or figures that say why there are none."""
+    if reason := lacks_time(bench, needed):
+        return {"skipped": reason}
+    try:
+        return measure()
+    except Exception as error:
+        return {"failed": one_line(error)}
+
+
+def compiled(bench: Bench, function: Callable, shapes: tuple, precision: str, **options: Any):
+    """Compiles a network's program, and keeps in `bench` how long it took."""
+    started = time.perf_counter()
+    # Nobody looks at the speed of a tiny network.
+    quickly = {"xla_backend_optimization_level": 0} if bench.small else None
+    with jax.default_matmul_precision(precision):
+        program = jax.jit(function, **options).lower(*shapes).compile(quickly)
+    bench.compile_seconds = time.perf_counter() - started
+    return program
+
+
+def seconds_per_call(call: Callable[[], Any], seconds: float = _TIMED) -> float:
+    """Returns the median over three rounds of asynchronous calls that take so long together."""
+
+    def round_of(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            result = call()
+        jax.block_until_ready(result)
+        return (time.perf_counter() - started) / count
+
+    round_of(1)  # to warm up
+    count = max(1, int(seconds / 3 / round_of(2)))
+    return statistics.median(round_of(count) for _ in range(3))
 
 
 def ceilings(bench: Bench) -> Part:
@@ -72,222 +113,168 @@ def ceilings(bench: Bench) -> Part:
         query = "--query-gpu=name,driver_version,memory.total,clocks.sm"
         command = ["nvidia-smi", query, "--format=csv,noheader"]
         card = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    yield "machine", {"card": card, "device": report.describe_devices()}
-    yield "versions", {"host": "; ".join(machine.describe())}
-    side = 256 if bench.small else 8192
-    for dtype, precision in (
-        ("bfloat16", "default"),
-        ("float32", "default"),
-        ("float32", "high"),
-        ("float32", "highest"),
-    ):
-        a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
+    flags = os.environ.get("XLA_FLAGS") or "none, so that GPU autotuning is at its default level 4"
+    yield "machine", {"card": card, "host": "; ".join(machine.describe()), "XLA flags": flags}
+    side = 256 if bench.small else 4096
+    numbers = np.random.default_rng(0).standard_normal((2, side, side), np.float32)
+    kinds = ("bfloat16", "default"), ("float32", "default"), ("float32", "highest")
+    for dtype, precision in kinds:
+        a, b = jnp.asarray(numbers, dtype)
         with jax.default_matmul_precision(precision):
             product = jax.jit(jnp.matmul).lower(a, b).compile()
-        seconds = seconds_per_call(lambda product=product, a=a, b=b: product(a, b), 0.5)
-        bench.peaks[dtype, precision] = rate = 2 * side**3 / seconds / 1e12
+        seconds = seconds_per_call(lambda product=product, a=a, b=b: product(a, b), 0.3)
+        rate = 2 * side**3 / seconds / 1e12
+        bench.peaks.setdefault(dtype, rate)
         yield f"matmul {dtype} {precision}", {"side": side, "TFLOP/s": rate}
     x = jnp.ones(2**20 if bench.small else 2**29)
-    seconds = seconds_per_call(lambda: jnp.copy(x), 0.5)
-    yield "copy", {"bytes": x.nbytes, "GB/s read and written": 2 * x.nbytes / seconds / 1e9}
+    seconds = seconds_per_call(lambda: jnp.copy(x), 0.3)
+    yield "copy", {"GB": x.nbytes / 1e9, "GB/s read and written": 2 * x.nbytes / seconds / 1e9}
 
 
-def configuration(small: bool, network: str, **changes: Any):
-    """Returns the published configuration of a network, or its tiny one, with changes."""
-    config = importlib.import_module(f"configs.{NETWORKS[network]}").get_config()
+def goldens(bench: Bench) -> Part:
+    """Errors against the original implementations' figures, relative to the largest value."""
+    for precision in ("default", "highest"):
+        measure = lambda p=precision: {"relative error": golden_network(bench, p)}  # noqa: E731
+        figures = figures_of(bench, 1.2 * bench.compile_seconds, measure)
+        if "relative error" in figures:
+            figures["compile s"] = bench.compile_seconds
+        yield f"NCSN, 28x28, {precision}", figures
+    measure = lambda: {"relative error": golden_chain()}  # noqa: E731
+    yield "annealed Langevin, default", figures_of(bench, 2, measure)
+
+
+def _stored(name: str) -> dict[str, np.ndarray]:
+    with np.load(ROOT / "tests" / "data" / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def golden_network(bench: Bench, precision: str) -> float:
+    """Returns the largest error of three scores of the authors' network, each by its largest value."""
+    g, model = _stored("ncsn_v1_28"), models.NCSN(8, 10)
+    state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
+    inputs = convert.from_torch(state, model), g["in/x"].transpose(0, 2, 3, 1), g["in/y"]
+    expected, axes = g["out/score"].transpose(0, 2, 3, 1), (1, 2, 3)
+    found = compiled(bench, model.apply, inputs, precision)(*inputs)
+    errors = np.abs(np.asarray(found) - expected).max(axes) / np.abs(expected).max(axes)
+    return float(errors.max())
+
+
+def golden_chain() -> float:
+    """Returns the error of the states of an annealed Langevin chain with the authors' noise."""
+    g, module = _stored("ald"), importlib.import_module(langevin.__module__)
+    noise = jnp.asarray(g["in/gmm/noise"]).reshape(20, 6, 2)
+    mixture = scores.gaussian_mixture([[-5.0, -5.0], [5.0, 5.0]], [1.0, 1.0], [0.2, 0.8])
+    with (
+        mock.patch.object(module, "fold_in", lambda key, index: index),
+        mock.patch.object(module, "normal_like", lambda index, x: noise[index]),
+    ):
+        _, info = annealed_langevin(
+            jax.random.key(0),
+            mixture.score,
+            jnp.asarray(g["in/gmm/x0"]),
+            jnp.asarray(g["in/gmm/sigmas"]),
+            epsilon=0.1,
+            steps_per_level=5,
+            return_info=True,
+            num_frames=20,
+        )
+    expected = g["out/gmm/paper/x"][-20:]
+    return float(np.abs(np.asarray(info.samples) - expected).max() / np.abs(expected).max())
+
+
+def configuration(small: bool, network: str, dtype: str = "float32"):
+    """Returns a published configuration, or its tiny one."""
+    config = importlib.import_module(f"configs.{network}").get_config()
     config.update_from_flattened_dict(_SMALL if small else {})
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    config.training.dtype = dtype
     return config
 
 
-def compile_step(bench: Bench, config, precision: str, per_call: int) -> Program:
-    """Compiles a training step for one device, with donated state."""
-    started = time.perf_counter()
-    state = jax.eval_shape(build.make_init(config), jax.random.key(0))
-    batch = (per_call, config.training.batch_size, *build.image_shape(config))
-    shapes = state, jax.ShapeDtypeStruct(batch, jnp.uint8), jax.ShapeDtypeStruct((), jnp.uint32)
-    with jax.default_matmul_precision(precision):
-        lowered = jax.jit(build.make_train_steps(config), donate_argnums=0).lower(*shapes)
-    return Program(lowered.compile(options(bench)), shapes, time.perf_counter() - started)
+def training(bench: Bench) -> Part:
+    """Training steps of the published networks, and of the authors' code on the same card."""
+    rates = {}
+
+    def rows(whose: str, network: str, measured: Part) -> Part:
+        for dtype, figures in measured:
+            rates[whose, network, dtype] = figures.get("steps/s")
+            mine, theirs = (rates.get((who, network, dtype)) for who in ("ours", "authors"))
+            ratio = {"ours, times as fast": mine / theirs} if mine and theirs else {}
+            yield f"{network} {dtype}, {whose}", figures | ratio
+
+    def ours(network: str, dtype: str, factor: float) -> Part:
+        needed = factor * bench.compile_seconds + 2 * _TIMED
+        measured = dtype, figures_of(bench, needed, lambda: time_step(bench, network, dtype))
+        return rows("ours", network, iter([measured]))
+
+    # How long compiling may take, in terms of the program before.
+    yield from ours("mnist", "float32", 2.0)
+    yield from rows("authors", "mnist", _time_authors(bench, "mnist"))
+    yield from ours("mnist", "bfloat16", 1.0)
+    yield from ours("cifar10", "float32", 1.5)
+    yield from rows("authors", "cifar10", _time_authors(bench, "cifar10"))
 
 
-def random_params(shapes: Any) -> Any:
-    """Returns parameters that make no sense but are finite, made on the host, where it is quick."""
-    rng = np.random.default_rng(0)
+def time_step(bench: Bench, network: str, dtype: str) -> dict[str, Any]:
+    """Returns the figures of a training step, one a call, of random weights and images."""
+    config, rng = configuration(bench.small, network, dtype), np.random.default_rng(0)
+    shape, size = build.image_shape(config), config.training.batch_size
+    shapes, seed = jax.eval_shape(build.make_init(config), jax.random.key(0)), np.uint32(0)
+    images = jax.device_put(rng.integers(0, 256, (1, size, *shape), np.uint8))
+    step, arguments = build.make_train_steps(config), (shapes, images, seed)
+    program = compiled(bench, step, arguments, "default", donate_argnums=0)
+    # Parameters from the host: to initialise them compiles a hundred programs.
     draw = lambda a: np.float32(0.02) * rng.standard_normal(a.shape, np.float32)  # noqa: E731
-    return jax.device_put(jax.tree.map(draw, shapes))
-
-
-@functools.cache
-def _operations(small: bool, network: str) -> int:
-    """Returns the floating point operations of a training step for one image."""
-    config = configuration(small, network)
-    params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
-    model, shape = build.make_model(config), build.image_shape(config)
-    return report.estimate_cost(model, params, shape, ema=False).step_operations
-
-
-def time_step(bench: Bench, network: str, program: Program, *variant: str) -> dict[str, Any]:
-    """Returns the figures of a compiled training step of some type and precision, on random images."""
-    shapes, batch, _ = program.shapes
-    images = jax.device_put(np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8))
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-    state = jax.device_put(zeros)._replace(params=random_params(shapes.params))
+    state = jax.device_put(zeros._replace(params=jax.tree.map(draw, shapes.params)))
 
     def call():
         nonlocal state
-        state, metrics = program.compiled(state, images, np.uint32(0))
+        state, metrics = program(state, images, seed)
         return metrics.loss
 
-    rate = batch.shape[0] / seconds_per_call(call)
-    tflops = rate * batch.shape[1] * _operations(bench.small, network) / 1e12
-    peak = bench.peaks.get(variant)
-    memory = program.compiled.memory_analysis()
+    rate = 1 / seconds_per_call(call)
+    model = build.make_model(config)
+    operations = cost.estimate_cost(model, shapes.params, shape, ema=False).step_operations
+    tflops, peak = rate * size * operations / 1e12, bench.peaks.get(dtype)
+    memory = program.memory_analysis()
     needed = memory and memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    stats = jax.local_devices()[0].memory_stats() or {}
     return {
         "steps/s": rate,
         "TFLOP/s": tflops,
         "share of matmul": peak and tflops / peak,
         "program GB": needed and needed / 1e9,
-        "process peak GB": stats.get("peak_bytes_in_use", 0) / 1e9,
-        "compile s": program.seconds,
+        "compile s": bench.compile_seconds,
         "loss": float(np.mean(call())),
     }
 
 
-def start_originals(bench: Bench) -> None:
-    """Starts the authors' code with the settings of the configurations, if there is a checkout."""
-    if bench.originals or bench.reference is None or original.missing_file(bench.reference):
+def _time_authors(bench: Bench, network: str) -> Part:
+    """Yields the figures of the authors' training step by type: with TF32, and under autocast."""
+    reason = lacks_time(bench, 0 if bench.small else _AUTHORS)
+    if bench.reference is None or original.missing_file(bench.reference):
+        reason = "no --reference"
+    if reason:
+        yield "of both types", {"skipped": reason}
         return
-    pool = concurrent.futures.ThreadPoolExecutor(len(_ORIGINALS))
-    for network in _ORIGINALS:
-        config = configuration(bench.small, network)
-        settings = {
-            "reference": os.path.abspath(bench.reference),
-            "features": config.model.features,
-            "side": config.data.image_size,
-            "channels": config.data.channels,
-            "batch": config.training.batch_size,
-            "learning_rate": config.optim.learning_rate,
-            "sigmas": np.asarray(build.make_sigmas(config)).tolist(),
-            "epsilon": config.sampling.epsilon,
-            "steps_per_level": config.sampling.steps_per_level // _ORIGINAL_SHARE or 1,
-        }
-        bench.originals[network] = pool.submit(Worker, "benchmarks.original_gpu", settings)
-
-
-def stop_originals(bench: Bench) -> None:
-    """Ends the processes of the authors' code, with the device memory that they hold."""
-    for future in bench.originals.values():
-        if future.done() and future.exception() is None:
-            future.result().close()
-    bench.originals.clear()
-
-
-def _time_originals(bench: Bench, task: str, ours: dict[tuple[str, str], float]) -> Part:
-    """Times a task of the authors' code in both types, beside ours in the same type."""
-    start_originals(bench)
-    for dtype, suffix in (("float32", ""), ("bfloat16", original_gpu.AUTOCAST)):
-        for network in _ORIGINALS:
-            name, future = f"{network} original {dtype}", bench.originals.get(network)
-            if future is None:
-                yield name, {"skipped": "no --reference"}
-                continue
-            if time.monotonic() > bench.ends:
-                yield name, {"skipped": "no time left"}
-                continue
-            try:
-                worker = future.result()
-                times = worker.ask("time", task=task + suffix, warm_up=0.2, seconds=TIMED)
+    config = configuration(bench.small, network)
+    settings = {
+        "reference": os.path.abspath(bench.reference),
+        "features": config.model.features,
+        "side": config.data.image_size,
+        "channels": config.data.channels,
+        "batch": config.training.batch_size,
+        "learning_rate": config.optim.learning_rate,
+        "sigmas": np.asarray(build.make_sigmas(config)).tolist(),
+        "epsilon": config.sampling.epsilon,
+        "steps_per_level": config.sampling.steps_per_level,
+    }
+    try:
+        with Worker("benchmarks.original_gpu", settings) as worker:
+            for dtype, suffix in (("float32", ""), ("bfloat16", original_gpu.AUTOCAST)):
+                task = "train" + suffix
+                times = worker.ask("time", task=task, warm_up=0.3, seconds=_TIMED)
                 memory = worker.ask("device_memory")
-            except MeasurementError as error:
-                yield name, {"failed": str(error)[:300]}
-                continue
-            steps = configuration(bench.small, network).sampling.steps_per_level
-            steps = steps // _ORIGINAL_SHARE or 1
-            steps = 1 if task == "train" else steps * 10
-            rate, mine = steps / statistics.median(times), ours.get((network, dtype))
-            figures = {"steps/s": rate, "ours, times as fast": mine and mine / rate}
-            yield name, figures | {"process peak GB": memory and memory / 1e9}
-
-
-def training(bench: Bench) -> Part:
-    """Training steps of the published networks, and of the authors' code on the same device."""
-    builds, variants, speeds = {}, {}, {}
-    start_originals(bench)
-    for dtype, precision, per_call in _VARIANTS[: 1 if bench.small else None]:
-        for network in NETWORKS:
-            name = f"{network} {dtype} {precision} x{per_call}"
-            config = configuration(bench.small, network, training__dtype=dtype)
-            variants[name] = network, dtype, precision
-            builds[name] = lambda c=config, p=precision, k=per_call: compile_step(bench, c, p, k)
-    left = bench.ends - time.monotonic()
-    programs = compile_all(bench, builds, bench.ends - 0.45 * left)
-
-    def measure(names: list[str]) -> Part:
-        for name in names:
-            network, dtype, precision = variants[name]
-            time_it = lambda p, v=variants[name]: time_step(bench, v[0], p, *v[1:])  # noqa: E731
-            figures = figures_of(bench, programs.pop(name, None), time_it)
-            if "steps/s" in figures and precision == "default":
-                speeds.setdefault((network, dtype), figures["steps/s"])
-            yield name, figures
-
-    # One step per call in both types, as the authors' code has it, and then the others.
-    first = 2 * len(NETWORKS)
-    yield from measure([*variants][:first])
-    yield from _time_originals(bench, "train", speeds)
-    yield from measure([*variants][first:])
-
-
-def compile_sampler(bench: Bench, config, method: str) -> Program:
-    """Compiles annealed Langevin dynamics, or Heun's method, of a batch."""
-    started = time.perf_counter()
-    ladder = build.make_sigmas(config)
-    ends = config.model.sigma_begin, config.model.sigma_end
-    chosen = config.sampling
-
-    def sample(params, seed, x):
-        numbers = jnp.arange(x.shape[0])
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
-        score = build.make_score_fn(config, params)[0]
-        if method == "Heun":
-            return heun(keys, score, x, sigmas.karras(*ends, _LEVELS_OF_HEUN, chosen.rho))[0]
-        settings = {"epsilon": chosen.epsilon, "steps_per_level": chosen.steps_per_level}
-        return annealed_langevin(keys, score, x, ladder, **settings)
-
-    params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
-    batch = (4 if bench.small else _BATCH, *build.image_shape(config))
-    shapes = params, jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct(batch, jnp.float32)
-    compiled = jax.jit(sample).lower(*shapes).compile(options(bench))
-    return Program(compiled, shapes, time.perf_counter() - started)
-
-
-def sampling(bench: Bench) -> Part:
-    """1,000 steps of annealed Langevin dynamics and 35 evaluations of Heun's method."""
-    builds, settings, speeds = {}, {}, {}
-    for dtype in ("float32", "bfloat16")[: 1 if bench.small else None]:
-        for network, method in (("mnist", "Langevin"), ("cifar10", "Langevin"), ("ncsnpp", "Heun")):
-            config = configuration(bench.small, network, sampling__dtype=dtype)
-            steps = config.model.num_levels * config.sampling.steps_per_level
-            steps = 2 * _LEVELS_OF_HEUN - 1 if method == "Heun" else steps
-            name = f"{network} {method} {dtype}"
-            settings[name] = network, dtype, steps
-            builds[name] = lambda c=config, m=method: compile_sampler(bench, c, m)
-    left = bench.ends - time.monotonic()
-    programs = compile_all(bench, builds, bench.ends - 0.6 * left)
-
-    def measure(program: Program, network: str, dtype: str, steps: int) -> dict[str, float]:
-        params = random_params(program.shapes[0])
-        x = jnp.full(program.shapes[2].shape, 0.5)
-        seconds = seconds_per_call(lambda: program.compiled(params, np.uint32(0), x))
-        speeds[network, dtype] = rate = steps / seconds
-        figures = {"seconds": seconds, "steps": steps, "steps/s": rate}
-        return figures | {"compile s": program.seconds}
-
-    for name, setting in settings.items():
-        time_it = lambda program, s=setting: measure(program, *s)  # noqa: E731
-        yield name, figures_of(bench, programs.get(name), time_it)
-    yield from _time_originals(bench, "sample", speeds)
-    stop_originals(bench)
+                figures = {"steps/s": 1 / statistics.median(times)}
+                yield dtype, figures | {"program GB": memory and memory / 1e9}
+    except MeasurementError as error:
+        yield "of both types", {"failed": str(error)[:300]}
