@@ -107,13 +107,15 @@ def train(config, workdir: str) -> None:
 def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]:
     """Returns the step to go on from and its state, on the host: of the newest checkpoint or a new run."""
     key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
-    shapes = jax.eval_shape(init, key)
-    step, state = store.restore_latest(shapes) or (0, None)
+    if distributed.on_first("to look for checkpoints", store.steps):
+        step, state = store.restore_latest(jax.eval_shape(init, key))
+    else:
+        step, state = 0, init(key)
     _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
-    logs.describe(config, shapes.params, with_table=step == 0)
+    logs.describe(config, state.params, with_table=step == 0)
     if step > config.training.num_steps:
         _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
-    return step, init(key) if state is None else state
+    return step, state
 
 
 def _weights(state: training.TrainState):
@@ -204,7 +206,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
 
 
 def _compile(config, state) -> devices.TrainSteps:
-    """Compiles the training step for a replicated state, and logs the time and the memory that it takes."""
+    """Compiles the training step for a replicated state, and logs what the compiler says of it."""
     _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
@@ -217,7 +219,7 @@ def _compile(config, state) -> devices.TrainSteps:
         np.uint32(config.seed),
         remat=options.remat,
     )
-    logs.describe_executable(steps.memory, time.perf_counter() - started)
+    logs.describe_executable(steps, time.perf_counter() - started)
     distributed.meet("to compile the training step")
     return steps
 

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, original, original_gpu
+from benchmarks.operations import step_operations
 from benchmarks.workers import ROOT, MeasurementError, Worker
 from ncsn_jax import convert, models, scores
-from ncsn_jax.app import build, cost
+from ncsn_jax.app import build
 from ncsn_jax.sampling import annealed_langevin, langevin
 
 # What makes a network tiny, for CPUs.
@@ -234,7 +235,7 @@ def time_step(bench: Bench, network: str, dtype: str) -> dict[str, Any]:
 
     rate = 1 / seconds_per_call(call)
     model = build.make_model(config)
-    operations = cost.estimate_cost(model, shapes.params, shape, ema=False).step_operations
+    operations = step_operations(model, shapes.params, shape)
     tflops, peak = rate * size * operations / 1e12, bench.peaks.get(dtype)
     memory = program.memory_analysis()
     needed = memory and memory.argument_size_in_bytes + memory.temp_size_in_bytes

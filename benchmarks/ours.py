@@ -55,13 +55,12 @@ class Ours(workers.Subject):
         self._batch_size = self._config.training.batch_size
 
     def operations(self) -> int:
-        """Returns the floating point operations of a training step; see `ncsn_jax.app.cost.Cost`."""
-        from ncsn_jax.app import cost
+        """Returns the floating-point operations of a training step."""
+        from benchmarks.operations import step_operations
 
         model = self._build.make_model(self._config)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
-        found = cost.estimate_cost(model, shapes.params, self._shape, ema=False)
-        return self._batch_size * found.step_operations
+        return self._batch_size * step_operations(model, shapes.params, self._shape)
 
     def compile_seconds(self) -> float:
         """Returns how long the training step takes to trace and compile, or to load from a filled cache."""

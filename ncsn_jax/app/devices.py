@@ -72,6 +72,8 @@ class TrainSteps:
       remat: whether the network is rematerialized.
 
     Attributes:
+      operations: floating-point operations of one call on one device, by XLA's count before it optimizes;
+        None from some backends.
       memory: what the compiler tells of the memory that the step needs; None from some backends.
     """
 
@@ -98,6 +100,7 @@ class TrainSteps:
             compiled = lowered.compile(_cpu_options(remat) or None)
         except jax.errors.JaxRuntimeError:  # Other versions of XLA may not know an option.
             compiled = lowered.compile()
+        self.operations = (lowered.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.
         self._run = mapped if jax.process_count() > 1 else compiled

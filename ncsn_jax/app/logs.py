@@ -13,7 +13,7 @@ import sys
 import jax
 from clu import parameter_overview
 
-from ncsn_jax.app import build, cost, distributed, storage
+from ncsn_jax.app import devices, distributed, storage
 from ncsn_jax.app.data import cache
 from ncsn_jax.app.progress import human_bytes, human_time
 from ncsn_jax.errors import UserError
@@ -49,42 +49,41 @@ def start(workdir: str) -> None:
 
 
 def describe(config, params, *, with_table: bool) -> None:
-    """Logs the table of the parameters or of their shapes, the network's cost and the devices."""
+    """Logs the table of the parameters, their number and the devices."""
     if with_table:
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         _log.debug("%s", table)
-    options = config.training
-    model = build.make_model(config, dtype=options.dtype, remat=options.remat)
-    found = cost.estimate_cost(
-        model, params, build.image_shape(config), ema=config.model.ema_decay > 0
-    )
-    at_once = options.batch_size // (jax.device_count() * options.microbatches)
-    _log.info("%s", cost.describe_cost(found, at_once))
-    kinds = jax.devices()
+    kinds, count = jax.devices(), sum(a.size for a in jax.tree.leaves(params))
     _log.info(
-        "devices: %d x %s on %d host(s)", len(kinds), kinds[0].device_kind, jax.process_count()
+        "%d parameters; devices: %d x %s on %d host(s)",
+        count,
+        len(kinds),
+        kinds[0].device_kind,
+        jax.process_count(),
     )
-    if options.remat:
-        _log.info("activations inside blocks are computed twice: about 4/3 of the operations")
+    options = config.training
     if options.dtype != "float32" or options.microbatches > 1:
         _log.info(
             "training computes in %s, in %d part(s) a batch", options.dtype, options.microbatches
         )
 
 
-def describe_executable(memory, seconds: float) -> None:
-    """Logs how many seconds the training step took to compile, and the memory that it needs on each device.
+def describe_executable(steps: devices.TrainSteps, seconds: float) -> None:
+    """Logs how long the training step took to compile, its operations, and its memory on each device.
 
     Args:
-      memory: what the compiler tells, or None.
+      steps: the compiled step.
       seconds: > 0.
     """
     line = f"training step compiled in {human_time(seconds)}"
-    if memory is not None:  # Some backends do not tell.
-        state = memory.argument_size_in_bytes
+    if steps.operations is not None:  # Some backends tell neither.
+        line += f"; {steps.operations:.3g} operations a call and device"
+    if steps.memory is not None:
+        state = steps.memory.argument_size_in_bytes
         line += (
             f"; memory per device, estimated by the compiler: "
-            f"{human_bytes(state + memory.temp_size_in_bytes)} ({human_bytes(state)} of it state and batch)"
+            f"{human_bytes(state + steps.memory.temp_size_in_bytes)} "
+            f"({human_bytes(state)} of it state and batch)"
         )
     _log.info("%s", line)
 
