@@ -6,9 +6,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from ncsn_jax import models, objectives, sde, sigmas, training
 from ncsn_jax.app import data
@@ -26,7 +26,7 @@ MODELS = {
 SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
 
 
-def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
+def make_sigmas(config: ConfigDict) -> jax.Array:
     """Returns the noise ladder `[L]`."""
     model = config.model
     try:
@@ -35,22 +35,19 @@ def make_sigmas(config: ml_collections.ConfigDict) -> jax.Array:
         raise UserError(f"config.model: {error}") from None
 
 
-def make_model(
-    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
-) -> nn.Module:
+def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
     """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
-    network, features = MODELS[config.model.name], config.model.features
+    model, network = config.model, MODELS[config.model.name]
     options = {"dtype": jnp.dtype(dtype), "remat": remat}
     if network is models.NCSN:
-        model = config.model
-        return network(features, model.num_levels, model.normalization, **options)
-    if config.model.name != "ncsnpp":
-        return network(features, make_sigmas(config), **options)
+        return network(model.features, model.num_levels, model.normalization, **options)
+    if model.name != "ncsnpp":
+        return network(model.features, make_sigmas(config), **options)
     is_ve = config.training.sde == "ve"
     is_fourier = is_ve and config.training.continuous
     parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
     return network(
-        features,
+        model.features,
         image_size=config.data.image_size,
         embedding_type="fourier" if is_fourier else "positional",
         scale_by_sigma=is_ve,
@@ -61,7 +58,7 @@ def make_model(
     )
 
 
-def make_sde(config: ml_collections.ConfigDict) -> sde.SDE:
+def make_sde(config: ConfigDict) -> sde.SDE:
     """Returns the SDE; of a ladder, the variance-exploding one from its first to its last sigma."""
     model, kind = config.model, config.training.sde
     if kind in ("none", "ve"):
@@ -69,12 +66,12 @@ def make_sde(config: ml_collections.ConfigDict) -> sde.SDE:
     return SDES[kind](model.beta_min, model.beta_max)
 
 
-def num_levels(config: ml_collections.ConfigDict) -> int | None:
+def num_levels(config: ConfigDict) -> int | None:
     """Returns how many levels an SDE's network was trained on, or None for continuous time."""
     return None if config.training.continuous else config.model.num_levels
 
 
-def make_score_fn(config: ml_collections.ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
+def make_score_fn(config: ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
     """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
     model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
     if config.training.sde == "none":
@@ -84,69 +81,63 @@ def make_score_fn(config: ml_collections.ConfigDict, params) -> tuple[ScoreFn, s
     return sde.to_sigma_score(process, time_score_fn), time_score_fn
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer."""
     return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
 
 
-def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Returns (H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def make_init(config: ml_collections.ConfigDict) -> Callable[[jax.Array], training.TrainState]:
+def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
     """Returns the function from a key to the state before the first step."""
-    ema = config.model.ema_decay > 0
-    return training.make_init(
-        make_model(config), make_optimizer(config), image_shape(config), ema=ema
-    )
+    model, ema = make_model(config), config.model.ema_decay > 0
+    return training.make_init(model, make_optimizer(config), image_shape(config), ema=ema)
 
 
 def make_objective(
-    config: ml_collections.ConfigDict, *, dtype: str = "float32", remat: bool = False
+    config: ConfigDict, *, dtype: str = "float32", remat: bool = False
 ) -> objectives.Objective:
     """Returns what training minimises, with a network made for it."""
-    model = make_model(config, dtype=dtype, remat=remat)
-    if config.training.sde != "none":
+    model, options = make_model(config, dtype=dtype, remat=remat), config.training
+    if options.sde != "none":
         return objectives.diffusion(
             model,
             make_sde(config),
             num_levels=num_levels(config),
-            likelihood_weighting=config.training.likelihood_weighting,
+            likelihood_weighting=options.likelihood_weighting,
         )
-    loss = objectives.LOSSES[config.training.loss]
-    if config.training.loss == "ssm":
-        loss = functools.partial(loss, num_projections=config.training.num_projections)
-    return objectives.ladder(
-        model,
-        make_sigmas(config),
-        loss,
-        anneal_power=config.training.anneal_power,
-    )
+    loss = objectives.LOSSES[options.loss]
+    if options.loss == "ssm":
+        loss = functools.partial(loss, num_projections=options.num_projections)
+    return objectives.ladder(model, make_sigmas(config), loss, anneal_power=options.anneal_power)
 
 
-def make_train_steps(config: ml_collections.ConfigDict) -> Callable:
+def make_train_steps(config: ConfigDict) -> Callable:
     """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
+    options = config.training
     return functools.partial(
         training.train_steps,
-        objective=make_objective(config, dtype=config.training.dtype, remat=config.training.remat),
+        objective=make_objective(config, dtype=options.dtype, remat=options.remat),
         optimizer=make_optimizer(config),
-        microbatches=config.training.microbatches,
-        skip_nonfinite=config.training.skip_nonfinite > 0,
+        microbatches=options.microbatches,
+        skip_nonfinite=options.skip_nonfinite > 0,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize,
         centered=config.data.centered,
-        reduce_mean=config.training.reduce_mean,
+        reduce_mean=options.reduce_mean,
     )
 
 
-def load_labels(config: ml_collections.ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
+def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
     """Returns the classes of the images of one split, int32 `[N]`, and the number of classes."""
     return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
 
 
-def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.ndarray:
+def load_images(config: ConfigDict, split: str = "train") -> np.ndarray:
     """Returns the images of one split, uint8 `[N, H, W, C]`."""
     options = config.data
     return data.load(
@@ -159,7 +150,7 @@ def load_images(config: ml_collections.ConfigDict, split: str = "train") -> np.n
     )
 
 
-def halvings(config: ml_collections.ConfigDict) -> int:
+def halvings(config: ConfigDict) -> int:
     """How often the network halves the sides of an image."""
     if config.model.name == "ncsnpp":
         return max(len(config.ncsnpp.ch_mult) - 1, 0)

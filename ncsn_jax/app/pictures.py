@@ -22,6 +22,9 @@ _LEVEL = r"loss_by_level/\d+_sigma_[-+.e\d]+"
 # matplotlib fails beyond this.
 _MAX_PLOTTED = 1e300
 
+# Pixels of the smaller side of a picture that is written, at least; and how long frames of a film show.
+_MIN_SIDE, _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 400, 60, 2000
+
 # An array that is read may unpack to so many bytes, or to so many times what it takes in its file.
 _ALWAYS_UNPACKED, _MAX_RATIO = 2**28, 100
 
@@ -31,13 +34,12 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(np.asarray(x), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def grid(images: np.ndarray, columns: int | None = None, padding: int = 1) -> np.ndarray:
-    """Lays images out row by row on a grey ground.
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Lays images out row by row on a grey ground, with a pixel between them and around them.
 
     Args:
       images: uint8 `[N, H, W, C]`, C of 1 or 3.
       columns: images per row; by default such that the grid is about square.
-      padding: pixels between images and around them.
 
     Returns:
       uint8 `[height, width, C]`.
@@ -45,21 +47,18 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 1) -> np
     count, height, width, channels = images.shape
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
-    high, wide = height + padding, width + padding
-    canvas = np.full((rows * high + padding, columns * wide + padding, channels), 128, np.uint8)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 128, np.uint8)
     for i, image in enumerate(images):
-        top, left = i // columns * high + padding, i % columns * wide + padding
+        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
         canvas[top : top + height, left : left + width] = image
     return canvas
 
 
-def encode_png(image: np.ndarray, *, min_side: int = 0) -> bytes:
-    """Encodes uint8 `[H, W, C]` as PNG.
+def encode_png(image: np.ndarray, min_side: int = _MIN_SIDE) -> bytes:
+    """Encodes uint8 `[H, W, C]`, C of 1 or 3, as PNG.
 
-    Args:
-      image: the picture, C of 1 or 3.
-      min_side: enlarge by a whole factor until the smaller side has this many pixels, so that small
-        images can be seen.
+    The image is enlarged by a whole factor until its smaller side has `min_side` pixels, so that small ones
+    can be seen.
     """
     from PIL import Image
 
@@ -68,25 +67,18 @@ def encode_png(image: np.ndarray, *, min_side: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def encode_gif(frames: np.ndarray, *, min_side: int = 0, milliseconds: int = 60) -> bytes:
-    """Encodes uint8 `[F, H, W, C]` as an endless GIF that rests on its last frame.
+def encode_gif(frames: np.ndarray) -> bytes:
+    """Encodes uint8 `[F, H, W, C]`, C of 1 or 3, as an endless GIF that rests on its last frame.
 
-    Args:
-      frames: the pictures, C of 1 or 3.
-      min_side: as for `encode_png`.
-      milliseconds: how long each frame shows, in steps of ten; the last one shows two seconds.
+    The frames are enlarged as `encode_png` does.
     """
     from PIL import Image
 
-    pictures = [Image.fromarray(_enlarge(frame, min_side)) for frame in frames]
+    pictures = [Image.fromarray(_enlarge(frame, _MIN_SIDE)) for frame in frames]
+    times = [_FRAME_MILLISECONDS] * (len(pictures) - 1) + [_LAST_FRAME_MILLISECONDS]
     buffer = io.BytesIO()
     pictures[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=[milliseconds] * (len(pictures) - 1) + [2000],
-        loop=0,
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0
     )
     return buffer.getvalue()
 
@@ -115,9 +107,9 @@ def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return grid(chosen.reshape(-1, *frames.shape[2:]), columns)
 
 
-def write_png(path: str, image: np.ndarray, *, min_side: int = 400) -> None:
+def write_png(path: str, image: np.ndarray) -> None:
     """Writes a picture as `encode_png` makes it, complete or not at all."""
-    storage.write(path, encode_png(image, min_side=min_side))
+    storage.write(path, encode_png(image))
 
 
 def write_npz(path: str, **arrays: np.ndarray) -> None:
@@ -159,9 +151,8 @@ def read_metrics(path: str) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            sound = isinstance(record, dict) and type(record.get("step")) is int
-            sound = sound and all(v is None or _is_number(v) for v in record.values())
-        except (ValueError, RecursionError):
+            sound = type(record["step"]) is int and all(map(_can_be_drawn, record.values()))
+        except (LookupError, TypeError, ValueError, RecursionError):
             sound = False
         if not sound:
             raise ValueError(f"line {number} is no JSON object of a step and numbers")
@@ -169,8 +160,8 @@ def read_metrics(path: str) -> list[dict]:
     return records
 
 
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < _MAX_PLOTTED
+def _can_be_drawn(value) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < _MAX_PLOTTED)
 
 
 def plot_losses(records: list[dict]) -> bytes:

@@ -12,34 +12,24 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax import models, sampling, sde, sigmas
+from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build
 from ncsn_jax.errors import UserError, show
 
 Found = Iterator[tuple[str, bool, str]]
 
 # The normalizations that a network exists with, where they are not just instance normalization++.
-_NORMALIZATIONS = {
-    "ncsn": tuple(models.ncsn.NORMALIZATIONS),
-    "ncsn_simplified": ("instance",),
-}
+_NORMALIZATIONS = {"ncsn": tuple(models.ncsn.NORMALIZATIONS), "ncsn_simplified": ("instance",)}
 # Exact score matching takes one derivative for each of so many elements of an image.
 _MAX_EXACT_ELEMENTS = 1024
 # Images that are in memory at once, in numbers, and steps of a chain.
 _MAX_ELEMENTS, MAX_CHAIN = 2**34, 10**7
-_LARGEST = 3.4e38
 
 
-def normalization_of_network(config) -> Found:
-    """A network exists with some of the normalizations."""
-    name = config.model.name
-    allowed = _NORMALIZATIONS.get(name, ("instance++",))
-    words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
-    yield "model.normalization", config.model.normalization in allowed, words
-
-
-def loss_of_images(config) -> Found:
-    """Only sliced score matching projects, and exact score matching is for small images."""
-    loss, count = config.training.loss, config.training.num_projections
+def objective_exists(config) -> Found:
+    """There is an objective for the images, the network and the SDE."""
+    model, training = config.model, config.training
+    loss, count = training.loss, training.num_projections
     words = f"1 for config.training.loss={loss!r}; 'ssm' projects"
     yield "training.num_projections", count == 1 or loss == "ssm", words
     yield (
@@ -48,11 +38,6 @@ def loss_of_images(config) -> Found:
         f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
         "exact score matching takes one derivative for each",
     )
-
-
-def objective_of_sde(config) -> Found:
-    """There is an objective for the network and the SDE."""
-    model, training = config.model, config.training
     name, kind, continuous = model.name, training.sde, training.continuous
     is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
     kinds = " or ".join(map(repr, build.SDES if is_ncsnpp else ("none",)))
@@ -65,7 +50,7 @@ def objective_of_sde(config) -> Found:
     yield "training.likelihood_weighting", continuous or not training.likelihood_weighting, words
     if kind == "none":
         return
-    yield "training.loss", training.loss == "dsm", f"'dsm' {of_kind}"
+    yield "training.loss", loss == "dsm", f"'dsm' {of_kind}"
     yield "training.anneal_power", training.anneal_power == 2, f"2 {of_kind}"
     low, high = model.beta_min, model.beta_max
     if kind != "ve":
@@ -76,16 +61,16 @@ def objective_of_sde(config) -> Found:
         yield "model.num_levels", model.num_levels > high, words
 
 
-def size_of_images(config) -> Found:
-    """The network can halve the sides of the images."""
+def network_exists(config) -> Found:
+    """The network has such a normalization, can halve the images, and can be made of its parts."""
+    name = config.model.name
+    allowed = _NORMALIZATIONS.get(name, ("instance++",))
+    words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
+    yield "model.normalization", config.model.normalization in allowed, words
     size, factor = config.data.image_size, 2 ** build.halvings(config)
-    words = f"a multiple of {factor}, 8 or more, for config.model.name={config.model.name!r}"
+    words = f"a multiple of {factor}, 8 or more, for config.model.name={name!r}"
     yield "data.image_size", size >= 8 and size % factor == 0, words
-
-
-def parts_of_ncsnpp(config) -> Found:
-    """An NCSN++ or DDPM++ is made of these parts."""
-    if config.model.name != "ncsnpp":
+    if name != "ncsnpp":
         return
     features, multiples = config.model.features, tuple(config.ncsnpp.ch_mult)
     channels = models.normalized_channels(features, multiples, config.ncsnpp.num_res_blocks)
@@ -145,7 +130,7 @@ def ladder_of_noise(config) -> Found:
     ends, power = (config.model.sigma_begin, config.model.sigma_end), config.training.anneal_power
     yield (
         "training.anneal_power",
-        all(abs((power - 2) * math.log(end)) < math.log(_LARGEST) for end in ends),
+        all(abs((power - 2) * math.log(end)) < math.log(MAX_FLOAT) for end in ends),
         "a finite number for which the weights of all levels are float32",
     )
 
@@ -194,11 +179,8 @@ def sigmas_of_sampler(config) -> Found:
 
 
 RULES = (
-    normalization_of_network,
-    loss_of_images,
-    objective_of_sde,
-    size_of_images,
-    parts_of_ncsnpp,
+    objective_exists,
+    network_exists,
     steps_of_training,
     batches_on_devices,
     ladder_of_noise,

@@ -4,27 +4,25 @@
 table as `docs/configuration.md`. The rules between fields are in `ncsn_jax.app.rules`.
 """
 
+import string
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from ncsn_jax import objectives
+from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build, rules
 from ncsn_jax.errors import UserError, show
 
 METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
-# The largest integer (steps are counted in int32), the ends of float32 above 0, and its largest below 1.
-_MAX_INTEGER = 2**31 - 1
-_SMALLEST, _LARGEST, _BELOW_ONE = 1.2e-38, 3.4e38, 1 - 2**-24
+# The largest integer (steps are counted in int32), the smallest float32 above 0, and the largest below 1.
+_MAX_INTEGER, _SMALLEST, _BELOW_ONE = 2**31 - 1, 1.2e-38, 1 - 2**-24
 
 
-class Limit(NamedTuple):
-    """A condition on a value, and the words that follow "must be" where it does not hold."""
-
-    holds: Callable[[Any], bool]
-    allowed: str
+# Whether a value is allowed, and the words that follow "must be" where it is not.
+Limit = tuple[Callable[[Any], bool], str]
 
 
 class Field(NamedTuple):
@@ -42,7 +40,7 @@ class Field(NamedTuple):
 
 
 def _between(low: float, high: float, allowed: str) -> Limit:
-    return Limit(lambda value: low <= value <= high, allowed)
+    return lambda value: low <= value <= high, allowed
 
 
 def _whole(
@@ -50,8 +48,8 @@ def _whole(
 ):
     allowed = allowed or ("0 or more" if low == 0 else f"at least {low}")
     limits = (
-        Limit(lambda value: value >= low, allowed),
-        Limit(lambda value: value <= high, f"at most {high}"),
+        (lambda value: value >= low, allowed),
+        (lambda value: value <= high, f"at most {high}"),
     )
     return Field((int,), "a whole number", limits, meaning, changeable)
 
@@ -69,23 +67,21 @@ def _text(meaning: str, *limits: Limit, changeable: bool = False) -> Field:
 
 
 def _choice(choices: Collection[str], meaning: str) -> Field:
-    limit = Limit(lambda value: value in choices, " or ".join(map(repr, choices)))
+    limit = (lambda value: value in choices, " or ".join(map(repr, choices)))
     return Field((str,), "a string", (limit,), meaning)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tuple(meaning: str, *limits: Limit) -> Field:
     allowed = "a tuple of whole numbers, such as (1, 2)"
-    whole = Limit(lambda value: all(_is_whole(n) and 0 < n <= 4096 for n in value), allowed)
+    whole = (lambda value: all(type(n) is int and 0 < n <= 4096 for n in value), allowed)
     return Field((list,), allowed, (whole, *limits), meaning)
 
 
 def _is_clip(value: list) -> bool:
-    sound = all(_is_whole(c) or isinstance(c, float) for c in value)
-    return not value or (sound and len(value) == 2 and -_LARGEST <= value[0] < value[1] <= _LARGEST)
+    sound = all(isinstance(c, int | float) and not isinstance(c, bool) for c in value)
+    return not value or (
+        sound and len(value) == 2 and -MAX_FLOAT <= value[0] < value[1] <= MAX_FLOAT
+    )
 
 
 def _is_in_groups(features: int) -> bool:
@@ -93,14 +89,14 @@ def _is_in_groups(features: int) -> bool:
 
 
 _POSITIVE = _between(
-    _SMALLEST, _LARGEST, f"a finite number above 0, from {_SMALLEST:g} to {_LARGEST:g}"
+    _SMALLEST, MAX_FLOAT, f"a finite number above 0, from {_SMALLEST:g} to {MAX_FLOAT:g}"
 )
-_NOT_NEGATIVE = _between(0, _LARGEST, f"0 or more, at most {_LARGEST:g}")
+_NOT_NEGATIVE = _between(0, MAX_FLOAT, f"0 or more, at most {MAX_FLOAT:g}")
 _FRACTION = _between(0, _BELOW_ONE, "in [0, 1), also in float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, which float32 allows, to 0.5")
 _DTYPES = ("float32", "bfloat16")
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 
 # fmt: off
 # For each section of a configuration: what it is for, and its fields.
@@ -113,7 +109,7 @@ _SECTIONS = {
         "data_dir": _text("Directory of the prepared datasets, or of the images of 'image_folder'. "
                           "'': $TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
         "image_size": _whole(1, "Side of the images in pixels.", 4096),
-        "channels": Field((int,), "a whole number", (Limit(lambda v: v in (1, 3), "1 or 3"),),
+        "channels": Field((int,), "a whole number", ((lambda v: v in (1, 3), "1 or 3"),),
                           "1 for grey, 3 for RGB."),
         "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size. -1: the largest "
                             "square; 0: the images fit as they are.", allowed="-1, 0 or a number of pixels"),
@@ -142,7 +138,7 @@ _SECTIONS = {
                "by sigma.", {
         "ch_mult": _tuple("Channels of each level, as multiples of features. A level has half the side of "
                           "the one before.",
-                          Limit(lambda v: 1 <= len(v) <= 12, "one to twelve numbers, one for each level")),
+                          (lambda v: 1 <= len(v) <= 12, "one to twelve numbers, one for each level")),
         "num_res_blocks": _whole(1, "Residual blocks of each level.", 100),
         "attn_resolutions": _tuple("Sides of the feature maps with attention."),
         "dropout": _number(_FRACTION, "Probability with which an activation is dropped in training."),
@@ -216,7 +212,7 @@ _SECTIONS = {
         "denoise": _switch("End with the expected clean image. 'predictor_corrector': without the noise of "
                            "the last step."),
         "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
-        "clip": Field((list,), "() or (low, high)", (Limit(_is_clip, "() or (low, high), finite"),),
+        "clip": Field((list,), "() or (low, high)", ((_is_clip, "() or (low, high), finite"),),
                       "Of 'annealed_langevin': clip to (low, high) after every update; () is off."),
         "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
                         "N(0, sigma_begin^2) or N(1/2, sigma_begin^2)."),
@@ -226,7 +222,7 @@ _SECTIONS = {
         "preview_samples": _whole(1, "Images in the previews during training."),
         "gif": _switch("Also write the way of the first samples, as annealing.gif and filmstrip.png."),
         "name": _text("Names the directory samples/step_STEP_NAME, and those of the other modes likewise.",
-                      Limit(lambda v: len(v) <= 100 and not set(v) - _NAME,
+                      (lambda v: len(v) <= 100 and not set(v) - _NAME,
                             "made of letters, digits, '-', '_' and '.', 100 at most")),
     }),
     "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images.", {
@@ -247,8 +243,8 @@ _SECTIONS = {
     "classifier": ("--mode=classifier trains a classifier of noisy images; --mode=classconditional samples "
                    "with it.", {
         "features": Field((int,), "a whole number", (
-            Limit(lambda v: v <= 1024, "at most 1024"),
-            Limit(_is_in_groups, "4, 8, 16, 32 or another number that is normalized in groups"),
+            (lambda v: v <= 1024, "at most 1024"),
+            (_is_in_groups, "4, 8, 16, 32 or another number that is normalized in groups"),
         ), "Channels of the first stage."),
         "num_steps": _whole(1, "Optimizer steps."),
         "batch_size": _whole(1, "Examples in a step."),
@@ -318,8 +314,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             bool in field.types or not isinstance(value, bool)
         )
         require(name, is_type, field.kind)
-        for limit in field.limits:
-            require(name, limit.holds(value), limit.allowed)
+        for holds, allowed in field.limits:
+            require(name, holds(value), allowed)
     for rule in rules.RULES:
         for name, holds, allowed in rule(config):
             require(name, holds, allowed)
@@ -342,7 +338,7 @@ def reference(defaults: ml_collections.ConfigDict) -> str:
             name = f"{section}.{short}".lstrip(".")
             default = tuple(flat[name]) if isinstance(flat[name], list) else flat[name]
             mark = " *" if name.startswith(CHANGEABLE) else ""
-            words = dict.fromkeys((field.kind, *(limit.allowed for limit in field.limits)))
+            words = dict.fromkeys((field.kind, *(allowed for _, allowed in field.limits)))
             words.pop(f"at most {_MAX_INTEGER}", None)
             lines.append(
                 f"| `{name}`{mark} | `{default!r}` | {', '.join(words)} | {field.meaning} |"

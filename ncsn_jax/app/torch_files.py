@@ -78,7 +78,9 @@ def read(path: str) -> TorchCheckpoint:
       UserError: if the file is not there, is damaged, would execute code, or holds something else; or
         if torch is missing or too old to read it safely.
     """
-    content = _load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own deprecations
+        content = _load(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         return _read_score_sde(path, content)
     if isinstance(content, Mapping) and "model_state" in content:
@@ -87,18 +89,15 @@ def read(path: str) -> TorchCheckpoint:
         parts = list(content) if isinstance(content, (list, tuple)) else [content]
     if len(parts) not in (1, 2, 4, 5):
         raise UserError(f"{path} holds a list of {len(parts)}, expected {_LAYOUTS}")
+    average = parts[4] if len(parts) > 4 else None
+    if isinstance(average, Mapping) and not average:
+        average = None
     return TorchCheckpoint(
         model=_state_dict(path, "state dict", parts[0]),
         optimizer=parts[1] if len(parts) > 1 else None,
         step=_count(path, "step", parts[3]) if len(parts) > 3 else None,
-        ema=_state_dict(path, "moving average", parts[4]) if _has_average(parts) else None,
+        ema=None if average is None else _state_dict(path, "moving average", average),
     )
-
-
-def _has_average(parts: list) -> bool:
-    if len(parts) < 5 or parts[4] is None:
-        return False
-    return not isinstance(parts[4], Mapping) or len(parts[4]) > 0
 
 
 def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
@@ -140,20 +139,12 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
     names = [name for name in found.model if name not in _BUFFERS]
     first, second, count = {}, {}, 0
     try:
-        if not isinstance(found.optimizer, Mapping):
-            raise TypeError(f"it is {type(found.optimizer).__name__}")
         (group,) = found.optimizer["param_groups"]
-        if not isinstance(group, Mapping):
-            raise TypeError(f"its group is {type(group).__name__}")
         numbers, states = list(group["params"]), dict(found.optimizer["state"])
         beta1, beta2 = group["betas"]
-        hyperparameters = {
-            "learning_rate": float(group["lr"]),
-            "beta1": float(beta1),
-            "beta2": float(beta2),
-            "eps": float(group["eps"]),
-            "weight_decay": float(group["weight_decay"]),
-        }
+        hyperparameters = {"learning_rate": group["lr"], "beta1": beta1, "beta2": beta2}
+        hyperparameters |= {name: group[name] for name in ("eps", "weight_decay")}
+        hyperparameters = {name: float(value) for name, value in hyperparameters.items()}
         if group.get("amsgrad"):
             raise UserError(f"{path} holds an optimizer with amsgrad, which is not available here")
         if len(numbers) != len(names):
@@ -165,26 +156,16 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
             if state is None:
                 first[name] = second[name] = np.zeros_like(found.model[name])
                 continue
-            if not isinstance(state, Mapping):
-                raise TypeError(f"the state of {name} is {type(state).__name__}")
             count = max(count, _count(path, f"Adam's step of {name}", float(state["step"])))
             first[name], second[name] = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
+    except UserError:
+        raise
+    # What is not Adam's state raises all kinds of exceptions.
+    except Exception as error:
         raise UserError(
             f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
         ) from None
     return Adam(count, first, second, hyperparameters)
-
-
-class _RefusedError(Exception):
-    """A numpy value that is not read."""
 
 
 class _Dtype:
@@ -206,11 +187,9 @@ def _scalar(dtype=None, data=None) -> float | int:
     kind = getattr(dtype, "kind", None)
     known = isinstance(dtype, _Dtype) and isinstance(kind, str) and kind in _SCALARS
     if not (known and isinstance(dtype.state, tuple) and dtype.state == plain):
-        raise _RefusedError(
-            "it holds a numpy value that is no little-endian float64, float32 or int64"
-        )
+        raise UserError("it holds a numpy value that is no little-endian float64, float32 or int64")
     if not isinstance(data, bytes) or len(data) != struct.calcsize(_SCALARS[kind]):
-        raise _RefusedError(
+        raise UserError(
             f"it holds a numpy scalar of type {kind} whose data are not {kind[1]} bytes"
         )
     return struct.unpack(_SCALARS[kind], data)[0]
@@ -229,9 +208,7 @@ def _load(path: str) -> Any:
         found = "is a directory" if os.path.isdir(path) else "does not exist"
         raise UserError(f"{path} {found}, expected a .pth file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about its own deprecations
-            import torch
+        import torch
     except ImportError as error:
         found = "is missing" if isinstance(error, ModuleNotFoundError) else f"fails: {error}"
         raise UserError(
@@ -244,13 +221,11 @@ def _load(path: str) -> Any:
             "pip install 'torch>=2.10'"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_STAND_INS):
-                return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except _RefusedError as error:
+    except UserError as error:
         raise UserError(f"{path} is refused: {error}") from None
     # Truncated and foreign files raise all kinds of exceptions.
     except Exception as error:

@@ -19,12 +19,7 @@ _NO_OPTIMIZER = "note: it holds no optimizer; training would begin with moments 
 
 
 def import_checkpoint(config, path: str, workdir: str) -> str:
-    """Makes a work directory from a checkpoint of the authors' PyTorch code.
-
-    Args:
-      config: the configuration that the file belongs to.
-      path: the checkpoint; see `torch_files.read`.
-      workdir: a directory that holds no run yet.
+    """Makes a work directory from a checkpoint of the authors' PyTorch code; see `torch_files.read`.
 
     Returns:
       What was done, for the user to read.
@@ -54,14 +49,9 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
 
 
 def export(config, workdir: str, path: str) -> str:
-    """Writes the newest checkpoint's parameters as arrays `model/NAME` and, with EMA, `ema/NAME`.
+    """Writes the newest checkpoint's parameters to a `.npz` file: `model/NAME` and, with EMA, `ema/NAME`.
 
     The names of the model carry 'module.' where the authors' code saves and loads them so.
-
-    Args:
-      config: the configuration of the run.
-      workdir: its work directory.
-      path: the `.npz` file to write.
 
     Returns:
       What was done, for the user to read.
@@ -75,8 +65,7 @@ def export(config, workdir: str, path: str) -> str:
     if storage.exists(path):
         raise UserError(f"--export={path!r} is there already; choose another name")
     step, state = workdirs.load_newest(config, workdir)
-    model = build.make_model(config)
-    ladder = build.make_sigmas(config)
+    model, ladder = build.make_model(config), build.make_sigmas(config)
     state_dict = convert.to_torch(state.params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."
     arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
