@@ -75,6 +75,6 @@ def record_library(patch) -> Recorder:
 def draw(config, task=Stream.SAMPLES, *known, params=None, of_classes=None, count=2):
     """Returns where the chains of a sampler start, and runs them."""
     sampler = samplers.make(config, task, of_classes)
-    x = sampler.start(jax.random.split(jax.random.key(0), count), count)
+    x = sampler.start(jax.random.split(jax.random.key(0), count))
     keys = jax.random.split(jax.random.key(1), count)
-    return x, sampler.advance(keys, params, x, 0, sampler.num_steps, *known)[0]
+    return x, sampler.advance(keys, params, x, (0, sampler.num_steps), *known)[0]

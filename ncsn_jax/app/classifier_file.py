@@ -11,30 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
+from ncsn_jax.app import build
 from ncsn_jax.app.pictures import read_npz, write_npz
 from ncsn_jax.errors import UserError, differences, show
 from ncsn_jax.models import NoisyClassifier
-from ncsn_jax.sde import SDE
 
 
-def describe(
-    model: NoisyClassifier,
-    sde: SDE,
-    *,
-    dataset: str,
-    image_shape: tuple[int, int, int],
-    centered: bool,
-) -> dict:
-    """Returns what a file says of a classifier: JSON-serialisable values."""
+def describe(config: ConfigDict, model: NoisyClassifier) -> dict:
+    """Returns what a file says of a classifier and of the run that it is for: JSON-serialisable values."""
+    process = build.make_sde(config)
     return {
         "num_classes": model.num_classes,
         "features": model.features,
         "ch_mult": list(model.ch_mult),
-        "sde": {"name": type(sde).__name__, **dataclasses.asdict(sde)},
-        "dataset": dataset,
-        "image_shape": list(image_shape),
-        "centered": centered,
+        "sde": {"name": type(process).__name__, **dataclasses.asdict(process)},
+        "dataset": config.data.dataset,
+        "image_shape": list(build.image_shape(config)),
+        "centered": config.data.centered,
     }
 
 
@@ -47,29 +42,17 @@ def rebuild(meta: dict) -> tuple[NoisyClassifier, Any]:
 
 
 def save(path: str, params: Any, meta: dict) -> None:
-    """Writes a classifier, complete or not at all.
-
-    Args:
-      path: of the file, which may be in object storage.
-      params: the network's parameters.
-      meta: what `describe` returns, and any other JSON-serialisable values, such as its accuracy.
-
-    Raises:
-      OSError: if the file cannot be written, with its name.
-    """
+    """Writes a classifier, complete or not at all; `meta` may hold more than `describe` returns."""
     arrays = traverse_util.flatten_dict(params, sep="/")
     write_npz(path, meta=np.asarray(json.dumps(meta)), **arrays)
 
 
 def load(path: str, expected: dict) -> tuple[Any, dict]:
-    """Reads what `save` wrote.
+    """Returns the parameters and `meta` of a file.
 
     Args:
       path: of the file, which may be in object storage.
-      expected: what `meta` has to agree with, but for classes and features: they are the file's.
-
-    Returns:
-      The parameters and `meta`.
+      expected: what `describe` returns. `meta` must agree with it, but for classes and features.
 
     Raises:
       UserError: if there is no such file, or it is damaged, of something else, or does not agree.

@@ -1,134 +1,116 @@
 """Trains the classifier of noisy images on one device, and measures it by noise."""
 
 import functools
+import logging
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ncsn_jax import classifier, losses, training
 from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
+from ncsn_jax.app import build
 from ncsn_jax.app.data import Batches
+from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import to_float
 from ncsn_jax.models import NoisyClassifier
-from ncsn_jax.sde import SDE
 
-# Between two records of the history.
-_STEPS_PER_RECORD = 50
+_STEPS_PER_LOG = 50
 
-
-class Evaluation(NamedTuple):
-    """How well images are classified by noise, each array `[num_bins]`.
-
-    Attributes:
-      t: the middle of each bin of times.
-      sigma: the noise at that time in units of the data, `sde.sigma(t)`.
-      loss: the mean cross-entropy in nats.
-      accuracy: the share that is classified as its label.
-    """
-
-    t: np.ndarray
-    sigma: np.ndarray
-    loss: np.ndarray
-    accuracy: np.ndarray
+_log = logging.getLogger("ncsn_jax")
 
 
 def train_classifier(
-    model: NoisyClassifier,
-    sde: SDE,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    seed: int,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    centered: bool = False,
-    advanced: Callable[[int, float, float], None] = lambda step, loss, accuracy: None,
-) -> tuple[Any, list[dict]]:
-    """Trains a classifier with Adam on one device.
+    config: ConfigDict, model: NoisyClassifier, images: np.ndarray, labels: np.ndarray
+) -> tuple[Any, float]:
+    """Trains a classifier with Adam on one device, as `config.classifier` says.
+
+    It learns the noise of the configuration's SDE at times uniform in (1e-5, 1]. The order of the images,
+    the times, the noise and the initial parameters are functions of `config.seed`. Every 50 steps the log
+    gets their mean loss and accuracy.
 
     Args:
+      config: the configuration.
       model: the network.
-      sde: the SDE whose noise it is to know, at times uniform in (1e-5, 1].
       images: uint8 `[N, H, W, C]`.
       labels: integers `[N]` in [0, K).
-      seed: of the order, the times, the noise and the initial parameters, >= 0.
-      num_steps, batch_size: >= 1.
-      learning_rate: > 0.
-      centered: whether the SDE's data is in [-1, 1], and not [0, 1].
-      advanced: called with the step, and the mean loss and accuracy of the last 50 of them.
 
     Returns:
-      The parameters, and a record `{"step": ..., "loss": ..., "accuracy": ...}` for each call of
-      `advanced`.
+      The parameters, and the mean loss in the last line of the log.
 
     Raises:
       UserError: if the loss is not finite.
     """
-    optimizer = training.make_optimizer(learning_rate)
-    key = stream_key(seed, Stream.CLASSIFIER_PARAMETERS)
+    options, optimizer = config.classifier, training.make_optimizer(config.classifier.learning_rate)
+    key = stream_key(config.seed, Stream.CLASSIFIER_PARAMETERS)
     state = training.make_init(model, optimizer, images.shape[1:], ema=False)(key)
-    options = {"model": model, "sde": sde, "optimizer": optimizer, "centered": centered}
-    step = jax.jit(functools.partial(classifier.train_step, **options), donate_argnums=0)
-    batches = Batches(images, seed, batch_size)
-    history, measured = [], []
-    for i in range(1, num_steps + 1):
-        rows = batches.indices(i - 1)
-        state, metrics = step(state, images[rows], labels[rows], seed)
-        measured.append(metrics)
-        if i % _STEPS_PER_RECORD == 0 or i == num_steps:
-            means = np.mean(jax.device_get(measured), axis=0)
-            loss, accuracy = (float(mean) for mean in means)
+    train_step = functools.partial(
+        classifier.train_step,
+        model=model,
+        sde=build.make_sde(config),
+        optimizer=optimizer,
+        centered=config.data.centered,
+    )
+    step = jax.jit(train_step, donate_argnums=0)
+    batches = Batches(images, config.seed, options.batch_size)
+    measured = []
+    with progress("training", options.num_steps) as advanced:
+        for i in range(1, options.num_steps + 1):
+            rows = batches.indices(i - 1)
+            state, metrics = step(state, images[rows], labels[rows], config.seed)
+            measured.append(metrics)
+            if i % _STEPS_PER_LOG and i < options.num_steps:
+                continue
+            loss, accuracy = np.mean(jax.device_get(measured), axis=0)
             if not math.isfinite(loss):
                 raise UserError(
-                    f"the classifier's loss is {loss} by step {i}: "
-                    f"config.classifier.learning_rate={learning_rate} may be too large"
+                    f"the classifier's loss is {loss} by step {i}: config.classifier.learning_rate="
+                    f"{options.learning_rate} may be too large"
                 )
-            history.append({"step": i, "loss": loss, "accuracy": accuracy})
-            advanced(i, loss, accuracy)
+            _log.debug("step %d  loss %.4g  accuracy %.3f", i, loss, accuracy)
+            advanced(len(measured))
             measured = []
-    return state.params, history
+    return state.params, float(loss)
 
 
 def evaluate(
+    config: ConfigDict,
     model: NoisyClassifier,
     params: Any,
-    sde: SDE,
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    seed: int = 0,
-    centered: bool = False,
     num_bins: int = 10,
     batch_size: int = 250,
-) -> Evaluation:
+) -> np.ndarray:
     """Measures a classifier by noise: every image once in each of `num_bins` equal parts of (0, 1].
 
     Args:
-      model, params, sde: as for `classifier.log_likelihood`.
+      config: the configuration that it was trained with.
+      model, params: as for `classifier.log_likelihood`.
       images: uint8 `[N, H, W, C]`, which it was not trained on.
       labels: integers `[N]`.
-      seed: of the times in each bin and the noise.
-      centered: as for `train_classifier`.
       num_bins: >= 1.
-      batch_size: >= 1; it changes nothing but rounding.
+      batch_size: >= 1; it changes nothing.
+
+    Returns:
+      The share of the images that is classified as its label, `[num_bins]`.
     """
+    process = build.make_sde(config)
 
     @jax.jit
     def measure(params, place, images, labels, index):
-        keys = example_keys(stream_key(seed, Stream.CLASSIFIER_TEST), place)
+        keys = example_keys(stream_key(0, Stream.CLASSIFIER_TEST), place)
         time_keys, noise_keys = split_each(fold_in(keys, index), 2)
         t = (index + losses.sample_times(time_keys, len(place))) / num_bins
-        x = to_float(images, centered=centered)
-        logits_fn = classifier.logits_fn(model, params, sde)
-        return classifier.loss(noise_keys, sde, logits_fn, x, labels, t)
+        x = to_float(images, centered=config.data.centered)
+        logits_fn = classifier.logits_fn(model, params, process)
+        return classifier.loss(noise_keys, process, logits_fn, x, labels, t)[1]
 
-    totals = np.zeros((2, num_bins))
+    right = np.zeros(num_bins)
     batch_size = min(batch_size, len(images))
     for start in range(0, len(images), batch_size):
         # The last batch is filled up, so that all have one shape.
@@ -136,7 +118,5 @@ def evaluate(
         rows = place % len(images)
         for index in range(num_bins):
             found = measure(params, place, images[rows], labels[rows], index)
-            totals[:, index] += [np.asarray(a)[place < len(images)].sum() for a in found]
-    t = (np.arange(num_bins) + 0.5) / num_bins
-    sigma = np.asarray(sde.sigma(jnp.asarray(t, jnp.float32)))
-    return Evaluation(t, sigma, *(totals / len(images)))
+            right[index] += np.asarray(found)[place < len(images)].sum()
+    return right / len(images)

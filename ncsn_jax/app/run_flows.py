@@ -5,7 +5,7 @@ network evaluations as its tolerance needs, and a batch takes as long as the slo
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,55 +15,30 @@ from ncsn_jax.app import build, devices, run_samplers
 from ncsn_jax.images import center, dequantize, uncenter, width
 
 
-class Found(NamedTuple):
-    """Of every image `[n, ...]`: what was asked for, and the network evaluations that it took `[n]`."""
+def on_devices(config, function: Callable) -> Callable:
+    """Returns `function`, which is one of those below, for a batch on all devices.
 
-    values: np.ndarray
-    evaluations: np.ndarray
+    It is `run(params, array, size, indices) -> (values [n, ...], evaluations [n])`, where
 
-
-class Flow:
-    """The probability flow that a configuration describes.
-
-    Args:
-      config: the configuration. Tolerances and end are those of `config.likelihood` for likelihoods and of
-        `config.sampling` for latents.
+    - `params` are the network's, replicated;
+    - `array` is `[n, ...]`, with n <= `size`;
+    - `size` is that of the compiled program, which is rounded up to the devices;
+    - `indices` are the images' places in their dataset. Only `bits_per_dim` depends on them;
+    - `evaluations` are those of the network, for each image.
     """
+    mapped = devices.map_examples(functools.partial(function, config))
 
-    def __init__(self, config):
-        self._seed = np.uint32(config.seed)
-        self._mapped = {
-            f: devices.map_examples(functools.partial(f, config))
-            for f in (_bits_per_dim, _encode, _decode)
-        }
+    def run(params, array: np.ndarray, size: int, indices=None) -> list[np.ndarray]:
+        indices = np.arange(len(array)) if indices is None else np.asarray(indices)
+        arrays = (run_samplers.shard(a, size) for a in (indices.astype(np.uint32), array))
+        found = mapped(params, np.uint32(config.seed), *arrays)
+        return [run_samplers.gather(np.asarray(a), len(array)) for a in found]
 
-    def bits_per_dim(self, params, indices: list[int], images: np.ndarray, size: int) -> Found:
-        """Returns the bits per dimension of images.
-
-        Args:
-          params: the network's, replicated.
-          indices: the images' places in their dataset, `size` of them at most.
-          images: uint8 `[n, H, W, C]`.
-          size: of the compiled program, rounded up to the devices.
-        """
-        return self._run(_bits_per_dim, params, np.asarray(indices), images, size)
-
-    def encode(self, params, images: np.ndarray, size: int) -> Found:
-        """Returns the latents of images in [0, 1], `[n, H, W, C]`."""
-        return self._run(_encode, params, np.arange(len(images)), images, size)
-
-    def decode(self, params, latents: np.ndarray, size: int) -> Found:
-        """Returns the images, in [0, 1] but for errors, of latents `[n, H, W, C]`."""
-        return self._run(_decode, params, np.arange(len(latents)), latents, size)
-
-    def _run(self, function, params, indices, array, size) -> Found:
-        count = len(indices)
-        indices, array = (run_samplers.shard(a, size) for a in (indices.astype(np.uint32), array))
-        found = self._mapped[function](params, self._seed, indices, array)
-        return Found(*(run_samplers.gather(np.asarray(a), count) for a in found))
+    return run
 
 
-def _bits_per_dim(config, params, seed, indices, images):
+def bits_per_dim(config, params, seed, indices, images):
+    """Bits per dimension of images, uint8 `[B, H, W, C]`, as `config.likelihood` says."""
     options, process = config.likelihood, build.make_sde(config)
     keys = example_keys(stream_key(seed, Stream.LIKELIHOOD), indices, 2)
     x = center(dequantize(keys[0], images), config.data.centered)
@@ -83,11 +58,13 @@ def _bits_per_dim(config, params, seed, indices, images):
     return bits, info.evaluations
 
 
-def _encode(config, params, seed, indices, images):
+def encode(config, params, seed, indices, images):
+    """Latents of images in [0, 1], with the tolerances and the end of `config.sampling`."""
     return _flow(config, params, center(images, config.data.centered), config.sampling.end, 1.0)
 
 
-def _decode(config, params, seed, indices, latents):
+def decode(config, params, seed, indices, latents):
+    """Images, in [0, 1] but for errors, of latents, with tolerances and end of `config.sampling`."""
     z = config.sampling.temperature * latents
     x, evaluations = _flow(config, params, z, 1.0, config.sampling.end)
     return uncenter(x, config.data.centered), evaluations

@@ -6,7 +6,7 @@ batch of one size.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -65,10 +65,11 @@ class Chains:
             return example_keys(stream_key(seed, task), indices, 2)
 
         def start(seed, indices):
-            return sampler.start(keys(seed, indices)[0], indices.shape[0])
+            return sampler.start(keys(seed, indices)[0])
 
         def advance(params, seed, indices, x, start, stop, *known):
-            x, evaluations = sampler.advance(keys(seed, indices)[1], params, x, start, stop, *known)
+            key, steps = keys(seed, indices)[1], (start, stop)
+            x, evaluations = sampler.advance(key, params, x, steps, *known)
             return x, jnp.isfinite(x).all(), evaluations
 
         self._start = devices.map_chain_start(start)
@@ -104,7 +105,11 @@ class Chains:
         known = tuple(shard(array, size) for array in known)
         seed = np.uint32(self._config.seed)
         x, frames, at = self._start(seed, places), [], 0
-        for stop, is_frame in _bounds(self.num_steps, min(num_frames, self.num_steps)):
+        parts, shown = (
+            set(frame_stops(self.num_steps, min(many, self.num_steps)).tolist())
+            for many in (_PARTS, num_frames)
+        )
+        for stop in sorted(parts | shown):
             x, finite, evaluations = self._advance(
                 params, seed, places, x, np.int32(at), np.int32(stop), *known
             )
@@ -117,7 +122,7 @@ class Chains:
                     f"sample {indices[np.argmin(good)]} is not finite after {stop} of {self.num_steps} "
                     f"steps: {self._sampler.cause}"
                 )
-            if is_frame:
+            if stop in shown:
                 frames.append(self._images(x, count))
             advanced(stop - at)
             at = stop
@@ -141,23 +146,11 @@ class Chains:
         return gather(pictures.to_uint8(uncenter(np.asarray(x), self._config.data.centered)), count)
 
 
-def _bounds(num_steps: int, num_frames: int) -> Iterator[tuple[int, bool]]:
-    """Yields where each part ends, and whether a frame is taken there."""
-    frames = set(frame_stops(num_steps, num_frames).tolist()) if num_frames else set()
-    parts = set(frame_stops(num_steps, min(_PARTS, num_steps)).tolist())
-    for stop in sorted(frames | parts):
-        yield stop, stop in frames
-
-
 def shard(array: np.ndarray, size: int) -> np.ndarray:
-    """Repeats examples until all devices have as many, and returns this process's.
-
-    Args:
-      array: `[n, ...]`.
-      size: how many examples there are to be, at least.
+    """Repeats examples `[n, ...]` until there are `size` or more and all devices have as many.
 
     Returns:
-      `[local devices, per device, ...]`.
+      Those of this process, `[local devices, per device, ...]`.
     """
     per_device = -(-size // jax.device_count())
     rows = np.resize(np.arange(len(array)), (jax.device_count(), per_device))
@@ -167,10 +160,5 @@ def shard(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def gather(mine: np.ndarray, count: int) -> np.ndarray:
-    """Returns the first examples of all processes, in all of them: `[count, ...]`.
-
-    Args:
-      mine: `[local devices, per device, ...]`.
-      count: how many.
-    """
+    """Returns the first `count` examples of all processes, in all of them; undoes `shard`."""
     return distributed.gather(mine).reshape(-1, *mine.shape[2:])[:count]

@@ -6,7 +6,6 @@ Sample i is a function of the settings and i. So an interrupted run goes on with
 and who asks for more later gets the new ones made alone.
 """
 
-import io
 import itertools
 import json
 import os
@@ -43,6 +42,7 @@ class SampleStore:
     ):
         self._directory = directory
         self._parts = os.path.join(directory, "parts")
+        self._path = os.path.join(directory, f"{name}.npz")
         self._shape, self._name, self._dtype = shape, name, np.dtype(dtype)
         path = os.path.join(directory, "settings.json")
         try:
@@ -70,10 +70,8 @@ class SampleStore:
     def add(self, indices: list[int], samples: np.ndarray) -> None:
         """Keeps samples, `[n, ...]`, under their indices."""
         storage.make_directory(self._parts)
-        buffer = io.BytesIO()
-        np.savez(buffer, indices=np.asarray(indices), samples=samples)
-        name = f"{indices[0]:08d}-{len(indices):08d}.npz"
-        storage.write(os.path.join(self._parts, name), buffer.getvalue())
+        path = os.path.join(self._parts, f"{indices[0]:08d}-{len(indices):08d}.npz")
+        pictures.write_npz(path, indices=np.asarray(indices), samples=samples)
         self._have.update(zip(indices, samples, strict=True))
 
     def finish(self) -> np.ndarray:
@@ -84,31 +82,26 @@ class SampleStore:
         """
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{self._name: samples})
-        storage.write(os.path.join(self._directory, f"{self._name}.npz"), buffer.getvalue())
+        pictures.write_npz(self._path, **{self._name: samples})
         if self._dtype == np.uint8 and len(self._shape) == 3:
-            pictures.write_png(
-                os.path.join(self._directory, "grid.png"), pictures.grid(samples[:100])
-            )
+            grid = pictures.grid(samples[:100])
+            pictures.write_png(os.path.join(self._directory, "grid.png"), grid)
         if count == len(self._have):
             storage.remove_directory(self._parts)
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields what earlier runs left: (index, sample). A part that cannot be read is made again."""
-        complete = os.path.join(self._directory, f"{self._name}.npz")
-        if storage.exists(complete):
+        if storage.exists(self._path):
             try:
-                (samples,) = pictures.read_npz(complete, self._name)
+                (samples,) = pictures.read_npz(self._path, self._name)
             # Damaged files raise all kinds of exceptions.
             except Exception as error:
-                raise UserError(
-                    f"{complete} cannot be read ({type(error).__name__}): move it away"
-                ) from None
+                reason = type(error).__name__
+                raise UserError(f"{self._path} cannot be read ({reason}): move it away") from None
             if samples.dtype != self._dtype or samples.shape[1:] != self._shape:
                 raise UserError(
-                    f"{complete} holds {samples.dtype} of shape {samples.shape}, expected {self._dtype} of "
+                    f"{self._path} holds {samples.dtype} of shape {samples.shape}, expected {self._dtype} of "
                     f"shape (N, {', '.join(map(str, self._shape))}): move it away"
                 )
             yield from enumerate(samples)

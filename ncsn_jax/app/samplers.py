@@ -53,16 +53,16 @@ class Sampler(NamedTuple):
     Attributes:
       num_steps: the number of steps.
       evaluations: network evaluations of a sample, or None where only the samples tell.
-      start: `start(key, batch size) -> x`, in the space of the SDE.
-      advance: `advance(key, params, x, start, stop, *known) -> (x, evaluations int32 [B])`, runs a part of
-        the steps. What is known of the samples, `[B, ...]` each: observed images and masks, grey images, or
-        classes; images in [0, 1].
+      start: `start(keys [B]) -> x`, in the space of the SDE.
+      advance: `advance(keys [B], params, x, (start, stop), *known) -> (x, evaluations int32 [B])`,
+        runs a part of the steps. What is known of the samples, `[B, ...]` each: observed images and masks,
+        grey images, or classes; images in [0, 1].
       cause: what is wrong, most likely, where the samples are not finite.
     """
 
     num_steps: int
     evaluations: int | None
-    start: Callable[[jax.Array, int], jax.Array]
+    start: Callable[[jax.Array], jax.Array]
     advance: Callable[..., tuple[jax.Array, jax.Array]]
     cause: str
 
@@ -100,14 +100,11 @@ def make(
 ) -> Sampler:
     """Returns the sampler that a configuration describes.
 
-    Args:
-      config: the configuration.
-      task: one of the constants above. `params` of `advance` are the network's; `Stream.CLASSES` those and
-        the classifier's.
-      of_classes: the classifier, `Stream.CLASSES`.
+    `params` of its `advance` are the network's; for `Stream.CLASSES` a pair, those and the parameters of the
+    classifier `of_classes`.
 
     Raises:
-      UserError: if the method cannot do that.
+      UserError: if the method cannot do what the task is.
     """
     check(config, task)
     score_fns = functools.partial(_score_fns, config, of_classes)
@@ -134,10 +131,10 @@ def _arguments(config) -> dict:
     return {name: config.sampling[name] for name in names if name not in _OF_START}
 
 
-def _prior(config, key: jax.Array, batch: int) -> jax.Array:
-    """Draws from the SDE's prior, with one key for each of the batch."""
+def _prior(config, keys: jax.Array) -> jax.Array:
+    """Draws from the SDE's prior, once with each key."""
     shape, process = build.image_shape(config), build.make_sde(config)
-    return jax.vmap(lambda k: process.prior_sample(k, shape))(key)
+    return jax.vmap(lambda key: process.prior_sample(key, shape))(keys)
 
 
 def _no_count(x: jax.Array) -> jax.Array:
@@ -150,25 +147,22 @@ def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
     count = config.model.num_levels * options.steps_per_level + bool(options.denoise)
     arguments = _arguments(config)
     arguments["clip"] = tuple(center(c, centered) for c in options.clip) or None
+    if task == Stream.INPAINTING:
+        arguments |= {name: config.inpainting[name] for name in ("keep_observed", "scheme")}
 
-    def start(key, batch):
-        shape, scale = (batch, *build.image_shape(config)), config.model.sigma_begin
-        x = sampling.initial_samples(key, shape, options.init, scale=scale / width(centered))
+    def start(keys):
+        shape, scale = (keys.shape[0], *build.image_shape(config)), config.model.sigma_begin
+        x = sampling.initial_samples(keys, shape, options.init, scale=scale / width(centered))
         return center(x, centered)
 
-    def advance(key, params, x, start, stop, *known):
+    def advance(keys, params, x, steps, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        steps = {"steps": (start, stop)}
-        if task != Stream.INPAINTING:
-            x = sampling.annealed_langevin(key, sigma_score_fn, x, ladder, **arguments, **steps)
-            return x, _no_count(x)
-        x = sampling.inpaint(
-            *(key, sigma_score_fn, x, ladder, center(known[0], centered), known[1]),
-            keep_observed=config.inpainting.keep_observed,
-            scheme=config.inpainting.scheme,
-            **arguments,
-            **steps,
-        )
+        inputs = keys, sigma_score_fn, x, ladder
+        if task == Stream.INPAINTING:
+            observed, mask = center(known[0], centered), known[1]
+            x = sampling.inpaint(*inputs, observed, mask, steps=steps, **arguments)
+        else:
+            x = sampling.annealed_langevin(*inputs, steps=steps, **arguments)
         return x, _no_count(x)
 
     cause = f"config.sampling.epsilon={options.epsilon} is too large"
@@ -178,8 +172,10 @@ def _annealed_langevin(config, score_fns: Callable, task: Stream) -> Sampler:
 def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
     options, process, last = config.sampling, build.make_sde(config), config.sampling.num_steps
     arguments = _arguments(config) | {"snr": options.snr or None}
+    corrections = options.corrector_steps if options.corrector != "none" else 0
+    evaluations = last * (corrections + (options.predictor != "none"))
 
-    def advance(key, params, x, start, stop, *known):
+    def advance(keys, params, x, steps, *known):
         _, time_score_fn = score_fns(params, known)
         constrain, mask = None, None
         if known and task != Stream.CLASSES:
@@ -190,14 +186,12 @@ def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
         elif task == Stream.COLORIZATION:
             constrain = sampling.known_grey(process, *known)
         x, _ = sampling.predictor_corrector(
-            key, process, time_score_fn, x, constrain=constrain, steps=(start, stop), **arguments
+            keys, process, time_score_fn, x, constrain=constrain, steps=steps, **arguments
         )
         if mask is not None and config.inpainting.keep_observed:
-            x = jnp.where((stop == last) & mask.astype(bool), observed, x)
+            x = jnp.where((steps[1] == last) & mask.astype(bool), observed, x)
         return x, _no_count(x)
 
-    corrections = options.corrector_steps if options.corrector != "none" else 0
-    evaluations = last * (corrections + (options.predictor != "none"))
     cause = f"config.sampling.num_steps={last} is too few, or snr={options.snr} too large"
     return Sampler(last, evaluations, functools.partial(_prior, config), advance, cause)
 
@@ -205,11 +199,11 @@ def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
 def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
     options, process = config.sampling, build.make_sde(config)
 
-    def start(key, batch):
-        return options.temperature * _prior(config, key, batch)
+    def start(keys):
+        return options.temperature * _prior(config, keys)
 
-    def advance(key, params, x, start, stop, *known):
-        del key, start, stop
+    def advance(keys, params, x, steps, *known):
+        del keys, steps
 
         def solve(x, *known):
             # The solver is mapped over examples, so that each has steps of its own.
@@ -229,13 +223,12 @@ def _heun(config, score_fns: Callable, task: Stream) -> Sampler:
     options, last = config.sampling, config.sampling.num_steps
     ladder = sigmas.karras(config.model.sigma_begin, config.model.sigma_end, last, options.rho)
 
-    def start(key, batch):
-        return ladder[0] / build.make_sde(config).prior_std() * _prior(config, key, batch)
+    def start(keys):
+        return ladder[0] / build.make_sde(config).prior_std() * _prior(config, keys)
 
-    def advance(key, params, x, start, stop, *known):
+    def advance(keys, params, x, steps, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        steps = {"steps": (start, stop)}
-        x, _ = sampling.heun(key, sigma_score_fn, x, ladder, churn=options.churn, **steps)
+        x, _ = sampling.heun(keys, sigma_score_fn, x, ladder, churn=options.churn, steps=steps)
         return x, _no_count(x)
 
     cause = f"config.sampling.num_steps={last} is too few"

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from ncsn_jax import sde
 from ncsn_jax.app import classifier_file, pictures
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
+from tests.running import load_diffusion_config
 
-MODEL, PROCESS = NoisyClassifier(3, 4), sde.VE(0.01, 0.2)
+MODEL = NoisyClassifier(3, 4)
 
 
-def describe(model=MODEL, process=PROCESS, dataset="digits", side=8, centered=False):
-    return classifier_file.describe(
-        model, process, dataset=dataset, image_shape=(side, side, 1), centered=centered
-    )
+def describe(model=MODEL, **changes):
+    config = load_diffusion_config(**{"model.sigma_begin": 0.2} | changes)
+    return classifier_file.describe(config, model)
 
 
 META = describe() | {"accuracy": [0.9, 0.5]}
@@ -35,13 +34,14 @@ def weights():
     )
 
 
-@pytest.mark.parametrize("process", [PROCESS, sde.VP(0.2, 10.0), sde.SubVP()])
+@pytest.mark.parametrize("process", ["ve", "vp", "subvp"])
 def test_a_file_holds_all_of_it(process, weights, tmp_path):
     path = str(tmp_path / "classifier.npz")
-    meta = describe(process=process) | {"accuracy": [0.9]}
+    changes = {"training.sde": process}
+    meta = describe(**changes) | {"accuracy": [0.9]}
     classifier_file.save(path, weights, meta)
     assert os.listdir(tmp_path) == ["classifier.npz"]
-    params, found = classifier_file.load(path, describe(NoisyClassifier(2), process))
+    params, found = classifier_file.load(path, describe(NoisyClassifier(2), **changes))
     assert found == meta and classifier_file.rebuild(found)[0] == MODEL
     jax.tree.map(np.testing.assert_array_equal, params, weights)
 
@@ -49,17 +49,17 @@ def test_a_file_holds_all_of_it(process, weights, tmp_path):
 def test_what_a_classifier_is_of_is_compared(weights, tmp_path):
     path = str(tmp_path / "classifier.npz")
     classifier_file.save(path, weights, META)
-    for expected, message in [
-        (describe(dataset="mnist"), "dataset is 'digits' there and 'mnist' here"),
-        (describe(process=sde.VE(0.01, 3.0)), "sde is .*0.2.* there and .*3.0.* here"),
-        (describe(process=sde.VP()), "sde is .*'VE'.* there and .*'VP'.* here"),
-        (describe(side=16), r"image_shape is \[8, 8, 1\] there and \[16, 16, 1\] here"),
-        (describe(centered=True), "centered is False there and True here"),
+    for field, value, message in [
+        ("data.dataset", "mnist", "dataset is 'digits' there and 'mnist' here"),
+        ("model.sigma_begin", 3.0, "sde is .*0.2.* there and .*3.0.* here"),
+        ("training.sde", "vp", "sde is .*'VE'.* there and .*'VP'.* here"),
+        ("data.image_size", 16, r"image_shape is \[8, 8, 1\] there and \[16, 16, 1\] here"),
+        ("data.centered", True, "centered is False there and True here"),
     ]:
         with pytest.raises(
             UserError, match=f"{path} holds a classifier of something else: {message}$"
         ):
-            classifier_file.load(path, expected)
+            classifier_file.load(path, describe(**{field: value}))
 
 
 def assert_refused(path, message="cannot be read as a classifier"):

@@ -27,19 +27,20 @@ from ncsn_jax.app import (
     build,
     checkpoints,
     classifier_file,
-    classifier_training,
     data,
     devices,
     run_flows,
     run_samplers,
     schema,
 )
+from ncsn_jax.app.data import image_folder
 from ncsn_jax.app.modes import classifier as classifier_mode
 from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_samplers
+from tests.app import test_classifier_training, test_samplers
+from tests.app.modes import test_classifier
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
 
@@ -49,16 +50,9 @@ def guide(config):
     draw(config, Stream.CLASSES, jnp.zeros(2, int), params=(None, None), of_classes=of_classes)
 
 
-def bits_per_dim(config):
-    run_flows.Flow(config).bits_per_dim(devices.replicate({}), [0], IMAGES[:1], 1)
-
-
-def encode(config):
-    run_flows.Flow(config).encode(devices.replicate({}), IMAGES[:1] / np.float32(255), 1)
-
-
-def decode(config):
-    run_flows.Flow(config).decode(devices.replicate({}), np.ones((1, 8, 8, 1), np.float32), 1)
+def flow(function, array):
+    """Returns what runs a function of `run_flows` on an array."""
+    return lambda config: run_flows.on_devices(config, function)(devices.replicate({}), array, 1)
 
 
 def inpaint(config):
@@ -85,10 +79,10 @@ PLACES = {
     "time_score_fn": ("time_score_fn", draw, "probability_flow"),
     "inpaint": ("inpaint", inpaint, "annealed_langevin"),
     "guided": ("guided", guide, None),
-    "log_prob": ("log_prob", bits_per_dim, None),
-    "bits_per_dim": ("bits_per_dim", bits_per_dim, None),
-    "encode": ("probability_flow", encode, None),
-    "decode": ("probability_flow", decode, None),
+    "log_prob": ("log_prob", flow(run_flows.bits_per_dim, IMAGES[:1]), None),
+    "bits_per_dim": ("bits_per_dim", flow(run_flows.bits_per_dim, IMAGES[:1]), None),
+    "encode": ("probability_flow", flow(run_flows.encode, IMAGES[:1] / np.float32(255)), None),
+    "decode": ("probability_flow", flow(run_flows.decode, np.ones((1, 8, 8, 1), np.float32)), None),
 }
 
 
@@ -281,8 +275,9 @@ def test_a_field_arrives(row, record):
 
 def test_the_temperature_multiplies_latents_that_are_decoded(record):
     config = load_config(**{"sampling.temperature": 3.0})
-    found = run_flows.Flow(config).decode(devices.replicate({}), IMAGES[:2].astype(np.float32), 2)
-    np.testing.assert_array_equal(found.values, 3.0 * IMAGES[:2])
+    decode = run_flows.on_devices(config, run_flows.decode)
+    found, _ = decode(devices.replicate({}), IMAGES[:2].astype(np.float32), 2)
+    np.testing.assert_array_equal(found, 3.0 * IMAGES[:2])
 
 
 def test_noise_of_a_sample_is_that_of_the_seed_and_its_index(record):
@@ -320,23 +315,16 @@ class Chains:
 
 
 class Flow:
-    """Encodes and decodes by the identity."""
+    """Encodes and decodes by the identity; the bits of an image are its mean."""
 
-    def __init__(self, config):
-        self.sizes = []
-        Flow.made = self
+    sizes: list[int] = []  # noqa: RUF012
 
-    def encode(self, params, images, size):
-        self.sizes.append(size)
-        return run_flows.Found(images, np.zeros(len(images)))
+    def __init__(self, config, function):
+        self.judges = function is run_flows.bits_per_dim
 
-    def decode(self, params, latents, size):
-        self.sizes.append(size)
-        return run_flows.Found(latents, np.zeros(len(latents)))
-
-    def bits_per_dim(self, params, indices, images, size):
-        self.sizes.append(size)
-        return run_flows.Found(images.mean(axis=(1, 2, 3)), np.zeros(len(images)))
+    def __call__(self, params, array, size, indices=None):
+        Flow.sizes.append(size)
+        return array.mean(axis=(1, 2, 3)) if self.judges else array, np.zeros(len(array))
 
 
 @pytest.fixture
@@ -345,7 +333,8 @@ def trained(record, monkeypatch):
     monkeypatch.setattr(shared, "begin", lambda *_: None)
     monkeypatch.setattr(shared, "load", lambda c, w: shared.Loaded(c, w, 1, {}))
     monkeypatch.setattr(run_samplers, "Chains", Chains)
-    monkeypatch.setattr(run_flows, "Flow", Flow)
+    monkeypatch.setattr(run_flows, "on_devices", Flow)
+    monkeypatch.setattr(Flow, "sizes", [])
     return record
 
 
@@ -356,12 +345,12 @@ def read(path):
 
 def test_fields_of_inpainting_arrive(trained, tmp_path):
     trained.watch(complete, "make_masks")
-    trained.watch(shared, "read_images", lambda **_: (IMAGES[5:], ""))
+    trained.watch(image_folder, "read", lambda **_: (IMAGES[5:], ""))
     changes = {"num_images": 2, "num_completions": 3, "mask": "box", "images": "pictures"}
     config = load_config(**{f"inpainting.{name}": value for name, value in changes.items()})
     config.sampling.batch_size, config.sampling.name, config.seed = 4, "named", 9
     complete.inpaint(config, str(tmp_path))
-    assert trained.calls["read_images"][0]["directory"] == "pictures"
+    assert trained.calls["read"][0]["directory"] == "pictures"
     masks = trained.calls["make_masks"][0]
     assert (masks["mask"], masks["count"], masks["seed"]) == ("box", 2, 9)
     found = read(tmp_path / "inpainting" / "step_1_named" / "completions.npz")
@@ -403,7 +392,7 @@ def test_fields_of_interpolation_arrive(trained, tmp_path):
     found = read(tmp_path / "interpolation" / "step_1" / "interpolation.npz")
     assert found["interpolations"].shape == (3, 5, 8, 8, 1)
     np.testing.assert_array_equal(found["originals"].reshape(6, 8, 8, 1), IMAGES[:6])
-    assert Flow.made.sizes == [4, 10, 4, 10]  # two pairs at once, five images each
+    assert Flow.sizes == [4, 10, 4, 10]  # two pairs at once, five images each
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -413,28 +402,7 @@ def test_fields_of_likelihood_arrive(split, trained, tmp_path):
     assert trained.calls["load"][-1]["split"] == split
     found = read(tmp_path / "likelihood" / "step_1" / "bits_per_dim.npz")["bits_per_dim"]
     np.testing.assert_allclose(found[:, 0], IMAGES[:4].mean(axis=(1, 2, 3)), rtol=1e-6)
-    assert Flow.made.sizes == [3, 3]
-
-
-def test_fields_of_the_classifier_arrive(trained, tmp_path):
-    class Arrived(Exception):
-        pass
-
-    def stop(**_):
-        raise Arrived
-
-    trained.watch(classifier_training, "train_classifier", stop)
-    changes = {"features": 8, "num_steps": 7, "batch_size": 5, "learning_rate": 0.5}
-    config = load_diffusion_config(digits_vp, **{f"classifier.{k}": v for k, v in changes.items()})
-    config.seed = 9
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Arrived):
-        patch.setattr("ncsn_jax.app.workdirs.claim_images", lambda *_, **__: None)
-        classifier_mode.classifier(config, str(tmp_path))
-    (found,) = trained.calls["train_classifier"]
-    assert found["model"] == models.NoisyClassifier(3, 8) and found["sde"] == sde.VP(0.1, 20.0)
-    assert found["centered"] is True and found["seed"] == 9
-    for name in ("num_steps", "batch_size", "learning_rate"):
-        assert found[name] == changes[name]
+    assert Flow.sizes == [3, 3]
 
 
 @pytest.mark.parametrize(("label", "expected"), [(-1, [0, 1, 2, 0, 1, 2, 0, 1]), (2, [2] * 8)])
@@ -445,9 +413,7 @@ def test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn(
     config = load_diffusion_config(digits_vp, **{"classifier.label": label})
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1)), np.ones(1))
     params = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes)
-    described = classifier_file.describe(
-        *(model, build.make_sde(config)), dataset="digits", image_shape=(8, 8, 1), centered=True
-    )
+    described = classifier_file.describe(config, model)
     (tmp_path / "classifier").mkdir()
     classifier_file.save(str(tmp_path / "classifier" / "classifier.npz"), params, described)
     classifier_mode.classconditional(config, str(tmp_path))
@@ -536,10 +502,11 @@ ELSEWHERE = {
     "likelihood.num_images": test_fields_of_likelihood_arrive,
     "interpolation.num_pairs": test_fields_of_interpolation_arrive,
     "interpolation.num_steps": test_fields_of_interpolation_arrive,
-    "classifier.features": test_fields_of_the_classifier_arrive,
-    "classifier.num_steps": test_fields_of_the_classifier_arrive,
-    "classifier.batch_size": test_fields_of_the_classifier_arrive,
-    "classifier.learning_rate": test_fields_of_the_classifier_arrive,
+    "classifier.features": test_classifier.test_a_classifier_is_trained_on_one_split_and_tested_on_the_other,
+    **dict.fromkeys(
+        ("classifier.num_steps", "classifier.batch_size", "classifier.learning_rate"),
+        test_classifier_training.test_training_is_the_library_s_steps_on_the_batches_of_the_seed,
+    ),
     "classifier.label": test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn,
     "inpainting.mask": test_fields_of_inpainting_arrive,
     "inpainting.images": test_fields_of_inpainting_arrive,

@@ -139,15 +139,15 @@ def make_image_folder(case):
     return call, named if split == "train" else None
 
 
-@entry(3, "ncsn_jax.app.data.masks")
+@entry(3, "ncsn_jax.app.data.image_folder")
 def make_inpainting_images(case):
     """A directory of images to complete."""
-    from ncsn_jax.app.data.masks import read_images
+    from ncsn_jax.app.data import image_folder
 
     arguments, named = _folder_case(case)
 
     def call():
-        x, text = read_images(*arguments)
+        x, text = image_folder.read(*arguments, "config.inpainting.images")
         _judge_images(x, *arguments[1:3])
         if text:
             judge(text, None)

@@ -163,12 +163,11 @@ def _classifier():
     """Returns the parameters of a small classifier by name, and its description."""
     from flax import traverse_util
 
-    from ncsn_jax import models, sde
+    from configs import digits_ve
+    from ncsn_jax import models
     from ncsn_jax.app import classifier_file
 
-    model = models.NoisyClassifier(3, 4, (1,))
-    options = {"dataset": "digits", "image_shape": (8, 8, 1), "centered": True}
-    meta = classifier_file.describe(model, sde.VE(0.01, 10.0), **options)
+    meta = classifier_file.describe(digits_ve.get_config(), models.NoisyClassifier(3, 4, (1,)))
     flat = traverse_util.flatten_dict(classifier_file.rebuild(meta)[1], sep="/")
     return {name: np.ones(like.shape, np.float32) for name, like in flat.items()}, meta
 

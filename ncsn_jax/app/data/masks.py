@@ -1,11 +1,10 @@
-"""The masks of inpainting, which say what pixels are observed, and the user's images."""
+"""The masks of inpainting, which say what pixels are observed."""
 
 import os
 import warnings
 
 import numpy as np
 
-from ncsn_jax.app.data import image_folder
 from ncsn_jax.errors import UserError
 
 MASKS = ("left", "box")
@@ -30,11 +29,11 @@ def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) ->
     """
     height, width, _ = shape
     if mask == "left":
-        masks = np.broadcast_to(np.arange(width) < (width + 1) // 2, (count, height, width))
+        masks = np.arange(width) < (width + 1) // 2
     elif mask == "box":
         masks = np.stack([_box(height, width, seed, i) for i in range(count)])
     else:
-        masks = np.broadcast_to(_read_mask(mask, height, width), (count, height, width))
+        masks = _read_mask(mask, height, width)
     return np.broadcast_to(masks[..., None], (count, *shape))
 
 
@@ -65,14 +64,3 @@ def _read_mask(path: str, height: int, width: int) -> np.ndarray:
     except Exception as error:
         raise UserError(f"{field} is no PNG or JPEG image ({type(error).__name__})") from None
     raise UserError(f"{field} is {size[0]}x{size[1]} pixels, but the images have {width}x{height}")
-
-
-def read_images(directory: str, size: int, channels: int, crop_size: int) -> tuple[np.ndarray, str]:
-    """Returns a user's images, uint8 `[N, size, size, channels]`, in the order of their names.
-
-    The text says which files were left out, if any.
-
-    Raises:
-      UserError: if there are none.
-    """
-    return image_folder.read(directory, size, channels, crop_size, "config.inpainting.images")

@@ -1,6 +1,5 @@
 """`--mode=inpaint` and `--mode=colorize`: images of which a part is known, completed several times each."""
 
-import logging
 import os
 import zlib
 from typing import NamedTuple
@@ -11,9 +10,6 @@ from ncsn_jax._random import Stream
 from ncsn_jax.app import build, distributed, pictures, run_samplers, samplers, storage
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.app.modes import shared
-from ncsn_jax.app.sample_store import SampleStore
-
-_log = logging.getLogger("ncsn_jax")
 
 
 def inpaint(config, workdir: str) -> None:
@@ -78,27 +74,23 @@ def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: 
     distributed.agree("what it completes", settings)
     if distributed.is_first():
         storage.remove_leftovers(directory)
-    _log.info(
-        "completing %d images, %d times each, from step %d", len(originals), each, loaded.step
-    )
+    count = len(originals)
+    shared.log.info("completing %d images, %d times each, from step %d", count, each, loaded.step)
     completions = shared.make_samples(
         name,
         loaded,
         run_samplers.Chains(config, task),
-        lambda: SampleStore(os.path.join(directory, "samples"), settings, shape),
-        len(originals) * each,
+        os.path.join(directory, "samples"),
+        settings,
+        count * each,
         lambda indices: tuple(a[indices // each] for a in known.for_sampler),
     )
     if completions is None:
         return
-    completions = completions.reshape(len(originals), each, *shape)
-    pictures.write_npz(
-        os.path.join(directory, "completions.npz"),
-        originals=originals,
-        completions=completions,
-        **known.written,
-    )
+    completions = completions.reshape(count, each, *shape)
+    path = os.path.join(directory, "completions")
+    arrays = {"originals": originals, "completions": completions} | known.written
+    pictures.write_npz(f"{path}.npz", **arrays)
     rows = np.concatenate([originals[:, None], known.shown[:, None], completions], axis=1)
-    picture = pictures.grid(rows.reshape(-1, *shape), columns=each + 2)
-    pictures.write_png(os.path.join(directory, "completions.png"), picture)
-    _log.info("wrote completions.npz and completions.png to %s", directory)
+    pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=each + 2))
+    shared.log.info("wrote completions.npz and completions.png to %s", directory)

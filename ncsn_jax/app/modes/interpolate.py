@@ -1,6 +1,5 @@
 """`--mode=interpolate`: what lies between two images, by the probability flow (Song et al., 2021, D.3)."""
 
-import logging
 import os
 import zlib
 from collections.abc import Callable
@@ -12,8 +11,6 @@ from ncsn_jax.app import build, distributed, pictures, run_flows
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
-
-_log = logging.getLogger("ncsn_jax")
 
 
 def interpolate(config, workdir: str) -> None:
@@ -31,13 +28,14 @@ def interpolate(config, workdir: str) -> None:
     settings = loaded.settings(*fields, "interpolation.num_steps")
     settings["images"] = zlib.crc32(originals.tobytes())
     distributed.agree("what it interpolates", settings)
-    flow, at_once = run_flows.Flow(config), min(pairs, max(1, config.sampling.batch_size // count))
+    at_once = min(pairs, max(1, config.sampling.batch_size // count))
+    encode, decode = (run_flows.on_devices(config, f) for f in (run_flows.encode, run_flows.decode))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         ends = originals[np.asarray(indices)].reshape(-1, *shape) / np.float32(255)
-        latents = flow.encode(loaded.params, ends, 2 * at_once).values.reshape(-1, 2, *shape)
+        latents = encode(loaded.params, ends, 2 * at_once)[0].reshape(-1, 2, *shape)
         between = np.concatenate([likelihood.interpolate(*pair, count) for pair in latents])
-        decoded = flow.decode(loaded.params, between, count * at_once).values
+        decoded = decode(loaded.params, between, count * at_once)[0]
         if not np.isfinite(decoded).all():
             raise UserError(
                 "an image cannot be encoded and decoded: config.sampling.rtol and atol may be too "
@@ -62,4 +60,4 @@ def interpolate(config, workdir: str) -> None:
     pictures.write_npz(f"{path}.npz", originals=originals, interpolations=found)
     rows = np.concatenate([originals[:, :1], found, originals[:, 1:]], axis=1)
     pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=count + 2))
-    _log.info("wrote interpolation.png and interpolation.npz to %s", directory)
+    shared.log.info("wrote interpolation.png and interpolation.npz to %s", directory)

@@ -1,7 +1,6 @@
 """`--mode=likelihood`: bits per dimension of images, by the probability flow (Song et al., 2021, D.2)."""
 
 import json
-import logging
 import os
 from collections.abc import Callable
 
@@ -11,8 +10,6 @@ from ncsn_jax.app import build, distributed, run_flows, storage, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
-
-_log = logging.getLogger("ncsn_jax")
 
 
 def likelihood(config, workdir: str) -> None:
@@ -28,18 +25,20 @@ def likelihood(config, workdir: str) -> None:
     settings = loaded.settings(*(f"likelihood.{f}" for f in fields), "sampling.dtype")
     settings["images"] = described
     distributed.agree("what it judges", settings)
-    flow, size = run_flows.Flow(config), min(config.sampling.batch_size, len(dataset))
+    bits_per_dim = run_flows.on_devices(config, run_flows.bits_per_dim)
+    size = min(config.sampling.batch_size, len(dataset))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        found = flow.bits_per_dim(loaded.params, indices, dataset[np.asarray(indices)], size)
-        bad = np.asarray(indices)[~np.isfinite(found.values)]
-        if len(bad):
+        images = dataset[np.asarray(indices)]
+        bits, evaluations = bits_per_dim(loaded.params, images, size, indices)
+        if not np.isfinite(bits).all():
+            bad = indices[np.argmin(np.isfinite(bits))]
             raise UserError(
-                f"the likelihood of image {bad[0]} is not finite: config.likelihood.rtol={options.rtol} "
+                f"the likelihood of image {bad} is not finite: config.likelihood.rtol={options.rtol} "
                 f"and atol={options.atol} may be too small for float32"
             )
         advanced(len(indices))
-        return np.stack([found.values, found.evaluations], axis=1).astype(np.float32)
+        return np.stack([bits, evaluations], axis=1).astype(np.float32)
 
     values = shared.make_missing(
         "likelihood",
@@ -50,28 +49,24 @@ def likelihood(config, workdir: str) -> None:
     )
     if values is None:
         return
-    summary = _summarize(*values[: len(dataset)].T)
+    bits, evaluations = values[: len(dataset)].T
+    count = len(bits)
+    error = float(np.std(bits, ddof=1) / np.sqrt(count)) if count > 1 else None
+    summary = {
+        "bits_per_dim": float(np.mean(bits)),
+        "standard_error": error,
+        "images": count,
+        "evaluations": float(np.mean(evaluations)),
+    }
     text = json.dumps(summary, indent=2) + "\n"
     storage.write(os.path.join(directory, "summary.json"), text.encode())
-    error = summary["standard_error"]
-    _log.info(
+    shared.log.info(
         "%.4f bits per dimension of %d images of %r, standard error %s, %.0f evaluations each; wrote "
         "bits_per_dim.npz and summary.json to %s",
         summary["bits_per_dim"],
-        summary["images"],
+        count,
         options.split,
         "unknown" if error is None else f"{error:.4f}",
         summary["evaluations"],
         directory,
     )
-
-
-def _summarize(bits: np.ndarray, evaluations: np.ndarray) -> dict:
-    """Returns the means of values of images, `[n]` each, and the standard error of the mean bits."""
-    count = len(bits)
-    return {
-        "bits_per_dim": float(np.mean(bits)),
-        "standard_error": float(np.std(bits, ddof=1) / np.sqrt(count)) if count > 1 else None,
-        "images": count,
-        "evaluations": float(np.mean(evaluations)),
-    }

@@ -1,6 +1,5 @@
 """`--mode=nearest`: samples beside the training images nearest to them, which shows copies."""
 
-import logging
 import os
 
 import numpy as np
@@ -10,8 +9,6 @@ from ncsn_jax.app import build, pictures, run_samplers, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.sample import write_samples
 from ncsn_jax.app.progress import progress
-
-_log = logging.getLogger("ncsn_jax")
 
 # Training images shown beside a sample, and samples compared at once.
 _NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
@@ -47,7 +44,7 @@ def nearest(config, workdir: str) -> None:
     rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
     picture = pictures.grid(np.concatenate(rows), columns=count + 1)
     pictures.write_png(os.path.join(directory, "nearest.png"), picture)
-    _log.info(
+    shared.log.info(
         "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
         "nearest.npz to %s",
         distances[:, 0].min(),

@@ -1,17 +1,13 @@
 """`--mode=sample`: samples of a run's newest checkpoint, and a film of the first ones."""
 
-import logging
 import os
 
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, distributed, pictures, run_samplers, storage
+from ncsn_jax.app import distributed, pictures, run_samplers, storage
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.progress import progress
-from ncsn_jax.app.sample_store import SampleStore
-
-_log = logging.getLogger("ncsn_jax")
 
 # Frames of a GIF, and samples in it.
 _GIF_FRAMES, _GIF_SAMPLES = 60, 36
@@ -26,15 +22,9 @@ def sample(config, workdir: str) -> None:
 def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndarray | None:
     """Writes the samples that are missing, as `sample` does; returns all of them in process 0."""
     config, directory = loaded.config, loaded.directory("samples")
-    shape, count = build.image_shape(config), config.sampling.num_samples
-    samples = shared.make_samples(
-        "sampling",
-        loaded,
-        runner,
-        lambda: SampleStore(directory, loaded.sampler_settings(), shape),
-        count,
-    )
-    _log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
+    settings, count = loaded.sampler_settings(), config.sampling.num_samples
+    samples = shared.make_samples("sampling", loaded, runner, directory, settings, count)
+    shared.log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
     if config.sampling.gif:
         size = config.sampling.batch_size
         indices = list(range(min(count, size, _GIF_SAMPLES)))
@@ -50,8 +40,8 @@ def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndar
 def _write_film(directory: str, frames: np.ndarray) -> None:
     """Writes `annealing.gif` and `filmstrip.png` of frames, uint8 `[F, N, H, W, C]`."""
     columns = int(np.ceil(np.sqrt(frames.shape[1])))
-    gif = pictures.encode_gif(np.stack([pictures.grid(f, columns) for f in frames]), min_side=400)
+    gif = pictures.encode_gif(np.stack([pictures.grid(f, columns) for f in frames]))
     storage.write(os.path.join(directory, "annealing.gif"), gif)
     strip = pictures.filmstrip(frames, rows=8, columns=12)
     pictures.write_png(os.path.join(directory, "filmstrip.png"), strip)
-    _log.info("wrote annealing.gif and filmstrip.png there")
+    shared.log.info("wrote annealing.gif and filmstrip.png there")

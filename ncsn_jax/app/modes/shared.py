@@ -22,23 +22,16 @@ from ncsn_jax.app import (
     schema,
     workdirs,
 )
-from ncsn_jax.app.data.masks import read_images
+from ncsn_jax.app.data import image_folder
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import one_line
 
-_log = logging.getLogger("ncsn_jax")
+log = logging.getLogger("ncsn_jax")
 
 
 class Loaded(NamedTuple):
-    """A checkpoint of a run.
-
-    Attributes:
-      config: the configuration.
-      workdir: the work directory.
-      step: of the checkpoint.
-      params: the network's parameters, the EMA where there is one, replicated.
-    """
+    """A checkpoint of a run, with its parameters, replicated: the EMA where there is one."""
 
     config: Any
     workdir: str
@@ -99,9 +92,11 @@ def load_originals(config, count: int) -> np.ndarray:
     if not directory:
         return np.asarray(build.load_images(config, "test")[:count])
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
-    found, left_out = read_images(directory, size, channels, crop_size)
+    found, left_out = image_folder.read(
+        directory, size, channels, crop_size, "config.inpainting.images"
+    )
     if left_out:
-        _log.warning("%s: %s", one_line(directory), left_out)
+        log.warning("%s: %s", one_line(directory), left_out)
     return np.asarray(found[:count])
 
 
@@ -109,22 +104,24 @@ def make_samples(
     what: str,
     loaded: Loaded,
     runner: run_samplers.Chains,
-    open_store: Callable[[], SampleStore],
+    directory: str,
+    settings: dict,
     count: int,
     known: Callable[[np.ndarray], tuple] = lambda indices: (),
 ) -> np.ndarray | None:
-    """Makes those of `count` samples that are missing.
+    """Makes those of `count` samples that are missing from a directory, as `make_missing` does.
 
     Args:
-      what, open_store, count: as for `make_missing`.
+      what: they are, for the progress bar.
       loaded: has the parameters of the sampler.
       runner: makes the samples.
+      directory: of their `SampleStore`.
+      settings: what determines them.
+      count: how many samples there are to be.
       known: returns what the sampler is told of the samples with these indices.
-
-    Returns:
-      All samples in process 0, and None in the others.
     """
-    size, evaluations = loaded.config.sampling.batch_size, []
+    config, evaluations = loaded.config, []
+    size, shape = config.sampling.batch_size, build.image_shape(config)
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         arrays = known(np.asarray(indices))
@@ -133,10 +130,16 @@ def make_samples(
         return made.images
 
     samples = make_missing(
-        what, open_store, count, size, make, steps=runner.num_steps, evaluations=runner.evaluations
+        what,
+        lambda: SampleStore(directory, settings, shape),
+        count,
+        size,
+        make,
+        steps=runner.num_steps,
+        evaluations=runner.evaluations,
     )
     if evaluations and runner.evaluations is None:
-        _log.info("%.0f network evaluations each", np.mean(evaluations))
+        log.info("%.0f network evaluations each", np.mean(evaluations))
     return samples
 
 
@@ -176,13 +179,12 @@ def make_missing(
 
     missing = distributed.on_first("to list what is there", list_missing)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
+    many = "as many network evaluations as the tolerance needs"
+    price = many if evaluations is None else f"{evaluations} network evaluations each"
     if missing:
-        price = "as many network evaluations as the tolerance needs"
-        if evaluations is not None:
-            price = f"{evaluations} network evaluations each"
-        _log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
+        log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
     else:
-        _log.info("all of it is there")
+        log.info("all of it is there")
     total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
     with progress(what, total, unit) as advanced:
         for indices in batches:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax.app.data.masks import make_masks, read_images
+from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.errors import UserError
 
 
@@ -55,11 +55,6 @@ def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
         make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 
-def test_a_directory_without_images_names_its_field(tmp_path):
-    with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
-        read_images(str(tmp_path), 8, 1, -1)
-
-
 def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
     header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header
@@ -72,10 +67,3 @@ def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
 
 def test_the_smallest_box():
     assert not make_masks("box", (1, 1, 1), 2, seed=0).any()
-
-
-def test_only_the_field_of_a_message_is_replaced(tmp_path):
-    folder = tmp_path / "data.data_dir"
-    folder.mkdir()
-    with pytest.raises(UserError, match=r"config.inpainting.images='.*/data.data_dir' holds no"):
-        read_images(str(folder), 8, 1, -1)

@@ -163,3 +163,9 @@ def test_colorization_takes_a_predictor_and_three_channels(coloured):
         run_lib.colorize(config, workdir)
     with pytest.raises(UserError, match="config.data.channels=1 must be 3 for colorization"):
         run_lib.colorize(runs.vp_config(**PREDICTOR), workdir)
+
+
+def test_a_directory_without_images_names_its_field(ladder_run, tmp_path):
+    config = runs.ladder_config(**{"inpainting.images": str(tmp_path)})
+    with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
+        run_lib.inpaint(config, ladder_run)
