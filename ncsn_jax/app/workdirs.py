@@ -59,17 +59,14 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
 
 def _unused(flat: dict) -> tuple[str, ...]:
     """Returns the fields, or their beginnings, that training does not use with the values of others."""
-    sde, continuous = flat["training.sde"], flat["training.continuous"]
-    unused = []
-    if flat["model.name"] != "ncsnpp":
-        unused.append("ncsnpp.")
-    if sde in ("none", "ve"):
-        unused.append("model.beta_")
-    else:
-        unused.append("model.sigma_")
-    if continuous:
-        unused.append("model.num_levels")
-    return tuple(unused)
+    has_sigmas = flat["training.sde"] in ("none", "ve")
+    unused = {
+        "ncsnpp.": flat["model.name"] != "ncsnpp",
+        "model.beta_": has_sigmas,
+        "model.sigma_": not has_sigmas,
+        "model.num_levels": flat["training.continuous"],
+    }
+    return tuple(name for name, is_unused in unused.items() if is_unused)
 
 
 def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:

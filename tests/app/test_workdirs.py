@@ -22,6 +22,27 @@ def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp
         workdirs.compare(changed, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("begun", "unused"),
+    [
+        ({}, {"ncsnpp.dropout", "model.beta_max"}),
+        ({"training.continuous": True}, {"ncsnpp.dropout", "model.beta_max", "model.num_levels"}),
+        ({"model.name": "ncsnpp", "training.sde": "ve"}, {"model.beta_max"}),
+        ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin"}),
+    ],
+)
+def test_fields_that_training_does_not_use_with_others_may_differ(begun, unused, tmp_path):
+    workdirs.write_config(load_config(**begun), str(tmp_path))
+    values = {"ncsnpp.dropout": 0.5, "model.beta_max": 9.0, "model.sigma_begin": 3.0}
+    for field, value in (values | {"model.num_levels": 7}).items():
+        config = load_config(**begun | {field: value})
+        if field in unused:
+            assert workdirs.compare(config, str(tmp_path))
+        else:
+            with pytest.raises(UserError, match=field):
+                workdirs.compare(config, str(tmp_path))
+
+
 def test_a_run_whose_config_json_has_other_fields_is_refused(tmp_path):
     workdirs.write_config(load_config(), str(tmp_path))
     path = tmp_path / "config.json"
