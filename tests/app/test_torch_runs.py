@@ -252,6 +252,6 @@ def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeyp
     torch_runs.import_checkpoint(config, str(V1), workdir)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoints").write_text("mine")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds checkpoints but no config.json"):
         torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
     assert (tmp_path / "other" / "checkpoints").read_text() == "mine"
