@@ -1,4 +1,4 @@
-"""Every check of arguments that more than one module makes, once.
+"""Every check of arguments that more than one module makes, once; imported as `check`.
 
 A check raises ValueError with one line: the argument's name, what was found and what is allowed. Some return
 the argument in the form that the caller needs. Values that JAX traces are not known yet and pass.
@@ -38,31 +38,40 @@ def as_float(name: str, value: float) -> float:
     raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
-def check_finite(name: str, value) -> None:
+def finite(name: str, value) -> None:
     """Refuses a number that is infinite or not a number."""
     if not is_traced(value) and not math.isfinite(as_float(name, value)):
         raise ValueError(f"{name} must be finite, got {show(value)}")
 
 
-def check_positive(name: str, value) -> None:
-    """Refuses anything but one finite number > 0."""
-    if not is_traced(value) and not (np.ndim(value) == 0 and 0 < as_float(name, value) < math.inf):
-        raise ValueError(f"{name} must be one number > 0, got {show(value)}")
+def positive(name: str, value) -> None:
+    """Refuses anything but one number > 0 that is finite in float32."""
+    if not (is_traced(value) or (np.ndim(value) == 0 and 0 < as_float(name, value) <= MAX_FLOAT)):
+        raise ValueError(f"{name} must be a finite number > 0, got {show(value)}")
 
 
-def check_number(name: str, value) -> None:
+def number(name: str, value) -> None:
     """Refuses anything but a plain number > 0 for which float32 has room."""
     if not _is_number(value):
         raise ValueError(f"{name} must be a number > 0, got {show(value)}")
 
 
-def check_fraction(name: str, value) -> None:
+def ends(*, equal: bool = False, **bounds) -> tuple[float, float]:
+    """Returns two numbers > 0, the larger first, as floats; they may be `equal` if told so."""
+    (first, last), (high, low) = bounds, (as_float(*bound) for bound in bounds.items())
+    if not (MAX_FLOAT >= high >= low > 0 and (high > low or equal)):
+        order = f"{MAX_FLOAT:g} >= {first} {'>=' if equal else '>'} {last} > 0"
+        raise ValueError(f"{order} must hold, got {first}={high} and {last}={low}")
+    return high, low
+
+
+def fraction(name: str, value) -> None:
     """Refuses anything but a number in (0, 1)."""
     if not is_traced(value) and not 0 < as_float(name, value) < 1:
         raise ValueError(f"{name} must be in (0, 1), got {show(value)}")
 
 
-def check_count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> None:
+def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> None:
     """Refuses anything but an integer from `least` to `most`."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and least <= value <= most):
@@ -78,7 +87,7 @@ def _is_number(value) -> bool:
 # Keys and arrays of examples
 
 
-def check_key(key: jax.Array, batch_size: int) -> None:
+def keys(key: jax.Array, batch_size: int) -> None:
     """Raises unless `key` is one typed key or `batch_size` of them; TypeError if it is no key."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         found = getattr(key, "dtype", type(key).__name__)
@@ -90,61 +99,64 @@ def check_key(key: jax.Array, batch_size: int) -> None:
         raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
 
 
-def check_batch(name: str, x: jax.Array) -> int:
+def batch(name: str, x: jax.Array) -> int:
     """Returns B of an array `[B, ...]`."""
     if not getattr(x, "shape", ()):
         raise ValueError(f"{name} must be an array [B, ...], got {show(x)}")
     return x.shape[0]
 
 
-def check_floating(name: str, x: jax.Array) -> None:
+def floating(name: str, x: jax.Array) -> None:
     """Refuses an array of anything but floating-point numbers."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
-def check_chains(key: jax.Array, x: jax.Array) -> int:
+def chains(key: jax.Array, x: jax.Array) -> int:
     """Returns B of floating-point x `[B, ...]`, where chains start, with one key or `[B]` of them."""
-    batch_size = check_batch("x", x)
-    check_key(key, batch_size)
-    check_floating("x", x)
+    batch_size = batch("x", x)
+    keys(key, batch_size)
+    floating("x", x)
     return batch_size
 
 
-def check_state(name: str, x: jax.Array) -> jax.Array:
+def state(name: str, x: jax.Array) -> jax.Array:
     """Returns floating-point x `[B, ...]`, which must have elements, in JAX's default precision."""
-    check_batch(name, x)
+    batch(name, x)
     x = jnp.asarray(x)
-    check_floating(name, x)
+    floating(name, x)
     if not x.size:
         raise ValueError(f"{name} must have elements, got shape {x.shape}")
     return x.astype(float)
 
 
-def check_each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
+def shape(name: str, value, wanted: tuple[int, ...]) -> None:
+    """Refuses an array of another shape."""
+    if np.shape(value) != wanted:
+        raise ValueError(f"{name} must have shape {wanted}, got {np.shape(value)}")
+
+
+def each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
     """Returns a value for each example of floating-point x `[B, ...]` as an array `[B]`."""
-    check_floating("x", x)
-    value = jnp.asarray(value)
-    if value.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape {x.shape[:1]}, one per example, got {value.shape}"
-        )
+    batch("x", x)
+    floating("x", x)
+    shape(name, value, x.shape[:1])
+    return jnp.asarray(value)
+
+
+def score(x: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns a score, which must be shaped like x."""
+    if value.shape != x.shape:
+        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {value.shape}")
     return value
 
 
-def check_score(x: jax.Array, score: jax.Array) -> jax.Array:
-    """Returns a score, which must be shaped like x."""
-    if score.shape != x.shape:
-        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {score.shape}")
-    return score
-
-
-def check_mask(mask) -> jax.Array:
+def mask(value) -> jax.Array:
     """Returns a mask as booleans."""
-    mask = jnp.asarray(mask)
-    if not is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+    value = jnp.asarray(value)
+    if not is_traced(value) and not np.isin(np.asarray(value), (0, 1)).all():
         raise ValueError("mask must be 1 or True where observed, and 0 or False elsewhere, only")
-    return mask.astype(bool)
+    return value.astype(bool)
 
 
 def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
@@ -159,10 +171,20 @@ def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, x.shape)
 
 
+def sides(model: object, x: jax.Array, halvings: int) -> None:
+    """Refuses images `[B, H, W, C]` whose sides cannot be halved so often."""
+    factor, (height, width) = 2**halvings, x.shape[1:3]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"{type(model).__name__} needs a height and width that are multiples of {factor}, "
+            f"got {height}x{width}"
+        )
+
+
 # Ladders and steps
 
 
-def check_ladder(sigmas: jax.Array) -> jax.Array:
+def ladder(sigmas: jax.Array) -> jax.Array:
     """Returns a ladder as an array `[L]`, positive and decreasing."""
     sigmas = jnp.asarray(sigmas)
     if sigmas.ndim != 1 or sigmas.shape[0] < 1:
@@ -178,10 +200,10 @@ def check_ladder(sigmas: jax.Array) -> jax.Array:
     return sigmas
 
 
-def check_part(part, total: int) -> tuple:
-    """Returns the argument `steps` of a sampler, (start, stop), as integers where they are known."""
+def part(steps, total: int) -> tuple:
+    """Returns `steps` of a sampler, (start, stop), as integers where they are known; None is (0, total)."""
     try:
-        bounds = tuple(part)
+        bounds = (0, total) if steps is None else tuple(steps)
         if len(bounds) == 2 and any(map(is_traced, bounds)):
             return bounds
         start, stop = map(operator.index, bounds)
@@ -190,48 +212,48 @@ def check_part(part, total: int) -> tuple:
         sound = False
     if not sound:
         raise ValueError(
-            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(part)}"
+            f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(steps)}"
         )
     return start, stop
 
 
-def check_frames(num_frames, return_info: bool, total: int) -> None:
+def frames(num_frames, return_info: bool, total: int) -> None:
     """Refuses a number of frames that `total` updates do not have, or that nobody gets."""
     if num_frames is None:
         return
     if not return_info:
         raise ValueError("num_frames needs return_info=True, which returns the frames")
-    check_count("num_frames", num_frames)
-    if num_frames > total:
-        raise ValueError(f"num_frames must be at most the {total} updates, got {num_frames}")
+    count("num_frames", num_frames, most=total)
 
 
-def check_clip(clip) -> tuple | None:
-    """Returns the bounds (low, high) to which samples are clipped, or None."""
-    if clip is None or (isinstance(clip, tuple | list) and any(map(is_traced, clip))):
-        return clip
+def interval(name: str, bounds, least: float = -math.inf, equal: bool = False) -> tuple:
+    """Returns bounds (low, high) as floats, `least` <= low < high; or low = high, if they may be `equal`."""
+    if is_traced(bounds) or (isinstance(bounds, tuple | list) and any(map(is_traced, bounds))):
+        return bounds
     try:
-        low, high = (float(bound) for bound in clip)
-        sound = low < high
+        low, high = (float(bound) for bound in bounds)
+        sound = least <= low and (low < high or (equal and low == high))
+        sound &= all(abs(bound) <= MAX_FLOAT or math.isinf(bound) for bound in (low, high))
     except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound:
-        raise ValueError(f"clip must be None or (low, high) with low < high, got {show(clip)}")
+        rule = f"{least} <= low {'<=' if equal else '<'} high, each infinite or a float32"
+        raise ValueError(f"{name} must be (low, high) with {rule}, got {show(bounds)}")
     return low, high
 
 
 # Differential equations
 
 
-def check_sde(sde) -> None:
+def sde(value) -> None:
     """Refuses anything but an SDE."""
     from ncsn_jax.sde import SDE  # which uses these checks
 
-    if not isinstance(sde, SDE):
-        raise ValueError(f"sde must be VE, VP, SubVP or another SDE, got {show(sde)}")
+    if not isinstance(value, SDE):
+        raise ValueError(f"sde must be VE, VP, SubVP or another SDE, got {show(value)}")
 
 
-def check_times(start: float, end: float) -> None:
+def times(start: float, end: float) -> None:
     """Refuses two times that are not in (0, 1] or do not differ."""
     for name, value in (("start", start), ("end", end)):
         if not (_is_number(value) and value <= 1):
@@ -240,9 +262,9 @@ def check_times(start: float, end: float) -> None:
         raise ValueError(f"start and end must differ, got {start} and {end}")
 
 
-def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
+def tolerances(rtol: float, atol: float, max_steps: int) -> None:
     """Refuses tolerances and a bound on steps with which nothing can be solved."""
     if not ((_is_number(rtol) and rtol < 1) or (np.ndim(rtol) == 0 and rtol == 0)):
         raise ValueError(f"rtol must be a number in [0, 1), got {show(rtol)}")
-    check_number("atol", atol)
-    check_count("max_steps", max_steps)
+    number("atol", atol)
+    count("max_steps", max_steps)

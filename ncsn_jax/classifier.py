@@ -15,15 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ncsn_jax import _checks as check
 from ncsn_jax import losses
-from ncsn_jax._checks import check_chains
-from ncsn_jax._random import (
-    Stream,
-    example_keys,
-    expand,
-    normal_like,
-    stream_key,
-)
+from ncsn_jax._random import Stream, example_keys, expand, normal_like, stream_key
 from ncsn_jax.errors import show
 from ncsn_jax.images import to_float
 from ncsn_jax.sde import SDE
@@ -104,11 +98,8 @@ def loss(
     Raises:
       ValueError: if an argument has the wrong shape or type, or y is out of range.
     """
-    batch_size = check_chains(key, x)
-    y = _check_classes(y)
-    t = jnp.asarray(t)
-    if y.shape != (batch_size,) or t.shape != (batch_size,):
-        raise ValueError(f"y and t must have shape ({batch_size},), got {y.shape} and {t.shape}")
+    check.chains(key, x)
+    y, t = _check_classes(check.each("y", x, y)), check.each("t", x, t)
     mean, std = sde.marginal(x, t)
     logits = logits_fn(mean + expand(std, x) * normal_like(key, x), t)
     return _cross_entropy(logits, y), jnp.argmax(logits, axis=1) == y
@@ -159,11 +150,10 @@ def train_step(
 
 
 def _check_classes(y: jax.Array | int) -> jax.Array:
-    found = y
-    y = jnp.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"y must be of integers, got {show(found)}")
-    return y
+    classes = jnp.asarray(y)
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(f"y must be of integers, got {show(y)}")
+    return classes
 
 
 def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:

@@ -7,13 +7,8 @@ Bytes 0 to 255 become floats in [0, 1]. A run may centre them: its SDE, sigmas a
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import check_batch, check_key
-from ncsn_jax._random import (
-    bits_like,
-    expand,
-    split_each,
-    uniform_like,
-)
+from ncsn_jax import _checks as check
+from ncsn_jax._random import bits_like, expand, split_each, uniform_like
 
 
 def center(x: jax.Array, centered: bool = True) -> jax.Array:
@@ -52,7 +47,7 @@ def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
     Raises:
       ValueError: if `images` are not uint8 `[B, ...]`.
     """
-    check_key(key, check_batch("images", images))
+    check.keys(key, check.batch("images", images))
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")

@@ -12,15 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import (
-    check_count,
-    check_key,
-    check_number,
-    check_sde,
-    check_state,
-    check_times,
-    check_tolerances,
-)
+from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like, rademacher_like
 from ncsn_jax.errors import show
 from ncsn_jax.images import dequantize as dequantize
@@ -73,11 +65,9 @@ def log_prob(
       num_projections: the number of vectors v, >= 1; each costs one derivative. The estimate's standard error
         falls with its root.
       projection: 'rademacher', signs, or 'gaussian', which has the larger variance.
-      rtol: relative tolerance of a step, in [0, 1).
-      atol: absolute tolerance of a step, > 0: of x in its units, and of the log density in nats per
+      rtol, atol, max_steps: as in `probability_flow`; atol is also that of the log density, in nats per
         dimension.
       end: the time of x, in (0, 1).
-      max_steps: accepted and rejected steps, >= 1, after which an example is given up.
       return_info: whether to return a `SamplerInfo` as well: evaluations of the score with its derivatives.
 
     Returns:
@@ -88,23 +78,26 @@ def log_prob(
       ValueError: if an argument is out of range, or the score is not shaped like x.
       ImportError: if diffrax is not installed.
     """
-    check_sde(sde)
-    x = check_state("x", x)
-    check_times(end, 1.0)
-    check_tolerances(rtol, atol, max_steps)
-    check_count("num_projections", num_projections)
+    check.sde(sde)
+    x = check.state("x", x)
+    check.times(end, 1.0)
+    check.tolerances(rtol, atol, max_steps)
+    check.count("num_projections", num_projections)
     if not (isinstance(projection, str) and projection in PROJECTIONS):
         raise ValueError(f"projection must be one of {[*PROJECTIONS]}, got {show(projection)}")
     vectors = None
     if not exact:
-        check_key(key, x.shape[0])
+        check.keys(key, x.shape[0])
         draws = [PROJECTIONS[projection](fold_in(key, i), x) for i in range(num_projections)]
         vectors = jnp.stack(draws, axis=1)
     size = math.prod(x.shape[1:])
 
     def field(t, state, vectors):
         score, directional = jax.linearize(lambda x: score_of_one(score_fn, x, t), state[0])
-        trace = _exact_trace(directional, state[0]) if exact else _trace(directional, vectors)
+        if exact:
+            trace = _exact_trace(directional, state[0])
+        else:  # the mean of v^T J v
+            trace = jnp.mean(jax.vmap(lambda v: jnp.sum(v * directional(v)))(vectors))
         g = sde.diffusion(t[None])[0]
         divergence = sde.drift_coefficient(t[None])[0] - 0.5 * g**2 * trace / size
         return velocity(sde, state[0], t, score), divergence
@@ -115,11 +108,6 @@ def log_prob(
     )
     nats = sde.prior_log_prob(latent) + size * change
     return (nats, info) if return_info else nats
-
-
-def _trace(directional, vectors: jax.Array) -> jax.Array:
-    """The mean of v^T J v over vectors `[P, ...]`."""
-    return jnp.mean(jax.vmap(lambda v: jnp.sum(v * directional(v)))(vectors))
 
 
 def _exact_trace(directional, x: jax.Array) -> jax.Array:
@@ -160,9 +148,9 @@ def bits_per_dim(
             f"got {show(shape)} and {log_prob.shape}"
         )
     for size in shape[1:]:
-        check_count("shape", size)
-    check_count("levels", levels)
-    check_number("width", width)
+        check.count("shape", size)
+    check.count("levels", levels)
+    check.number("width", width)
     size = math.prod(shape[1:])
     return -log_prob / (size * math.log(2)) + math.log2(levels / width)
 
@@ -190,11 +178,7 @@ def encode(
       rtol, atol, max_steps: as in `probability_flow`.
 
     Returns:
-      `[B, ...]`, NaN for an example that could not be solved.
-
-    Raises:
-      ValueError: if an argument is out of range, or the score is not shaped like x.
-      ImportError: if diffrax is not installed.
+      `[B, ...]`, NaN for an example that could not be solved. It raises what `probability_flow` raises.
     """
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     return probability_flow(sde, score_fn, x, start=end, end=1.0, **tolerances)[0]
@@ -214,22 +198,16 @@ def decode(
     """The data of latents: `probability_flow` of `temperature` z from 1 to `end`; undoes `encode`.
 
     Args:
-      sde: the SDE.
-      score_fn: `score_fn(x, t)`.
+      sde, score_fn, rtol, atol, end, max_steps: as in `encode`.
       z: `[B, ...]`, latents.
       temperature: what latents are multiplied with, > 0; below 1 samples are less varied.
-      end: the time of the data, in (0, 1).
-      rtol, atol, max_steps: as in `probability_flow`.
 
     Returns:
-      `[B, ...]`, NaN for an example that could not be solved.
-
-    Raises:
-      ValueError: if an argument is out of range, or the score is not shaped like z.
-      ImportError: if diffrax is not installed.
+      `[B, ...]`, NaN for an example that could not be solved. It raises what `probability_flow` raises, and
+      ValueError for a temperature that is out of range.
     """
-    z = check_state("z", z)
-    check_number("temperature", temperature)
+    z = check.state("z", z)
+    check.number("temperature", temperature)
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     return probability_flow(sde, score_fn, temperature * z, start=1.0, end=end, **tolerances)[0]
 
@@ -253,11 +231,9 @@ def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
     Raises:
       ValueError: if the shapes differ or are (), or `num` is below 2.
     """
-    shapes = [getattr(z, "shape", ()) for z in (z0, z1)]
-    if not shapes[0] or shapes[0] != shapes[1]:
-        raise ValueError(f"z0 and z1 must be arrays of one shape [...], got {show(shapes)}")
-    z0, z1 = check_state("z0", z0), check_state("z1", z1)
-    check_count("num", num, 2)
+    z0, z1 = check.state("z0", z0), check.state("z1", z1)
+    check.shape("z1", z1, z0.shape)
+    check.count("num", num, 2)
     units = [z / jnp.linalg.norm(z.reshape(-1)) for z in (z0, z1)]
     # Exact for small angles too, where the arc cosine is not.
     distances = [jnp.linalg.norm((units[0] + s * units[1]).reshape(-1)) for s in (-1, 1)]

@@ -11,14 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import (
-    check_batch,
-    check_count,
-    check_each,
-    check_fraction,
-    check_key,
-    check_score,
-)
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like, uniform_like
 from ncsn_jax.sde import SDE, TimeScoreFn
 from ncsn_jax.types import ScoreFn
@@ -50,11 +43,11 @@ def denoising_score_matching(
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
-    check_key(key, check_batch("x", x))
-    sigma = check_each("sigma", x, sigma)
+    check.keys(key, check.batch("x", x))
+    sigma = check.each("sigma", x, sigma)
     noise = normal_like(key, x)
     scale = expand(sigma, x)
-    score = check_score(x, score_fn(x + scale * noise, sigma))
+    score = check.score(x, score_fn(x + scale * noise, sigma))
     return 0.5 * _sum_elements(jnp.square(scale * score + noise))
 
 
@@ -95,8 +88,8 @@ def denoising_diffusion(
       ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain,
         as sub-VP, or `likelihood_weighting` is asked for a chain.
     """
-    check_key(key, check_batch("x", x))
-    t = check_each("t", x, t)
+    check.keys(key, check.batch("x", x))
+    t = check.each("t", x, t)
     if num_levels is None:
         alpha, std = sde.alpha(t), sde.std(t)
     elif likelihood_weighting:
@@ -108,7 +101,7 @@ def denoising_diffusion(
         alpha, std = (table[level] for table in sde.chain(num_levels))
     noise = normal_like(key, x)
     scale = expand(std, x)
-    score = check_score(x, score_fn(expand(alpha, x) * x + scale * noise, t))
+    score = check.score(x, score_fn(expand(alpha, x) * x + scale * noise, t))
     loss = 0.5 * _sum_elements(jnp.square(scale * score + noise))
     return loss * jnp.square(sde.diffusion(t) / std) if likelihood_weighting else loss
 
@@ -143,9 +136,9 @@ def sliced_score_matching(
     Raises:
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
     """
-    check_key(key, check_batch("x", x))
-    sigma = check_each("sigma", x, sigma)
-    check_count("num_projections", num_projections)
+    check.keys(key, check.batch("x", x))
+    sigma = check.each("sigma", x, sigma)
+    check.count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
     vectors = jnp.stack(
@@ -175,8 +168,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
-    check_batch("x", x)
-    sigma = check_each("sigma", x, sigma)
+    sigma = check.each("sigma", x, sigma)
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
     if not size:
@@ -205,13 +197,11 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
       `[B]`, elements of `sigmas`.
 
     Raises:
-      ValueError: if an argument has the wrong shape, or `batch_size` is below 1.
+      ValueError: if an argument has the wrong shape or is out of range, or the ladder does not decrease.
     """
-    check_count("batch_size", batch_size)
-    check_key(key, batch_size)
-    sigmas = jnp.asarray(sigmas)
-    if sigmas.ndim != 1 or not sigmas.size:
-        raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
+    check.count("batch_size", batch_size)
+    check.keys(key, batch_size)
+    sigmas = check.ladder(sigmas)
     return sigmas[_draw_levels(key, sigmas.shape[0], batch_size)]
 
 
@@ -234,12 +224,12 @@ def sample_times(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check_count("batch_size", batch_size)
-    check_key(key, batch_size)
+    check.count("batch_size", batch_size)
+    check.keys(key, batch_size)
     if num_levels is not None:
-        check_count("num_levels", num_levels, 2)
+        check.count("num_levels", num_levels, 2)
         return _draw_levels(key, num_levels, batch_size) / jnp.float32(num_levels - 1)
-    check_fraction("end", end)
+    check.fraction("end", end)
     return 1 - (1 - end) * uniform_like(key, jnp.zeros(batch_size, jnp.float32))
 
 
@@ -253,7 +243,7 @@ def _draw_levels(key: jax.Array, count: int, batch_size: int) -> jax.Array:
 def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
     """Returns the score at x and the function from a direction v to the derivative J v."""
     score, directional = jax.linearize(lambda x: score_fn(x, sigma), x)
-    return check_score(x, score), directional
+    return check.score(x, score), directional
 
 
 def _sum_elements(x: jax.Array) -> jax.Array:

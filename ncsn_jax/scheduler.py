@@ -16,14 +16,13 @@ loop in Python:
 """
 
 import dataclasses
-import functools
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._checks import MAX_FLOAT, as_float, check_batch, check_count, check_key, is_traced
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._langevin import annealed_steps, langevin_update
@@ -40,17 +39,12 @@ class AnnealedLangevinDynamicsOutput(NamedTuple):
     prev_sample: jax.Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("sigmas", "timesteps", "epsilon"),
-    meta_fields=(
-        "num_train_timesteps",
-        "num_annealed_steps",
-        "sigma_min",
-        "sigma_max",
-        "sampling_eps",
-    ),
-)
+def _static() -> dataclasses.Field:
+    """A field that is no leaf of the pytree."""
+    return dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnealedLangevinDynamicsScheduler:
     """Annealed Langevin dynamics for noise conditional score networks (NCSN, Algorithm 1).
@@ -77,11 +71,11 @@ class AnnealedLangevinDynamicsScheduler:
       ValueError: if an argument is out of range.
     """
 
-    num_train_timesteps: int
-    num_annealed_steps: int
-    sigma_min: float
-    sigma_max: float
-    sampling_eps: float
+    num_train_timesteps: int = _static()
+    num_annealed_steps: int = _static()
+    sigma_min: float = _static()
+    sigma_max: float = _static()
+    sampling_eps: float = _static()
     # Made of the arguments above; passed only where a scheduler is copied.
     sigmas: jax.Array = dataclasses.field(default=None, kw_only=True)
     timesteps: jax.Array = dataclasses.field(default=None, kw_only=True)
@@ -92,13 +86,13 @@ class AnnealedLangevinDynamicsScheduler:
     def __post_init__(self):
         if self.sigmas is not None:
             return
-        check_count("num_train_timesteps", self.num_train_timesteps)
-        check_count("num_annealed_steps", self.num_annealed_steps)
-        sigmas = _make_sigmas(self.num_train_timesteps, self.sigma_min, self.sigma_max)
-        object.__setattr__(self, "sigmas", sigmas)
-        timesteps = jnp.arange(self.num_train_timesteps, dtype=jnp.int32)
-        object.__setattr__(self, "timesteps", timesteps)
-        object.__setattr__(self, "epsilon", _check_epsilon(self.sampling_eps))
+        check.count("num_train_timesteps", self.num_train_timesteps)
+        check.count("num_annealed_steps", self.num_annealed_steps)
+        levels = self.num_train_timesteps
+        made = _schedule(levels, self.sigma_min, self.sigma_max, self.sampling_eps)
+        made["timesteps"] = jnp.arange(levels, dtype=jnp.int32)
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     @property
     def step_size(self) -> jax.Array:
@@ -120,7 +114,7 @@ class AnnealedLangevinDynamicsScheduler:
           sampling_eps: has no effect, as in the original.
         """
         del sampling_eps
-        check_count("num_inference_steps", num_inference_steps)
+        check.count("num_inference_steps", num_inference_steps)
         return dataclasses.replace(self, timesteps=jnp.arange(num_inference_steps, dtype=jnp.int32))
 
     def set_sigmas(
@@ -139,12 +133,11 @@ class AnnealedLangevinDynamicsScheduler:
         Raises:
           ValueError: if an argument is out of range.
         """
-        check_count("num_inference_steps", num_inference_steps)
+        check.count("num_inference_steps", num_inference_steps)
         low = self.sigma_min if sigma_min is None else sigma_min
         high = self.sigma_max if sigma_max is None else sigma_max
         epsilon = self.sampling_eps if sampling_eps is None else sampling_eps
-        sigmas = _make_sigmas(num_inference_steps, low, high)
-        return dataclasses.replace(self, sigmas=sigmas, epsilon=_check_epsilon(epsilon))
+        return dataclasses.replace(self, **_schedule(num_inference_steps, low, high, epsilon))
 
     def step(
         self, key: jax.Array, model_output: jax.Array, timestep, sample: jax.Array
@@ -163,13 +156,9 @@ class AnnealedLangevinDynamicsScheduler:
         Raises:
           ValueError: if the score is not shaped like the sample, or there is no such level.
         """
-        check_key(key, check_batch("sample", sample))
+        check.keys(key, check.batch("sample", sample))
         self._check_timesteps("timestep", timestep, ())
-        if np.shape(model_output) != sample.shape:
-            raise ValueError(
-                f"model_output must have the shape of sample, {sample.shape}, "
-                f"got {np.shape(model_output)}"
-            )
+        check.shape("model_output", model_output, sample.shape)
         drift, noise = annealed_steps(self.sigmas, self.epsilon, sample.dtype)
         x, _ = langevin_update(key, sample, model_output, drift[timestep], noise[timestep])
         return AnnealedLangevinDynamicsOutput(x)
@@ -187,20 +176,16 @@ class AnnealedLangevinDynamicsScheduler:
         Raises:
           ValueError: if the shapes do not agree, or there is no such level.
         """
-        batch = check_batch("original_samples", original_samples)
+        batch = check.batch("original_samples", original_samples)
         self._check_timesteps("timesteps", timesteps, (batch,))
         timesteps = jnp.asarray(timesteps)
-        if np.shape(noise) != original_samples.shape:
-            raise ValueError(
-                f"noise must have the shape of the samples, {original_samples.shape}, "
-                f"got {np.shape(noise)}"
-            )
+        check.shape("noise", noise, original_samples.shape)
         return original_samples + expand(self.sigmas[timesteps], original_samples) * noise
 
     def _check_timesteps(self, name: str, timesteps, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless these are levels; values that are traced are not looked at."""
         levels = self.sigmas.shape[0]
-        traced = is_traced(timesteps)
+        traced = check.is_traced(timesteps)
         values = timesteps if traced else np.asarray(timesteps)
         sound = values.shape == shape and jnp.issubdtype(values.dtype, jnp.integer)
         if not (sound and (traced or np.all((values >= 0) & (values < levels)))):
@@ -210,21 +195,9 @@ class AnnealedLangevinDynamicsScheduler:
             )
 
 
-def _make_sigmas(count: int, sigma_min: float, sigma_max: float) -> jax.Array:
-    sigma_min, sigma_max = as_float("sigma_min", sigma_min), as_float("sigma_max", sigma_max)
-    if not (
-        MAX_FLOAT >= sigma_max > sigma_min > 0
-        or (count == 1 and MAX_FLOAT >= sigma_max == sigma_min > 0)
-    ):
-        raise ValueError(
-            f"finite sigma_max > sigma_min > 0 must hold, got sigma_max={show(sigma_max)}, "
-            f"sigma_min={show(sigma_min)}"
-        )
-    return geometric(sigma_max, sigma_min, count) if count > 1 else jnp.asarray([sigma_max * 1.0])
-
-
-def _check_epsilon(epsilon: float) -> jax.Array:
-    epsilon = as_float("sampling_eps", epsilon)
-    if not 0 < epsilon <= MAX_FLOAT:
-        raise ValueError(f"sampling_eps must be a finite number > 0, got {show(epsilon)}")
-    return jnp.asarray(epsilon, jnp.float32)
+def _schedule(count: int, sigma_min: float, sigma_max: float, epsilon: float) -> dict:
+    """Returns the fields `sigmas` and `epsilon` of a scheduler."""
+    high, low = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1)
+    check.positive("sampling_eps", epsilon)
+    sigmas = geometric(high, low, count) if count > 1 else jnp.asarray([high])
+    return {"sigmas": sigmas, "epsilon": jnp.asarray(epsilon, jnp.float32)}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._checks import MAX_LEVELS, check_count
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand
 from ncsn_jax.errors import show
 from ncsn_jax.types import ScoreFn
@@ -29,8 +29,6 @@ TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 @dataclasses.dataclass(frozen=True)
 class SDE(abc.ABC):
     """What the three have in common.
-
-    A subclass gives `alpha`, `std`, `drift_coefficient`, `diffusion` and `time`.
 
     Every method takes x `[B, ...]` and t `[B]` in [0, 1].
     """
@@ -126,11 +124,7 @@ class VE(SDE):
     sigma_max: float = 50.0
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                "0 < sigma_min < sigma_max must hold, got "
-                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
-            )
+        check.ends(sigma_max=self.sigma_max, sigma_min=self.sigma_min)
 
     def alpha(self, t):
         return jnp.ones_like(t)
@@ -164,7 +158,7 @@ class VE(SDE):
         return jnp.zeros_like(x), jnp.sqrt(sigma**2 - before**2)
 
     def chain(self, num_levels):
-        check_count("num_levels", num_levels, 1, MAX_LEVELS)
+        check.count("num_levels", num_levels, 1, check.MAX_LEVELS)
         ratio = self.sigma_max / self.sigma_min
         stds = self.sigma_min * ratio ** np.linspace(0, 1, num_levels)
         return jnp.ones(num_levels, jnp.float32), jnp.asarray(stds, jnp.float32)
@@ -185,11 +179,7 @@ class VP(SDE):
     beta_max: float = 20.0
 
     def __post_init__(self):
-        if not 0 < self.beta_min <= self.beta_max < math.inf:
-            raise ValueError(
-                "0 < beta_min <= beta_max must hold, got "
-                f"beta_min={self.beta_min}, beta_max={self.beta_max}"
-            )
+        check.ends(beta_max=self.beta_max, beta_min=self.beta_min, equal=True)
 
     def beta(self, t: jax.Array) -> jax.Array:
         """The rate of the noise at t, `[B]`."""
@@ -225,12 +215,11 @@ class VP(SDE):
     def discretize(self, x, t, num_steps):
         """DDPM: x sqrt(1 - beta_i) + sqrt(beta_i) z, with beta_i from beta_min / N to beta_max / N."""
         level = jnp.floor(t * (num_steps - 1))
-        share = level / max(num_steps - 1, 1)
-        beta = (self.beta_min + share * (self.beta_max - self.beta_min)) / num_steps
+        beta = self.beta(level / max(num_steps - 1, 1)) / num_steps
         return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
 
     def chain(self, num_levels):
-        check_count("num_levels", num_levels, math.floor(self.beta_max) + 1, MAX_LEVELS)
+        check.count("num_levels", num_levels, math.floor(self.beta_max) + 1, check.MAX_LEVELS)
         betas = np.linspace(self.beta_min, self.beta_max, num_levels) / num_levels
         logarithm = np.cumsum(np.log1p(-betas))  # of the product of 1 - beta_i
         alphas, stds = np.exp(logarithm / 2), np.sqrt(-np.expm1(logarithm))

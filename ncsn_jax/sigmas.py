@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._checks import MAX_COUNT, MAX_FLOAT, MAX_LEVELS, as_float, check_count
+from ncsn_jax import _checks as check
 from ncsn_jax.errors import show
 
 # How many points are compared with how many at once.
@@ -43,7 +43,8 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       >>> sigmas.geometric(1.0, 0.01, 3).tolist()
       [1.0, 0.10000000149011612, 0.009999999776482582]
     """
-    begin, end = _check_ends(sigma_begin, sigma_end, num_levels)
+    check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end)
     return _ladder(np.geomspace(begin, end, num_levels))
 
 
@@ -57,40 +58,25 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
     left out: the sampler adds it.
 
     Args:
-      sigma_begin: the largest sigma, > sigma_end; 80 in the paper, for data in [-1, 1].
-      sigma_end: the smallest sigma, > 0; 0.002 in the paper.
-      num_levels: the number of levels L, an integer >= 2.
+      sigma_begin, sigma_end, num_levels: as for `geometric`; the paper's ladder goes from 80 to 0.002, for
+        data in [-1, 1].
       rho: in [1, 100].
 
     Returns:
-      float32 `[L]`, strictly decreasing.
-
-    Raises:
-      ValueError: if the arguments are out of range, or so close that neighbouring levels would be
-        the same float32.
+      float32 `[L]`, strictly decreasing. It raises what `geometric` raises.
 
     Example:
       >>> from ncsn_jax import sigmas
       >>> sigmas.karras(4.0, 1.0, 3, rho=2.0).tolist()
       [4.0, 2.25, 1.0]
     """
-    begin, end = _check_ends(sigma_begin, sigma_end, num_levels)
-    if not 1 <= as_float("rho", rho) <= 100:
+    check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end)
+    if not 1 <= check.as_float("rho", rho) <= 100:
         raise ValueError(f"rho must be in [1, 100], got {show(rho)}")
     ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), num_levels) ** rho
     ladder[[0, -1]] = begin, end
     return _ladder(ladder)
-
-
-def _check_ends(sigma_begin, sigma_end, num_levels) -> tuple[float, float]:
-    check_count("num_levels", num_levels, 2, MAX_LEVELS)
-    sigma_begin, sigma_end = as_float("sigma_begin", sigma_begin), as_float("sigma_end", sigma_end)
-    if not (MAX_FLOAT >= sigma_begin > sigma_end > 0):
-        raise ValueError(
-            f"{MAX_FLOAT:g} >= sigma_begin > sigma_end > 0 must hold, "
-            f"got sigma_begin={show(sigma_begin)} and sigma_end={show(sigma_end)}"
-        )
-    return sigma_begin, sigma_end
 
 
 def _ladder(values: np.ndarray) -> jax.Array:
@@ -217,14 +203,11 @@ def largest_distance(data: np.ndarray) -> float:
 
     best, pair = 0.0, (0, 0)
     for first in range(0, len(points), _BLOCK):
-        # From here on every pair is at most twice the first radius apart.
-        if 2 * radius[first] < best:
-            break
         rows = slice(first, first + _BLOCK)
         block = points[order[rows]]
         for second in range(first, len(points), _BLOCK):
             if radius[first] + radius[second] < best:
-                break
+                break  # no pair from here on is farther apart
             columns = slice(second, second + _BLOCK)
             apart = squared[rows, None] + squared[None, columns]
             apart -= 2 * (block @ points[order[columns]].T)
@@ -300,7 +283,9 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
       ValueError: if an argument is out of range.
     """
     if not (
-        0 < sigma_end <= MAX_FLOAT and 1 < ratio <= MAX_FLOAT and 1 <= steps_per_level <= MAX_COUNT
+        0 < sigma_end <= check.MAX_FLOAT
+        and 1 < ratio <= check.MAX_FLOAT
+        and 1 <= steps_per_level <= check.MAX_COUNT
     ):
         raise ValueError(
             "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold and be finite, "

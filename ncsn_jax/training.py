@@ -16,13 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncsn_jax._random import (
-    Stream,
-    example_keys,
-    fold_in,
-    split_each,
-    stream_key,
-)
+from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.images import prepare
 from ncsn_jax.objectives import Objective
 
@@ -142,10 +136,8 @@ def _measure(
     def mean_loss(params):
         score_fn = objective.score_fn(params, fold_in(keys, _FOR_NETWORK))
         per_example = objective.loss(noise_keys, score_fn, x, noise)
-        weighted = per_example
-        if objective.weight is not None:
-            weighted = objective.weight(noise) * per_example
-        mean = jnp.mean(weighted)
+        weight = objective.weight
+        mean = jnp.mean(per_example if weight is None else weight(noise) * per_example)
         if reduce_mean:
             mean = 2.0 * mean / math.prod(x.shape[1:])
         return mean, per_example

@@ -186,8 +186,11 @@ def test_wrong_arguments_are_refused():
         (lambda: likelihood(np.array([0, -1, 1]))(x, t), r"y must be in \[0, 3\), got -1"),
         (lambda: likelihood(y[:2])(x, t), r"y must have shape \(\) or \(3,\), got \(2,\)"),
         (lambda: classifier.loss(key, vp, exact, x, y + 1, t), r"y must be in \[0, 3\), got 3"),
-        (lambda: classifier.loss(key, vp, exact, x, y[:2], t), r"y and t must have shape \(3,\)"),
-        (lambda: classifier.loss(key, vp, exact, x, y, t[:2]), r"got \(3,\) and \(2,\)"),
+        (lambda: classifier.loss(key, vp, exact, x, y[:2], t), r"y must have shape \(3,\)"),
+        (
+            lambda: classifier.loss(key, vp, exact, x, y, t[:2]),
+            r"t must have shape \(3,\), got \(2,\)",
+        ),
         (lambda: classifier.loss(key, vp, exact, x.astype(int), y, t), "x must be floating point"),
         (lambda: classifier.loss(jax.random.split(key), vp, exact, x, y, t), "key must have shape"),
         (lambda: NoisyClassifier(1).init(key, jnp.zeros((1, 4, 4, 1)), t[:1]), "num_classes must"),

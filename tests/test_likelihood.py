@@ -176,7 +176,7 @@ def test_interpolation_follows_the_arc():
         ),
         (
             lambda log_prob, x: likelihood.interpolate(x, x[0], 3),
-            "z0 and z1 must be arrays of one shape",
+            r"z1 must have shape \(2, 3\), got \(3,\)",
         ),
     ],
 )

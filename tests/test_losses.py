@@ -332,7 +332,7 @@ def test_losses_of_sdes_refuse_what_is_wrong():
         ),
         (lambda: loss("vp", num_levels=20), "num_levels must be an integer >= 21, .* got 20"),
         (lambda: loss("ve", num_levels=0), "num_levels must be an integer >= 1, .* got 0"),
-        (lambda: loss("ve", t=jnp.ones(3)), r"t must have shape \(2,\), .* got \(3,\)"),
+        (lambda: loss("ve", t=jnp.ones(3)), r"t must have shape \(2,\), got \(3,\)"),
         (lambda: loss("ve", score=lambda x, t: t), "score_fn must return the shape of x"),
         (lambda: losses.sample_times(key, 2, end=1.0), r"end must be in \(0, 1\), got 1.0"),
         (lambda: losses.sample_times(key, 0), "batch_size must be an integer >= 1"),

@@ -108,7 +108,7 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
         (lambda: Scheduler(5, 3, 1.0, 0.1, 0.01), "sigma_max > sigma_min > 0 must hold"),
         (
             lambda: Scheduler(1, 3, 1.0, 0.1, 0.01),
-            "sigma_max > sigma_min > 0 must hold, got sigma_max=0.1",
+            "sigma_max >= sigma_min > 0 must hold, got sigma_max=0.1",
         ),
         (lambda: Scheduler(5, 3, 0.1, 1.0, 0.0), "sampling_eps must be a finite number > 0, got 0"),
         (lambda: Scheduler(*CTOR0).set_sigmas(4, sigma_min=0.0), "sigma_min > 0 must hold"),
@@ -129,14 +129,14 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
         ),
         (
             lambda: Scheduler(*CTOR0).add_noise(jnp.ones((2, 1)), jnp.ones(2), jnp.ones(2, int)),
-            r"noise must have the shape of the samples, \(2, 1\), got \(2,\)",
+            r"noise must have shape \(2, 1\), got \(2,\)",
         ),
         (
             lambda: Scheduler(*CTOR0).add_noise(jnp.ones((1, 1)), jnp.ones((1, 1)), [10**18]),
             r"timesteps must be integers of shape \(1,\) from 0 to 9, got \[1000",
         ),
         (lambda: Scheduler(5, 3, "x", 1.0, 1e-5), "sigma_min must be a number, got 'x'"),
-        (lambda: Scheduler(5, 3, 0.1, 10**400, 1e-5), "finite sigma_max > sigma_min > 0"),
+        (lambda: Scheduler(5, 3, 0.1, 10**400, 1e-5), ">= sigma_max > sigma_min > 0"),
         (lambda: Scheduler(5, 3, 0.1, 1.0, 1e39), r"sampling_eps must be a finite number > 0"),
         (lambda: Scheduler(*CTOR0).set_timesteps(10**18), "num_inference_steps must be .* at most"),
         (
@@ -145,10 +145,10 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
             ),
             r"key must have shape \(\) or \(4,\), got \(3,\)",
         ),
-        (lambda: Scheduler(5, 3, 0.1, float("inf"), 0.01), "finite sigma_max > sigma_min > 0"),
+        (lambda: Scheduler(5, 3, 0.1, float("inf"), 0.01), ">= sigma_max > sigma_min > 0"),
         (
             lambda: Scheduler(*CTOR0).step(jax.random.key(0), jnp.ones(3), 0, jnp.ones(4)),
-            r"model_output must have the shape of sample, \(4,\), got \(3,\)",
+            r"model_output must have shape \(4,\), got \(3,\)",
         ),
     ],
 )

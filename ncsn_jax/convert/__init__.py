@@ -162,7 +162,7 @@ def _as_array(value) -> np.ndarray:
 
 
 def _check_network(model: nn.Module) -> None:
-    if type(model) not in NETWORKS:
+    if not isinstance(model, NETWORKS):
         raise ValueError(f"model must be a network of ncsn_jax.models, got {type(model).__name__}")
 
 

@@ -10,15 +10,7 @@ import flax.linen as nn
 
 from ncsn_jax import models
 
-# Blocks whose convolutions sit inside a pooling module in PyTorch, which adds ".conv" to their names.
-_HALVING = {
-    models.NCSN: ("res2_0",),
-    models.NCSNv2: ("res2_0",),
-    models.NCSNv2Deeper: ("res2_0", "res3_0"),
-    models.NCSNv2Deepest: ("res2_0", "res3_0", "res31_0"),
-}
-
-NETWORKS = (*_HALVING, models.SimplifiedNCSN, models.NCSNpp)
+NETWORKS = (models.NCSN, models.RefineNet, models.SimplifiedNCSN, models.NCSNpp)
 
 # The first pattern that is all of a module's name, and its PyTorch name. There units count from one.
 _UNIT = (r"(conv|norm)_(\d)_(\d)", lambda m: f"{int(m[2]) + 1}_{int(m[3]) + 1}_{m[1]}")
@@ -68,12 +60,15 @@ def torch_name(path: Sequence[str], model: nn.Module) -> str:
         return f"all_modules.{number}.{ncsnpp_name(path, model.resblock_type)}"
     if isinstance(model, models.SimplifiedNCSN):
         return ".".join([*(_translate(m, _SIMPLIFIED) for m in path[:-1]), _leaf(path)])
-    inner = path[0] in _HALVING[type(model)] and path[1] in ("conv2", "shortcut")
-    return refinenet_name(path, pooled=inner)
+    halving = [f"{name}_0" for name, _, options in model.STAGES if options == {"down": True}]
+    return refinenet_name(path, pooled=path[0] in halving and path[1] in ("conv2", "shortcut"))
 
 
 def refinenet_name(path: Sequence[str], *, pooled: bool = False) -> str:
-    """Returns the name in NCSN, NCSNv2 or a block of theirs; a `pooled` convolution has one more part."""
+    """Returns the name in NCSN, NCSNv2 or a block of theirs.
+
+    A `pooled` convolution sits inside a pooling module in PyTorch, which adds ".conv" to its name.
+    """
     modules = [_translate(module, _REFINENET) for module in path[:-1]]
     return ".".join([*modules, *(["conv"] if pooled else []), _leaf(path)])
 

@@ -7,11 +7,14 @@ that conditional and unconditional networks share the code: `norm(name=..., acti
 maps `(x, level)`, with ELU after it if it is to activate, and `None` means no normalization.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.layers import Conv, average_pool5, elu, mean_pool, resize_bilinear
 
 NormFactory = Callable[..., nn.Module]
@@ -26,13 +29,11 @@ def rematerialized(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     return nn.remat(block) if remat else block
 
 
-def _normalized(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
-    return x if norm is None else norm(name=name)(x, level)
-
-
-def _activated(norm: NormFactory | None, name: str, x: jax.Array, level: jax.Array) -> jax.Array:
-    """Normalizes, if there is a normalization, and applies ELU."""
-    return elu(x) if norm is None else norm(name=name, activate=True)(x, level)
+def _normalized(norm: NormFactory | None, name: str, x, level, activate: bool = False) -> jax.Array:
+    """Normalizes, if there is a normalization, and applies ELU if `activate`."""
+    if norm is None:
+        return elu(x) if activate else x
+    return norm(name=name, activate=activate)(x, level)
 
 
 class ResidualBlock(nn.Module):
@@ -58,9 +59,9 @@ class ResidualBlock(nn.Module):
         halve = self.down and self.dilation == 1
         inner = x.shape[-1] if self.down else self.features
 
-        h = _activated(self.norm, "normalize1", x, level)
+        h = _normalized(self.norm, "normalize1", x, level, activate=True)
         h = self.conv(inner, dilation=self.dilation, name="conv1")(h)
-        h = _activated(self.norm, "normalize2", h, level)
+        h = _normalized(self.norm, "normalize2", h, level, activate=True)
         h = self.conv(self.features, dilation=self.dilation, pooled=halve, name="conv2")(h)
 
         if halve:
@@ -83,42 +84,52 @@ class ResidualConvUnits(nn.Module):
         for block in range(self.num_blocks):
             h = x
             for stage in range(self.num_stages):
-                h = _activated(self.norm, f"norm_{block}_{stage}", h, level)
+                h = _normalized(self.norm, f"norm_{block}_{stage}", h, level, activate=True)
                 h = Conv(x.shape[-1], use_bias=False, name=f"conv_{block}_{stage}")(h)
             x = x + h
         return x
 
 
 class MultiResolutionFusion(nn.Module):
-    """Convolves every input to `features` channels, enlarges it to `shape` and sums them up."""
+    """Convolves every input to `features` channels, enlarges it to `shape` and sums them up.
+
+    With `activate` it applies ELU before each convolution.
+    """
 
     features: int
     shape: tuple[int, int]
     norm: NormFactory | None
+    conv: ConvFactory = Conv
+    activate: bool = False
 
     @nn.compact
     def __call__(self, inputs: Sequence[jax.Array], level: jax.Array) -> jax.Array:
         total = 0.0
         for i, x in enumerate(inputs):
-            h = Conv(self.features, name=f"conv_{i}")(_normalized(self.norm, f"norm_{i}", x, level))
+            h = _normalized(self.norm, f"norm_{i}", x, level, self.activate)
+            h = self.conv(self.features, name=f"conv_{i}")(h)
             total = total + resize_bilinear(h, self.shape)
         return total
 
 
 class ChainedResidualPooling(nn.Module):
-    """Adds up a chain of `num_stages` poolings, each followed by a 3x3 convolution without bias."""
+    """Adds up x and a chain of `num_stages` poolings, each followed by a 3x3 convolution.
+
+    With `activate` it applies ELU before each pooling, and otherwise once to x.
+    """
 
     num_stages: int
     norm: NormFactory | None
     pool: Callable[[jax.Array], jax.Array] = average_pool5
+    conv: ConvFactory = functools.partial(Conv, use_bias=False)
+    activate: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        x = elu(x)
-        path = x
+        path = x = x if self.activate else elu(x)
         for stage in range(self.num_stages):
-            path = self.pool(_normalized(self.norm, f"norm_{stage}", path, level))
-            path = Conv(x.shape[-1], use_bias=False, name=f"conv_{stage}")(path)
+            path = self.pool(_normalized(self.norm, f"norm_{stage}", path, level, self.activate))
+            path = self.conv(x.shape[-1], name=f"conv_{stage}")(path)
             x = x + path
         return x
 
@@ -153,3 +164,51 @@ class RefineBlock(nn.Module):
             h = adapted[0]
         h = ChainedResidualPooling(2, self.norm, self.pool, name="pooling")(h, level)
         return ResidualConvUnits(3 if self.end else 1, 2, self.norm, name="output")(h, level)
+
+
+def refine_net(
+    model: nn.Module,
+    x: jax.Array,
+    level: jax.Array,
+    *,
+    norm: NormFactory,
+    refine_norm: NormFactory | None,
+    pool: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Computes the RefineNet that the tables of `model` describe; for its compact call.
+
+    STAGES lists (name, channels as a multiple of `features`, options of the first block), from the finest.
+    REFINEMENTS lists the names of the blocks that merge these stages, from the coarsest, with the result so
+    far. Each has the shape of its stage, and as many channels as the next finer stage.
+
+    Args:
+      model: with `features`, `remat`, `dtype` and the two tables.
+      x: `[B, H, W, C]` images in [0, 1] plus noise; the network rescales by 2x - 1.
+      level: `int[B]`.
+      norm: the normalization of the residual blocks, and before the last convolution.
+      refine_norm: the normalization of the refinement blocks, or None.
+      pool: the 5x5 pooling of the refinement blocks.
+
+    Returns:
+      `[B, H, W, C]`, of the type of x.
+    """
+    x = jnp.asarray(x)
+    check.sides(model, x, model.HALVINGS)
+    residual = rematerialized(ResidualBlock, model.remat)
+    refine = rematerialized(RefineBlock, model.remat)
+    h = Conv(model.features, name="begin_conv")(2.0 * x - 1.0).astype(model.dtype or x.dtype)
+    outputs = []
+    for name, multiple, options in model.STAGES:
+        width, dilation = multiple * model.features, options.get("dilation", 1)
+        h = residual(width, norm, name=f"{name}_0", **options)(h, level)
+        h = residual(width, norm, dilation=dilation, name=f"{name}_1")(h, level)
+        outputs.append(h)
+
+    merged = []
+    for name in model.REFINEMENTS:
+        h = outputs.pop()
+        width, end = (outputs[-1] if outputs else h).shape[-1], not outputs
+        block = refine(width, h.shape[1:3], refine_norm, pool, end=end, name=name)
+        merged = [block([h, *merged], level)]
+    h = norm(name="normalizer", activate=True)(merged[0].astype(x.dtype), level)
+    return Conv(x.shape[-1], name="end_conv")(h)

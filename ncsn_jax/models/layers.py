@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What is drawn here is compiled once for each of these lengths, and cut to the size of an array: a draw
-# takes three times as long to compile as a cut. The numbers are those of a draw of that size, as a
-# number that JAX draws does not depend on how many follow (with `jax_threefry_partitionable`, JAX's
-# default). Larger arrays, for which a program is nothing, are drawn as they are.
+from ncsn_jax import _checks as check
+
+# A draw is compiled once for each of these lengths, and cut to the size of the array: one program per shape
+# makes the first parameters take two to three times as long. The numbers are the same, as a number that JAX
+# draws does not depend on how many follow (with `jax_threefry_partitionable`, JAX's default).
 _LENGTHS = [4**k for k in range(7, 12)]
 
 
@@ -31,15 +32,15 @@ def _cut(x, bound, *, shape: tuple[int, ...]) -> jax.Array:
     return (x[: math.prod(shape)] * (2.0 * bound) - bound).reshape(shape)
 
 
-def _uniform(key, bound, shape: tuple[int, ...], dtype) -> jax.Array:
-    size = math.prod(shape)
-    length = next((n for n in _LENGTHS if n >= size), size)
-    return _cut(_draw(key, length=length, dtype=dtype), bound, shape=shape)
-
-
 def _uniform_init(bound: float):
     """U(-bound, bound)."""
-    return lambda key, shape, dtype=jnp.float32: _uniform(key, bound, shape, dtype)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        size = math.prod(shape)
+        length = next((n for n in _LENGTHS if n >= size), size)
+        return _cut(_draw(key, length=length, dtype=dtype), bound, shape=shape)
+
+    return init
 
 
 def _xavier_init(fan_in: int, fan_out: int, scale: float):
@@ -117,10 +118,7 @@ class Conv(nn.Module):
                 raise ValueError(
                     "a pooled convolution has no dilation, stride or padding of its own"
                 )
-            if x.shape[1] % 2 or x.shape[2] % 2:
-                raise ValueError(
-                    f"a pooled convolution needs an even height and width, got {x.shape[1]}x{x.shape[2]}"
-                )
+            check.sides(self, x, 1)
         if self.xavier:
             init = _xavier_init(k * k * channels, k * k * self.features, self.scale)
             bias_init = nn.initializers.zeros_init()
@@ -189,26 +187,17 @@ def max_pool5(x: jax.Array) -> jax.Array:
 def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Linear interpolation between aligned corners as a matrix `[size_out, size_in]`."""
     source = np.linspace(0.0, size_in - 1.0, size_out)
-    low = np.minimum(np.floor(source).astype(int), max(size_in - 2, 0))
-    matrix = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)
-    matrix[rows, low] += 1.0 - (source - low)
-    if size_in > 1:
-        matrix[rows, low + 1] += source - low
-    return matrix.astype(np.float32)
+    distance = np.abs(source[:, None] - np.arange(size_in))
+    return np.maximum(1.0 - distance, 0.0).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnames="shape")
 def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Bilinear resampling to `shape = (height, width)` with aligned corners.
 
     The corner pixels of input and output coincide (PyTorch's `align_corners=True`), unlike
     `jax.image.resize`, which aligns half pixels. The identity where the sizes agree.
     """
-    return _resize_bilinear(x, tuple(shape))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     highest = jax.lax.Precision.HIGHEST
     if x.shape[1] != shape[0]:
         matrix = _interpolation_matrix(x.shape[1], shape[0]).astype(x.dtype)

@@ -11,10 +11,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import RefineBlock, ResidualBlock, rematerialized
-from ncsn_jax.models.layers import Conv
+from ncsn_jax.models.blocks import refine_net
+from ncsn_jax.models.layers import average_pool5
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, ConditionalInstanceNormPlus
 
 NORMALIZATIONS = {
@@ -53,39 +52,19 @@ class NCSN(nn.Module):
     dtype: Any = None
 
     HALVINGS = 1  # how often the sides are halved
+    STAGES = (
+        ("res1", 1, {}),
+        ("res2", 2, {"down": True}),
+        ("res3", 2, {"down": True, "dilation": 2}),
+        ("res4", 2, {"down": True, "dilation": 4}),
+    )
+    REFINEMENTS = ("refine1", "refine2", "refine3", "refine4")
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        x = jnp.asarray(x)
-        _, height, width, channels = x.shape
-        if height % 2 or width % 2:
-            raise ValueError(f"NCSN needs an even height and width, got {height}x{width}")
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"normalization must be one of {list(NORMALIZATIONS)}, got {self.normalization!r}"
             )
-        n = self.features
         norm = functools.partial(NORMALIZATIONS[self.normalization], self.num_levels)
-        residual = rematerialized(ResidualBlock, self.remat)
-        refine = rematerialized(RefineBlock, self.remat)
-
-        def stage(name, h, features, **options):
-            h = residual(features, norm, name=f"{name}_0", **options)(h, level)
-            dilation = options.get("dilation", 1)
-            return residual(features, norm, dilation=dilation, name=f"{name}_1")(h, level)
-
-        h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
-        h = h.astype(self.dtype or x.dtype)
-        h1 = stage("res1", h, n)
-        h2 = stage("res2", h1, 2 * n, down=True)
-        h3 = stage("res3", h2, 2 * n, down=True, dilation=2)
-        h4 = stage("res4", h3, 2 * n, down=True, dilation=4)
-
-        full, half = (height, width), (height // 2, width // 2)
-        r = refine(2 * n, half, norm, name="refine1")([h4], level)
-        r = refine(2 * n, half, norm, name="refine2")([h3, r], level)
-        r = refine(n, half, norm, name="refine3")([h2, r], level)
-        r = refine(n, full, norm, end=True, name="refine4")([h1, r], level)
-
-        r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
-        return Conv(channels, name="end_conv")(r)
+        return refine_net(self, x, level, norm=norm, refine_norm=norm, pool=average_pool5)

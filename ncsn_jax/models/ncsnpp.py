@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import rematerialized
 from ncsn_jax.models.embeddings import FourierEmbedding, positional_embedding
 from ncsn_jax.models.layers import Conv, Dense
@@ -87,10 +88,7 @@ class NCSNpp(nn.Module):
       scale_by_sigma: whether the output is divided by sigma. DDPM++ and all but variance-exploding: False.
       sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional': the label is its index there.
       centered: whether x is in [-1, 1] already. DDPM++ and all but variance-exploding: True.
-      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
-      dtype: what is between the first convolution and the last normalization computes in this type, such
-        as bfloat16, and so the pyramid of 'output_skip' does not; None is the type of x. Parameters keep
-        theirs, and the score has the type of x.
+      remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of 2 to
@@ -139,7 +137,7 @@ class NCSNpp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
         x, label = jnp.asarray(x), jnp.asarray(label)
-        self._check(x.shape)
+        self._check(x)
         scales = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale}
         dropout = 0.0 if deterministic else self.dropout
         block_class = rematerialized(ResnetBlock, self.remat)
@@ -232,7 +230,7 @@ class NCSNpp(nn.Module):
         embedding = Dense(4 * n, name="dense_0")(embedding)
         return Dense(4 * n, name="dense_1")(nn.silu(embedding))
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self, x: jax.Array) -> None:
         """Refuses settings that there is no original for, and images that cannot be halved."""
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -251,9 +249,4 @@ class NCSNpp(nn.Module):
             raise ValueError("scale_by_sigma with embedding_type='positional' needs sigmas")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
-        factor = 2**self.HALVINGS
-        if shape[1] % factor or shape[2] % factor:
-            raise ValueError(
-                f"NCSNpp needs a height and width that are multiples of {factor}, "
-                f"got {shape[1]}x{shape[2]}"
-            )
+        check.sides(self, x, self.HALVINGS)

@@ -11,34 +11,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import RefineBlock, ResidualBlock, rematerialized
-from ncsn_jax.models.layers import Conv, max_pool5
+from ncsn_jax.models.blocks import refine_net
+from ncsn_jax.models.layers import max_pool5
+from ncsn_jax.models.ncsn import NCSN
 from ncsn_jax.models.normalization import InstanceNormPlus
 
 
 class RefineNet(nn.Module):
-    """What the three networks share: two tables describe a chain of stages and their refinement.
-
-    `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
-
-    STAGES lists (name, channels as a multiple of `features`, options of the first block), from the
-    finest; REFINEMENTS lists (name, the stage merged with the result so far, channels), from the
-    coarsest. Every result has the shape of the finer of its inputs.
+    """What the three networks share; the two tables of each are those of `blocks.refine_net`.
 
     Args:
       features: channels n of the first stage. Published: 128.
       sigmas: `[L]`, the ladder.
-      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
-      dtype: what is between the first convolution and the last normalization computes in this type, such
-        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
-
-    Args of the call:
-      x: `[B, H, W, C]` images in [0, 1] plus noise; the network rescales by 2x - 1. H and W are
-        multiples of 2 to the number of halving stages.
-      level: `int[B]` in [0, L), 0 for the largest sigma.
-
-    Returns:
-      The score, `[B, H, W, C]`.
+      remat, dtype: as for `NCSN`. So are the arguments of the call and the score that it returns, but that H
+        and W are multiples of 2 to HALVINGS.
     """
 
     features: int
@@ -52,61 +38,19 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        x = jnp.asarray(x)
-        _, height, width, channels = x.shape
-        factor = 2**self.HALVINGS
-        if height % factor or width % factor:
-            raise ValueError(
-                f"{type(self).__name__} needs a height and width that are multiples of {factor}, "
-                f"got {height}x{width}"
-            )
-        n, norm = self.features, InstanceNormPlus
-        residual = rematerialized(ResidualBlock, self.remat)
-        refine = rematerialized(RefineBlock, self.remat)
-        h = Conv(n, name="begin_conv")(2.0 * x - 1.0)
-        h = h.astype(self.dtype or x.dtype)
-        outputs = {}
-        for name, multiple, options in self.STAGES:
-            dilation = options.get("dilation", 1)
-            h = residual(multiple * n, norm, name=f"{name}_0", **options)(h, level)
-            h = residual(multiple * n, norm, dilation=dilation, name=f"{name}_1")(h, level)
-            outputs[name] = h
-
-        r = None
-        for name, stage, multiple in self.REFINEMENTS:
-            h = outputs[stage]
-            r = refine(
-                multiple * n,
-                h.shape[1:3],
-                None,
-                max_pool5,
-                end=name == self.REFINEMENTS[-1][0],
-                name=name,
-            )([h] if r is None else [h, r], level)
-        r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
-        r = Conv(channels, name="end_conv")(r)
-        return r / jnp.asarray(self.sigmas)[level][:, None, None, None]
+        h = refine_net(self, x, level, norm=InstanceNormPlus, refine_norm=None, pool=max_pool5)
+        return h / jnp.asarray(self.sigmas)[level][:, None, None, None]
 
 
 class NCSNv2(RefineNet):
     """The network of NCSNv2 for 32x32 and 64x64 pixels: 29,694,083 parameters at n = 128, C = 3.
 
-    Its arguments and its call are those of `RefineNet`.
+    Its stages are those of `NCSN`; its arguments and its call are those of `RefineNet`.
     """
 
-    HALVINGS = 1
-    STAGES = (
-        ("res1", 1, {}),
-        ("res2", 2, {"down": True}),
-        ("res3", 2, {"down": True, "dilation": 2}),
-        ("res4", 2, {"down": True, "dilation": 4}),
-    )
-    REFINEMENTS = (
-        ("refine1", "res4", 2),
-        ("refine2", "res3", 2),
-        ("refine3", "res2", 1),
-        ("refine4", "res1", 1),
-    )
+    HALVINGS = NCSN.HALVINGS
+    STAGES = NCSN.STAGES
+    REFINEMENTS = NCSN.REFINEMENTS
 
 
 class NCSNv2Deeper(RefineNet):
@@ -123,13 +67,7 @@ class NCSNv2Deeper(RefineNet):
         ("res4", 4, {"down": True, "dilation": 2}),
         ("res5", 4, {"down": True, "dilation": 4}),
     )
-    REFINEMENTS = (
-        ("refine1", "res5", 4),
-        ("refine2", "res4", 2),
-        ("refine3", "res3", 2),
-        ("refine4", "res2", 1),
-        ("refine5", "res1", 1),
-    )
+    REFINEMENTS = ("refine1", "refine2", "refine3", "refine4", "refine5")
 
 
 class NCSNv2Deepest(RefineNet):
@@ -147,11 +85,4 @@ class NCSNv2Deepest(RefineNet):
         ("res4", 4, {"down": True, "dilation": 2}),
         ("res5", 4, {"down": True, "dilation": 4}),
     )
-    REFINEMENTS = (
-        ("refine1", "res5", 4),
-        ("refine2", "res4", 2),
-        ("refine31", "res31", 2),
-        ("refine3", "res3", 2),
-        ("refine4", "res2", 1),
-        ("refine5", "res1", 1),
-    )
+    REFINEMENTS = ("refine1", "refine2", "refine31", "refine3", "refine4", "refine5")

@@ -88,24 +88,20 @@ def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) ->
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
-def _scale_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
-    """Rows (gamma, alpha, beta): gamma and alpha from N(1, 0.02^2), beta zero."""
-    num_levels, width = shape
-    scales = _near_one_init(key, (num_levels, 2 * width // 3), dtype)
-    return jnp.pad(scales, ((0, 0), (0, width // 3)))
+def _rows_init(scales: Callable, num_scales: int) -> Callable:
+    """Rows of `num_scales` vectors drawn by `scales`, and a beta of zero."""
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+        num_levels, width = shape
+        channels = width // (num_scales + 1)
+        drawn = scales(key, (num_levels, num_scales * channels), dtype)
+        return jnp.pad(drawn, ((0, 0), (0, channels)))
+
+    return init
 
 
-def _uniform_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32):
-    """Rows (gamma, beta): gamma from U(0, 1), beta zero."""
-    num_levels, width = shape
-    scales = jax.random.uniform(key, (num_levels, width // 2), dtype)
-    return jnp.pad(scales, ((0, 0), (0, width // 2)))
-
-
-def unit_scale_shift_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
-    """Rows (gamma, beta) of ones and zeros."""
-    del key
-    return jnp.pad(jnp.ones((shape[0], shape[1] // 2), dtype), ((0, 0), (0, shape[1] // 2)))
+_uniform_init = _rows_init(jax.random.uniform, 1)
+unit_scale_shift_init = _rows_init(nn.initializers.ones, 1)
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -121,14 +117,10 @@ class ConditionalInstanceNorm(nn.Module):
       embedding_init: of the table; by default gamma from U(0, 1), as the authors' code does (its
         comment says otherwise), and beta zero.
       activate: whether ELU follows.
-
-    Args of the call:
-      x: `[B, H, W, C]`.
-      level: `int[B]` in [0, num_levels).
     """
 
     num_levels: int
-    embedding_init: Callable = _uniform_scale_shift_init
+    embedding_init: Callable = _uniform_init
     activate: bool = False
 
     @nn.compact
@@ -145,16 +137,13 @@ class ConditionalInstanceNormPlus(nn.Module):
         z_k = gamma[i, k] * ((x_k - mu_k) / s_k + alpha[i, k] * (mu_k - m) / v) + beta[i, k]
 
     with the symbols of `normalize`. gamma, alpha and beta are rows of one table,
-    `embedding: [num_levels, 3 C]`, in this order. Like the authors' code, and unlike the equation as
-    printed, gamma also scales the alpha term; the variance over channels is the unbiased one.
+    `embedding: [num_levels, 3 C]`, in this order; at the start gamma and alpha are from N(1, 0.02^2), and
+    beta is zero. Like the authors' code, and unlike the equation as printed, gamma also scales the alpha
+    term; the variance over channels is the unbiased one. x has two channels at least.
 
     Args:
       num_levels: rows of the table.
       activate: whether ELU follows.
-
-    Args of the call:
-      x: `[B, H, W, C]`, C >= 2.
-      level: `int[B]` in [0, num_levels).
     """
 
     num_levels: int
@@ -163,7 +152,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 3 * x.shape[-1]
-        table = self.param("embedding", _scale_scale_shift_init, shape)
+        table = self.param("embedding", _rows_init(_near_one_init, 2), shape)
         gamma, alpha, beta = jnp.split(_look_up(table, level), 3, axis=1)
         return normalize(x, gamma, alpha, beta, activate=self.activate)
 
@@ -192,11 +181,8 @@ class InstanceNormPlus(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalization (Wu & He, 2018): the moments are those of H, W and a group of channels.
 
-    There are min(C // 4, 32) groups of neighbouring channels; scale gamma and shift beta `[C]` start
+    There are min(C // 4, 32) groups of neighbouring channels, C >= 4; scale gamma and shift beta `[C]` start
     from one and zero. It ignores the level.
-
-    Args of the call:
-      x: `[B, H, W, C]`, C >= 4.
     """
 
     EPSILON = 1e-6

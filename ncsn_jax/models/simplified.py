@@ -2,8 +2,8 @@
 
 The layout of the small PyTorch reimplementation that is widely copied: four stages of dilated residual
 units at full resolution instead of downsampling, refined as in RefineNet, and an output that is divided
-by sigma as in NCSNv2. Its units are those of `blocks`; fusion and pooling differ (an activation before
-every convolution, a bias in each, four poolings, no leading activation) and are therefore here.
+by sigma as in NCSNv2. Its parts are those of `blocks`, but fusion and pooling have an activation before
+every convolution and a bias in each, and there are four poolings.
 """
 
 import functools
@@ -13,12 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.models.blocks import NormFactory, ResidualBlock, rematerialized
+from ncsn_jax.models.blocks import (
+    ChainedResidualPooling,
+    MultiResolutionFusion,
+    NormFactory,
+    ResidualBlock,
+    rematerialized,
+)
 from ncsn_jax.models.layers import Conv, max_pool5
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, unit_scale_shift_init
 
 _DILATIONS = (1, 2, 4, 8)
-_POOLINGS = 4
 
 XavierConv = functools.partial(Conv, xavier=True)
 
@@ -32,42 +37,8 @@ class _Units(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         for unit in range(2):
-            x = ResidualBlock(
-                x.shape[-1],
-                self.norm,
-                dilation=self.dilation,
-                conv=XavierConv,
-                name=f"unit_{unit}",
-            )(x, level)
-        return x
-
-
-class _Fusion(nn.Module):
-    """The sum of its inputs, each normalized, activated and convolved."""
-
-    norm: NormFactory
-
-    @nn.compact
-    def __call__(self, inputs: list[jax.Array], level: jax.Array) -> jax.Array:
-        total = 0.0
-        for i, x in enumerate(inputs):
-            h = self.norm(name=f"norm_{i}", activate=True)(x, level)
-            total = total + XavierConv(x.shape[-1], name=f"conv_{i}")(h)
-        return total
-
-
-class _Pooling(nn.Module):
-    """x and a chain of normalized, activated, pooled and convolved versions of it, added up."""
-
-    norm: NormFactory
-
-    @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        path = x
-        for stage in range(_POOLINGS):
-            path = max_pool5(self.norm(name=f"norm_{stage}", activate=True)(path, level))
-            path = XavierConv(x.shape[-1], name=f"conv_{stage}")(path)
-            x = x + path
+            options = {"dilation": self.dilation, "conv": XavierConv, "name": f"unit_{unit}"}
+            x = ResidualBlock(x.shape[-1], self.norm, **options)(x, level)
         return x
 
 
@@ -83,18 +54,21 @@ class _Refine(nn.Module):
     @nn.compact
     def __call__(self, inputs: list[jax.Array], level: jax.Array) -> jax.Array:
         adapted = [_Units(self.norm, name=f"adapt_{i}")(x, level) for i, x in enumerate(inputs)]
+        options = {"conv": XavierConv, "activate": True}
         h = adapted[0]
+        n, shape = h.shape[-1], h.shape[1:3]
+        fusion = MultiResolutionFusion(n, shape, self.norm, **options, name="fusion")
         if len(adapted) > 1 or self.is_initializing():
-            fused = _Fusion(self.norm, name="fusion")(adapted, level)
+            fused = fusion(adapted, level)
             h = fused if len(adapted) > 1 else h
-        h = _Pooling(self.norm, name="pooling")(h, level)
+        pooling = ChainedResidualPooling(4, self.norm, max_pool5, **options, name="pooling")
+        h = pooling(h, level)
         return _Units(self.norm, name="output")(h, level)
 
 
 class SimplifiedNCSN(nn.Module):
     """The simplified NCSN: 3,176,067 parameters at n = 64, L = 10, C = 3.
 
-    `model.init(key, x, level)` returns the parameters and `model.apply(params, x, level)` the score.
     The original works in [-1, 1] throughout, sigmas included. Here images are in [0, 1] and sigmas in
     their units, half as large: the network sees 2x - 1, and as its output F is divided by sigma, the
     score F / sigma is that of [0, 1], which is twice the original's.
@@ -102,16 +76,8 @@ class SimplifiedNCSN(nn.Module):
     Args:
       features: channels n of every layer. Published: 64.
       sigmas: `[L]`, the ladder. Published: 10 levels from 0.5 to 0.005 (there 1 to 0.01).
-      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
-      dtype: what is between the first convolution and the last normalization computes in this type, such
-        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
-
-    Args of the call:
-      x: `[B, H, W, C]` images in [0, 1] plus noise; any H and W.
-      level: `int[B]` in [0, L), 0 for the largest sigma.
-
-    Returns:
-      The score, `[B, H, W, C]`.
+      remat, dtype: as for `NCSN`. So are the arguments of the call and the score that it returns, with any H
+        and W.
     """
 
     features: int

@@ -15,10 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import broadcast_like, check_finite, check_mask
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, normal_like
 from ncsn_jax.sampling._predictor_corrector import Constrain
 from ncsn_jax.sde import SDE
+from ncsn_jax.types import ScoreFn
 
 
 def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
@@ -43,11 +44,11 @@ def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
     Raises:
       ValueError: if the mask has other values. One that is traced is not looked at.
     """
-    observed, mask = jnp.asarray(observed), check_mask(mask)
+    observed, mask = jnp.asarray(observed), check.mask(mask)
 
     def constrain(key, x, mean, t):
-        known = broadcast_like("mask", mask, x)
-        clean = jnp.where(known, broadcast_like("observed", observed, x), 0).astype(x.dtype)
+        known = check.broadcast_like("mask", mask, x)
+        clean = jnp.where(known, check.broadcast_like("observed", observed, x), 0).astype(x.dtype)
         there, std = sde.marginal(clean, t)
         noisy = there + expand(std, x) * normal_like(key, x)
         return jnp.where(known, noisy, x), jnp.where(known, there, mean)
@@ -82,7 +83,7 @@ def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
     def constrain(key, x, mean, t):
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"x must have shape [B, H, W, 3] for known_grey, got {x.shape}")
-        clean = broadcast_like("grey", grey, x[..., :1]).astype(x.dtype)
+        clean = check.broadcast_like("grey", grey, x[..., :1]).astype(x.dtype)
         there, std = sde.marginal(clean, t)
         noisy = there + expand(std, x) / math.sqrt(3) * normal_like(key, there)
         return tuple(
@@ -94,10 +95,10 @@ def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
 
 
 def guided(
-    score_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    score_fn: ScoreFn,
     log_likelihood: Callable[[jax.Array, jax.Array], jax.Array],
     scale: float = 1.0,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> ScoreFn:
     """Returns the score of x given y from that of x and the likelihood of y (equation 14).
 
         s(x, t) + scale * grad_x log p_t(y | x)
@@ -115,15 +116,12 @@ def guided(
     Raises:
       ValueError: if `scale` is not a finite number. One that is traced is not looked at.
     """
-    check_finite("scale", scale)
+    check.finite("scale", scale)
 
     def score(x, t):
         def total(x):
             value = log_likelihood(x, t)
-            if value.shape != x.shape[:1]:
-                raise ValueError(
-                    f"log_likelihood must return [B], {x.shape[:1]}, got {value.shape}"
-                )
+            check.shape("the log_likelihood", value, x.shape[:1])
             return jnp.sum(value)
 
         return score_fn(x, t) + scale * jax.grad(total)(x)

@@ -11,15 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import (
-    MAX_FLOAT,
-    as_float,
-    check_chains,
-    check_ladder,
-    check_part,
-    check_score,
-    is_traced,
-)
+from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._loop import run_steps
@@ -79,10 +71,7 @@ def heun(
       churn_range: (S_min, S_max), sigmas between which there is churn, both included.
       churn_noise: S_noise >= 0, the scale of the noise added; 1, or slightly more against lost detail.
       second_order: False for Euler's method, which leaves out the last line in every step.
-      steps: `(start, stop)`, to run a part of the L steps only, 0 <= start <= stop <= L. Calls that
-        follow one another on what the last one returned, with the same key, do the same as one call.
-        Both may be traced, so that one compiled program serves every part; reverse-mode differentiation
-        is not possible then.
+      steps: `(start, stop)`, to run a part of the L steps only, as in `annealed_langevin`.
 
     Returns:
       `[B, ...]`, and the number of evaluations: 2 L - 1, or L for Euler's method.
@@ -101,34 +90,32 @@ def heun(
       >>> round(float(x[0, 0]), 2), int(info.evaluations[0])
       (1.0, 127)
     """
-    batch = check_chains(key, x)
-    sigmas = check_ladder(sigmas)
+    batch = check.chains(key, x)
+    sigmas = check.ladder(sigmas)
     churn, churn_noise = _check_churn("churn", churn), _check_churn("churn_noise", churn_noise)
-    churn_range = _check_range(churn_range)
+    churn_range = check.interval("churn_range", churn_range, least=0, equal=True)
     levels = sigmas.shape[0]
-    start, stop = part = (0, levels) if steps is None else check_part(steps, levels)
+    start, stop = check.part(steps, levels)
     table = _evaluations(sigmas, churn, churn_range, churn_noise)
     if second_order:
-        # The last step has no second one.
-        part = 2 * start, jnp.minimum(2 * stop, 2 * levels - 1)
-        if isinstance(start, int) and isinstance(stop, int):
-            part = 2 * start, min(2 * stop, 2 * levels - 1)
+        # The last step has no second evaluation.
+        start, stop = (2 * bound - (bound == levels) for bound in (start, stop))
     else:
         table = jax.tree.map(lambda column: column[::2], table)
 
     def evaluate(state, row):
         x, base, slope = state
         row = row._replace(**{n: getattr(row, n).astype(x.dtype) for n in ("change", "noise")})
-        if is_traced(churn) or churn > 0:
+        if check.is_traced(churn) or churn > 0:
             x = x + row.noise * normal_like(fold_in(key, row.step), x)
-        score = check_score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
+        score = check.score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
         found = (-row.sigma * score).astype(x.dtype)
         base = jnp.where(row.first, x, base)
         slope = jnp.where(row.first, found, 0.5 * (slope + found))
         return base + row.change * slope, base, slope
 
-    x = run_steps(evaluate, (x, x, x), table, part)[0]
-    return x, SamplerInfo(jnp.full(batch, jnp.maximum(part[1] - part[0], 0), jnp.int32))
+    x = run_steps(evaluate, (x, x, x), table, (start, stop))[0]
+    return x, SamplerInfo(jnp.full(batch, stop - start, jnp.int32))
 
 
 def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
@@ -154,26 +141,9 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
 
 
 def _check_churn(name: str, value):
-    if is_traced(value):
+    if check.is_traced(value):
         return value
-    number = as_float(name, value)
+    number = check.as_float(name, value)
     if not 0 <= number <= _MAX_CHURN:
         raise ValueError(f"{name} must be >= 0, {_MAX_CHURN:g} at most, got {show(value)}")
     return number
-
-
-def _check_range(bounds) -> tuple:
-    try:
-        low, high = bounds
-        if is_traced(low) or is_traced(high):
-            return low, high
-        low, high = as_float("churn_range", low), as_float("churn_range", high)
-        sound = 0 <= low <= high and (high <= MAX_FLOAT or math.isinf(high))
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"churn_range must be (low, high) with 0 <= low <= high, high infinite or a float32, "
-            f"got {show(bounds)}"
-        )
-    return low, high

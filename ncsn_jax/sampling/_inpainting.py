@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import broadcast_like, check_chains, check_mask
+from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._langevin import LangevinInfo, annealed_langevin
@@ -78,9 +78,9 @@ def inpaint(
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {show(scheme)}")
-    check_chains(key, x)
-    known = broadcast_like("mask", check_mask(mask), x)
-    observed = broadcast_like("observed", jnp.asarray(observed), x)
+    check.chains(key, x)
+    known = check.broadcast_like("mask", check.mask(mask), x)
+    observed = check.broadcast_like("observed", jnp.asarray(observed), x)
     observed = jnp.where(known, observed, 0).astype(x.dtype)
     before, after, every_step = _SCHEMES[scheme]
     noise_key = fold_in(key, _FOR_OBSERVED)

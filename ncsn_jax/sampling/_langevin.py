@@ -3,13 +3,9 @@
 Every step is one row of a table, and one compiled loop runs over the rows. So the score network occurs once
 in the program, the final denoising included, and memory does not grow with the number of steps. Nothing
 here is jitted: use `jax.jit`, `jax.vmap` or `jax.pmap` as needed.
-
-On step sizes: Algorithm 1 of the paper, and this module, write x + (alpha/2) s + sqrt(alpha) z with
-alpha_i = epsilon * sigma_i^2 / sigma_L^2. The authors' released code writes x + a s + sqrt(2 a) z with
-a_i = step_lr * sigma_i^2 / sigma_L^2. The two are the same process for epsilon = 2 * step_lr: their
-step_lr of 2e-5 is `epsilon=4e-5` here.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,20 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._checks import (
-    MAX_COUNT,
-    as_float,
-    check_chains,
-    check_clip,
-    check_count,
-    check_frames,
-    check_key,
-    check_ladder,
-    check_part,
-    check_positive,
-    check_score,
-    is_traced,
-)
+from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like, uniform_like
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._loop import frame_stops, record_steps, run_steps
@@ -109,8 +92,8 @@ def langevin(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check_positive("step_size", step_size)
-    check_count("num_steps", num_steps)
+    check.positive("step_size", step_size)
+    check.count("num_steps", num_steps)
     return annealed_langevin(
         key,
         lambda x, _: score_fn(x),
@@ -145,8 +128,9 @@ def annealed_langevin(
         x <- x + (alpha_i / 2) s(x, sigma_i) + sqrt(alpha_i) z,    z ~ N(0, I),
         alpha_i = epsilon * sigma_i^2 / sigma_L^2.
 
-    Differs from the authors' code in the meaning of the step size: their step_lr is epsilon / 2, so
-    that the published runs (step_lr = 2e-5) are `epsilon=4e-5`.
+    Differs from the authors' code in the meaning of the step size: it writes x + a s + sqrt(2 a) z with
+    a_i = step_lr * sigma_i^2 / sigma_L^2. So epsilon = 2 * step_lr, and the published runs (step_lr = 2e-5)
+    are `epsilon=4e-5`.
 
     Args:
       key: one key, or one per example `[B]`. With one per example, the noise of example i depends on
@@ -190,11 +174,12 @@ def annealed_langevin(
       >>> 0.9 < float(x.std()) < 1.1
       True
     """
-    batch, clip = check_chains(key, x), check_clip(clip)
-    check_positive("epsilon", epsilon)
-    check_count("steps_per_level", steps_per_level)
-    sigmas = check_ladder(sigmas)
-    check_frames(num_frames, return_info, sigmas.shape[0] * steps_per_level)
+    batch = check.chains(key, x)
+    clip = clip if clip is None else check.interval("clip", clip)
+    check.positive("epsilon", epsilon)
+    sigmas = check.ladder(sigmas)
+    check.count("steps_per_level", steps_per_level, most=check.MAX_COUNT // sigmas.shape[0])
+    check.frames(num_frames, return_info, sigmas.shape[0] * steps_per_level)
     if steps is not None and return_info:
         raise ValueError("steps and return_info exclude each other")
     table = _table(sigmas, epsilon, steps_per_level, denoise, x.dtype)
@@ -202,18 +187,18 @@ def annealed_langevin(
     def update(x, step):
         if constrain is not None:
             x = constrain(x, step, False)
-        s = check_score(x, score_fn(x, jnp.broadcast_to(step.sigma, (batch,))))
+        s = check.score(x, score_fn(x, jnp.broadcast_to(step.sigma, (batch,))))
         x, z = langevin_update(fold_in(key, step.index), x, s, step.half_alpha, step.root_alpha)
         if clip is not None:
             x = jnp.clip(x, *clip)
         return x if constrain is None else constrain(x, step, True), _norms(s, z, step)
 
     if not return_info:
-        part = None if steps is None else check_part(steps, table.index.shape[0])
+        part = check.part(steps, table.index.shape[0])
         return run_steps(lambda x, step: update(x, step)[0], x, table, part)
     shape = sigmas.shape[0], steps_per_level
-    updates = sigmas.shape[0] * steps_per_level
-    kept = frame_stops(updates, sigmas.shape[0] if num_frames is None else num_frames)
+    updates = math.prod(shape)
+    kept = frame_stops(updates, shape[0] if num_frames is None else num_frames)
     x, samples, norms = record_steps(update, x, table, kept)
     return x, LangevinInfo(samples, *(a[:updates].reshape(shape) for a in norms))
 
@@ -247,11 +232,6 @@ def annealed_steps(
 def _table(sigmas, epsilon, steps_per_level: int, denoise: bool, dtype) -> Step:
     """Returns all steps of an annealed chain; the denoising is a step without noise."""
     levels = sigmas.shape[0]
-    if levels * steps_per_level > MAX_COUNT:
-        raise ValueError(
-            f"steps_per_level must be at most {MAX_COUNT // levels} for {levels} levels, "
-            f"got {steps_per_level}"
-        )
     each = (jnp.arange(levels), sigmas, *annealed_steps(sigmas, epsilon, dtype))
     table = Step(
         jnp.arange(levels * steps_per_level), *(jnp.repeat(a, steps_per_level) for a in each)
@@ -305,7 +285,7 @@ def initial_samples(
     if not (sound and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
         raise ValueError(f"shape must be (B, ...), got {show(shape)}")
     shape = tuple(shape)
-    check_key(key, shape[0])
+    check.keys(key, shape[0])
     if (data is not None) != (init == "data") or (data is not None and np.shape(data) != shape):
         raise ValueError(
             f"data of shape {shape} is needed for init='data' and for nothing else, got "
@@ -319,5 +299,5 @@ def initial_samples(
         raise ValueError(
             f"init must be 'uniform', {', '.join(map(repr, centres))}, got {show(init)}"
         )
-    scale = scale if is_traced(scale) else as_float("scale", scale)
+    scale = scale if check.is_traced(scale) else check.as_float("scale", scale)
     return centres[init] + scale * normal_like(key, like)

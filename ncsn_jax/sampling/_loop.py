@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def run_steps(update: Callable, state, table, part: tuple | None = None):
-    """Runs `state = update(state, row)` over the rows of a table.
+def run_steps(update: Callable, state, table, part: tuple):
+    """Runs `state = update(state, row)` over some rows of a table, and returns the last state.
 
     A part whose bounds are traced runs in a `fori_loop`, which has no derivative in reverse mode. Everything
     else runs in a `scan`, which has one.
@@ -21,20 +21,15 @@ def run_steps(update: Callable, state, table, part: tuple | None = None):
       update: `update(state, row) -> state`.
       state: any pytree of arrays.
       table: a pytree of arrays `[number of steps, ...]`.
-      part: `(start, stop)` from `check_part`, to run the rows from start to stop only, or None.
-
-    Returns:
-      The last state.
+      part: `(start, stop)`, the rows to run.
     """
-    if part is None or all(isinstance(bound, int) for bound in part):
-        if part is not None:
-            table = jax.tree.map(lambda column: column[slice(*part)], table)
-        return jax.lax.scan(lambda state, row: (update(state, row), None), state, table)[0]
 
-    def single(k, state):
-        return update(state, jax.tree.map(lambda column: column[k], table))
+    def rows(index):
+        return jax.tree.map(lambda column: column[index], table)
 
-    return jax.lax.fori_loop(*part, single, state)
+    if all(isinstance(bound, int) for bound in part):
+        return jax.lax.scan(lambda s, row: (update(s, row), None), state, rows(slice(*part)))[0]
+    return jax.lax.fori_loop(*part, lambda k, s: update(s, rows(k)), state)
 
 
 def record_steps(update: Callable, x: jax.Array, table, kept: np.ndarray) -> tuple:

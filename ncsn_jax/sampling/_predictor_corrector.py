@@ -16,14 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import (
-    as_float,
-    check_chains,
-    check_count,
-    check_fraction,
-    check_part,
-    check_score,
-)
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._loop import run_steps
@@ -85,10 +78,7 @@ def ancestral(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> U
 
 
 PREDICTORS: dict[str, Callable] = {
-    "euler_maruyama": euler_maruyama,
-    "reverse_diffusion": reverse_diffusion,
-    "ancestral": ancestral,
-    "probability_flow": probability_flow,
+    f.__name__: f for f in (euler_maruyama, reverse_diffusion, ancestral, probability_flow)
 }
 CORRECTORS = ("langevin", "annealed_langevin")
 
@@ -163,10 +153,8 @@ def predictor_corrector(
         `known_pixels` and `known_grey`. Its t `[B]` is the time of x: that of the step after a corrector,
         that of the next step after the predictor, and `end` after the last one. Its key is shaped like
         `key`, and another one for every update.
-      steps: `(start, stop)`, to run a part of the N steps only, 0 <= start <= stop <= N. Calls that follow
-        one another on what the last one returned, with the same key, do the same as one call; the mean is
-        returned by the one that runs the last step only. Both may be traced, so that one compiled program
-        serves every part; reverse-mode differentiation is not possible then.
+      steps: `(start, stop)`, to run a part of the N steps only, as in `annealed_langevin`. Only the call
+        that runs the last step returns the mean.
 
     Returns:
       `[B, ...]`, and the number of evaluations.
@@ -174,20 +162,20 @@ def predictor_corrector(
     Raises:
       ValueError: if an argument is out of range, or no such step exists for the SDE.
     """
-    batch = check_chains(key, x)
+    batch = check.chains(key, x)
     check_choice(sde, predictor, corrector, snr)
-    snr = None if snr is None else as_float("snr", snr)
-    check_count("num_steps", num_steps)
-    check_count("corrector_steps", corrector_steps)
+    snr = None if snr is None else check.as_float("snr", snr)
+    check.count("num_steps", num_steps)
+    check.count("corrector_steps", corrector_steps)
     _check_chain(sde, predictor, corrector, num_steps)
-    check_fraction("end", end)
-    part = (0, num_steps) if steps is None else check_part(steps, num_steps)
+    check.fraction("end", end)
+    start, stop = check.part(steps, num_steps)
     times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
     table = (jnp.arange(num_steps), times, jnp.append(times[1:], times[-1]))
     inner = corrector_steps if corrector != "none" else 0
 
     def score(x, t):
-        return check_score(x, score_fn(x, t))
+        return check.score(x, score_fn(x, t))
 
     def constrained(key, j, state, t):
         return state if constrain is None else constrain(fold_in(key, inner + 1 + j), *state, t)
@@ -213,8 +201,7 @@ def predictor_corrector(
             )
         return state if predictor == "none" else predict(step_key, state[0], now, later)
 
-    last, mean = run_steps(step, (x, x), table, part)
-    start, stop = part
+    last, mean = run_steps(step, (x, x), table, (start, stop))
     evaluations = (stop - start) * (inner + (predictor != "none"))
     x = jnp.where(stop == num_steps, mean, last) if denoise else last
     return x, SamplerInfo(jnp.full(batch, evaluations, jnp.int32))
@@ -234,7 +221,7 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         )
     if isinstance(sde, SubVP) and corrector != "none":
         raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
-    if corrector != "none" and not (snr is not None and 0 < as_float("snr", snr) <= _MAX_SNR):
+    if corrector != "none" and not (snr is not None and 0 < check.as_float("snr", snr) <= _MAX_SNR):
         raise ValueError(
             f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, {_MAX_SNR:g} at most, "
             f"got {show(snr)}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax._checks import check_score, check_sde, check_state, check_times, check_tolerances
+from ncsn_jax import _checks as check
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sde import SDE, TimeScoreFn
 
@@ -62,10 +62,10 @@ def probability_flow(
       ValueError: if an argument is out of range, or the score is not shaped like x.
       ImportError: if diffrax is not installed.
     """
-    check_sde(sde)
-    x = check_state("x", x)
-    check_times(start, end)
-    check_tolerances(rtol, atol, max_steps)
+    check.sde(sde)
+    x = check.state("x", x)
+    check.times(start, end)
+    check.tolerances(rtol, atol, max_steps)
 
     def field(t, x, _):
         return velocity(sde, x, t, score_of_one(score_fn, x, t))
@@ -81,7 +81,7 @@ def velocity(sde: SDE, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Arra
 
 def score_of_one(score_fn: TimeScoreFn, x: jax.Array, t: jax.Array) -> jax.Array:
     """The score of one example x `[...]`, once its shape is known to be that of x."""
-    return check_score(x[None], score_fn(x[None], t[None]))[0].astype(x.dtype)
+    return check.score(x[None], score_fn(x[None], t[None]))[0].astype(x.dtype)
 
 
 def integrate(
@@ -100,11 +100,7 @@ def integrate(
     Args:
       field: a function of a time `[]` and one example's state and arguments, without the axis B.
       state: arrays `[B, ...]` at `start`; a step's error is the largest of theirs, each a root mean square.
-      start: the first time.
-      end: the last time.
-      rtol: relative tolerance.
-      atol: absolute tolerance.
-      max_steps: steps after which an example is given up.
+      start, end, rtol, atol, max_steps: as in `probability_flow`.
       args: arrays `[B, ...]`, constant in time.
 
     Returns:

@@ -279,7 +279,7 @@ def test_guided_samples_have_the_posterior():
         (lambda x, t: guided(lambda x, t: x, None, np.inf), "scale must be finite, got inf"),
         (
             lambda x, t: guided(lambda x, t: x, lambda x, t: x)(x, t),
-            r"log_likelihood must return \[B\], \(2,\), got \(2, 3\)",
+            r"log_likelihood must have shape \(2,\), got \(2, 3\)",
         ),
     ],
 )

@@ -164,6 +164,7 @@ def test_one_level_is_the_expected_clean_data():
         ({"churn_noise": float("nan")}, "churn_noise must be >= 0, .* got nan"),
         ({"churn_range": (2.0, 1.0)}, r"churn_range must be \(low, high\) .* got \(2.0, 1.0\)"),
         ({"churn_range": 1.0}, r"churn_range must be \(low, high\) .* got 1.0"),
+        ({"churn_range": (0.0, 1e39)}, "churn_range must be .* a float32, got"),
         ({"steps": (0, 4)}, r"steps must be .* <= stop <= 3, got \(0, 4\)"),
         ({"score_fn": lambda x, sigma: sigma}, "score_fn must return the shape of x"),
     ],
