@@ -139,7 +139,7 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
     names = [name for name in found.model if name not in _BUFFERS]
     first, second, count = {}, {}, 0
     try:
-        (group,) = found.optimizer["param_groups"]
+        (group,) = map(_mapping, _mapping(found.optimizer)["param_groups"])
         numbers, states = list(group["params"]), dict(found.optimizer["state"])
         beta1, beta2 = group["betas"]
         hyperparameters = {"learning_rate": group["lr"], "beta1": beta1, "beta2": beta2}
@@ -156,6 +156,7 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
             if state is None:
                 first[name] = second[name] = np.zeros_like(found.model[name])
                 continue
+            state = _mapping(state)
             count = max(count, _count(path, f"Adam's step of {name}", float(state["step"])))
             first[name], second[name] = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
     except UserError:
@@ -166,6 +167,13 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
             f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
         ) from None
     return Adam(count, first, second, hyperparameters)
+
+
+def _mapping(found: Any) -> Mapping:
+    """Returns a mapping; a tensor, for one, would take a string as an index and warn."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{type(found).__name__} in place of a dict")
+    return found
 
 
 class _Dtype:
