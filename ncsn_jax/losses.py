@@ -197,11 +197,13 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
       `[B]`, elements of `sigmas`.
 
     Raises:
-      ValueError: if an argument has the wrong shape or is out of range, or the ladder does not decrease.
+      ValueError: if an argument has the wrong shape, or `batch_size` is below 1.
     """
     check.count("batch_size", batch_size)
     check.keys(key, batch_size)
-    sigmas = check.ladder(sigmas)
+    sigmas = jnp.asarray(sigmas)
+    if sigmas.ndim != 1 or not sigmas.size:
+        raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
     return sigmas[_draw_levels(key, sigmas.shape[0], batch_size)]
 
 

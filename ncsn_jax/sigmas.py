@@ -147,7 +147,7 @@ def suggest(
             f"got {show(sigma_end)}"
         )
     wanted = level_ratio(math.prod(data.shape[1:]), overlap)
-    count = max(2, 1 + round(math.log(distance / sigma_end) / math.log(wanted)))
+    count = max(2, 1 + round((math.log(distance) - math.log(sigma_end)) / math.log(wanted)))
     ratio = (distance / sigma_end) ** (1 / (count - 1))
     epsilon, variance_ratio = step_size(sigma_end, ratio, steps_per_level)
     sigmas = geometric(distance, sigma_end, count)

@@ -177,6 +177,7 @@ def test_suggestion_is_what_the_formulas_give():
         (lambda: sigmas.largest_distance(np.ones((0, 3))), r"not empty, got .* of shape \(0, 3\)"),
         (lambda: sigmas.largest_distance(np.ones((2, 3), complex)), "data must be real"),
         (lambda: sigmas.level_ratio(math.inf), "dimension must be finite and at least 5"),
+        (lambda: sigmas.suggest(np.eye(2, 6), sigma_end=1e-320), "must hold and be finite"),
         (lambda: sigmas.step_size(0.01, math.inf, 5), "must hold and be finite"),
     ],
 )
