@@ -1,11 +1,12 @@
 """Likelihoods and latents where the score is known in closed form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import digits_ve, digits_vp
-from ncsn_jax import sde
+from ncsn_jax import likelihood, sampling, sde
 from ncsn_jax._random import Stream, example_keys, stream_key
 from ncsn_jax.app import build, devices, run_flows
 from ncsn_jax.images import center, dequantize, uncenter
@@ -55,3 +56,21 @@ def test_latents_of_a_gaussian_are_scaled_images(gaussian):
     images, to_decode = decode(params, latents, 3)
     np.testing.assert_allclose(images, uncenter(0.5 * center(x)), atol=1e-3)
     assert to_encode.shape == (3,) and (to_decode > 0).all()
+
+
+def test_projections_are_drawn_from_the_second_key_of_an_image(monkeypatch):
+    """The noise of the first one dequantizes it."""
+
+    def log_prob(key, process, score_fn, x, **_):
+        info = sampling.SamplerInfo(*[jnp.zeros(len(x))] * len(sampling.SamplerInfo._fields))
+        return jax.vmap(jax.random.uniform)(key), info
+
+    monkeypatch.setattr(likelihood, "log_prob", log_prob)
+    monkeypatch.setattr(build, "make_score_fn", lambda *_: (None, None))
+    config, indices = load_diffusion_config(digits_ve, seed=3), [5, 0]
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    bits_per_dim = run_flows.on_devices(config, run_flows.bits_per_dim)
+    found, _ = bits_per_dim(devices.replicate({}), images, 2, indices)
+    keys = example_keys(stream_key(3, Stream.LIKELIHOOD), jnp.asarray(indices), 2)[1]
+    nats = jax.vmap(jax.random.uniform)(keys)
+    np.testing.assert_allclose(found, likelihood.bits_per_dim(nats, images.shape), rtol=1e-6)

@@ -305,13 +305,15 @@ import {modules}
 
 
 def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(tmp_path, monkeypatch, closed_logs):
-    """With dropout, whose keys are the step's and the example's."""
+    """With dropout, whose keys are the step's and the example's, and a preview between the parts."""
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config, states = load_diffusion_config(), []
     assert config.ncsnpp.dropout == 0.1
-    config.training.checkpoint_every = 2
+    config.training.checkpoint_every = config.training.sample_every = 2
     for name, parts in (("whole", [4]), ("parts", [2, 4])):
         for config.training.num_steps in parts:
             run_lib.train(config, str(tmp_path / name))
         states.append(workdirs.load_newest(config, str(tmp_path / name))[1])
     jax.tree.map(np.testing.assert_array_equal, *states)
+    previews = [tmp_path / name / "samples/step_2/preview.png" for name in ("whole", "parts")]
+    assert previews[0].read_bytes() == previews[1].read_bytes()

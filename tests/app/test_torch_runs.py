@@ -72,6 +72,8 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         np.testing.assert_array_equal(
             arrays["model/module.end_conv.weight"], found.model["end_conv.weight"]
         )
+        for name, average in (found.ema or {}).items():
+            np.testing.assert_array_equal(arrays[f"ema/{name}"], average)
     with pytest.raises(UserError, match=r"weights.npz' is there already"):
         torch_runs.export(config, workdir, str(target))
 

@@ -46,6 +46,13 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog)
     assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
 
 
+def test_a_crop_is_cut_out_of_a_jpeg_before_it_is_made_smaller(tmp_path):
+    image = np.zeros((64, 64), np.uint8)
+    image[16:48, 16:48] = 255
+    Image.fromarray(image).save(tmp_path / "x.jpg", quality=95)
+    assert data.load("image_folder", str(tmp_path), 8, 1, crop_size=32).min() > 250
+
+
 def test_image_folder_without_cropping_takes_only_images_that_fit(folder):
     x = data.load("image_folder", str(folder), 16, 1)
     assert x.shape == (2, 16, 16, 1)

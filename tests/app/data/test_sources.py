@@ -106,6 +106,13 @@ def test_a_second_load_reads_the_cache(load, ending, monkeypatch, tmp_path):
     np.testing.assert_array_equal(load(), first + 1)
 
 
+def test_the_cache_tells_crops_apart(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
+    data.load("digits", "", 2, 1, crop_size=4)
+    found = data.load("digits", "", 2, 1, crop_size=2)
+    np.testing.assert_array_equal(found, data.load("digits", "", 8, 1)[:, 3:5, 3:5])
+
+
 def test_mistakes_are_one_line(tmp_path):
     for arguments, message in [
         (("image_folder", "", 8, 3), "data.data_dir must name the directory"),

@@ -63,7 +63,12 @@ def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     ]
     assert same.all() == keep
     with Image.open(f"{ladder_run}/inpainting/step_{runs.STEP}_{scheme}/completions.png") as image:
-        assert image.size[0] // 37 == image.size[1] // 28  # 4 columns, 3 rows of 9 pixels, and 1
+        factor = image.size[0] // 37
+        assert image.size == (37 * factor, 28 * factor)  # 4 columns, 3 rows of 9 pixels, and 1
+        row = np.asarray(image.convert("L"))[::factor, ::factor][1:9]
+    shown = np.where(masks[0], originals[0], 192)  # grey where it is hidden
+    for i, expected in enumerate([originals[0], shown, *found["completions"][0]]):
+        np.testing.assert_array_equal(row[:, 1 + 9 * i : 9 + 9 * i], expected[..., 0])
 
 
 def test_inpainting_by_a_predictor_is_the_library_s(vp_run):
@@ -130,7 +135,7 @@ def coloured(small_network, tmp_path):
     return config, str(tmp_path / "run")
 
 
-def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured):
+def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp_path):
     config, workdir = coloured
     run_lib.colorize(config, workdir)
     found = runs.read(workdir, f"colorization/step_{runs.STEP}", "completions.npz")
@@ -154,6 +159,10 @@ def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured):
 
     expected = runs.as_bytes(config, complete())
     runs.assert_alike(found["completions"].reshape(expected.shape), expected)
+    for path in (tmp_path / "pictures").iterdir():
+        Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(UserError, match="holds samples made otherwise: images is"):
+        run_lib.colorize(config, workdir)
 
 
 def test_colorization_takes_a_predictor_and_three_channels(coloured):

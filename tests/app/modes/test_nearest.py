@@ -43,3 +43,7 @@ def test_samples_are_shown_beside_their_nearest_training_images(ladder_run):
         row = np.asarray(picture.convert("L"))[::factor, ::factor][1:9]
     np.testing.assert_array_equal(row[:, 1:9], samples[0, ..., 0])
     np.testing.assert_array_equal(row[:, 10:18], images[found["indices"][0, 0], ..., 0])
+    config.sampling.num_samples = 2  # of those that are there
+    run_lib.nearest(config, ladder_run)
+    fewer = runs.read(directory, "nearest.npz")["indices"]
+    np.testing.assert_array_equal(fewer, found["indices"][:2])

@@ -126,21 +126,23 @@ def test_more_samples_are_added_and_other_settings_are_refused(vp_run):
 
 
 def test_a_film_ends_with_the_samples(ladder_run):
-    config = runs.ladder_config(**{"sampling.gif": True, "sampling.name": "film"})
-    config.sampling.batch_size = 5
+    config = runs.ladder_config(
+        **{"sampling.gif": True, "sampling.name": "film", "sampling.steps_per_level": 4},
+        **{"sampling.num_samples": 9, "sampling.batch_size": 9},
+    )
     run_lib.sample(config, ladder_run)
     directory = f"{ladder_run}/samples/step_{runs.STEP}_film"
     samples = runs.read(directory, "samples.npz")["samples"]
     with Image.open(f"{directory}/annealing.gif") as gif:
-        # 3 levels of 2 steps and the denoising; 5 samples in rows of 3, enlarged by 22.
-        assert gif.n_frames == 7 and gif.size == (22 * 28, 22 * 19)
-        gif.seek(6)
-        last = np.asarray(gif.convert("L"))[::22, ::22]
+        # 3 levels of 4 steps and the denoising; 9 samples in rows of 3, enlarged by 15.
+        assert gif.n_frames == 13 and gif.size == (15 * 28, 15 * 28)
+        gif.seek(12)
+        last = np.asarray(gif.convert("L"))[::15, ::15]
     for i, sample in enumerate(samples):
         top, left = 1 + 9 * (i // 3), 1 + 9 * (i % 3)
         np.testing.assert_array_equal(last[top : top + 8, left : left + 8], sample[..., 0])
     with Image.open(f"{directory}/filmstrip.png") as strip:
-        assert strip.size[0] // strip.size[1] == 1  # 7 columns, 5 rows
+        assert strip.size == (6 * 109, 6 * 73)  # 12 frames of each of 8 samples, enlarged by 6
 
 
 def test_pixels_far_outside_are_warned_of(ladder_run, tmp_path):

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 import run_lib
+from configs import digits, digits_vp
 from ncsn_jax.app import build
 from tests.running import load_config
 
 
-def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
-    run_lib.suggest(load_config())
+@pytest.mark.parametrize(("module", "width"), [(digits, 1), (digits_vp, 2)])
+def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys):
+    """The second one's images are in [-1, 1]."""
+    run_lib.suggest(module.get_config())
     output = capsys.readouterr().out
     (line,) = re.findall(r"^--config.*", output, re.MULTILINE)
     overrides = dict(re.findall(r"--config\.(\S+)=(\S+)", line))
@@ -30,4 +33,4 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(capsys):
     images = build.load_images(config) / 255
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
-    assert ladder[0] == pytest.approx(max(distances), rel=1e-3)
+    assert ladder[0] == pytest.approx(width * max(distances), rel=1e-3)
