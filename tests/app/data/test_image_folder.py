@@ -51,6 +51,8 @@ def test_a_crop_is_cut_out_of_a_jpeg_before_it_is_made_smaller(tmp_path):
     image[16:48, 16:48] = 255
     Image.fromarray(image).save(tmp_path / "x.jpg", quality=95)
     assert data.load("image_folder", str(tmp_path), 8, 1, crop_size=32).min() > 250
+    whole = data.load("image_folder", str(tmp_path), 8, 1, crop_size=-1)  # not from the cache
+    assert np.all(whole[0, 0] < 5) and np.all(whole[0, 3:5, 3:5] > 250)
 
 
 def test_image_folder_without_cropping_takes_only_images_that_fit(folder):

@@ -1,5 +1,8 @@
 """`--mode=inpaint` and `--mode=colorize` against one call of the library's sampler."""
 
+import json
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image
 import run_lib
 from ncsn_jax import sampling, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build
+from ncsn_jax.app import build, samplers, storage
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
@@ -25,6 +28,16 @@ PREDICTOR = {
 }
 
 
+def assert_settings(config, workdir, directory, **more):
+    """What determines completions stands with them: nothing more and nothing less."""
+    found = json.loads(storage.read(f"{workdir}/{directory}/samples/settings.json"))
+    assert found == samplers.settings(config) | {
+        "step": runs.STEP,
+        "inpainting.num_completions": config.inpainting.num_completions,
+        **more,
+    }
+
+
 @pytest.mark.parametrize(("keep", "scheme"), [(True, "paper"), (False, "ncsn")])
 def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     changes = {"inpainting.keep_observed": keep, "inpainting.scheme": scheme}
@@ -38,6 +51,9 @@ def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     masks = make_masks("box", runs.SHAPE, 3, runs.SEED)
     np.testing.assert_array_equal(found["originals"], originals)
     np.testing.assert_array_equal(found["masks"], masks)
+    crc = zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes()))
+    more = {"inpainting.keep_observed": keep, "inpainting.scheme": scheme, "images and masks": crc}
+    assert_settings(config, ladder_run, f"inpainting/step_{runs.STEP}_{scheme}", **more)
 
     _, sigma_score_fn, _ = runs.library(config, ladder_run)
     start, key = runs.keys(Stream.INPAINTING, range(6))
@@ -159,6 +175,14 @@ def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp
 
     expected = runs.as_bytes(config, complete())
     runs.assert_alike(found["completions"].reshape(expected.shape), expected)
+    directory = f"colorization/step_{runs.STEP}"
+    assert_settings(config, workdir, directory, images=zlib.crc32(originals.tobytes()))
+    with Image.open(f"{workdir}/{directory}/completions.png") as image:  # 4 columns, 3 rows
+        factor = image.size[0] // 37
+        row = np.asarray(image)[::factor, ::factor][1:9]
+    shown = np.broadcast_to(found["grey"][0], originals[0].shape)
+    for i, expected in enumerate([originals[0], shown, *found["completions"][0]]):
+        np.testing.assert_array_equal(row[:, 1 + 9 * i : 9 + 9 * i], expected)
     for path in (tmp_path / "pictures").iterdir():
         Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(UserError, match="holds samples made otherwise: images is"):
