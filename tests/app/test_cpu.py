@@ -67,7 +67,9 @@ def test_a_container_has_the_cores_of_its_share(monkeypatch, tmp_path):
     limit = tmp_path / "cpu.max"
     monkeypatch.setattr(cpu, "_CPU_LIMIT", limit)
     assert cpu.cores() == 8
-    for text, count in [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)]:
+    for text, count in [
+        *(("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("3200000 100000", 8))
+    ]:
         limit.write_text(text)
         assert cpu.cores() == count
 

@@ -41,6 +41,17 @@ def test_scalars_are_means_over_the_window_and_losses_by_level_are_shares_of_a_z
     assert "skipped" not in scalars
 
 
+def test_many_levels_are_written_in_ten_groups():
+    """Of 23 levels the first three groups have three. A zero score's loss for 4x2x3 numbers is 12."""
+    sigmas, level = np.geomspace(10, 0.1, 23), np.arange(23)
+    window = metrics.Window(sigmas, (4, 2, 3), 0)
+    window.add(1, measured([1], [1], [level * 12.0], [level > 0]), Store())
+    found = {k: v for k, v in window.scalars().items() if k.startswith("loss_by_level/")}
+    firsts = [0, 3, 6, 9, 11, 13, 15, 17, 19, 21]
+    assert list(found) == [f"loss_by_level/{i:04d}_sigma_{sigmas[i]:.3g}" for i in firsts]
+    assert list(found.values()) == [1.5, 4, 7, 9.5, 11.5, 13.5, 15.5, 17.5, 19.5, 21.5]
+
+
 def test_a_window_forgets_everything_when_it_is_restarted():
     window = metrics.Window(SIGMAS, (4, 4, 1), 0, skip_nonfinite=1)
     window.add(2, measured([8, np.nan], [1, 2], [[24, 4], [0, 4]], [[3, 1], [0, 2]]), Store())
@@ -87,6 +98,20 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
     message = "the loss is inf and the gradient's norm 1.0 at step 7; stopped, .* of step 3"
     with pytest.raises(UserError, match=message):
         add(8, np.inf, 1.0)
+
+
+@pytest.mark.parametrize(("loss", "grad_norm"), [(2.0, np.nan), (np.inf, 1.0)])
+def test_a_loss_or_a_gradient_that_is_not_finite_stops_a_run_at_its_step(loss, grad_norm):
+    class Empty(Store):
+        def steps(self):
+            return []
+
+    window = metrics.Window(SIGMAS, (4, 4, 1), 0)
+    levels = np.ones((3, 2))
+    call = measured([1, loss, 1], [1, grad_norm, 1], levels, levels)
+    message = f"loss is {loss} and the gradient's norm {grad_norm} at step 11; stopped, .* is none"
+    with pytest.raises(UserError, match=message):
+        window.add(12, call, Empty())
 
 
 def test_what_is_written_twice_is_appended_as_lines_of_json_and_as_events(tmp_path):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ncsn_jax.app import workdirs
+from ncsn_jax.app import schema, workdirs
 from ncsn_jax.errors import UserError
+from tests import tiny
 from tests.running import load_config
 
 
@@ -22,19 +23,40 @@ def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp
         workdirs.compare(changed, str(tmp_path))
 
 
+def test_a_run_goes_on_with_other_values_of_these_fields_and_no_others(tmp_path):
+    """A network with a ladder, which uses no field of SDEs and of NCSN++."""
+    changeable = {
+        "data.data_dir",
+        *(f"training.{name}" for name in ("microbatches", "remat", "num_steps", "log_every")),
+        *(f"training.{name}" for name in ("checkpoint_every", "checkpoints_kept", "keep_every")),
+        *("training.sample_every", "training.skip_nonfinite", "model.beta_min", "model.beta_max"),
+    }
+    sections = {"sampling", "inpainting", "likelihood", "interpolation", "classifier", "ncsnpp"}
+    config, path = load_config(), tmp_path / "config.json"
+    written = schema.flatten(config)
+    assert not changeable - written.keys() and len(written) > 80
+    for field in written:
+        path.write_text(json.dumps(written | {field: "other"}))
+        if field in changeable or field.partition(".")[0] in sections:
+            assert workdirs.compare(config, str(tmp_path)), field
+        else:
+            with pytest.raises(UserError, match=f"configuration: {field} is 'other' there and"):
+                workdirs.compare(config, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("begun", "unused"),
     [
         ({}, {"ncsnpp.dropout", "model.beta_max"}),
         ({"training.continuous": True}, {"ncsnpp.dropout", "model.beta_max", "model.num_levels"}),
         ({"model.name": "ncsnpp", "training.sde": "ve"}, {"model.beta_max"}),
-        ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin"}),
+        ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
     ],
 )
 def test_fields_that_training_does_not_use_with_others_may_differ(begun, unused, tmp_path):
     workdirs.write_config(load_config(**begun), str(tmp_path))
     values = {"ncsnpp.dropout": 0.5, "model.beta_max": 9.0, "model.sigma_begin": 3.0}
-    for field, value in (values | {"model.num_levels": 7}).items():
+    for field, value in (values | {"model.sigma_end": 0.1, "model.num_levels": 7}).items():
         config = load_config(**begun | {field: value})
         if field in unused:
             assert workdirs.compare(config, str(tmp_path))
@@ -73,6 +95,24 @@ def test_other_images_than_those_of_the_run_are_refused(tmp_path):
     for other in (images[:2], images + 1):
         with pytest.raises(UserError, match="holds a run on other images"):
             workdirs.claim_images(other, str(tmp_path))
+
+
+@pytest.mark.parametrize("index", [0, 1000, 1998])
+def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
+    images = np.zeros((2000, 2, 2, 1), np.uint8)
+    workdirs.claim_images(images, str(tmp_path))
+    images[index, 1, 1] = 1
+    with pytest.raises(UserError, match="on other images: crc32_of_a_thousand is"):
+        workdirs.claim_images(images, str(tmp_path))
+
+
+def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_path):
+    config = tiny.get_config()
+    with pytest.raises(UserError, match="holds no run: train first"):
+        workdirs.load_newest(config, str(tmp_path))
+    workdirs.write_config(config, str(tmp_path))
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        workdirs.load_newest(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(

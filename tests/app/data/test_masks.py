@@ -13,6 +13,7 @@ def test_left_half_is_observed():
     masks = make_masks("left", (4, 6, 3), 2, seed=0)
     assert masks.shape == (2, 4, 6, 3)
     assert masks[:, :, :3].all() and not masks[:, :, 3:].any()
+    np.testing.assert_array_equal(make_masks("left", (1, 5, 1), 1, 0).ravel(), [1, 1, 1, 0, 0])
 
 
 def test_boxes_are_random_and_of_the_stated_size_and_do_not_depend_on_their_number():
@@ -30,11 +31,11 @@ def test_boxes_are_random_and_of_the_stated_size_and_do_not_depend_on_their_numb
 
 def test_a_mask_file_is_white_where_observed(tmp_path):
     pixels = np.zeros((4, 6), np.uint8)
-    pixels[1:3, 2:5] = 255
+    pixels[0], pixels[1:3, 2:5] = 127, 128
     path = str(tmp_path / "mask.png")
     Image.fromarray(pixels).save(path)
     masks = make_masks(path, (4, 6, 3), 2, seed=0)
-    np.testing.assert_array_equal(masks, np.broadcast_to((pixels > 0)[..., None], (2, 4, 6, 3)))
+    np.testing.assert_array_equal(masks, np.broadcast_to((pixels == 128)[..., None], (2, 4, 6, 3)))
     with pytest.raises(UserError, match=r"mask.png' is 6x4 pixels, but the images have 8x8"):
         make_masks(path, (8, 8, 1), 1, seed=0)
 

@@ -1,0 +1,86 @@
+"""What a run says at its start, and where."""
+
+import logging
+import os
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ncsn_jax.app import logs
+from ncsn_jax.errors import UserError
+from tests.running import load_config
+
+log = logging.getLogger("ncsn_jax")
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch, closed_logs):
+    """Gives the settings of JAX that a test has made, and keeps them from JAX."""
+    made = {}
+    monkeypatch.setattr(jax.config, "update", made.__setitem__)
+    return made
+
+
+def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_tables(
+    tmp_path, capsys
+):
+    for number in (1, 2):
+        logs.start(str(tmp_path))
+        log.debug("table %d", number)
+        log.info("line %d", number)
+    assert capsys.readouterr().out == "line 1\nline 2\n"
+    assert (tmp_path / "log.txt").read_text() == "table 1\nline 1\ntable 2\nline 2\n"
+    with pytest.raises(UserError, match="no/log.txt cannot be written: No such file"):
+        logs.start(str(tmp_path / "no"))
+
+
+def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(
+    tmp_path, monkeypatch, settings
+):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
+    logs.start(str(tmp_path))
+    assert settings == {}  # the tests' environment has both
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)
+    logs.start(str(tmp_path))
+    assert settings.pop("jax_persistent_cache_min_compile_time_secs") == 0.0
+    directory, name = os.path.split(settings.pop("jax_compilation_cache_dir"))
+    assert directory == str(tmp_path / "cache") and name.startswith("compiled-")
+    assert settings == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "with_table", "line"),
+    [
+        ({}, False, None),
+        (
+            {"training.dtype": "bfloat16"},
+            True,
+            "training computes in bfloat16, in 1 part(s) a batch",
+        ),
+        ({"training.microbatches": 2}, True, "training computes in float32, in 2 part(s) a batch"),
+    ],
+)
+def test_a_run_says_how_many_parameters_and_devices_it_has(
+    changes, with_table, line, tmp_path, capsys
+):
+    logs.start(str(tmp_path))
+    params = {"layer": {"kernel": np.zeros((3, 4)), "bias": np.zeros(5)}}
+    logs.describe(load_config(**changes), params, with_table=with_table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["17 parameters; devices: 8 x cpu on 1 host(s)", *([line] if line else [])]
+    assert ("layer/kernel" in (tmp_path / "log.txt").read_text()) == with_table
+
+
+def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsys):
+    logs.start(str(tmp_path))
+    memory = types.SimpleNamespace(argument_size_in_bytes=2048, temp_size_in_bytes=1024)
+    logs.describe_executable(types.SimpleNamespace(operations=None, memory=None), 2.0)
+    logs.describe_executable(types.SimpleNamespace(operations=12345.0, memory=memory), 120.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "training step compiled in 2 s",
+        "training step compiled in 2.0 min; 1.23e+04 operations a call and device; memory per device, "
+        "estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
+    ]

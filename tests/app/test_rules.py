@@ -1,0 +1,148 @@
+"""Each rule between fields: the last value that it allows, and the first that it refuses."""
+
+import pytest
+
+from ncsn_jax.app import schema
+from ncsn_jax.errors import UserError
+from tests.running import load_config, load_diffusion_config
+
+SDE = {"training.sde": "ve"}
+VP = {"training.sde": "vp"}
+SUBVP = {"training.sde": "subvp"}
+LARGE = {"data.image_size": 4096, "sampling.num_samples": 1, "sampling.batch_size": 1} | {
+    "sampling.preview_samples": 1,
+    "classifier.batch_size": 1,
+}
+CORRECTED = {"sampling.method": "predictor_corrector", "sampling.corrector": "langevin"}
+PREDICTED = {"sampling.method": "predictor_corrector", "sampling.predictor": "euler_maruyama"}
+CALLS_OF_THREE = {"training.num_steps": 6, "training.checkpoint_every": 6} | {
+    "training.log_every": 6,
+    "training.sample_every": 6,
+    "training.steps_per_call": 3,
+}
+# What is given (of an SDE, if it says so), a field, what is allowed, what is refused, and words of it.
+OBJECTIVE = [
+    ({"training.loss": "sm"}, "training.num_projections", 1, 2, "1 for .*loss='sm'"),
+    ({"training.loss": "sm"}, "data.image_size", 32, 34, "training.loss='sm' must be 'dsm' or"),
+    ({"data.image_size": 20, "data.channels": 3}, "training.loss", "ssm", "sm", "'dsm' or 'ssm'"),
+    ({}, "training.sde", "none", "ve", "'none' for config.model.name='ncsn'"),
+    (SDE, "training.sde", "subvp", "none", "'ve' or 'vp' or 'subvp' for"),
+    ({}, "data.centered", False, True, "False for 'ncsn'"),
+    ({}, "training.continuous", False, True, "False for config.training.sde='none'"),
+    (SUBVP, "training.continuous", True, False, "True for .*'subvp', which has no chain"),
+    (
+        *(SDE | {"training.continuous": False}, "training.likelihood_weighting"),
+        *(False, True, "False for config.training.continuous=False"),
+    ),
+    (SDE, "training.loss", "dsm", "ssm", "'dsm' for config.training.sde='ve'"),
+    (SDE, "training.anneal_power", 2.0, 1.9, "2 for config.training.sde='ve'"),
+    (
+        VP | {"model.sigma_begin": 0.2},
+        "model.beta_max",
+        0.1,
+        0.09,
+        "at least config.model.beta_min=0.1",
+    ),
+    (SUBVP, "model.beta_max", 1000.0, 1000.1, "at most 1000"),
+    (
+        *(VP | {"training.continuous": False}, "model.num_levels"),
+        *(21, 20, "at least 21, above config.model.beta_max=20.0"),
+    ),
+]
+NETWORK = [
+    ({}, "model.normalization", "instance", "batch", r"'instance\+\+' or 'instance' for"),
+    ({"model.name": "ncsnv2"}, "model.normalization", "instance++", "instance", "for .*'ncsnv2'"),
+    (
+        *({"model.name": "ncsn_simplified"}, "model.normalization"),
+        *("instance", "instance++", "'instance' for config.model.name='ncsn_simplified'"),
+    ),
+    ({}, "data.image_size", 8, 6, "a multiple of 2, 8 or more, for config.model.name='ncsn'"),
+    ({}, "data.image_size", 10, 11, "a multiple of 2, 8 or more"),
+    ({"model.name": "ncsnv2_deeper"}, "data.image_size", 12, 10, "a multiple of 4, 8 or more"),
+    ({"model.name": "ncsnv2_deepest"}, "data.image_size", 24, 20, "a multiple of 8, 8 or more"),
+    (SDE | {"ncsnpp.ch_mult": (1, 2, 2)}, "data.image_size", 12, 10, "a multiple of 4, 8 or more"),
+    (SDE, "model.features", 4, 2, "2 channels cannot"),
+    (SDE, "model.features", 32, 33, "33 channels cannot"),
+]
+STEPS = [
+    ({"training.checkpoint_every": 20}, "training.keep_every", 0, 30, "checkpoint_every=20"),
+    ({"training.checkpoint_every": 20}, "training.keep_every", 40, 10, "0 or a multiple of"),
+    *(
+        (CALLS_OF_THREE, f"training.{name}", 12, 11, "a multiple of .*steps_per_call=3")
+        for name in ("num_steps", "checkpoint_every", "log_every", "sample_every")
+    ),
+]
+MEMORY = [  # on eight devices; 2**34 numbers are 1024 images of 4096 x 4096
+    ({}, "training.batch_size", 24, 20, "a multiple of the 8 devices$"),
+    (
+        *({"training.microbatches": 3}, "training.batch_size"),
+        *(48, 40, "a multiple of the 8 devices times config.training.microbatches=3"),
+    ),
+    (LARGE, "training.batch_size", 1024, 1032, "smaller: 1032 images of 16777216 numbers"),
+    (
+        *(LARGE | {"training.steps_per_call": 10}, "training.batch_size"),
+        *(96, 104, "smaller: 1040 images of 16777216 numbers"),
+    ),
+    *(
+        (LARGE, field, 1024, 1025, "smaller: 1025 images of 16777216 numbers")
+        for field in (
+            *("sampling.num_samples", "sampling.batch_size", "sampling.preview_samples"),
+            "classifier.batch_size",
+        )
+    ),
+]
+LADDER = [
+    ({}, "sampling.steps_per_level", 5_000_000, 5_000_001, "at most 5000000 with .*levels=2"),
+    ({}, "model.sigma_begin", 0.0401, 0.04, "sigma_begin > sigma_end > 0 must hold"),
+    # The weights are 1024^12.80 and 25^27.56 where they reach 3.4e38.
+    ({"model.sigma_begin": 1024.0}, "training.anneal_power", 14.79, 14.81, "a finite number for"),
+    ({}, "training.anneal_power", -25.5, -25.6, "a finite number for which the weights"),
+]
+SAMPLER = [
+    (SDE | CORRECTED, "sampling.snr", 0.01, 0.0, "the signal-to-noise ratio of .*'langevin'"),
+    (SUBVP | PREDICTED, "sampling.corrector", "none", "langevin", "config.sampling: corrector"),
+    (
+        SUBVP | PREDICTED,
+        "sampling.predictor",
+        "probability_flow",
+        "ancestral",
+        "config.sampling: predictor",
+    ),
+    (VP | PREDICTED, "sampling.num_steps", 1, 0, "at least 1"),
+    (
+        *(VP | PREDICTED | CORRECTED | {"sampling.snr": 0.1}, "sampling.num_steps"),
+        *(21, 20, "at least 21 for the chain of 'vp' with config.model.beta_max=20.0"),
+    ),
+    (
+        *(VP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps"),
+        *(21, 20, "at least 21 for the chain of 'vp' with config.model.beta_max=20.0"),
+    ),
+    (SUBVP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps", 1, 0, "at least 1"),
+    ({"sampling.method": "heun"}, "sampling.num_steps", 2, 1, "for 'heun'"),
+    *(  # sqrt(exp(10.05) - 1) = 152.17
+        (given | {"sampling.method": method}, "model.sigma_begin", 152.1, 152.3, "at most 152.2, ")
+        for given in (VP, SUBVP)
+        for method in ("annealed_langevin", "heun")
+    ),
+    (VP | {"sampling.method": "probability_flow"}, "model.sigma_begin", 200.0, 0.001, "sigma_end"),
+    (SDE, "model.sigma_begin", 200.0, 0.001, "sigma_begin > sigma_end"),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "allowed", "refused", "words"),
+    OBJECTIVE + NETWORK + STEPS + MEMORY + LADDER + SAMPLER,
+)
+def test_the_last_value_is_allowed_and_the_first_beyond_it_is_refused(
+    given, field, allowed, refused, words
+):
+    load = load_diffusion_config if "training.sde" in given else load_config
+    if given.get("model.name") == "ncsn_simplified":
+        given = given | {"model.normalization": "instance"}
+    config = load()
+    with config.ignore_type():
+        config.update_from_flattened_dict(given | {field: allowed})
+        schema.check(config)
+        config.update_from_flattened_dict({field: refused})
+        with pytest.raises(UserError, match=words):
+            schema.check(config)
