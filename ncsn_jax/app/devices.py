@@ -4,7 +4,9 @@ Replicates a state and reads it back, shards a batch, and maps the pure function
 `sampling` over the devices.
 """
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,6 +63,18 @@ def _cpu_options(remat: bool) -> dict[str, str]:
     return (_OWN_CONVOLUTIONS if has_spare_cores else {}) | (KEEP_BARRIERS if remat else {})
 
 
+@contextlib.contextmanager
+def _kept_out_of_cache(program_is_unsound: bool) -> Iterator[None]:
+    """Keeps JAX from writing what is compiled to its cache, if a program from there would be unsound."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    least = getattr(jax.config, name)
+    jax.config.update(name, math.inf if program_is_unsound else least)
+    try:
+        yield
+    finally:
+        jax.config.update(name, least)
+
+
 class TrainSteps:
     """The training step, compiled for all devices of all processes.
 
@@ -96,10 +110,13 @@ class TrainSteps:
         self._first = first_examples(images)
         mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
         lowered = mapped.lower(state, images, seed, self._first, _per_device(0))
-        try:
-            compiled = lowered.compile(_cpu_options(remat) or None)
-        except jax.errors.JaxRuntimeError:  # Other versions of XLA may not know an option.
-            compiled = lowered.compile()
+        # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
+        is_loop = jax.device_count() > 1 and images.shape[1] > 1
+        with _kept_out_of_cache(is_loop and jax.default_backend() == "cpu"):
+            try:
+                compiled = lowered.compile(_cpu_options(remat) or None)
+            except jax.errors.JaxRuntimeError:  # Other versions of XLA may not know an option.
+                compiled = lowered.compile()
         self.operations = (lowered.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.

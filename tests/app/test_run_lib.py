@@ -267,6 +267,9 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
     result = run(tmp_path / "run", *arguments, devices=2)
     assert result.returncode == 0, result.stderr
     assert "3 images of shape (8, 8, 1), from step 0" in result.stdout
+    more = run(tmp_path / "run", *arguments, "--config.training.num_steps=30", devices=2)
+    assert more.returncode == 0, more.stderr  # although programs of the first run are in the cache
+    assert "from step 20" in more.stdout and "step 30/30" in more.stdout
     (pictures / "2.png").unlink()
     result = run(tmp_path / "run", *arguments, devices=2)
     assert result.returncode == 1 and "holds a run on other images" in result.stderr
