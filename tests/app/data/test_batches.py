@@ -24,6 +24,9 @@ def test_batches_depend_on_seed_and_step_alone():
     np.testing.assert_array_equal(again(2, 3), np.stack([first(s)[0] for s in (2, 3, 4)]))
     other = data.Batches(numbered(50), seed=4, batch_size=8)
     assert not np.array_equal(other(19), first(19))
+    # The second epoch of a seed is not the first one of the next.
+    epochs = data.Batches(numbered(8), 3, 8)(1), data.Batches(numbered(8), 4, 8)(0)
+    assert not np.array_equal(*epochs)
 
 
 def test_processes_share_a_batch():

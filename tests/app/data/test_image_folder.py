@@ -68,6 +68,14 @@ def test_image_folder_notices_changed_files(folder):
     assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 2
 
 
+def test_images_are_in_the_order_of_their_paths(tmp_path):
+    for i, name in enumerate(["a/z.png", "b.png", "c/a.png", "d.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / name)
+    found = data.load("image_folder", str(tmp_path), 8, 1)
+    assert list(found[:, 0, 0, 0]) == [0, 1, 2, 3]
+
+
 def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
     for i in range(30):
         (tmp_path / f"d{i}").mkdir()
