@@ -2,8 +2,8 @@
 
     python -m benchmarks [--reference DIR] [--rounds N] [--shapes 16,32] [--only train,start] [--write FILE]
 
-Progress goes to standard error. Ctrl-C prints what was measured so far. This module hides the command
-line and what becomes of the table; what is measured is in `benchmarks.rows`.
+Progress goes to standard error. Ctrl-C prints what was measured so far. `benchmarks.rows` says what is
+measured.
 """
 
 import argparse

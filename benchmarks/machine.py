@@ -1,6 +1,6 @@
 """The machine and the versions of what runs on it, and how busy it is.
 
-Hides where the operating system tells of its processor, memory and load.
+Reads what the operating system tells of processor, memory and load.
 """
 
 import contextlib

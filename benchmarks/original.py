@@ -4,7 +4,7 @@
 
 answers the requests of `benchmarks.workers`. The network and the loss are imported from the checkout, which
 is under GPL-3 and of which nothing is copied here; what is around them, Adam, dequantization and Algorithm 1
-of the paper, is written anew. Hidden here are the settings that the authors' classes read.
+of the paper, is written anew. So are the settings that the authors' classes read.
 """
 
 import functools

@@ -4,7 +4,7 @@
 
 answers the requests of `benchmarks.workers`. Each task exists as it is, where PyTorch may use TF32, and with
 the suffix `_bfloat16`, where the network runs under autocast. cuDNN picks its algorithms by trial, as in the
-authors' `main.py`. Without a GPU everything runs on the CPU. Hidden here are devices, autocast and waiting.
+authors' `main.py`. Without a GPU everything runs on the CPU. A task ends when the GPU has finished.
 """
 
 from collections.abc import Callable

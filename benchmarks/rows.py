@@ -1,6 +1,6 @@
 """The rows of the table: what each measures, with which processes, and in which order.
 
-Hidden here are the networks that are measured, and that a row which fails leaves the others alone.
+It names the networks that are measured. A row which fails leaves the others alone.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The processes of a measurement, and how they take turns.
 
-Two things that are compared take turns, round by round, so that both see the same machine. Hidden here are
-the settings that make this library's network and training and the authors' the same, and how long a turn is.
+Two things that are compared take turns, round by round, so that both see the same machine. A session knows
+how long a turn is, and the settings with which this library and the authors' code compute the same.
 """
 
 import contextlib

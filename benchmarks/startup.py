@@ -1,6 +1,6 @@
 """How long `python main.py` takes from its start to the log line of its first step.
 
-Hides the process, which is told to stop as soon as that line has come, its work directory, and its images.
+Starts the process in a work directory of its own, with images made for it, and stops it at that line.
 """
 
 import contextlib

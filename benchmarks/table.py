@@ -1,8 +1,7 @@
 """The table: its rows, the statistics and units in them, and where it goes in a file.
 
-Hides how paired measurements become a ratio and how numbers are rounded. The ratio of a row is the median of
-the rounds' ratios, each of two neighbours in time, so that what slows the whole machine for a while cancels;
-it need not be the ratio of the two medians beside it.
+The ratio of a row is the median of the rounds' ratios, each of two neighbours in time, so that what slows the
+whole machine for a while cancels; it need not be the ratio of the two medians beside it.
 """
 
 import statistics

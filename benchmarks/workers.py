@@ -1,9 +1,9 @@
 """Processes that measure on request: how they are started, asked and ended, and what each of them can do.
 
 A request and its answer are one line of JSON each, on the worker's standard input and output; `Worker` is the
-asking side, `serve` the answering one, and `Subject` what is asked. Hidden here are the lines, that whatever
-libraries print goes elsewhere, and how a worker's end becomes a one-line reason. A worker idles until it is
-asked, so that several can take turns on the same cores.
+asking side, `serve` the answering one, and `Subject` what is asked. What libraries print goes elsewhere, and
+a worker that ends early leaves a reason of one line. A worker idles until it is asked, so that several can
+take turns on the same cores.
 """
 
 import contextlib

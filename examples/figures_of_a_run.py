@@ -15,7 +15,6 @@ writes to `WORKDIR/figures/step_<step>`:
 
 import os
 
-from ncsn_jax._random import Stream
 from ncsn_jax.app import cli
 
 _CONFIG = cli.define_config()
@@ -40,6 +39,7 @@ def make_figures(config, workdir: str) -> str:
         workdirs,
     )
     from ncsn_jax.app.data.masks import make_masks
+    from ncsn_jax.app.samplers import Stream
 
     schema.check(config)
     step, state = workdirs.load_newest(config, workdir)

@@ -152,7 +152,9 @@ def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
     """Returns what `measure(params, images, keys)` would, from as many parts, one after another."""
     examples = images.shape[0]
     if examples % parts:
-        raise ValueError(f"{examples} examples on a device are no multiple of {parts} microbatches")
+        raise ValueError(
+            f"{examples} examples on a device are not a multiple of {parts} microbatches"
+        )
     xs = [a.reshape(parts, examples // parts, *a.shape[1:]) for a in (images, keys)]
 
     def add(total, x):
@@ -195,8 +197,8 @@ def train_step(
       random_flip, dequantize, centered: see `images.prepare`.
       reduce_mean: the loss is the mean square over the elements of an example instead of half the sum of
         squares; it is 2 / D times as large. The metrics by level keep the sum.
-      microbatches: >= 1, a divisor of B: in so many parts, one after another, are the examples
-        computed. The step is the same to float32 rounding and takes the memory of one part.
+      microbatches: >= 1, a divisor of B. The examples are computed in so many parts, one after another.
+        The step is the same to float32 rounding and takes the memory of one part.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
         average and the optimizer's state as they were. It counts, and its metrics say what happened.
       axis_name: the mapped axis over which the batch is sharded, or None.

@@ -2,7 +2,7 @@
 
 A `Sampler` is a chain of steps of which parts can be run. Annealed Langevin dynamics and Heun's
 method take a score of sigma, the others one of an SDE's time. A run's network may give either, and its SDE
-may work on images in [-1, 1]; the conversions are here.
+may work on images in [-1, 1]; the conversions are here. `Stream` names what samples are made for.
 """
 
 import functools

@@ -1,8 +1,9 @@
 """The checkpoint files of the authors' PyTorch scripts as arrays.
 
-Hides the two formats that torch has written, the layouts that the scripts saved, and the numbering of
-Adam's moments and of a moving average without names. A file is read with `weights_only=True`: one that
-would execute code is refused. The only module that imports torch, and only when a file is read.
+Reads both formats that torch has written and every layout that the scripts saved. Adam's moments, and a
+moving average without names, are numbered there; they get the names of their parameters. A file is read
+with `weights_only=True`: one that would execute code is refused. The only module that imports torch, and
+only when a file is read.
 """
 
 import os

@@ -1,9 +1,9 @@
 """A small classifier of noisy images, for sampling conditionally on a class.
 
 Song et al. (2021, appendix I.1) steer a sampler by the gradient of log p(y | x_t, t), which a classifier
-learns from images with the SDE's noise. This one is the way down of a U-Net, and hides how one set of
-weights serves noise of any size: its input is scaled to be of the order of one, as in the preconditioning
-of Karras et al. (2022), and every block sees an embedding of ln sigma. All of it is smooth in x.
+learns from images with the SDE's noise. This one is the way down of a U-Net. One set of weights serves
+noise of any size: the input is scaled to be of the order of one, as in the preconditioning of Karras et
+al. (2022), and every block sees an embedding of ln sigma. All of it is smooth in x.
 """
 
 import flax.linen as nn

@@ -1,7 +1,7 @@
 """Doubling and halving of feature maps, with and without a smoothing filter.
 
-Hides how a separable FIR filter meets the zeros between pixels or the pixels left out: one axis after the
-other, only the products that count are formed, as shifted copies of the array. All arrays are
+The FIR filter is separable and runs along one axis after the other, on shifted copies of the array. It
+forms no product with the zeros between pixels, and none for pixels that are left out. All arrays are
 `[B, H, W, C]`, H and W even where they are halved, and results have the type of x. The filter is given by
 its four taps, normalised here to a sum of one, and is convolved (that is, flipped) as in StyleGAN2
 (Karras et al., 2020); no filter, `None`, is nearest neighbours and the mean of 2x2 pixels.

@@ -7,8 +7,6 @@ import numpy as np
 
 from ncsn_jax.errors import UserError
 
-MASKS = ("left", "box")
-
 
 def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
     """Returns which pixels of each image are observed.
