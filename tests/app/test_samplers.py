@@ -18,6 +18,24 @@ def test_a_method_runs_its_sampler_and_no_other(method, record):
     assert set(record.calls) & set(schema.METHODS) == {method}
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "expected"),
+    [
+        ("annealed_langevin", {"steps_per_level": 3}, 2 * 3 + 1),
+        ("annealed_langevin", {"steps_per_level": 3, "denoise": False}, 2 * 3),
+        ("predictor_corrector", {"corrector_steps": 2}, 5),
+        ("predictor_corrector", {"corrector": "langevin", "corrector_steps": 2}, 5 * 3),
+        ("predictor_corrector", {"corrector": "langevin", "predictor": "none"}, 5),
+        ("heun", {}, 9),  # the last step is of first order
+        ("probability_flow", {}, None),
+    ],
+)
+def test_evaluations_of_a_sample_are_those_of_its_steps(method, changes, expected):
+    changes = {"method": method, "num_steps": 5, "snr": 0.1} | changes
+    config = load_config(**{f"sampling.{name}": value for name, value in changes.items()})
+    assert samplers.make(config).evaluations == expected
+
+
 SETTINGS = {
     "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init", "dtype"),
     "predictor_corrector": (
