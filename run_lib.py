@@ -84,6 +84,7 @@ def train(config, workdir: str) -> None:
 
         distributed.on_first("to open the work directory", open_workdir)
         logs.start(workdir)
+        devices.keep_compiled()
         dataset = build.load_images(config)
         workdirs.claim_images(dataset, workdir)
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))

@@ -5,7 +5,10 @@ Replicates a state and reads it back, shards a batch, and maps the pure function
 """
 
 import contextlib
+import hashlib
 import math
+import os
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +16,20 @@ import jax
 import numpy as np
 
 from ncsn_jax.app import cpu
+from ncsn_jax.app.data import cache
 
 AXIS = "batch"
+
+
+def keep_compiled() -> None:
+    """Keeps what JAX compiles in the cache directory, unless the environment says otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
+        directory = os.path.join(cache.directory(), f"compiled-{machine}")
+        jax.config.update("jax_compilation_cache_dir", directory)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # The many small programs that initialise a network take seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def replicate(tree: Any) -> Any:

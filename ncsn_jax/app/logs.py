@@ -4,17 +4,14 @@ Lines go to standard output and to the work directory's `log.txt`, in the first 
 """
 
 import contextlib
-import hashlib
 import logging
 import os
-import platform
 import sys
 
 import jax
 from clu import parameter_overview
 
 from ncsn_jax.app import devices, distributed, storage
-from ncsn_jax.app.data import cache
 from ncsn_jax.app.progress import human_bytes, human_time
 from ncsn_jax.errors import UserError
 
@@ -22,7 +19,7 @@ _log = logging.getLogger("ncsn_jax")
 
 
 def start(workdir: str) -> None:
-    """Sends the log to standard output and to `<workdir>/log.txt`, and turns the compile cache on.
+    """Sends the log to standard output and to `<workdir>/log.txt`.
 
     Of several processes only the first has a log.
     """
@@ -39,13 +36,6 @@ def start(workdir: str) -> None:
         output = logging.StreamHandler(sys.stdout)
         output.setLevel(logging.INFO)  # the table of parameters is for the file
         _log.handlers = [output, file]
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
-        directory = os.path.join(cache.directory(), f"compiled-{machine}")
-        jax.config.update("jax_compilation_cache_dir", directory)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # The many small programs that initialise a network take seconds together.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe(config, params, *, with_table: bool) -> None:

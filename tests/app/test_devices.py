@@ -1,6 +1,7 @@
 """The training step and mapped functions on eight devices equal those on one."""
 
 import functools
+import os
 
 import flax.linen as nn
 import jax
@@ -199,3 +200,20 @@ def test_options_that_xla_does_not_know_are_left_out(state, batches, monkeypatch
     images, on_devices = devices.shard_batch(batches[:1]), devices.replicate(state)
     p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
     assert devices.to_host(p_steps(on_devices, images, SEED)[0]).step == 1
+
+
+def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(
+    tmp_path, monkeypatch
+):
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
+    devices.keep_compiled()
+    assert settings == {}  # the tests' environment has both
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)
+    devices.keep_compiled()
+    assert settings.pop("jax_persistent_cache_min_compile_time_secs") == 0.0
+    directory, name = os.path.split(settings.pop("jax_compilation_cache_dir"))
+    assert directory == str(tmp_path / "cache") and name.startswith("compiled-")
+    assert settings == {}

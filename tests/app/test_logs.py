@@ -1,10 +1,8 @@
 """What a run says at its start, and where."""
 
 import logging
-import os
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,13 +12,7 @@ from tests.running import load_config
 
 log = logging.getLogger("ncsn_jax")
 
-
-@pytest.fixture(autouse=True)
-def settings(monkeypatch, closed_logs):
-    """Gives the settings of JAX that a test has made, and keeps them from JAX."""
-    made = {}
-    monkeypatch.setattr(jax.config, "update", made.__setitem__)
-    return made
+pytestmark = pytest.mark.usefixtures("closed_logs")
 
 
 def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_tables(
@@ -34,21 +26,6 @@ def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_ta
     assert (tmp_path / "log.txt").read_text() == "table 1\nline 1\ntable 2\nline 2\n"
     with pytest.raises(UserError, match="no/log.txt cannot be written: No such file"):
         logs.start(str(tmp_path / "no"))
-
-
-def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(
-    tmp_path, monkeypatch, settings
-):
-    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
-    logs.start(str(tmp_path))
-    assert settings == {}  # the tests' environment has both
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name)
-    logs.start(str(tmp_path))
-    assert settings.pop("jax_persistent_cache_min_compile_time_secs") == 0.0
-    directory, name = os.path.split(settings.pop("jax_compilation_cache_dir"))
-    assert directory == str(tmp_path / "cache") and name.startswith("compiled-")
-    assert settings == {}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def begin(config, workdir: str, mode: str, task: Stream | None = None) -> None:
     agree(config, mode)
     distributed.on_first("to find the run", lambda: workdirs.require_run(config, workdir))
     logs.start(workdir)
+    devices.keep_compiled()
 
 
 def load(config, workdir: str) -> Loaded:
