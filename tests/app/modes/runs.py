@@ -1,16 +1,20 @@
 """Runs with a checkpoint of random parameters, and what the library makes of their network."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits_vp
 from ncsn_jax import images, models, sde
-from ncsn_jax._random import example_keys, stream_key
-from ncsn_jax.app import build, checkpoints, pictures, workdirs
+from ncsn_jax._random import Stream, example_keys, stream_key
+from ncsn_jax.app import build, checkpoints, pictures, run_samplers, storage, workdirs
+from ncsn_jax.app.modes import shared
+from ncsn_jax.errors import UserError
 from tests import tiny
 
 SEED, STEP, SHAPE = 7, 4, (8, 8, 1)
@@ -151,3 +155,93 @@ def gaussian(monkeypatch):
     time_score_fn = sde.from_sigma_score(process, score)
     monkeypatch.setattr(build, "make_score_fn", lambda config, params: (score, time_score_fn))
     return Gaussian(process, time_score_fn)
+
+
+class Chains:
+    """In the place of `run_samplers.Chains`: sample i is `drawn(i)`; keeps what it was told.
+
+    `calls` holds the arguments of each run by name, with the task and the classifier of its chains.
+    """
+
+    num_steps, evaluations = 5, 9
+    calls: list[dict] = []  # noqa: RUF012
+    shape = SHAPE
+
+    def __init__(self, config, task=Stream.SAMPLES, classifier=None):
+        self.made_of = {"seed": config.seed, "task": task, "classifier": classifier}
+
+    def run(self, params, indices, size, *known, num_frames=0, advanced=lambda steps: None):
+        told = {"params": params, "indices": list(indices), "size": size, "known": known}
+        self.calls.append(self.made_of | told | {"num_frames": num_frames})
+        advanced(self.num_steps)
+        frames = [[drawn(i, self.shape, f) for i in indices] for f in range(1, num_frames + 1)]
+        images = np.stack([drawn(i, self.shape) for i in indices])
+        return run_samplers.Samples(images, np.asarray(frames), np.full(len(indices), 9))
+
+
+def drawn(index, shape=SHAPE, frame=0):
+    """Returns the image of `Chains` with this index, uint8 `[H, W, C]`, or a frame of its way."""
+    return np.random.default_rng([index, frame]).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def chains(monkeypatch):
+    """Puts `Chains` in the place of the samplers; returns its calls."""
+    monkeypatch.setattr(run_samplers, "Chains", Chains)
+    monkeypatch.setattr(Chains, "calls", [])
+    return Chains.calls
+
+
+def assert_shows(picture, expected, min_side=400):
+    """That a picture, a path or an array, has these tiles `[rows, columns, H, W, C]` on grey ground."""
+    expected = np.asarray(expected)
+    rows, columns, height, width, channels = expected.shape
+    canvas = np.pad(expected, [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)], constant_values=128)
+    canvas = canvas.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
+    canvas = np.pad(canvas, [(0, 1), (0, 1), (0, 0)], constant_values=128)
+    factor = -(-min_side // min(canvas.shape[:2]))
+    if isinstance(picture, str):
+        with Image.open(picture) as image:
+            picture = np.asarray(image)
+    enlarged = np.kron(canvas, np.ones((factor, factor, 1), np.uint8))
+    np.testing.assert_array_equal(np.atleast_3d(picture), enlarged)
+
+
+def rows_of(images, columns):
+    """Returns images row by row, `[rows, columns, ...]`; where one is missing it is grey as the ground."""
+    missing = np.full((-len(images) % columns, *images[0].shape), 128, np.uint8)
+    return np.concatenate([np.stack(images), missing]).reshape(-1, columns, *images[0].shape)
+
+
+def settings(directory):
+    """Returns what its `settings.json` holds."""
+    return storage.read_json(f"{directory}/settings.json")
+
+
+def assert_others_are_refused(mode, config, workdir, others):
+    """That `mode` does not add to what is there if one of these fields has another value.
+
+    Args:
+      mode: of `run_lib`.
+      config: with which `mode` was run.
+      workdir: of the run.
+      others: from a field to another value of it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "load", lambda c, w: shared.Loaded(c, w, STEP, {}))
+        for field, value in others.items():
+            other = config.copy_and_resolve_references()
+            other.update_from_flattened_dict({field: value})
+            with pytest.raises(UserError, match=rf"made otherwise: .*\b{re.escape(field)} is "):
+                mode(other, workdir)
+
+
+def assert_ema(params, config, workdir):
+    """That parameters are the EMA of the checkpoint, on every device."""
+    ema = workdirs.load_newest(config, workdir)[1].ema_params
+    every = (jax.device_count(),)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, np.broadcast_to(b, every + b.shape)),
+        params,
+        ema,
+    )

@@ -1,6 +1,7 @@
 """`--mode=inpaint` and `--mode=colorize` against one call of the library's sampler."""
 
-import json
+import os
+import shutil
 import zlib
 
 import jax
@@ -11,7 +12,7 @@ from PIL import Image
 import run_lib
 from ncsn_jax import sampling, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, samplers, storage
+from ncsn_jax.app import build
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
@@ -28,16 +29,6 @@ PREDICTOR = {
 }
 
 
-def assert_settings(config, workdir, directory, **more):
-    """What determines completions stands with them: nothing more and nothing less."""
-    found = json.loads(storage.read(f"{workdir}/{directory}/samples/settings.json"))
-    assert found == samplers.settings(config) | {
-        "step": runs.STEP,
-        "inpainting.num_completions": config.inpainting.num_completions,
-        **more,
-    }
-
-
 @pytest.mark.parametrize(("keep", "scheme"), [(True, "paper"), (False, "ncsn")])
 def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     changes = {"inpainting.keep_observed": keep, "inpainting.scheme": scheme}
@@ -51,9 +42,6 @@ def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     masks = make_masks("box", runs.SHAPE, 3, runs.SEED)
     np.testing.assert_array_equal(found["originals"], originals)
     np.testing.assert_array_equal(found["masks"], masks)
-    crc = zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes()))
-    more = {"inpainting.keep_observed": keep, "inpainting.scheme": scheme, "images and masks": crc}
-    assert_settings(config, ladder_run, f"inpainting/step_{runs.STEP}_{scheme}", **more)
 
     _, sigma_score_fn, _ = runs.library(config, ladder_run)
     start, key = runs.keys(Stream.INPAINTING, range(6))
@@ -78,13 +66,6 @@ def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
         np.broadcast_to(masks[:, None], (3, 2, *runs.SHAPE))
     ]
     assert same.all() == keep
-    with Image.open(f"{ladder_run}/inpainting/step_{runs.STEP}_{scheme}/completions.png") as image:
-        factor = image.size[0] // 37
-        assert image.size == (37 * factor, 28 * factor)  # 4 columns, 3 rows of 9 pixels, and 1
-        row = np.asarray(image.convert("L"))[::factor, ::factor][1:9]
-    shown = np.where(masks[0], originals[0], 192)  # grey where it is hidden
-    for i, expected in enumerate([originals[0], shown, *found["completions"][0]]):
-        np.testing.assert_array_equal(row[:, 1 + 9 * i : 9 + 9 * i], expected[..., 0])
 
 
 def test_inpainting_by_a_predictor_is_the_library_s(vp_run):
@@ -127,10 +108,11 @@ def test_another_mask_is_refused_and_overwrites_nothing(ladder_run):
         run_lib.inpaint(config, ladder_run)
 
 
-@pytest.fixture
-def coloured(small_network, tmp_path):
+@pytest.fixture(scope="module")
+def coloured_run(small_network, tmp_path_factory):
     """A run on coloured images, and its configuration. Their red is not their grey."""
-    folder = tmp_path / "pictures"
+    directory = tmp_path_factory.mktemp("coloured")
+    folder = directory / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(3):
@@ -147,7 +129,17 @@ def coloured(small_network, tmp_path):
             "inpainting.images": str(folder),
         }
     )
-    runs.write_run(config, str(tmp_path / "run"))
+    runs.write_run(config, str(directory / "run"))
+    return config, directory
+
+
+@pytest.fixture
+def coloured(coloured_run, tmp_path):
+    """A copy of its configuration, and of its work directory and images."""
+    config, directory = coloured_run
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    config = config.copy_and_resolve_references()
+    config.data.data_dir = config.inpainting.images = str(tmp_path / "pictures")
     return config, str(tmp_path / "run")
 
 
@@ -175,14 +167,6 @@ def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp
 
     expected = runs.as_bytes(config, complete())
     runs.assert_alike(found["completions"].reshape(expected.shape), expected)
-    directory = f"colorization/step_{runs.STEP}"
-    assert_settings(config, workdir, directory, images=zlib.crc32(originals.tobytes()))
-    with Image.open(f"{workdir}/{directory}/completions.png") as image:  # 4 columns, 3 rows
-        factor = image.size[0] // 37
-        row = np.asarray(image)[::factor, ::factor][1:9]
-    shown = np.broadcast_to(found["grey"][0], originals[0].shape)
-    for i, expected in enumerate([originals[0], shown, *found["completions"][0]]):
-        np.testing.assert_array_equal(row[:, 1 + 9 * i : 9 + 9 * i], expected)
     for path in (tmp_path / "pictures").iterdir():
         Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(UserError, match="holds samples made otherwise: images is"):
@@ -202,3 +186,184 @@ def test_a_directory_without_images_names_its_field(ladder_run, tmp_path):
     config = runs.ladder_config(**{"inpainting.images": str(tmp_path)})
     with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no readable"):
         run_lib.inpaint(config, ladder_run)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory of four pictures of other sizes, and what they are as grey images 8 x 8."""
+    directory, expected = tmp_path_factory.mktemp("own"), []
+    for i, (width, height) in enumerate([(20, 16), (16, 16), (8, 9), (16, 24)]):
+        picture = Image.fromarray(runs.drawn(100 + i, (height, width, 1))[..., 0])
+        picture.save(directory / f"{'dbca'[i]}.png")  # the last one is first
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        expected.insert(0, np.asarray(square.resize((8, 8), Image.Resampling.BILINEAR))[..., None])
+    order = [0, 2, 1, 3]  # a, b, c, d
+    return str(directory), np.stack(expected)[order]
+
+
+def check_completions(call_of, directory, originals, shown, known, each, written):
+    """What is in the directory, and what the sampler was told, of `each` completions."""
+    count = len(originals)
+    assert sorted(os.listdir(directory)) == ["completions.npz", "completions.png", "samples"]
+    assert sorted(os.listdir(f"{directory}/samples")) == [
+        "grid.png",
+        "samples.npz",
+        "settings.json",
+    ]
+    found, shape = runs.read(directory, "completions.npz"), originals.shape[1:]
+    made = np.stack([runs.drawn(i, shape) for i in range(count * each)])
+    expected = written | {
+        "originals": originals,
+        "completions": made.reshape(count, each, *shape),
+    }
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    np.testing.assert_array_equal(runs.read(directory, "samples/samples.npz")["samples"], made)
+    rows = [
+        [originals[i], shown[i], *made[i * each : (i + 1) * each]] for i in range(len(originals))
+    ]
+    runs.assert_shows(f"{directory}/completions.png", rows)
+    for call in call_of:
+        images = np.asarray(call["indices"]) // each
+        for told, of_all in zip(call["known"], known, strict=True):
+            np.testing.assert_allclose(told, of_all[images], rtol=1e-6)
+            assert told.dtype == of_all.dtype
+
+
+@pytest.mark.parametrize(
+    ("mask", "count", "each", "own"),
+    [("box", 3, 2, False), ("left", 2, 4, False), ("box", 9, 1, True), ("file", 1, 1, True)],
+)
+def test_inpainting_writes_images_what_is_known_and_completions(
+    mask, count, each, own, ladder_run, folder, chains, tmp_path
+):
+    name = f"{mask}_{count}"
+    config = runs.ladder_config(**{"sampling.name": name})
+    config.inpainting.update(num_images=count, num_completions=each, mask=mask)
+    masks = make_masks(mask, runs.SHAPE, count, runs.SEED) if mask != "file" else None
+    originals = np.asarray(build.load_images(config, "test")[:count])
+    if own:  # of which there are four
+        config.inpainting.images, originals = folder[0], folder[1][:count]
+    if mask == "file":
+        white = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(white).save(tmp_path / "mask.png")
+        config.inpainting.mask, masks = str(tmp_path / "mask.png"), (white >= 128)[None, ..., None]
+    masks = masks[: len(originals)]
+    run_lib.inpaint(config, ladder_run)
+    indices = range(len(originals) * each)
+    batches = [list(indices[i : i + 3]) for i in range(0, len(indices), 3)]
+    assert [call["indices"] for call in chains] == batches
+    assert all(
+        (call["size"], call["task"], call["seed"]) == (3, Stream.INPAINTING, 7) for call in chains
+    )
+    runs.assert_ema(chains[0]["params"], config, ladder_run)
+    shown = np.where(masks, originals, np.uint8(192))
+    known = originals / np.float32(255), masks
+    directory = f"{ladder_run}/inpainting/step_4_{name}"
+    check_completions(chains, directory, originals, shown, known, each, {"masks": masks})
+
+
+def test_inpainting_is_kept_apart_by_all_that_determines_it(ladder_run, folder, chains):
+    config = runs.ladder_config(**SOME | {"sampling.name": "apart", "sampling.epsilon": 1e-4})
+    run_lib.inpaint(config, ladder_run)
+    originals = np.asarray(build.load_images(config, "test")[:3])
+    masks = np.broadcast_to((np.arange(8) < 4)[:, None], originals.shape)
+    assert runs.settings(f"{ladder_run}/inpainting/step_4_apart/samples") == {
+        "sampling.method": "annealed_langevin",
+        "sampling.epsilon": 1e-4,
+        "sampling.steps_per_level": 2,
+        "sampling.denoise": True,
+        "sampling.clip": [],
+        "sampling.init": "uniform",
+        "sampling.dtype": "float32",
+        "inpainting.keep_observed": True,
+        "inpainting.scheme": "paper",
+        "inpainting.num_completions": 2,
+        "images and masks": zlib.crc32(originals.tobytes() + masks.tobytes()),
+        "seed": 7,
+        "step": 4,
+    }
+    others = {
+        "sampling.epsilon": 2e-4,
+        "sampling.steps_per_level": 3,
+        "sampling.denoise": False,
+        "sampling.dtype": "bfloat16",
+        "inpainting.keep_observed": False,
+        "inpainting.scheme": "ncsn",
+        "inpainting.num_completions": 3,
+    }
+    runs.assert_others_are_refused(run_lib.inpaint, config, ladder_run, others)
+    for field, value in [("mask", "box"), ("images", folder[0]), ("num_images", 2)]:
+        other = config.copy_and_resolve_references()
+        other.inpainting[field] = value
+        with pytest.raises(UserError, match="made otherwise: images and masks is"):
+            run_lib.inpaint(other, ladder_run)
+
+
+def test_settings_of_a_predictor_have_no_scheme(vp_run, chains):
+    config = runs.vp_config(**SOME | PREDICTOR | {"sampling.name": "predictor"})
+    run_lib.inpaint(config, vp_run)
+    found = runs.settings(f"{vp_run}/inpainting/step_4_predictor/samples")
+    assert isinstance(found.pop("images and masks"), int)
+    assert found == {
+        "sampling.method": "predictor_corrector",
+        "sampling.predictor": "euler_maruyama",
+        "sampling.corrector": "none",
+        "sampling.snr": 0.0,
+        "sampling.corrector_steps": 1,
+        "sampling.num_steps": 21,
+        "sampling.end": 1e-2,
+        "sampling.denoise": True,
+        "sampling.dtype": "float32",
+        "inpainting.keep_observed": True,
+        "inpainting.num_completions": 2,
+        "seed": 7,
+        "step": 4,
+    }
+
+
+def test_colorization_writes_images_their_grey_and_completions(
+    coloured, chains, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(runs.Chains, "shape", (8, 8, 3))
+    config, workdir = coloured
+    originals = np.asarray(build.load_images(config))[:2]
+    config.inpainting.update(num_images=2, num_completions=3)
+    run_lib.colorize(config, workdir)
+    directory = f"{workdir}/colorization/step_4"
+    assert [call["indices"] for call in chains] == [[0, 1, 2], [3, 4, 5]]
+    assert all((call["size"], call["task"]) == (3, Stream.COLORIZATION) for call in chains)
+    runs.assert_ema(chains[0]["params"], config, workdir)
+    grey = originals.astype(np.float32).mean(axis=-1, keepdims=True)
+    rounded = np.floor(grey + 0.5).astype(np.uint8)
+    known = (grey / np.float32(255),)
+    shown = np.repeat(rounded, 3, axis=-1)
+    check_completions(chains, directory, originals, shown, known, 3, {"grey": rounded})
+    assert runs.settings(f"{directory}/samples") == {
+        "sampling.method": "predictor_corrector",
+        "sampling.predictor": "euler_maruyama",
+        "sampling.corrector": "none",
+        "sampling.snr": 0.0,
+        "sampling.corrector_steps": 1,
+        "sampling.num_steps": 21,
+        "sampling.end": 1e-2,
+        "sampling.denoise": True,
+        "sampling.dtype": "float32",
+        "inpainting.num_completions": 3,
+        "images": zlib.crc32(originals.tobytes()),
+        "seed": 7,
+        "step": 4,
+    }
+    others = {
+        "sampling.num_steps": 22,
+        "sampling.predictor": "ancestral",
+        "inpainting.num_completions": 2,
+    }
+    runs.assert_others_are_refused(run_lib.colorize, config, workdir, others)
+    config.inpainting.num_images = 3
+    with pytest.raises(UserError, match="made otherwise: images is"):
+        run_lib.colorize(config, workdir)

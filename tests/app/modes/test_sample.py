@@ -1,7 +1,7 @@
 """`--mode=sample` on eight devices against one call of the library's sampler on one."""
 
 import functools
-import json
+import os
 import shutil
 
 import jax
@@ -97,15 +97,6 @@ def test_samples_are_those_of_the_library_on_one_device(method, kind, vp_run, la
     directory = f"samples/step_{runs.STEP}_{method}"
     found = runs.read(workdir, directory, "samples.npz")["samples"]
     runs.assert_alike(found, by_library(config, workdir))
-    settings = json.loads(storage.read(f"{workdir}/{directory}/settings.json"))
-    assert settings["seed"] == runs.SEED and settings["step"] == runs.STEP
-    assert (
-        settings.items()
-        >= {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in METHODS[method].items()
-        }.items()
-    )
 
 
 def test_more_samples_are_added_and_other_settings_are_refused(vp_run):
@@ -154,3 +145,126 @@ def test_pixels_far_outside_are_warned_of(ladder_run, tmp_path):
 def test_a_run_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no run: train first"):
         run_lib.sample(runs.ladder_config(), str(tmp_path / "nothing"))
+
+
+# What determines the samples of METHODS besides: fields of the method that keep their value of SMALL, and a
+# tuple as JSON has it.
+MORE = {
+    "probability_flow": {"sampling.rtol": 1e-3, "sampling.atol": 1e-3},
+    "annealed_langevin": {"sampling.clip": [0.3, 0.8]},
+}
+# Of an SDE on which the samplers along sigmas depend and training does not.
+LADDER = {"model.sigma_begin": 10.0, "model.sigma_end": 0.02, "model.num_levels": 6}
+OTHER = {
+    "sampling.num_steps": 20,
+    "sampling.rho": 6.0,
+    "sampling.churn": 0.0,
+    "sampling.predictor": "reverse_diffusion",
+    "sampling.corrector": "annealed_langevin",
+    "sampling.snr": 0.2,
+    "sampling.corrector_steps": 1,
+    "sampling.end": 2e-2,
+    "sampling.denoise": True,
+    "sampling.rtol": 1e-2,
+    "sampling.atol": 1e-2,
+    "sampling.temperature": 1.0,
+    "sampling.epsilon": 2e-5,
+    "sampling.steps_per_level": 3,
+    "sampling.clip": (),
+    "sampling.init": "normal",
+    "sampling.dtype": "bfloat16",
+    "model.sigma_begin": 9.0,
+    "model.sigma_end": 0.01,
+    "model.num_levels": 7,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_kept_apart_by_all_that_determines_them(method, vp_run, chains):
+    config = runs.vp_config(
+        **METHODS[method] | {"sampling.method": method, "sampling.name": f"{method}_apart"}
+    )
+    run_lib.sample(config, vp_run)
+    expected = METHODS[method] | MORE.get(method, {})
+    expected |= {"sampling.method": method, "sampling.dtype": "float32"}
+    if method in ("heun", "annealed_langevin"):
+        expected |= LADDER
+    others = {field: OTHER[field] for field in expected if field != "sampling.method"}
+    others["sampling.method"] = "probability_flow" if method == "heun" else "heun"
+    expected |= {"seed": 7, "step": 4}
+    assert runs.settings(f"{vp_run}/samples/step_4_{method}_apart") == expected
+    runs.assert_others_are_refused(run_lib.sample, config, vp_run, others)
+    others = {
+        "sampling.batch_size": 2,
+        "sampling.name": f"{method}_other",
+        "sampling.preview_samples": 2,
+    }
+    config.update_from_flattened_dict(others)
+    run_lib.sample(config, vp_run)  # of another name, which is a place of its own
+
+
+def test_a_ladder_of_a_run_is_not_in_the_settings_of_its_samples(ladder_run, chains):
+    config = runs.ladder_config(**{"sampling.name": "ladder", "sampling.epsilon": 1e-4})
+    run_lib.sample(config, ladder_run)
+    assert runs.settings(f"{ladder_run}/samples/step_4_ladder") == {
+        "sampling.method": "annealed_langevin",
+        "sampling.epsilon": 1e-4,
+        "sampling.steps_per_level": 2,
+        "sampling.denoise": True,
+        "sampling.clip": [],
+        "sampling.init": "uniform",
+        "sampling.dtype": "float32",
+        "seed": 7,
+        "step": 4,
+    }
+
+
+def test_samples_that_are_there_are_not_made_again(ladder_run, chains):
+    config = runs.ladder_config(**{"sampling.name": "counted"})
+    directory = f"{ladder_run}/samples/step_4_counted"
+    # How many are wanted, which ones are made in batches of 3, and how many are there in how many columns.
+    for count, made, there, columns in [
+        (5, [[0, 1, 2], [3, 4]], 5, 3),
+        (2, [], 5, 3),
+        (9, [[5, 6, 7], [8]], 9, 3),
+        (102, [list(range(i, i + 3)) for i in range(9, 102, 3)], 102, 10),
+    ]:
+        config.sampling.num_samples = count
+        chains.clear()
+        run_lib.sample(config, ladder_run)
+        assert [call["indices"] for call in chains] == made
+        assert all((c["size"], c["known"], c["num_frames"]) == (3, (), 0) for c in chains)
+        assert all((c["seed"], c["task"]) == (7, Stream.SAMPLES) for c in chains)
+        assert sorted(os.listdir(directory)) == ["grid.png", "samples.npz", "settings.json"]
+        found, expected = runs.read(directory, "samples.npz"), [runs.drawn(i) for i in range(there)]
+        assert list(found) == ["samples"]
+        np.testing.assert_array_equal(found["samples"], expected)
+        runs.assert_shows(f"{directory}/grid.png", runs.rows_of(expected[:100], columns))
+    runs.assert_ema(chains[-1]["params"], config, ladder_run)
+
+
+@pytest.mark.parametrize(("count", "size", "filmed"), [(9, 40, 9), (40, 12, 12), (40, 40, 36)])
+def test_a_film_shows_the_way_of_the_first_samples(count, size, filmed, ladder_run, chains):
+    name = f"film_{count}_{size}"
+    config = runs.ladder_config(
+        **{"sampling.gif": True, "sampling.name": name},
+        **{"sampling.num_samples": count, "sampling.batch_size": size},
+    )
+    run_lib.sample(config, ladder_run)
+    film = chains[-1]
+    assert (film["indices"], film["size"], film["num_frames"]) == (list(range(filmed)), size, 60)
+    runs.assert_ema(film["params"], config, ladder_run)
+    directory = f"{ladder_run}/samples/step_4_{name}"
+    written = ["annealing.gif", "filmstrip.png", "grid.png", "samples.npz", "settings.json"]
+    assert sorted(os.listdir(directory)) == written
+    columns = {9: 3, 12: 4, 36: 6}[filmed]
+    with Image.open(f"{directory}/annealing.gif") as gif:
+        assert gif.n_frames == 60 and gif.info["loop"] == 0
+        for f in (0, 1, 58, 59):
+            gif.seek(f)
+            assert gif.info["duration"] == (2000 if f == 59 else 60)
+            frame = [runs.drawn(i, frame=f + 1) for i in range(filmed)]
+            runs.assert_shows(np.asarray(gif.convert("L")), runs.rows_of(frame, columns))
+    shown = np.round(np.linspace(0, 59, 12)).astype(int)  # both ends, and ten between
+    expected = [[runs.drawn(i, frame=f + 1) for f in shown] for i in range(8)]
+    runs.assert_shows(f"{directory}/filmstrip.png", expected)
