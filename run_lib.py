@@ -113,7 +113,7 @@ def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]
     else:
         step, state = 0, init(key)
     _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
-    logs.describe(config, state.params, with_table=step == 0)
+    logs.describe(config, state, with_table=step == 0)
     if step > config.training.num_steps:
         _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
     return step, state
@@ -220,7 +220,7 @@ def _compile(config, state) -> devices.TrainSteps:
         np.uint32(config.seed),
         remat=options.remat,
     )
-    logs.describe_executable(steps, time.perf_counter() - started)
+    logs.describe_executable(steps, options.microbatches, time.perf_counter() - started)
     distributed.meet("to compile the training step")
     return steps
 

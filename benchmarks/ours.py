@@ -34,7 +34,9 @@ class Ours(workers.Subject):
     def __init__(self, config: str, overrides: dict, devices: int | None):
         self._config = importlib.import_module(f"configs.{config}").get_config()
         self._config.update_from_flattened_dict(overrides)
-        jax.config.update("jax_num_cpu_devices", devices or cpu.devices_for(self._config) or 1)
+        devices = devices or cpu.devices_for(self._config)
+        if devices is not None:  # `$JAX_NUM_CPU_DEVICES` may have chosen.
+            jax.config.update("jax_num_cpu_devices", devices)
         super().__init__(
             {
                 "train": self._train,
@@ -47,7 +49,7 @@ class Ours(workers.Subject):
         )
         from ncsn_jax.app import build, devices, schema
 
-        self._build, self._parallel = build, devices
+        self._build, self._devices = build, devices
         schema.check(self._config)
         self._seed = np.uint32(self._config.seed)
         self._init = build.make_init(self._config)
@@ -71,7 +73,7 @@ class Ours(workers.Subject):
 
     def _state(self):
         """Returns the state before the first step, replicated."""
-        return self._parallel.replicate(self._init(jax.random.key(0)))
+        return self._devices.replicate(self._init(jax.random.key(0)))
 
     def _images(self) -> np.ndarray:
         """Returns a random batch, uint8 `[1, B, H, W, C]`."""
@@ -79,10 +81,10 @@ class Ours(workers.Subject):
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def _compile(self, state, images) -> Callable:
-        return self._parallel.TrainSteps(
+        return self._devices.TrainSteps(
             self._build.make_train_steps(self._config),
             state,
-            self._parallel.shard_batch(images),
+            self._devices.shard_batch(images),
             self._seed,
             remat=self._config.training.remat,
         )
@@ -93,7 +95,7 @@ class Ours(workers.Subject):
 
         def run():
             nonlocal state
-            state, metrics, _ = steps(state, self._parallel.shard_batch(images), self._seed)
+            state, metrics, _ = steps(state, self._devices.shard_batch(images), self._seed)
             jax.block_until_ready((state, metrics))
 
         return run
@@ -101,9 +103,9 @@ class Ours(workers.Subject):
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
         params = self._state().params
-        x = self._parallel.shard_batch(self._images().astype(np.float32) / 255)[:, 0]
+        x = self._devices.shard_batch(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
-        mapped = self._parallel.map_examples(function)
+        mapped = self._devices.map_examples(function)
         return lambda: mapped(params, self._seed, indices, x)
 
     def _call_network(self) -> Callable:
@@ -161,7 +163,7 @@ class Ours(workers.Subject):
 
         def run():
             nonlocal step
-            self._parallel.shard_batch(batches(step))
+            self._devices.shard_batch(batches(step))
             step += 1
 
         return run

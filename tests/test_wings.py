@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ncsn_jax"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
 
-# What a user runs as a program, or calls to open a run, leads into the application.
-DOORS = {"convert/__main__.py", "__init__.py"}
+# What a user runs as a program leads into the application.
+DOORS = {"convert/__main__.py"}
 
 
 def imports(source: str, package: str = "ncsn_jax") -> set[str]:

@@ -101,8 +101,8 @@ class TrainSteps:
       remat: whether the network is rematerialized.
 
     Attributes:
-      operations: floating-point operations of one call on one device, by XLA's count before it optimizes;
-        None from some backends.
+      operations: floating-point operations on one device, by XLA's count before it optimizes, in which the
+        body of a loop counts once; None from some backends.
       memory: what the compiler tells of the memory that the step needs; None from some backends.
     """
 
@@ -128,10 +128,7 @@ class TrainSteps:
         # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
         with _kept_out_of_cache(is_loop and jax.default_backend() == "cpu"):
-            try:
-                compiled = lowered.compile(_cpu_options(remat) or None)
-            except jax.errors.JaxRuntimeError:  # Other versions of XLA may not know an option.
-                compiled = lowered.compile()
+            compiled = _compile(lowered, _cpu_options(remat))
         self.operations = (lowered.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.
@@ -152,6 +149,17 @@ class TrainSteps:
           The next state, the metrics and, int32 `[local devices]`, the largest of all processes' signals.
         """
         return self._run(state, images, seed, self._first, _per_device(stop_signal))
+
+
+def _compile(lowered: Any, options: dict[str, str]) -> Any:
+    """Compiles with those of the options that this version of XLA knows."""
+    try:
+        return lowered.compile(options or None)
+    except jax.errors.JaxRuntimeError as error:
+        known = {k: v for k, v in options.items() if k not in str(error) and v not in str(error)}
+        if known == options:
+            raise
+        return _compile(lowered, known)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:

@@ -64,6 +64,8 @@ def find(
     process_id = _number(process_id, "process_id")
     if num_processes == 1:
         return None
+    if coordinator is not None:
+        _check_address(coordinator)
     if num_processes is None and process_id is None:
         if _in_cluster():
             return coordinator, None, None
@@ -75,12 +77,15 @@ def find(
         raise UserError(
             f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}"
         )
+    return coordinator, num_processes, process_id
+
+
+def _check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
         raise UserError(
             f"--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to 65535"
         )
-    return coordinator, num_processes, process_id
 
 
 def _number(value: int | None, name: str) -> int | None:

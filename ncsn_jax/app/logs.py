@@ -14,6 +14,7 @@ from clu import parameter_overview
 from ncsn_jax.app import devices, distributed, storage
 from ncsn_jax.app.progress import human_bytes, human_time
 from ncsn_jax.errors import UserError
+from ncsn_jax.training import TrainState
 
 _log = logging.getLogger("ncsn_jax")
 
@@ -38,15 +39,16 @@ def start(workdir: str) -> None:
         _log.handlers = [output, file]
 
 
-def describe(config, params, *, with_table: bool) -> None:
-    """Logs the table of the parameters, their number and the devices."""
+def describe(config, state: TrainState, *, with_table: bool) -> None:
+    """Logs the table of the parameters, what the state takes, and the devices."""
     if with_table:
-        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
         _log.debug("%s", table)
-    kinds, count = jax.devices(), sum(a.size for a in jax.tree.leaves(params))
+    leaves, kinds = jax.tree.leaves(state.params), jax.devices()
     _log.info(
-        "%d parameters; devices: %d x %s on %d host(s)",
-        count,
+        "%d parameters; with gradient, optimizer and EMA %s per device; devices: %d x %s on %d host(s)",
+        sum(a.size for a in leaves),
+        human_bytes(sum(a.nbytes for a in [*leaves, *jax.tree.leaves(state)])),
         len(kinds),
         kinds[0].device_kind,
         jax.process_count(),
@@ -58,16 +60,17 @@ def describe(config, params, *, with_table: bool) -> None:
         )
 
 
-def describe_executable(steps: devices.TrainSteps, seconds: float) -> None:
+def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: float) -> None:
     """Logs how long the training step took to compile, its operations, and its memory on each device.
 
     Args:
       steps: the compiled step.
+      microbatches: its parts. XLA counts the body of a loop once: of the steps of a call, and of these.
       seconds: > 0.
     """
     line = f"training step compiled in {human_time(seconds)}"
     if steps.operations is not None:  # Some backends tell neither.
-        line += f"; {steps.operations:.3g} operations a call and device"
+        line += f"; about {microbatches * steps.operations:.3g} operations a step and device"
     if steps.memory is not None:
         state = steps.memory.argument_size_in_bytes
         line += (

@@ -192,14 +192,35 @@ def test_chains_advance_on_all_devices_and_one_unsound_is_known_to_all():
         np.testing.assert_array_equal(more, 2 * rest)
 
 
-def test_options_that_xla_does_not_know_are_left_out(state, batches, monkeypatch):
-    """The step of another version of XLA, where only the optimization level is known."""
+def test_options_that_xla_does_not_know_are_left_out_and_the_others_kept(
+    state, batches, monkeypatch
+):
     unknown = {"xla_of_another_time": "1"}
-    monkeypatch.setattr(devices, "KEEP_BARRIERS", devices.KEEP_BARRIERS | unknown)
+    monkeypatch.setattr(devices, "KEEP_BARRIERS", unknown | devices.KEEP_BARRIERS)
+    asked, compile_ = [], jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered,
+        "compile",
+        lambda self, options=None: asked.append(options) or compile_(self, options),
+    )
     steps = functools.partial(training.train_steps, **OPTIONS)
     images, on_devices = devices.shard_batch(batches[:1]), devices.replicate(state)
     p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
     assert devices.to_host(p_steps(on_devices, images, SEED)[0]).step == 1
+    assert [unknown.keys() <= options.keys() for options in asked] == [True, False]
+    assert "xla_disable_hlo_passes" in asked[-1]
+
+
+def test_operations_of_a_step_do_not_grow_with_the_steps_of_a_call(state, batches):
+    steps, on_devices = (
+        functools.partial(training.train_steps, **OPTIONS),
+        devices.replicate(state),
+    )
+    one, three = (
+        devices.TrainSteps(steps, on_devices, devices.shard_batch(batches[:k]), SEED).operations
+        for k in (1, 3)
+    )
+    assert abs(three / one - 1) < 0.01
 
 
 def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(

@@ -72,6 +72,7 @@ def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
         (("a:1", 2, 2), {}, "--process_id=2 must be at least 0 and below --num_processes=2"),
         (("localhost", 2, 0), {}, "--coordinator='localhost' must be HOST:PORT"),
         (("a:99999", 2, 0), {}, "must be HOST:PORT"),
+        (("localhost", None, None), {"SLURM_NTASKS": "2"}, "must be HOST:PORT"),
         ((None, None, None), {"JAX_NUM_PROCESSES": "two"}, r"\$JAX_NUM_PROCESSES='two' must be"),
     ],
 )
