@@ -1,0 +1,195 @@
+"""What training does at which step, in a world where only the steps, their batches and samples take time."""
+
+import json
+import platform
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import run_lib
+from ncsn_jax import training
+from ncsn_jax.app import checkpoints, data, devices, metrics, run_samplers, workdirs
+from ncsn_jax.errors import UserError
+from tests import tiny
+from tests.recording import IMAGES
+
+BATCH, CALL, SAMPLES = 1.0, 3.0, 1000.0  # seconds
+
+
+class World:
+    """Keeps what happens in `events`. The loss of a step is its number."""
+
+    def __init__(self, patch, workdir):
+        self.now, self.events, self.workdir, self.diverges = 5.0, [], workdir, False
+        patch.setattr(time, "perf_counter", lambda: self.now)
+        world = self
+
+        class Steps:
+            operations = memory = None
+
+            def __init__(self, train_steps, state, images, seed, *, remat):
+                self.per_call = images.shape[1]
+
+            def __call__(self, state, images, seed, stop_signal):
+                world.now += CALL
+                first = int(devices.to_host(state.step))
+                steps = np.arange(first + 1, first + 1 + self.per_call, dtype=np.float32)
+                levels = np.ones((self.per_call, 2), np.float32)
+                found = training.Metrics(steps, 2 * steps, levels, levels)
+                after = devices.replicate(np.int32(first + self.per_call))
+                average = jax.tree.map(lambda a: 0 * a + first + self.per_call, state.ema_params)
+                after = state._replace(step=after, ema_params=average)
+                return after, devices.replicate(found), devices.replicate(np.int32(stop_signal))
+
+        class Chains:
+            num_steps = evaluations = 1
+
+            def __init__(self, config):
+                pass
+
+            def run(self, params, indices, size, **_):
+                world.now += SAMPLES
+                weights = {float(a.ravel()[0]) for a in jax.tree.leaves(params)}
+                world.events.append(("sample", indices, weights))
+                if world.diverges:
+                    raise UserError("a chain diverged")
+                return run_samplers.Samples(np.zeros((len(indices), 8, 8, 1), np.uint8), None, [])
+
+        patch.setattr(data, "load", lambda *_, **__: IMAGES)
+        patch.setattr(devices, "TrainSteps", Steps)
+        patch.setattr(run_samplers, "Chains", Chains)
+        patch.setattr(data.Batches, "__call__", self._before(data.Batches.__call__, self._batch))
+        for owner, name, event in (
+            (checkpoints.Checkpoints, "save", lambda store, step, state: ("save", step)),
+            (metrics.Writer, "write_scalars", lambda writer, step, scalars: ("log", step)),
+            (metrics.Writer, "write_image", lambda writer, step, *_: ("picture", step)),
+            (metrics.Writer, "flush", lambda writer, now=False: ("flush", now)),
+        ):
+            keep = lambda *a, event=event, **k: self.events.append(event(*a, **k))
+            patch.setattr(owner, name, self._before(getattr(owner, name), keep))
+
+    @staticmethod
+    def _before(real, act):
+        return lambda *args, **options: (act(*args, **options), real(*args, **options))[1]
+
+    def _batch(self, batches, step, num_steps):
+        self.now += BATCH
+        if step in (0, 24):
+            self.events.append(("batch", step, num_steps))
+
+    def train(self, **options):
+        """Trains, and returns the events."""
+        config, self.events = tiny.get_config(), []
+        config.update_from_flattened_dict(
+            {"training.steps_per_call": 2, "training.num_steps": 24, "training.log_every": 6}
+            | {"training.checkpoint_every": 4, "training.sample_every": 10}
+            | {"training.checkpoints_kept": 20}
+            | {"sampling.preview_samples": 3, "sampling.num_samples": 2, "sampling.batch_size": 2}
+            | {f"training.{name}": value for name, value in options.items()}
+        )
+        run_lib.train(config, str(self.workdir))
+        return self.events
+
+    def steps(self):
+        with checkpoints.Checkpoints(str(self.workdir), read_only=True) as store:
+            return store.steps()
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, closed_logs):
+    return World(monkeypatch, tmp_path / "run")
+
+
+def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
+    """A step that is sampled is saved before; the last one has samples, not a preview."""
+    assert world.train() == [
+        ("batch", 0, 2),
+        *(("flush", True), ("save", 4)),
+        *(("log", 6), ("flush", False)),
+        *(("flush", True), ("save", 8)),
+        *(("save", 10), ("sample", [0, 1, 2], {10.0}), ("picture", 10)),
+        *(("log", 12), ("flush", True), ("save", 12)),
+        *(("flush", True), ("save", 16)),
+        *(("log", 18), ("flush", False)),
+        *(("flush", True), ("save", 20), ("sample", [0, 1, 2], {20.0}), ("picture", 20)),
+        *(("log", 24), ("flush", True), ("save", 24)),
+        ("flush", False),
+        ("sample", [0, 1], {24.0}),
+    ]
+    assert world.steps() == [24, 20, 16, 12, 10, 8, 4]
+    lines = (world.workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [3.5, 9.5, 15.5, 21.5]
+    for line in map(json.loads, lines):
+        assert line["grad_norm"] == 2 * line["loss"]
+        assert line["steps_per_second"] == 0.5 and line["input_share"] == 0.25
+    output = capsys.readouterr().out.splitlines()
+    for line in (
+        "10 images of shape (8, 8, 1), from step 0",
+        "step 6/24  loss 3.5  grad 7  0.5 steps/s  input 25 %  36 s left",
+        "estimate: 28 s for the other 14 steps, without samples",
+        "step 12/24  loss 9.5  grad 19  0.5 steps/s  input 25 %  24 s left",
+        "step 24/24  loss 21.5  grad 43  0.5 steps/s  input 25 %  0 s left",
+    ):
+        assert line in output
+    assert sum(line.startswith("estimate") for line in output) == 1
+
+
+def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
+    world.train()
+    assert "already beyond" not in capsys.readouterr().out
+    assert world.train(num_steps=26, checkpoint_every=26, log_every=26, sample_every=0) == [
+        ("batch", 24, 2),
+        *(("log", 26), ("flush", True), ("save", 26), ("flush", False)),
+        ("sample", [0, 1], {26.0}),
+    ]
+    assert json.loads((world.workdir / "config.json").read_text())["training.num_steps"] == 26
+    assert "from step 24" in capsys.readouterr().out
+    assert (world.workdir / "log.txt").read_text().count("params/Conv_0/bias") == 1
+    # The samples are of step 26, and there already.
+    assert world.train(num_steps=24) == [("flush", False)]
+    output = capsys.readouterr().out
+    assert "from step 26" in output and "already beyond config.training.num_steps=24" in output
+    world.train(num_steps=26)
+    assert "already beyond" not in capsys.readouterr().out
+
+
+def test_a_preview_that_is_missing_is_made_when_a_run_goes_on(world):
+    options = dict(checkpoint_every=10, log_every=10)
+    assert [event for event in world.train(num_steps=10, **options) if event[0] == "picture"] == []
+    for num_steps in (14, 20):
+        events = world.train(num_steps=num_steps, **options)
+        made = [event for event in events if event[0] in ("sample", "picture", "save")]
+        before = [("sample", [0, 1, 2], {10.0}), ("picture", 10)] if num_steps == 14 else []
+        assert made == [*before, ("save", num_steps), ("sample", [0, 1], {float(num_steps)})]
+    events = world.train(num_steps=24, sample_every=0)
+    assert ("picture", 20) not in events
+    events = world.train(num_steps=26, sample_every=10)  # 24 is no step with a preview
+    assert not [event for event in events if event[0] == "picture"]
+
+
+def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
+    world.diverges = True
+    with pytest.raises(UserError, match="a chain diverged"):  # of the samples at the end
+        world.train()
+    output = capsys.readouterr().out
+    assert "no preview of step 10: a chain diverged" in output
+    assert "no preview of step 20: a chain diverged" in output and world.steps()[0] == 24
+    assert ("picture", 10) not in world.events
+
+
+def test_nothing_is_trained_in_a_directory_in_use_and_what_a_killed_run_left_is_removed(world):
+    leftover = f"x.npz.{platform.node()}.4194304.tmp"
+    paths = [world.workdir / leftover, world.workdir / "samples" / "step_2" / leftover]
+    paths[1].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_text("torn")
+    with (
+        workdirs.lock(str(world.workdir)),
+        pytest.raises(UserError, match="another process is training"),
+    ):
+        world.train(num_steps=2)
+    assert not (world.workdir / "config.json").exists()
+    world.train(**dict.fromkeys(("num_steps", "checkpoint_every", "log_every", "sample_every"), 2))
+    assert not any(path.exists() for path in paths)
