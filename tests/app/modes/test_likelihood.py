@@ -76,6 +76,10 @@ def test_more_images_are_added_and_other_settings_are_refused(vp_run, gaussian):
     both, summary = values()
     assert summary["images"] == len(both) == 2
     np.testing.assert_array_equal(both[:1], first)
+    config.likelihood.num_images = 1
+    again, summary = values()
+    np.testing.assert_array_equal(again, both)
+    assert summary["images"] == 1 and summary["bits_per_dim"] == pytest.approx(first[0, 0])
     fields = dict(split="test", exact=False, num_projections=1, rtol=1e-4, atol=1e-4, end=1e-2)
     assert json.loads(storage.read(f"{vp_run}/{DIRECTORY}_more/settings.json")) == {
         **{f"likelihood.{name}": value for name, value in fields.items()},

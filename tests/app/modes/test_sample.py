@@ -119,7 +119,7 @@ def test_more_samples_are_added_and_other_settings_are_refused(vp_run):
 def test_a_film_ends_with_the_samples(ladder_run):
     config = runs.ladder_config(
         **{"sampling.gif": True, "sampling.name": "film", "sampling.steps_per_level": 4},
-        **{"sampling.num_samples": 9, "sampling.batch_size": 9},
+        **{"sampling.num_samples": 9, "sampling.batch_size": 12},
     )
     run_lib.sample(config, ladder_run)
     directory = f"{ladder_run}/samples/step_{runs.STEP}_film"
