@@ -32,11 +32,21 @@ def show(value: object) -> str:
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]} ..."
 
 
-def differences(there: Mapping[str, object], here: Mapping[str, object]) -> str:
-    """Returns what differs between two mappings, such as `"a is 1 there and 2 here; b is ..."`, or `""`."""
+def differences(
+    there: Mapping[str, object], here: Mapping[str, object], most: int | None = None
+) -> str:
+    """Returns what differs between two mappings, such as `"a is 1 there and 2 here; b is ..."`, or `""`.
+
+    Of more than `most` entries, it names the first `most` and counts the others.
+    """
     names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
-    values = ((n, *(show(values.get(n, "absent")) for values in (there, here))) for n in names)
-    return "; ".join(f"{name} is {found} there and {wanted} here" for name, found, wanted in values)
+    parts = [
+        f"{n} is {show(there.get(n, 'absent'))} there and {show(here.get(n, 'absent'))} here"
+        for n in names[:most]
+    ]
+    if more := len(names) - len(parts):
+        parts.append(f"and {more} more")
+    return "; ".join(parts)
 
 
 def one_line(text: str) -> str:

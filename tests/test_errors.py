@@ -20,6 +20,13 @@ def test_differences_name_each_field_with_both_values(there, here, text):
     assert differences(there, here) == text
 
 
+def test_of_many_differences_the_first_are_named_and_the_others_counted():
+    there, here = dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2) | {"c": 1}
+    named = "a is 1 there and 2 here; b is 1 there and 2 here; d is 1 there and 2 here"
+    assert differences(there, here, most=4) == f"{named}; e is 1 there and 2 here"
+    assert differences(there, here, most=3) == f"{named}; and 1 more"
+
+
 def test_a_message_is_one_printable_line():
     assert str(UserError("a\nb")) == "a\\nb"
     assert len(str(UserError("x" * 10**6))) < 4000

@@ -168,7 +168,7 @@ class Checkpoints:
         path = os.path.join(self._directory, str(step))
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
-        if differing := differences(meta["leaves"], _describe(like)):
+        if differing := differences(meta["leaves"], _describe(like), most=3):
             raise UserError(f"{path} does not fit this network and optimizer: {differing}")
         target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
         arguments = item(state=ocp.args.StandardRestore(target))

@@ -20,6 +20,9 @@ from ncsn_jax.app import checkpoints, devices, distributed, storage
 from ncsn_jax.app.progress import human_time
 from ncsn_jax.errors import UserError
 
+# Bytes after which a file of events in object storage is followed by another.
+_MAX_EVENTS = 2**20
+
 
 class Writer:
     """Writes scalars and images of a run below its work directory, always appending.
@@ -31,23 +34,31 @@ class Writer:
     """
 
     def __init__(self, workdir: str):
-        def grow(name: str) -> storage.Growing:
-            first = distributed.is_first()
-            return storage.Growing(os.path.join(workdir, name) if first else os.devnull)
+        self._workdir = workdir if distributed.is_first() else ""
+        self._lines = self._grow("metrics.jsonl")
+        self._name, self._files = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}", 0
+        self._begin_events()
 
-        self._lines = grow("metrics.jsonl")
+    def _grow(self, name: str) -> storage.Growing:
+        return storage.Growing(os.path.join(self._workdir, name) if self._workdir else os.devnull)
+
+    def _begin_events(self) -> None:
         # TensorBoard reads all such files of a directory in the order of their names.
-        now = time.time()
-        self._events = RecordWriter(grow(f"events.out.tfevents.{int(now):010d}.{os.getpid()}"))
-        version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
-        self._events.write(version.SerializeToString())
+        self._file = self._grow(f"{self._name}.{self._files:06d}")
+        self._files, self._size = self._files + 1, 0
+        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def _add(self, event: event_pb2.Event) -> None:
+        data = event.SerializeToString()
+        RecordWriter(self._file).write(data)
+        self._size += len(data)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            with contextlib.closing(self._lines), contextlib.closing(self._events):
+            with contextlib.closing(self._lines), contextlib.closing(self._file):
                 self.flush()
         except OSError:
             if error is None:
@@ -73,13 +84,17 @@ class Writer:
 
     def flush(self, *, now: bool = False) -> None:
         """Hands everything written so far on; to object storage only now and then, unless `now`."""
-        self._events.flush()
+        self._file.flush(now=now)
         self._lines.flush(now=now)
 
     def _write(self, step, values) -> None:
         summary = summary_pb2.Summary(value=values)
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        self._events.write(event.SerializeToString())
+        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        # An object is written as a whole. If it fails here, the next event tries again.
+        if storage.is_remote(self._workdir) and self._size > _MAX_EVENTS:
+            with contextlib.suppress(OSError):
+                self._file.flush(now=True)
+                self._begin_events()
 
 
 @dataclasses.dataclass

@@ -10,8 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ncsn_jax.app import storage
+from ncsn_jax.app import metrics, storage
 from ncsn_jax.errors import UserError
 from tests import faults
 from tests.fake_gcs import FakeGcs
@@ -81,6 +82,29 @@ def test_a_work_directory_and_images_in_object_storage(tmp_path):
         assert gcs.objects["bucket", "run/samples/step_60/samples.npz"].data == found
         names = gcs.names("bucket", "run/checkpoints/")
         assert {n.split("/")[2] for n in names} == {"50", "60"}
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of more than a mebibyte
+def test_events_in_object_storage_go_on_in_a_next_file_after_a_mebibyte(tmp_path, monkeypatch):
+    """Each upload is of a whole file. What is flushed now is there, lines and events."""
+    pytest.importorskip("gcsfs")
+    with FakeGcs() as gcs:
+        for name, value in gcs.environment.items():
+            monkeypatch.setenv(name, value)
+        with metrics.Writer("gs://bucket/run") as writer:
+            for step in range(1, 13):
+                writer.write_image(step, "samples", bytes(300_000), (3, 4, 1))
+            writer.write_scalars(13, {"loss": 2.5})
+            writer.flush(now=True)
+            assert gcs.objects["bucket", "run/metrics.jsonl"].data.endswith(b'"loss": 2.5}\n')
+            names = gcs.names("bucket", "run/events")
+            files = [gcs.objects["bucket", name].data for name in names]
+    assert [len(data) // 300_000 for data in files] == [4, 4, 4, 0]
+    for name, data in zip(names, files, strict=True):
+        (tmp_path / name.removeprefix("run/")).write_bytes(data)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert [e.step for e in events.Images("samples")] == list(range(1, 13))
+    assert [e.step for e in events.Scalars("loss")] == [13]
 
 
 def test_object_storage_that_cannot_be_used_is_one_line(tmp_path):
