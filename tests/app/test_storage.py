@@ -94,8 +94,9 @@ def test_events_in_object_storage_go_on_in_a_next_file_after_a_mebibyte(tmp_path
         with metrics.Writer("gs://bucket/run") as writer:
             for step in range(1, 13):
                 writer.write_image(step, "samples", bytes(300_000), (3, 4, 1))
+            writer.flush()
             writer.write_scalars(13, {"loss": 2.5})
-            writer.flush(now=True)
+            writer.flush(now=True)  # less than ten seconds later
             assert gcs.objects["bucket", "run/metrics.jsonl"].data.endswith(b'"loss": 2.5}\n')
             names = gcs.names("bucket", "run/events")
             files = [gcs.objects["bucket", name].data for name in names]
