@@ -12,7 +12,7 @@ from PIL import Image
 from configs import digits_vp
 from ncsn_jax import images, models, sde
 from ncsn_jax._random import Stream, example_keys, stream_key
-from ncsn_jax.app import build, checkpoints, pictures, run_samplers, storage, workdirs
+from ncsn_jax.app import build, checkpoints, pictures, run_flows, run_samplers, storage, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from tests import tiny
@@ -245,3 +245,31 @@ def assert_ema(params, config, workdir):
         params,
         ema,
     )
+
+
+class Flow:
+    """In the place of `run_flows.on_devices`; keeps the calls with their arguments by name.
+
+    The bits of image i are 1 + i^2 / 2, with 10 + 4 i evaluations; latents are half their images.
+    """
+
+    calls: list[dict] = []  # noqa: RUF012
+
+    def __init__(self, config, function):
+        self.name = function.__name__
+
+    def __call__(self, params, array, size, indices=None):
+        told = {"params": params, "array": array, "size": size, "indices": indices}
+        self.calls.append({"name": self.name} | told)
+        if self.name == "bits_per_dim":
+            i = np.asarray(indices)
+            return 1 + i**2 / np.float32(2), 10 + 4 * i
+        return array * {"encode": 0.5, "decode": 2.0}[self.name], np.zeros(len(array))
+
+
+@pytest.fixture
+def flows(monkeypatch):
+    """Puts `Flow` in the place of the flows; returns its calls."""
+    monkeypatch.setattr(run_flows, "on_devices", Flow)
+    monkeypatch.setattr(Flow, "calls", [])
+    return Flow.calls

@@ -1,6 +1,7 @@
 """`--mode=interpolate` with a score in closed form, whose flow scales images and no more."""
 
 import json
+import os
 import zlib
 
 import numpy as np
@@ -68,3 +69,86 @@ def test_one_image_is_no_pair(vp_run, gaussian, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "one.png")
     with pytest.raises(UserError, match="there is one image only: to interpolate takes two"):
         run_lib.interpolate(make_config(**{"inpainting.images": str(tmp_path)}), vp_run)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "steps", "size", "own", "at_once"),
+    [(3, 3, 7, False, [2, 1]), (2, 4, 3, False, [1, 1]), (9, 2, 100, True, [2])],
+)
+def test_pairs_are_written_with_what_lies_between(
+    pairs, steps, size, own, at_once, vp_run, flows, tmp_path
+):
+    """Of five images of one's own there are two pairs. The flow is linear."""
+    name = f"pairs_{pairs}"
+    config = make_config(**{"sampling.batch_size": size, "sampling.name": name})
+    config.interpolation.update(num_pairs=pairs, num_steps=steps)
+    originals = np.asarray(build.load_images(config, "test")[: 2 * pairs])
+    if own:
+        config.inpainting.images, pairs = str(tmp_path), 2
+        originals = np.stack([runs.drawn(i) for i in range(4)])
+        for i in range(5):
+            Image.fromarray(runs.drawn(i)[..., 0]).save(tmp_path / f"{i}.png")
+    run_lib.interpolate(config, vp_run)
+    assert [(c["name"], len(c["array"]), c["size"]) for c in flows] == [
+        (flow, n * each, at_once[0] * each)
+        for n in at_once
+        for flow, each in (("encode", 2), ("decode", steps))
+    ]
+    for call in flows:
+        runs.assert_ema(call["params"], config, vp_run)
+    encoded = np.concatenate([call["array"] for call in flows[::2]])
+    np.testing.assert_allclose(encoded, originals / 255, rtol=1e-6)
+
+    directory = f"{vp_run}/interpolation/step_4_{name}"
+    written = ["interpolation.npz", "interpolation.png", "pairs"]
+    assert sorted(os.listdir(directory)) == written
+    assert sorted(os.listdir(f"{directory}/pairs")) == ["interpolations.npz", "settings.json"]
+    found = runs.read(directory, "interpolation.npz")
+    assert found.keys() == {"originals", "interpolations"}
+    originals = originals.reshape(pairs, 2, *runs.SHAPE)
+    np.testing.assert_array_equal(found["originals"], originals)
+    weights = np.linspace(0, 1, steps)
+    expected = [[arc(a, b, weight) for weight in weights] for a, b in originals / 255]
+    between = found["interpolations"]
+    assert between.dtype == np.uint8 and between.shape == (pairs, steps, *runs.SHAPE)
+    assert np.abs(between - 255.0 * np.minimum(expected, 1)).max() < 0.51
+    np.testing.assert_array_equal(
+        runs.read(directory, "pairs/interpolations.npz")["interpolations"], between
+    )
+    rows = [[originals[i, 0], *between[i], originals[i, 1]] for i in range(pairs)]
+    runs.assert_shows(f"{directory}/interpolation.png", rows)
+
+
+def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows, tmp_path):
+    config = make_config(**{"sampling.name": "apart"})
+    run_lib.interpolate(config, vp_run)
+    others = {
+        "sampling.rtol": 1e-4,
+        "sampling.atol": 1e-4,
+        "sampling.end": 2e-2,
+        "sampling.temperature": 1.0,
+        "sampling.dtype": "bfloat16",
+        "interpolation.num_steps": 4,
+    }
+    runs.assert_others_are_refused(run_lib.interpolate, config, vp_run, others)
+    for i in range(4):
+        Image.fromarray(runs.drawn(i)[..., 0]).save(tmp_path / f"{i}.png")
+    for field, value in [
+        ("interpolation.num_pairs", 3),
+        ("inpainting.images", str(tmp_path)),
+    ]:
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match="made otherwise: images is"):
+            run_lib.interpolate(other, vp_run)
+    flows.clear()
+    run_lib.interpolate(config, vp_run)
+    assert flows == []  # all is there
+
+
+def test_pairs_that_cannot_be_decoded_are_named_and_not_kept(vp_run, flows, monkeypatch):
+    decode = lambda self, params, array, size: (np.full_like(array, np.nan), None)
+    monkeypatch.setattr(runs.Flow, "__call__", decode)
+    with pytest.raises(UserError, match="an image cannot be encoded and decoded: config.sampling"):
+        run_lib.interpolate(make_config(**{"sampling.name": "nan"}), vp_run)
+    assert os.listdir(f"{vp_run}/interpolation/step_4_nan/pairs") == ["settings.json"]

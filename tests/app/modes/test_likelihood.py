@@ -1,6 +1,8 @@
 """`--mode=likelihood` of a score in closed form, against one call of the library."""
 
 import json
+import os
+import zlib
 
 import jax
 import numpy as np
@@ -91,3 +93,91 @@ def test_more_images_are_added_and_other_settings_are_refused(vp_run, gaussian):
     config.likelihood.rtol = 0.1
     with pytest.raises(UserError, match="likelihood.rtol is 0.0001 there and 0.1 here"):
         run_lib.likelihood(config, vp_run)
+
+
+def test_the_summary_is_of_the_images_that_are_asked_for(vp_run, flows):
+    """Bits are 1, 1.5, 3, 5.5, 9, and evaluations 10, 14, 18, 22, 26."""
+    config = make_config("test", **{"sampling.name": "summary"})
+    directory, images = f"{vp_run}/likelihood/step_4_summary", build.load_images(config, "test")
+    # How many are wanted, which are made in batches of how many, how many are there; bits, their standard
+    # error, evaluations. For four, 1.0104 is the root of (1.75^2 + 1.25^2 + 0.25^2 + 2.75^2) / 3 / 4.
+    for count, made, size, there, *expected in [
+        (4, [[0, 1, 2], [3]], 3, 4, 2.75, 1.010363, 16),
+        (2, [], 2, 4, 1.25, 0.25, 12),
+        (1, [], 1, 4, 1.0, None, 10),
+        (5, [[4]], 3, 5, 4.0, 1.474788, 18),
+    ]:
+        config.likelihood.num_images = count
+        flows.clear()
+        run_lib.likelihood(config, vp_run)
+        assert [call["indices"] for call in flows] == made
+        for call in flows:
+            assert (call["name"], call["size"]) == ("bits_per_dim", size)
+            np.testing.assert_array_equal(call["array"], images[call["indices"]])
+            runs.assert_ema(call["params"], config, vp_run)
+        written = ["bits_per_dim.npz", "settings.json", "summary.json"]
+        assert sorted(os.listdir(directory)) == written
+        found = runs.read(directory, "bits_per_dim.npz")
+        assert list(found) == ["bits_per_dim"] and found["bits_per_dim"].dtype == np.float32
+        values = [[1, 10], [1.5, 14], [3, 18], [5.5, 22], [9, 26]][:there]
+        np.testing.assert_array_equal(found["bits_per_dim"], values)
+        bits, error, evaluations = expected
+        assert storage.read_json(f"{directory}/summary.json") == {
+            "bits_per_dim": bits,
+            "standard_error": error if error is None else pytest.approx(error, rel=1e-5),
+            "images": count,
+            "evaluations": evaluations,
+        }
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run, flows):
+    config = make_config(split, **{"sampling.name": f"all_{split}", "sampling.batch_size": 5000})
+    config.likelihood.num_images = 10_000
+    run_lib.likelihood(config, vp_run)
+    images = np.asarray(build.load_images(config, split))
+    (call,) = flows
+    assert call["indices"] == list(range(len(images))) and call["size"] == len(images)
+    np.testing.assert_array_equal(call["array"], images)
+    directory = f"{vp_run}/likelihood/step_4_all_{split}"
+    assert storage.read_json(f"{directory}/summary.json")["images"] == len(images)
+    every = images[:: max(1, len(images) // 1000)]
+    assert runs.settings(directory) == {
+        "likelihood.split": split,
+        "likelihood.exact": False,
+        "likelihood.num_projections": 1,
+        "likelihood.rtol": 1e-4,
+        "likelihood.atol": 1e-4,
+        "likelihood.end": 1e-2,
+        "sampling.dtype": "float32",
+        "images": {"shape": [*images.shape], "crc32_of_a_thousand": zlib.crc32(every.tobytes())},
+        "seed": 7,
+        "step": 4,
+    }
+    others = {
+        "likelihood.split": "test" if split == "train" else "train",
+        "likelihood.exact": True,
+        "likelihood.num_projections": 2,
+        "likelihood.rtol": 1e-3,
+        "likelihood.atol": 1e-3,
+        "likelihood.end": 2e-2,
+        "sampling.dtype": "bfloat16",
+    }
+    runs.assert_others_are_refused(run_lib.likelihood, config, vp_run, others)
+    config.likelihood.split = others["likelihood.split"]
+    with pytest.raises(UserError, match="made otherwise: images is"):
+        run_lib.likelihood(config, vp_run)
+
+
+def test_an_image_without_finite_bits_is_named_and_not_kept(vp_run, flows, monkeypatch):
+    judge = lambda self, params, array, size, indices: (
+        np.where(np.asarray(indices) == 4, np.inf, 1.0),
+        np.zeros(len(array)),
+    )
+    monkeypatch.setattr(runs.Flow, "__call__", judge)
+    config = make_config("test", **{"sampling.name": "infinite"})
+    with pytest.raises(UserError, match=r"of image 4 is not finite: .*rtol=0.0001 and atol=0.0001"):
+        run_lib.likelihood(config, vp_run)
+    directory = f"{vp_run}/likelihood/step_4_infinite"
+    assert sorted(os.listdir(directory)) == ["parts", "settings.json"]
+    assert len(os.listdir(f"{directory}/parts")) == 1

@@ -1,11 +1,16 @@
 """`--mode=nearest` against a comparison with every training image."""
 
+import os
+import shutil
+
 import numpy as np
+import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax.app import build
+from ncsn_jax.app import build, storage
 from ncsn_jax.app.modes import nearest
+from ncsn_jax.errors import UserError
 from tests.app.modes import runs
 
 
@@ -47,3 +52,51 @@ def test_samples_are_shown_beside_their_nearest_training_images(ladder_run):
     run_lib.nearest(config, ladder_run)
     fewer = runs.read(directory, "nearest.npz")["indices"]
     np.testing.assert_array_equal(fewer, found["indices"][:2])
+
+
+def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains):
+    """More than are compared at once; the samples are noise."""
+    config = runs.ladder_config(
+        **{"sampling.num_samples": 103, "sampling.batch_size": 60, "sampling.preview_samples": 102},
+        **{"sampling.name": "many"},
+    )
+    run_lib.nearest(config, ladder_run)
+    assert [call["indices"] for call in chains] == [list(range(60)), list(range(60, 103))]
+    runs.assert_ema(chains[0]["params"], config, ladder_run)
+    directory = f"{ladder_run}/samples/step_{runs.STEP}_many"
+    written = ["grid.png", "nearest.npz", "nearest.png", "samples.npz", "settings.json"]
+    assert sorted(os.listdir(directory)) == written
+    samples = np.stack([runs.drawn(i) for i in range(103)])
+    images = np.asarray(build.load_images(config, "train"))
+    squares = np.square(samples.reshape(103, 1, 64) / 255 - images.reshape(1, -1, 64) / 255)
+    distances = np.sqrt(squares.sum(axis=2))
+    nearest_six = np.argsort(distances, axis=1, kind="stable")[:, :6]
+    found = runs.read(directory, "nearest.npz")
+    assert found.keys() == {"indices", "distances"}
+    np.testing.assert_array_equal(found["indices"], nearest_six)
+    expected = np.take_along_axis(distances, nearest_six, axis=1)
+    np.testing.assert_allclose(found["distances"], expected, rtol=1e-6)
+    rows = [[samples[i], *images[nearest_six[i]]] for i in range(102)]
+    runs.assert_shows(f"{directory}/nearest.png", rows)
+    log = storage.read(f"{ladder_run}/log.txt").decode()
+    first = expected[:, 0]
+    assert f"smallest {first.min():.3g}, median {np.median(first):.3g}; wrote" in log
+
+
+def test_few_training_images_are_all_neighbours_and_others_are_refused(
+    ladder_run, chains, tmp_path, monkeypatch
+):
+    workdir = str(shutil.copytree(ladder_run, tmp_path / "run"))
+    config = runs.ladder_config(**{"sampling.name": "few", "sampling.preview_samples": 2})
+    images = np.asarray(build.load_images(config))[:4]
+    monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
+    with pytest.raises(UserError, match="holds a run on other images: crc32"):
+        run_lib.nearest(config, workdir)
+    os.remove(f"{workdir}/images.json")
+    run_lib.nearest(config, workdir)
+    assert not os.path.exists(f"{workdir}/images.json")  # which training writes
+    directory = f"{workdir}/samples/step_{runs.STEP}_few"
+    found = runs.read(directory, "nearest.npz")["indices"]
+    np.testing.assert_array_equal(np.sort(found, axis=1), [[0, 1, 2, 3]] * 5)
+    rows = [[runs.drawn(i), *images[found[i]]] for i in range(2)]
+    runs.assert_shows(f"{directory}/nearest.png", rows)
