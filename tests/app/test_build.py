@@ -140,3 +140,10 @@ def test_a_network_is_trained_with_dropout_if_it_has_some(dropout, monkeypatch):
     without = models.time_score_fn(model, params, process)(x, t)
     np.testing.assert_allclose(found, with_keys if dropout else without, rtol=1e-5)
     assert np.allclose(with_keys, without) == (not dropout)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 1500), ("test", 297)])
+def test_images_and_labels_are_of_the_split_that_is_asked_for(split, count):
+    config = load_config()
+    assert len(build.load_images(config, split)) == count
+    assert len(build.load_labels(config, split)[0]) == count
