@@ -171,7 +171,12 @@ class Chains:
         self.made_of = {"seed": config.seed, "task": task, "classifier": classifier}
 
     def run(self, params, indices, size, *known, num_frames=0, advanced=lambda steps: None):
-        told = {"params": params, "indices": list(indices), "size": size, "known": known}
+        told = {
+            "params": jax.tree.map(np.array, params),
+            "indices": list(indices),
+            "size": size,
+            "known": known,
+        }
         self.calls.append(self.made_of | told | {"num_frames": num_frames})
         advanced(self.num_steps)
         frames = [[drawn(i, self.shape, f) for i in indices] for f in range(1, num_frames + 1)]

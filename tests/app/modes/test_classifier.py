@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zlib
 
@@ -107,3 +108,124 @@ def test_class_conditional_mistakes_are_named(of_three, vp_run):
         run_lib.classconditional(runs.vp_config(), vp_run)
     with pytest.raises(UserError, match="label=3 must be -1 .*, or below the classifier's 3"):
         run_lib.classconditional(runs.vp_config(**{"classifier.label": 3}), workdir)
+
+
+def test_a_file_of_a_classifier_says_what_it_is_of(workdir, monkeypatch):
+    """With what its training and test return in their place."""
+    config = runs.vp_config(**{"classifier.features": 8})
+    accuracy, given = np.linspace(0.95, 0.05, 10), []
+    params = {"params": {"Dense_0": {"kernel": np.ones((64, 10)), "bias": np.arange(10.0)}}}
+    params = jax.tree.map(np.float32, params)
+
+    def train(*arguments):
+        given.append(arguments)
+        return params, 1.2345
+
+    def evaluate(*arguments):
+        given.append(arguments)
+        return accuracy
+
+    monkeypatch.setattr(classifier_training, "train_classifier", train)
+    monkeypatch.setattr(classifier_training, "evaluate", evaluate)
+    run_lib.classifier(config, workdir)
+    (_, model, images, labels), (_, tested, trained, unseen, unseen_labels) = given
+    assert model == tested == Linear(10, 8) and trained is params
+    for found, expected in [
+        (images, build.load_images(config, "train")),
+        (labels, build.load_labels(config, "train")[0]),
+        (unseen, build.load_images(config, "test")),
+        (unseen_labels, build.load_labels(config, "test")[0]),
+    ]:
+        np.testing.assert_array_equal(found, expected)
+    assert os.listdir(f"{workdir}/classifier") == ["classifier.npz"]
+    file = runs.read(workdir, "classifier/classifier.npz")
+    assert file.keys() == {"meta", "params/Dense_0/kernel", "params/Dense_0/bias"}
+    np.testing.assert_array_equal(file["params/Dense_0/bias"], np.arange(10))
+    np.testing.assert_array_equal(file["params/Dense_0/kernel"], np.ones((64, 10)))
+    assert json.loads(file["meta"].item()) == {
+        "num_classes": 10,
+        "features": 8,
+        "ch_mult": [1, 2],
+        "sde": {"name": "VP", "beta_min": 0.1, "beta_max": 15.0},
+        "dataset": "digits",
+        "image_shape": [8, 8, 1],
+        "centered": True,
+        "accuracy": accuracy.tolist(),
+    }
+    log = storage.read(f"{workdir}/log.txt").decode()
+    assert f"training a classifier of 10 classes on {len(images)} noisy images" in log
+    for t, right in zip(np.arange(0.05, 1, 0.1), accuracy, strict=True):
+        alpha = np.exp(-(0.1 * t + 14.9 * t**2 / 2) / 2)
+        sigma = f"{np.sqrt(1 - alpha**2) / alpha:.2g}"
+        found = re.search(rf"t {t:.2f}  sigma (\S+) +accuracy on the test split {right:.3f}", log)
+        assert f"{float(found[1]):.2g}" == sigma
+    assert f"loss 1.234; wrote {workdir}/classifier/classifier.npz" in log
+
+
+def test_a_classifier_of_other_images_is_not_trained(workdir, monkeypatch):
+    config = runs.vp_config()
+    images = np.asarray(build.load_images(config))[::-1]
+    monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
+    with pytest.raises(UserError, match="holds a run on other images: crc32"):
+        run_lib.classifier(config, workdir)
+    assert not os.path.exists(f"{workdir}/classifier")
+
+
+@pytest.mark.parametrize(
+    ("label", "of_five", "of_more"),
+    [(-1, [0, 1, 2, 0, 1], [2, 0, 1]), (0, [0] * 5, [0] * 3), (2, [2] * 5, [2] * 3)],
+)
+def test_samples_are_told_their_classes_and_kept_apart(label, of_five, of_more, of_three, chains):
+    workdir, model, params = of_three
+    name = f"label_{label}"
+    config = runs.vp_config(
+        **{"classifier.label": label, "classifier.scale": 1.5, "sampling.name": name}
+    )
+    directory = f"{workdir}/classconditional/step_{runs.STEP}_{name}"
+    for count, expected, columns in [(5, of_five, 3), (8, of_more, 3), (1, [], 3)]:
+        config.sampling.num_samples = count
+        chains.clear()
+        run_lib.classconditional(config, workdir)
+        told = [label for call in chains for label in call["known"][0]]
+        assert told == expected and all(call["known"][0].dtype == np.int32 for call in chains)
+        for call in chains:
+            assert (call["size"], call["task"]) == (3, Stream.CLASSES)
+            assert (call["classifier"], call["num_frames"]) == (model, 0)
+            network, of_classes = call["params"]
+            runs.assert_ema(network, config, workdir)
+            jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-1], b), of_classes, params)
+        assert sorted(os.listdir(directory)) == ["grid.png", "samples.npz", "settings.json"]
+        found = runs.read(directory, "samples.npz")["samples"]
+        images = [runs.drawn(i) for i in range(max(count, 5) if count != 1 else 8)]
+        np.testing.assert_array_equal(found, images)
+        runs.assert_shows(f"{directory}/grid.png", runs.rows_of(images, columns))
+    path = f"{workdir}/classifier/classifier.npz"
+    assert runs.settings(directory) == {
+        "sampling.method": "heun",
+        "sampling.num_steps": 5,
+        "sampling.rho": 7.0,
+        "sampling.churn": 0.0,
+        "sampling.dtype": "float32",
+        "model.sigma_begin": 10.0,
+        "model.sigma_end": 0.02,
+        "model.num_levels": 6,
+        "classifier": zlib.crc32(storage.read(path)),
+        "classifier.scale": 1.5,
+        "classifier.label": label,
+        "seed": 7,
+        "step": 4,
+    }
+    others = {
+        "sampling.num_steps": 6,
+        "sampling.rho": 6.0,
+        "sampling.churn": 1.0,
+        "sampling.dtype": "bfloat16",
+        "model.sigma_begin": 9.0,
+        "classifier.scale": 1.0,
+        "classifier.label": 1,
+    }
+    runs.assert_others_are_refused(run_lib.classconditional, config, workdir, others)
+    meta = classifier_file.describe(config, model)
+    classifier_file.save(path, jax.tree.map(lambda a: 2 * a, params), meta)
+    with pytest.raises(UserError, match=r"made otherwise: classifier is \d+ there and \d+ here"):
+        run_lib.classconditional(config, workdir)
