@@ -141,7 +141,7 @@ def predictor_and_corrector(config) -> Found:
     if options.method != "predictor_corrector":
         return
     predictor, corrector, snr = options.predictor, options.corrector, options.snr
-    if corrector in sampling.CORRECTORS and config.training.sde != "subvp":
+    if corrector != "none" and config.training.sde != "subvp":
         words = f"the signal-to-noise ratio of corrector {corrector!r}, such as 0.16"
         yield "sampling.snr", snr > 0, words
     try:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from ncsn_jax import objectives
+from ncsn_jax import models, objectives, sampling
 from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build, rules
 from ncsn_jax.errors import UserError, show
@@ -96,6 +96,9 @@ _FRACTION = _between(0, _BELOW_ONE, "in [0, 1), also in float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, which float32 allows, to 0.5")
 _DTYPES = ("float32", "bfloat16")
+_RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
+    dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
+)
 _NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 
 # fmt: off
@@ -122,8 +125,8 @@ _SECTIONS = {
         "name": _choice(build.MODELS, "'ncsnv2' is published for 32 and 64 pixels, its deeper kinds for 128 "
                         "and 256. 'ncsnpp' is NCSN++ and DDPM++ and needs training.sde."),
         "features": _whole(2, "Channels of the first stage.", 1024),
-        "normalization": _text("'instance++', or 'instance' for the plain one of 'ncsn' and "
-                               "'ncsn_simplified'."),
+        "normalization": _choice(models.ncsn.NORMALIZATIONS, "'instance' is the plain one, for 'ncsn' and "
+                                 "'ncsn_simplified'."),
         "num_levels": _whole(2, "Levels of the geometric ladder; N of the discrete objectives.", 100_000),
         "sigma_begin": _number(None, "Largest sigma, in units of pixels in [0, 1], or [-1, 1] if centered; "
                                "sigma_max of training.sde='ve'."),
@@ -143,11 +146,11 @@ _SECTIONS = {
         "attn_resolutions": _tuple("Sides of the feature maps with attention."),
         "dropout": _number(_FRACTION, "Probability with which an activation is dropped in training."),
         "fourier_scale": _number(_POSITIVE, "Standard deviation of the frequencies that embed log sigma."),
-        "resblock_type": _text("'biggan' or 'ddpm'."),
+        "resblock_type": _choice(_RESBLOCKS, "Residual blocks of BigGAN, or blocks and resampling of DDPM."),
         "fir": _switch("Smooth when resampling."),
         "skip_rescale": _switch("Divide the sum of a skip connection by the root of 2."),
-        "progressive": _text("How the output is made of the levels: 'none' or 'output_skip'."),
-        "progressive_input": _text("How the levels see the input: 'none', 'residual' or 'input_skip'."),
+        "progressive": _choice(_PROGRESSIVE, "How the output is made of the levels."),
+        "progressive_input": _choice(_PROGRESSIVE_INPUT, "How the levels see the input."),
         "init_scale": _number(_NOT_NEGATIVE, "Scale of the initial weights of the last convolutions."),
     }),
     "training": ("Objective and training loop. Numbers of steps are multiples of steps_per_call.", {
@@ -192,9 +195,9 @@ _SECTIONS = {
     "sampling": ("Samplers. Each method samples from every run: a ladder is taken for 've', and the network "
                  "of an SDE for a score of sigma.", {
         "method": _choice(METHODS, "The sampler."),
-        "predictor": _text("Of 'predictor_corrector': 'euler_maruyama', 'reverse_diffusion', 'ancestral' "
-                           "(not for 'subvp'), 'probability_flow' or 'none'."),
-        "corrector": _text("'none', or, not for 'subvp', 'langevin' or 'annealed_langevin'."),
+        "predictor": _choice((*sampling.PREDICTORS, "none"), "Of 'predictor_corrector'; not 'ancestral' for "
+                             "'subvp'."),
+        "corrector": _choice((*sampling.CORRECTORS, "none"), "Of 'predictor_corrector'; 'none' for 'subvp'."),
         "snr": _number(_NOT_NEGATIVE, "The corrector's signal-to-noise ratio; 0 without a corrector."),
         "corrector_steps": _whole(1, "The corrector's steps at each time."),
         "num_steps": _whole(1, "Steps of 'predictor_corrector'; levels of 'heun'.", rules.MAX_CHAIN),
@@ -212,7 +215,7 @@ _SECTIONS = {
         "denoise": _switch("End with the expected clean image. 'predictor_corrector': without the noise of "
                            "the last step."),
         "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
-        "clip": Field((list,), "() or (low, high)", ((_is_clip, "() or (low, high), finite"),),
+        "clip": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
                       "Of 'annealed_langevin': clip to (low, high) after every update; () is off."),
         "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
                         "N(0, sigma_begin^2) or N(1/2, sigma_begin^2)."),

@@ -16,6 +16,7 @@ from ncsn_jax.sampling._langevin import (
 )
 from ncsn_jax.sampling._predictor_corrector import (
     CORRECTORS,
+    PREDICTORS,
     SamplerInfo,
     check_choice,
     predictor_corrector,
@@ -24,6 +25,7 @@ from ncsn_jax.sampling._probability_flow import probability_flow
 
 __all__ = [
     "CORRECTORS",
+    "PREDICTORS",
     "LangevinInfo",
     "SamplerInfo",
     "annealed_langevin",

@@ -50,7 +50,6 @@ OBJECTIVE = [
     ),
 ]
 NETWORK = [
-    ({}, "model.normalization", "instance", "batch", r"'instance\+\+' or 'instance' for"),
     ({"model.name": "ncsnv2"}, "model.normalization", "instance++", "instance", "for .*'ncsnv2'"),
     (
         *({"model.name": "ncsn_simplified"}, "model.normalization"),

@@ -56,7 +56,28 @@ PAGE = ROOT / "docs" / "configuration.md"
         ),
         (
             {"model.normalization": "batch"},
-            "config.model.normalization='batch' must be 'instance\\+\\+' or 'instance'",
+            "config.model.normalization='batch' must be 'instance\\+\\+' or 'instance'$",
+        ),
+        (
+            {"ncsnpp.resblock_type": "resnet"},
+            "config.ncsnpp.resblock_type='resnet' must be 'biggan' or 'ddpm'$",
+        ),
+        (
+            {"ncsnpp.progressive": "input_skip"},
+            "config.ncsnpp.progressive='input_skip' must be 'none' or 'output_skip'$",
+        ),
+        (
+            {"ncsnpp.progressive_input": "output_skip"},
+            "progressive_input='output_skip' must be 'residual' or 'input_skip' or 'none'$",
+        ),
+        (
+            {"sampling.predictor": "euler"},
+            "config.sampling.predictor='euler' must be 'euler_maruyama' or 'reverse_diffusion' or "
+            "'ancestral' or 'probability_flow' or 'none'$",
+        ),
+        (
+            {"sampling.corrector": "mala"},
+            "sampling.corrector='mala' must be 'langevin' or 'annealed_langevin' or 'none'$",
         ),
         (
             {"model.normalization": "instance", "model.name": "ncsnv2"},
