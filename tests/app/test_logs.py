@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+from ncsn_jax import training
 from ncsn_jax.app import logs
 from ncsn_jax.errors import UserError
 from tests.running import load_config
@@ -44,20 +45,25 @@ def test_a_run_says_how_many_parameters_and_devices_it_has(
     changes, with_table, line, tmp_path, capsys
 ):
     logs.start(str(tmp_path))
-    params = {"layer": {"kernel": np.zeros((3, 4)), "bias": np.zeros(5)}}
-    logs.describe(load_config(**changes), params, with_table=with_table)
+    params = {"layer": {"kernel": np.zeros((3, 4), np.float32), "bias": np.zeros(5, np.float16)}}
+    state = training.TrainState(np.zeros((), np.int32), params, {}, (params["layer"]["bias"],))
+    logs.describe(load_config(**changes), state, with_table=with_table)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["17 parameters; devices: 8 x cpu on 1 host(s)", *([line] if line else [])]
+    # Parameters and gradient of 58 bytes each, the optimizer's 10, the step's 4.
+    first = (
+        "17 parameters; with gradient, optimizer and EMA 130 B per device; devices: 8 x cpu on 1 "
+    )
+    assert lines == [f"{first}host(s)", *([line] if line else [])]
     assert ("layer/kernel" in (tmp_path / "log.txt").read_text()) == with_table
 
 
 def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsys):
     logs.start(str(tmp_path))
     memory = types.SimpleNamespace(argument_size_in_bytes=2048, temp_size_in_bytes=1024)
-    logs.describe_executable(types.SimpleNamespace(operations=None, memory=None), 2.0)
-    logs.describe_executable(types.SimpleNamespace(operations=12345.0, memory=memory), 120.0)
+    logs.describe_executable(types.SimpleNamespace(operations=None, memory=None), 3, 2.0)
+    logs.describe_executable(types.SimpleNamespace(operations=12345.0, memory=memory), 3, 120.0)
     assert capsys.readouterr().out.splitlines() == [
         "training step compiled in 2 s",
-        "training step compiled in 2.0 min; 1.23e+04 operations a call and device; memory per device, "
-        "estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
+        "training step compiled in 2.0 min; about 3.7e+04 operations a step and device; memory per "
+        "device, estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
     ]
