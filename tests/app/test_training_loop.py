@@ -26,10 +26,11 @@ def make_state(step):
 
 
 class World:
-    """Keeps what happens in `events`. The loss of a step is its number."""
+    """Keeps what happens in `events`. The loss of a step is its number, or NaN of one in `bad`."""
 
     def __init__(self, patch, workdir):
-        self.now, self.events, self.workdir, self.diverges = 5.0, [], workdir, False
+        self.now, self.events, self.workdir = 5.0, [], workdir
+        self.diverges, self.bad = False, []
         patch.setattr(time, "perf_counter", lambda: self.now)
         world = self
 
@@ -44,7 +45,8 @@ class World:
                 first = int(devices.to_host(state.step))
                 steps = np.arange(first + 1, first + 1 + self.per_call, dtype=np.float32)
                 levels = np.ones((self.per_call, 2), np.float32)
-                found = training.Metrics(steps, 2 * steps, levels, levels)
+                losses = np.where(np.isin(steps, world.bad), np.float32(np.nan), steps)
+                found = training.Metrics(losses, 2 * steps, levels, levels)
                 after = devices.replicate(make_state(first + self.per_call))
                 return after, devices.replicate(found), devices.replicate(np.int32(stop_signal))
 
@@ -173,6 +175,37 @@ def test_a_preview_that_is_missing_is_made_when_a_run_goes_on(world):
     assert ("picture", 20) not in events
     events = world.train(num_steps=26, sample_every=10)  # 24 is no step with a preview
     assert not [event for event in events if event[0] == "picture"]
+    world.train(num_steps=30, sample_every=10)
+    (world.workdir / "samples" / "step_30" / "preview.png").write_text("")
+    assert not [event for event in world.train(num_steps=34) if event[0] == "picture"]
+
+
+@pytest.mark.parametrize(
+    ("skip_nonfinite", "bad", "stops_at", "saved"),
+    [
+        (0, [4], 4, []),
+        (0, [9], 9, [8, 4]),
+        (1, [8, 9], 9, [8, 4]),
+        (2, [5, 6, 7], 7, [4]),
+        (2, [5, 6, 8, 9], None, [12, 10, 8, 4]),
+    ],
+)
+def test_a_state_after_too_many_steps_that_are_not_finite_is_not_saved(
+    skip_nonfinite, bad, stops_at, saved, world
+):
+    """Calls are of two steps, checkpoints of each fourth step, and of the tenth with its preview."""
+    world.bad = bad
+    options = dict(skip_nonfinite=skip_nonfinite, num_steps=12)
+    if stops_at:
+        newest = f"that of step {saved[0]}" if saved else "none"
+        words = rf"the loss is nan .* at step {stops_at}; stopped, the last good .* is {newest}"
+        with pytest.raises(UserError, match=words):
+            world.train(**options)
+    else:
+        world.train(**options)
+        lines = map(json.loads, (world.workdir / "metrics.jsonl").read_text().splitlines())
+        assert [(line["skipped"], line["loss"]) for line in lines] == [(2, 2.5), (2, 10.0)]
+    assert world.steps() == saved
 
 
 def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
@@ -187,7 +220,7 @@ def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
 
 def test_nothing_is_trained_in_a_directory_in_use_and_what_a_killed_run_left_is_removed(world):
     leftover = f"x.npz.{platform.node()}.4194304.tmp"
-    paths = [world.workdir / leftover, world.workdir / "samples" / "step_2" / leftover]
+    paths = [world.workdir / leftover, world.workdir / "samples" / "step_1" / leftover]
     paths[1].parent.mkdir(parents=True)
     for path in paths:
         path.write_text("torn")
