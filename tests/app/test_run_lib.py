@@ -17,11 +17,7 @@ import run_lib
 from ncsn_jax import objectives, sigmas, training
 from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
-from tests.app.modes import runs
-from tests.app.modes.runs import chains
 from tests.running import ROOT, command, environment, final_state, load_diffusion_config, run
-
-__all__ = ["chains"]
 
 SEED = 5
 # As the configuration of `short_run` has them.
@@ -147,44 +143,6 @@ def test_a_run_writes_what_it_should(finished):
     assert (workdir / "samples" / "step_40" / "preview.png").exists()
     assert json.loads((workdir / "config.json").read_text())["training.batch_size"] == 8
     assert final_state(workdir)[0] == 60
-
-
-def test_previews_show_the_first_samples_of_the_average_at_their_step(
-    chains, tmp_path, closed_logs
-):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    config, workdir = tiny.get_config(), str(tmp_path / "run")
-    config.training.update(num_steps=6, sample_every=2, checkpoint_every=3, checkpoints_kept=9)
-    config.sampling.update(preview_samples=5, num_samples=3, batch_size=2, name="end")
-    run_lib.train(config, workdir)
-    previews, samples = chains[:2], chains[2:]
-    assert [(c["indices"], c["size"]) for c in previews] == [([0, 1, 2, 3, 4], 5)] * 2
-    assert [(c["indices"], c["size"]) for c in samples] == [([0, 1], 2), ([2], 2)]
-    with checkpoints.Checkpoints(workdir, read_only=True) as store:
-        assert store.steps() == [6, 4, 3, 2]
-        like = jax.eval_shape(build.make_init(config), jax.random.key(0))
-        for call, step in zip(chains, [2, 4, 6, 6], strict=True):
-            ema = store.restore(step, like).ema_params
-            jax.tree.map(
-                lambda a, b: np.testing.assert_array_equal(a, np.broadcast_to(b, a.shape)),
-                call["params"],
-                ema,
-            )
-    found = sorted(str(p.relative_to(tmp_path / "run/samples")) for p in tmp_path.glob("**/*.png"))
-    assert found == ["step_2/preview.png", "step_4/preview.png", "step_6_end/grid.png"]
-    expected = runs.rows_of([runs.drawn(i) for i in range(5)], 3)
-    for path in found[:2]:
-        runs.assert_shows(f"{workdir}/samples/{path}", expected, min_side=200)
-    grid = runs.rows_of([runs.drawn(i) for i in range(3)], 2)
-    runs.assert_shows(f"{workdir}/samples/step_6_end/grid.png", grid)
-    events = EventAccumulator(workdir)
-    events.Reload()
-    shown = events.Images("samples")
-    assert [(e.step, e.height, e.width) for e in shown] == [(2, 19, 28), (4, 19, 28)]
-    for event, path in zip(shown, found, strict=False):
-        png = (tmp_path / "run/samples" / path).read_bytes()
-        assert event.encoded_image_string == png
 
 
 def test_tensorboard_reads_the_events(finished):

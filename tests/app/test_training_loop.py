@@ -10,10 +10,15 @@ import pytest
 
 import run_lib
 from ncsn_jax import training
+from ncsn_jax._random import Stream
 from ncsn_jax.app import build, checkpoints, data, devices, metrics, run_samplers, workdirs
 from ncsn_jax.errors import UserError
 from tests import tiny
+from tests.app.modes import runs
+from tests.app.modes.runs import chains
 from tests.recording import IMAGES
+
+__all__ = ["chains"]
 
 BATCH, CALL, SAMPLES = 1.0, 3.0, 1000.0  # seconds
 
@@ -232,3 +237,26 @@ def test_nothing_is_trained_in_a_directory_in_use_and_what_a_killed_run_left_is_
     assert not (world.workdir / "config.json").exists()
     world.train(**dict.fromkeys(("num_steps", "checkpoint_every", "log_every", "sample_every"), 2))
     assert not any(path.exists() for path in paths)
+
+
+def test_previews_show_the_first_samples_of_the_average_at_their_step(world, chains):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    world.train()
+    told = [(c["indices"], c["size"], np.unique(jax.tree.leaves(c["params"]))) for c in chains]
+    preview = [0, 1, 2], 3
+    assert told == [(*preview, [10.0]), (*preview, [20.0]), ([0, 1], 2, [24.0])]
+    assert all((c["task"], c["num_frames"]) == (Stream.SAMPLES, 0) for c in chains)
+    samples = world.workdir / "samples"
+    found = sorted(str(path.relative_to(samples)) for path in samples.glob("*/*.png"))
+    assert found == ["step_10/preview.png", "step_20/preview.png", "step_24/grid.png"]
+    three = runs.rows_of([runs.drawn(i) for i in range(3)], 2)
+    for path in found[:2]:
+        runs.assert_shows(str(samples / path), three, min_side=200)
+    runs.assert_shows(str(samples / found[2]), three[:1])
+    events = EventAccumulator(str(world.workdir))
+    events.Reload()
+    shown = events.Images("samples")
+    assert [(e.step, e.height, e.width) for e in shown] == [(10, 19, 19), (20, 19, 19)]
+    for event, path in zip(shown, found, strict=False):
+        assert event.encoded_image_string == (samples / path).read_bytes()
