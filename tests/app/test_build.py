@@ -1,5 +1,6 @@
 """The networks, SDEs, objectives and optimizers that a configuration describes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,7 +16,7 @@ from configs.score_sde import (
     ve_cifar10_ncsnpp_continuous,
     vp_cifar10_ddpmpp_deep_continuous,
 )
-from ncsn_jax import models, training
+from ncsn_jax import models, sde, training
 from ncsn_jax.app import build, samplers, schema
 from tests import tiny
 from tests.models.comparison import run
@@ -147,3 +148,179 @@ def test_images_and_labels_are_of_the_split_that_is_asked_for(split, count):
     config = load_config()
     assert len(build.load_images(config, split)) == count
     assert len(build.load_labels(config, split)[0]) == count
+
+
+# A value for every field of a network and its objective, each unlike its default and all others.
+UNUSUAL = {
+    "data.image_size": 24,
+    "data.channels": 3,
+    "model.features": 12,
+    "model.num_levels": 25,
+    "model.sigma_begin": 7.0,
+    "model.sigma_end": 0.3,
+    "model.beta_min": 0.4,
+    "model.beta_max": 9.0,
+    "model.ema_decay": 0.55,
+    "ncsnpp.ch_mult": (1, 3),
+    "ncsnpp.num_res_blocks": 5,
+    "ncsnpp.attn_resolutions": (6, 11),
+    "ncsnpp.dropout": 0.35,
+    "ncsnpp.fourier_scale": 2.5,
+    "ncsnpp.skip_rescale": False,
+    "ncsnpp.init_scale": 0.15,
+}
+
+
+def described(model):
+    """Returns the fields of a network, its ladder as a list."""
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    ladder = fields.pop("sigmas", None)
+    del fields["parent"], fields["name"]
+    return fields, ladder if ladder is None else np.asarray(ladder).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("ncsnv2", models.NCSNv2),
+        ("ncsnv2_deeper", models.NCSNv2Deeper),
+        ("ncsnv2_deepest", models.NCSNv2Deepest),
+        ("ncsn_simplified", models.SimplifiedNCSN),
+    ],
+)
+def test_a_network_that_is_divided_by_sigma_is_made_of_its_features_and_the_ladder(name, network):
+    config = load_config(**UNUSUAL | {"model.name": name})
+    model = build.make_model(config, dtype="bfloat16", remat=True)
+    fields, ladder = described(model)
+    assert type(model) is network
+    assert fields == {"features": 12, "remat": True, "dtype": jnp.bfloat16}
+    np.testing.assert_allclose(ladder, np.geomspace(7.0, 0.3, 25), rtol=1e-5)
+    assert described(build.make_model(config))[0] == {
+        "features": 12,
+        "remat": False,
+        "dtype": jnp.float32,
+    }
+
+
+def test_an_ncsn_is_made_of_its_features_levels_and_normalization():
+    config = load_config(**UNUSUAL | {"model.normalization": "instance"})
+    model = build.make_model(config, remat=True)
+    assert type(model) is models.NCSN
+    assert described(model)[0] == {
+        "features": 12,
+        "num_levels": 25,
+        "normalization": "instance",
+        "remat": True,
+        "dtype": jnp.float32,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "continuous", "parts", "follows"),
+    [
+        ("ve", True, ("biggan", True, "output_skip", "input_skip"), ("fourier", True, False)),
+        ("ve", False, ("biggan", True, "none", "residual"), ("positional", True, True)),
+        ("vp", True, ("ddpm", False, "none", "none"), ("positional", False, False)),
+        ("vp", False, ("biggan", False, "none", "none"), ("positional", False, False)),
+        ("subvp", True, ("biggan", False, "none", "none"), ("positional", False, False)),
+    ],
+)
+def test_an_ncsnpp_is_made_of_every_field_and_of_what_follows_from_the_sde(
+    kind, continuous, parts, follows
+):
+    names = ("resblock_type", "fir", "progressive", "progressive_input")
+    given = {f"ncsnpp.{part}": value for part, value in zip(names, parts, strict=True)}
+    given |= {"training.sde": kind, "training.continuous": continuous, "data.centered": True}
+    config = load_diffusion_config(**UNUSUAL | given)
+    fields, ladder = described(build.make_model(config, dtype="bfloat16"))
+    embedding, scale_by_sigma, has_ladder = follows
+    assert fields == {
+        "features": 12,
+        "image_size": 24,
+        "embedding_type": embedding,
+        "scale_by_sigma": scale_by_sigma,
+        "centered": True,
+        "ch_mult": (1, 3),
+        "num_res_blocks": 5,
+        "attn_resolutions": (6, 11),
+        "dropout": 0.35,
+        "fourier_scale": 2.5,
+        "skip_rescale": False,
+        "init_scale": 0.15,
+        **dict(zip(names, parts, strict=True)),
+        "fir_kernel": (1, 3, 3, 1),
+        "progressive_combine": "sum",
+        "resamp_with_conv": True,
+        "conditional": True,
+        "remat": False,
+        "dtype": jnp.bfloat16,
+    }
+    assert (ladder is not None) == has_ladder
+    if has_ladder:
+        np.testing.assert_allclose(ladder, np.geomspace(7.0, 0.3, 25), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", sde.VE(0.3, 7.0)),
+        ("ve", sde.VE(0.3, 7.0)),
+        ("vp", sde.VP(0.4, 9.0)),
+        ("subvp", sde.SubVP(0.4, 9.0)),
+    ],
+)
+@pytest.mark.parametrize("continuous", [True, False])
+def test_an_sde_has_the_ends_of_its_kind_and_levels_unless_it_is_continuous(
+    kind, expected, continuous
+):
+    config = load_config(**UNUSUAL | {"training.sde": kind, "training.continuous": continuous})
+    assert build.make_sde(config) == expected
+    assert build.num_levels(config) == (None if continuous else 25)
+
+
+def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
+    calls = []
+    for name in ("load", "load_labels"):
+        keep = lambda *a, name=name, **k: calls.append((name, a, k))
+        monkeypatch.setattr(build.data, name, keep)
+    fields = dict(dataset="mnist", data_dir="there", image_size=24, channels=3, crop_size=17)
+    config = load_config(**{f"data.{name}": value for name, value in fields.items()})
+    build.load_images(config)
+    build.load_images(config, "test")
+    build.load_labels(config, "test")
+    assert calls == [
+        ("load", ("mnist", "there", 24, 3), {"split": "train", "crop_size": 17}),
+        ("load", ("mnist", "there", 24, 3), {"split": "test", "crop_size": 17}),
+        ("load_labels", ("mnist", "there"), {"split": "test"}),
+    ]
+
+
+def test_a_step_and_a_state_are_made_of_every_field(monkeypatch):
+    fields = {"training.batch_size": 48, "training.microbatches": 3, "training.remat": True}
+    fields |= {"training.skip_nonfinite": 1, "training.reduce_mean": True}
+    fields |= {"data.random_flip": True, "data.dequantize": False, "training.grad_clip": 0.65}
+    adam = dict(learning_rate=0.7, beta1=0.1, beta2=0.2, eps=0.3, weight_decay=0.4, warmup_steps=6)
+    config = load_config(**UNUSUAL | fields | {f"optim.{k}": v for k, v in adam.items()})
+    made = []
+    real = training.make_optimizer
+    keep = lambda *a, **k: made.append((a, k)) or real(*a, **k)
+    monkeypatch.setattr(training, "make_optimizer", keep)
+    inits = []
+    monkeypatch.setattr(training, "make_init", lambda *a, **k: inits.append((a, k)))
+    options = build.make_train_steps(config).keywords
+    build.make_init(config)
+    assert made == [((), adam | {"grad_clip": 0.65})] * 2
+    objective, optimizer = options.pop("objective"), options.pop("optimizer")
+    assert objective.sigmas.shape == (25,) and isinstance(optimizer, optax.GradientTransformation)
+    assert options == {
+        "microbatches": 3,
+        "skip_nonfinite": True,
+        "ema_decay": 0.55,
+        "random_flip": True,
+        "dequantize": False,
+        "centered": False,
+        "reduce_mean": True,
+    }
+    ((model, _, shape), flags) = inits[0]
+    assert shape == (24, 24, 3) and flags == {"ema": True}
+    assert described(model)[0]["remat"] is False  # only the step is

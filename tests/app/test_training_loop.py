@@ -76,6 +76,7 @@ class World:
         patch.setattr(data.Batches, "__call__", self._before(data.Batches.__call__, self._batch))
         for owner, name, event in (
             (checkpoints.Checkpoints, "save", lambda store, step, state: ("save", step)),
+            (checkpoints.Checkpoints, "wait", lambda store: ("wait",)),
             (metrics.Writer, "write_scalars", lambda writer, step, scalars: ("log", step)),
             (metrics.Writer, "write_image", lambda writer, step, *_: ("picture", step)),
             (metrics.Writer, "flush", lambda writer, now=False: ("flush", now)),
@@ -122,12 +123,13 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
         *(("flush", True), ("save", 4)),
         *(("log", 6), ("flush", False)),
         *(("flush", True), ("save", 8)),
-        *(("save", 10), ("sample", [0, 1, 2], {10.0}), ("picture", 10)),
+        *(("save", 10), ("wait",), ("sample", [0, 1, 2], {10.0}), ("picture", 10)),
         *(("log", 12), ("flush", True), ("save", 12)),
         *(("flush", True), ("save", 16)),
         *(("log", 18), ("flush", False)),
-        *(("flush", True), ("save", 20), ("sample", [0, 1, 2], {20.0}), ("picture", 20)),
-        *(("log", 24), ("flush", True), ("save", 24)),
+        *(("flush", True), ("save", 20)),
+        *(("wait",), ("sample", [0, 1, 2], {20.0}), ("picture", 20)),
+        *(("log", 24), ("flush", True), ("save", 24), ("wait",)),
         ("flush", False),
         ("sample", [0, 1], {24.0}),
     ]
@@ -154,7 +156,7 @@ def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
     assert "already beyond" not in capsys.readouterr().out
     assert world.train(num_steps=26, checkpoint_every=26, log_every=26, sample_every=0) == [
         ("batch", 24, 2),
-        *(("log", 26), ("flush", True), ("save", 26), ("flush", False)),
+        *(("log", 26), ("flush", True), ("save", 26), ("wait",), ("flush", False)),
         ("sample", [0, 1], {26.0}),
     ]
     assert json.loads((world.workdir / "config.json").read_text())["training.num_steps"] == 26
