@@ -113,9 +113,9 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
         np.testing.assert_allclose(ladder, found.model["sigmas"], rtol=1e-6)
 
     config.update_from_flattened_dict({"model.ema_decay": 0.99, "model.num_levels": 500})
-    config.optim.learning_rate, config.optim.warmup_steps = 0.00016008, 2
+    config.optim.learning_rate, config.optim.warmup_steps = 0.00032016, 4
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "other"))
-    assert "learning_rate" not in message  # reached after two of the three steps
+    assert "learning_rate" not in message  # half of it, since the third step is of rate 2 / 4
     assert "its moving average was of decay 0.999; training would go on with" in message
     assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
 
