@@ -1,5 +1,7 @@
+import json
 import logging
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -94,6 +96,63 @@ def test_falls_back_to_the_one_before(workdir, damage, caplog):
     with checkpoints.Checkpoints(str(workdir)) as store:
         store.save(3, make_state(3))
     assert restore(workdir)[0] == 3
+
+
+def describe_otherwise(path, **changes):
+    """Changes what stands beside a checkpoint."""
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | changes))
+
+
+def test_a_description_that_was_changed_is_damage_and_one_of_another_format_is_refused(workdir):
+    path = workdir / "checkpoints" / "3" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    assert set(meta) == {"format", "leaves", "crc32", "crc32_of_this"} and meta["format"] == 1
+    describe_otherwise(path, leaves={})
+    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
+        assert store.restore_latest(make_state(0))[0] == 2
+    other = {"format": 2, "leaves": meta["leaves"], "crc32": meta["crc32"]}
+    crc = zlib.crc32(json.dumps(other, sort_keys=True).encode())
+    describe_otherwise(path, **other, crc32_of_this=crc)
+    with pytest.raises(UserError, match="checkpoints/3 has format 2, this version reads 1"):
+        restore(workdir)
+
+
+def test_damaged_checkpoints_of_one_step_are_set_aside_under_names_of_their_own(workdir):
+    for name in ("3", "3_2", "3_3"):
+        flip_a_bit(largest_file(workdir / "checkpoints" / "3" / "state"))
+        assert restore(workdir)[0] == 2
+        assert (workdir / "damaged" / name / "state").is_dir()
+        with checkpoints.Checkpoints(str(workdir)) as store:
+            store.save(3, make_state(3))
+    assert sorted(p.name for p in (workdir / "damaged").iterdir()) == [
+        *("3", "3_2", "3_3", "README.txt")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("No space left", "no space left on the device"), ("lost\n\nmount", "lost mount")],
+)
+def test_a_failure_to_save_names_the_last_complete_checkpoint(reason, said, workdir, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError(reason)
+
+    with checkpoints.Checkpoints(str(workdir)) as store:
+        monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fail)
+        message = f"checkpoints: {said}; the last complete one is that of step 3"
+        with pytest.raises(UserError, match=message):
+            store.save(4, make_state(4))
+        shutil.rmtree(workdir / "checkpoints")
+        with pytest.raises(UserError, match=f"{said}; the last complete one is none"):
+            store.save(4, make_state(4))
+
+
+def test_another_type_of_numbers_is_refused(workdir):
+    like = make_state(0)
+    like.params["params"]["kernel"] = np.zeros((40, 50), np.float16)
+    with pytest.raises(UserError, match=r"kernel.*'float32'\] there and .*'float16'\] here"):
+        restore(workdir, like)
 
 
 def test_values_that_differ_from_their_checksums_are_damage(workdir):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ncsn_jax.app import data
-from ncsn_jax.app.data import image_folder
+from ncsn_jax.app.data import image_folder, transforms
 from ncsn_jax.errors import UserError
 
 
@@ -74,6 +74,36 @@ def test_images_are_in_the_order_of_their_paths(tmp_path):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / name)
     found = data.load("image_folder", str(tmp_path), 8, 1)
     assert list(found[:, 0, 0, 0]) == [0, 1, 2, 3]
+
+
+def test_the_cache_tells_sizes_channels_directories_and_nested_changes_apart(tmp_path):
+    """A file of the same name, size and age is another image in another directory only."""
+    root, other = tmp_path / "a", tmp_path / "b"
+    for folder, grey in ((root, 10), (other, 200)):
+        (folder / "deep" / "er").mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), grey, np.uint8)).save(folder / "deep" / "er" / "x.png")
+        os.utime(folder / "deep" / "er" / "x.png", ns=(1, 1))
+    load = lambda folder, size=8, channels=1, crop=-1: data.load(
+        "image_folder", str(folder), size, channels, crop_size=crop
+    )
+    assert np.all(load(root) == 10) and np.all(load(other) == 200)
+    assert load(root, size=4).shape == (1, 4, 4, 1) and load(root, 8, 3).shape == (1, 8, 8, 3)
+    Image.fromarray(np.full((8, 8), 99, np.uint8)).save(root / "deep" / "er" / "x.png")
+    assert np.all(load(root) == 99)
+    Image.fromarray(np.full((8, 8), 11, np.uint8)).save(root / "deep" / "a.png")
+    assert load(root)[:, 0, 0, 0].tolist() == [11, 99]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_large_jpeg_is_decoded_smaller_but_not_smaller_than_twice_its_size(mode, tmp_path):
+    """Of waves this short the decoder keeps 14 grey levels too much at 64 pixels, and at 128 pixels 5."""
+    waves = 127.5 + 100 * np.sin(2 * np.pi * np.arange(512) / 25.6 + 0.3)
+    pixels = np.broadcast_to(np.round(waves).astype(np.uint8), (512, 512))
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.jpg", quality=95)
+    found = data.load("image_folder", str(tmp_path), 64, 3, crop_size=-1)[0]
+    with Image.open(tmp_path / "x.jpg") as image:
+        whole = transforms.fit(image, 64, 3, transforms.LARGEST_SQUARE)
+    assert 2 < np.abs(found.astype(int) - whole).max() < 8
 
 
 def test_links_upwards_and_in_circles_are_followed_once(tmp_path):

@@ -1,3 +1,6 @@
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -111,6 +114,73 @@ def test_the_cache_tells_crops_apart(monkeypatch, tmp_path):
     data.load("digits", "", 2, 1, crop_size=4)
     found = data.load("digits", "", 2, 1, crop_size=2)
     np.testing.assert_array_equal(found, data.load("digits", "", 8, 1)[:, 3:5, 3:5])
+
+
+@pytest.mark.parametrize(
+    ("load", "changes"),
+    [
+        (data.load, dict(dataset="b", image_size=9, channels=3, split="test", crop_size=5)),
+        (data.load_labels, dict(dataset="b", split="test")),
+    ],
+)
+def test_all_that_an_entry_of_the_cache_depends_on_is_in_its_key(
+    load, changes, monkeypatch, tmp_path
+):
+    """Sets of the same files differ by their names."""
+    keys = []
+
+    def images(name, key, make):
+        keys.append(json.dumps(key))
+        return np.zeros(1), "1"
+
+    monkeypatch.setattr(sources.cache, "images", images)
+    monkeypatch.setattr(sources.prepared, "find", lambda *_: ("", str(tmp_path)))
+    file = tmp_path / "below" / "file"
+    file.parent.mkdir()
+    file.write_text("old")
+    os.utime(file, ns=(1, 1))
+    arguments = dict(dataset="a", data_dir="", split="train")
+    if load is data.load:
+        arguments |= dict(image_size=8, channels=1, crop_size=0)
+    for change in ({}, {}, *({name: value} for name, value in changes.items())):
+        load(**arguments | change)
+    assert keys[0] == keys[1] and len(set(keys)) == 1 + len(changes)
+    os.utime(file, ns=(1, 2))
+    load(**arguments)
+    file.write_text("older")
+    os.utime(file, ns=(1, 2))
+    load(**arguments)
+    file.rename(tmp_path / "file")
+    load(**arguments)
+    (tmp_path / "incomplete.x").mkdir()
+    (tmp_path / "incomplete.x" / "file").write_text("")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "file").write_text("")
+    assert len(set(keys)) == 4 + len(changes)
+    load(**arguments)
+    assert keys[-1] == keys[-2]
+
+
+def test_images_are_in_the_order_of_the_source_and_cropped_if_that_is_wanted():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2500, 4, 4, 3), dtype=np.uint8)
+
+    class Source:
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            return {"image": images[i]}
+
+        def __getitems__(self, rows):
+            return [{"image": images[i]} for i in rows]
+
+    found = sources._decode("x", Source(), 4, 3, 0)
+    np.testing.assert_array_equal(found, images)
+    found = sources._decode("x", Source(), 2, 3, 2)
+    np.testing.assert_array_equal(found, images[:, 1:3, 1:3])
+    found = sources._decode("x", Source(), 4, 3, 2)  # of the right size, and still cropped
+    assert found.shape == images.shape and not np.array_equal(found, images)
 
 
 def test_mistakes_are_one_line(tmp_path):
