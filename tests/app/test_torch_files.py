@@ -242,3 +242,60 @@ def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
     torch.save([{"a": torch.ones(1)}, None, 0, 0, torch.ones(3)], path)
     with pytest.raises(UserError, match="holds Tensor as its moving average"):
         torch_files.read(path)
+
+
+def test_lists_of_each_length_and_the_dict_of_the_simplified_network_are_read(tmp_path):
+    """[model, adam], and with [epoch, step, ema]; an average of nothing is none."""
+    torch = pytest.importorskip("torch")
+    path = str(tmp_path / "file.pth")
+    model, average = {"module.a": torch.ones(1)}, {"a": torch.zeros(1)}
+
+    def read(content):
+        torch.save(content, path)
+        found = torch_files.read(path)
+        assert found.model["a"] == 1 and list(found.model) == ["a"] and found.ema_decay is None
+        return found.optimizer, found.step, found.ema
+
+    assert read(model) == read([model]) == (None, None, None)
+    assert read([model, "adam"]) == ("adam", None, None)
+    assert read([model, "adam", 7, 8]) == read([model, "adam", 7, 8, {}]) == ("adam", 8, None)
+    assert read([model, "adam", 7, 8, None]) == ("adam", 8, None)
+    assert read([model, "adam", 7, 8, average]) == ("adam", 8, {"a": np.zeros(1)})
+    assert read({"model_state": model}) == (None, None, None)
+    assert read({"model_state": model, "optimizer_state": "adam"}) == ("adam", None, None)
+    assert read({"model": model}) == (None, None, None)
+    ema = {"decay": 0.25, "shadow_params": [torch.zeros(1)]}
+    torch.save({"model": model, "optimizer": "adam", "step": 2**31 - 1, "ema": ema}, path)
+    found = torch_files.read(path)
+    assert (found.optimizer, found.step, found.ema_decay) == ("adam", 2**31 - 1, 0.25)
+    torch.save([model, "adam", 7, 2**31], path)
+    with pytest.raises(UserError, match="its step is 2147483648, expected a whole number from 0"):
+        torch_files.read(path)
+    torch.save([model, "adam", 7, True], path)
+    with pytest.raises(UserError, match="its step is True, expected"):
+        torch_files.read(path)
+
+
+def test_moments_are_found_by_the_number_of_their_parameter(tmp_path):
+    """In the order of `params`; a parameter without a state has zeros, and the count is the largest."""
+    torch = pytest.importorskip("torch")
+    moments = lambda step, value: {
+        "step": torch.tensor(float(step)),
+        "exp_avg": torch.full((1,), value),
+        "exp_avg_sq": torch.full((1,), 10 * value),
+    }
+    group = {"params": [70, 30, 50], "lr": 0.1, "betas": (0.2, 0.3), "eps": 0.4}
+    group |= {"weight_decay": 0.5, "amsgrad": False}
+    adam = {"param_groups": [group], "state": {30: moments(5, 1.0), 50: moments(4, 2.0)}}
+    path = str(tmp_path / "file.pth")
+    torch.save([{name: torch.ones(1) for name in ("a", "sigmas", "b", "c")}, adam], path)
+    found = torch_files.read_adam(path, torch_files.read(path))
+    assert found.count == 5
+    assert found.first == {"a": 0, "b": 1, "c": 2} and found.second == {"a": 0, "b": 10, "c": 20}
+    assert found.hyperparameters == {
+        "learning_rate": 0.1,
+        "beta1": 0.2,
+        "beta2": 0.3,
+        "eps": 0.4,
+        "weight_decay": 0.5,
+    }

@@ -222,6 +222,48 @@ def test_another_learning_rate_is_said(tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["optim.learning_rate"] == 1e-4
 
 
+def test_each_other_setting_of_adam_is_said_with_both_values(tmp_path):
+    torch = pytest.importorskip("torch")
+    content = torch.load(V1, weights_only=True)
+    there = {"lr": 0.3, "betas": (0.1, 0.2), "eps": 0.4, "weight_decay": 0.5}
+    content[1]["param_groups"][0].update(there)
+    path = tmp_path / "file.pth"
+    torch.save(content, path)
+    here = dict(learning_rate=0.6, beta1=0.7, beta2=0.8, eps=0.9, weight_decay=0.11)
+    config = v1_config(**{f"optim.{name}": value for name, value in here.items()})
+    first, *notes = torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run")).split(
+        "\n"
+    )
+    state = work_directories.load_newest(config, str(tmp_path / "run"))[1]
+    count = sum(a.size for a in jax.tree.leaves(state.params))
+    assert first == f"{path}: step 3, {count} parameters, now in {tmp_path / 'run'}"
+    values = zip(here.items(), (0.3, 0.1, 0.2, 0.4, 0.5), strict=True)
+    assert notes == [
+        f"note: it was trained with {name} {value}; training would go on with config.optim.{name}={ours}"
+        for (name, ours), value in values
+    ]
+    message = torch_runs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
+    assert message == f"{tmp_path / 'weights.npz'}: step 3, {count} parameters"
+
+
+def test_a_directory_of_a_run_is_left_alone(tmp_path):
+    pytest.importorskip("torch")
+    config, workdir = v1_config(), tmp_path / "run"
+    workdir.mkdir()
+    work_directories.write_config(config, str(workdir))
+    with pytest.raises(UserError, match="holds a run already; choose another"):
+        torch_runs.import_checkpoint(config, str(V1), str(workdir))
+    config.seed = 3
+    with pytest.raises(UserError, match="seed is 0 there and 3 here"):
+        torch_runs.import_checkpoint(config, str(V1), str(workdir))
+    with (
+        work_directories.lock(str(tmp_path)),
+        pytest.raises(UserError, match="another process is training"),
+    ):
+        torch_runs.import_checkpoint(config, str(V1), str(tmp_path))
+    assert not (workdir / "checkpoints").exists()
+
+
 def test_a_file_of_the_simplified_network_is_exported_as_it_came(golden, tmp_path):
     torch = pytest.importorskip("torch")
     g = golden("ncsn_simple_16")
