@@ -1,12 +1,13 @@
 """Two processes with four simulated devices each against one with eight, and one that is lost or stopped."""
 
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
-from ncsn_jax.app import build, distributed
+from ncsn_jax.app import build, devices, distributed, run_samplers
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 
@@ -35,6 +36,20 @@ def two(tmp_path_factory):
     return workdir
 
 
+def samples(workdir):
+    return np.load(workdir / "samples/step_20/samples.npz")["samples"]
+
+
+def compare(workdir, other):
+    """Demands of two finished runs the same state and samples up to rounding."""
+    a, b = (faults.state(w) for w in (workdir, other))
+    assert a[0] == b[0] == 20
+    for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+    a, b = map(samples, (workdir, other))
+    assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
+
+
 def test_two_processes_equal_one(two, tmp_path):
     """The same loss, state and samples up to the rounding of sums in another order."""
     workdir = tmp_path / "one"
@@ -43,12 +58,31 @@ def test_two_processes_equal_one(two, tmp_path):
     assert list(found) == list(range(1, 21))
     # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 20 steps leave room for 100 times that.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    a, b = (faults.state(w) for w in (workdir, two))
-    assert a[0] == b[0] == 20
-    for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
-    a, b = (np.load(w / "samples/step_20/samples.npz")["samples"] for w in (workdir, two))
-    assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
+    compare(workdir, two)
+
+
+def test_one_process_continues_what_two_wrote(two, tmp_path):
+    workdir = shutil.copytree(two, tmp_path / "copy")
+    for name in ("checkpoints/20", "samples"):
+        shutil.rmtree(workdir / name)
+    (workdir / "log.txt").unlink()
+    faults.finish(workdir, *STEPS, devices=8)
+    log = (workdir / "log.txt").read_text()
+    assert "from step 10" in log and "devices: 8 x cpu on 1 host(s)" in log
+    compare(workdir, two)
+
+
+def test_two_processes_add_samples_to_those_that_there_are(two, tmp_path):
+    workdir = shutil.copytree(two, tmp_path / "copy")
+    processes = faults.start_two(
+        workdir, *STEPS, "--mode=sample", "--config.sampling.num_samples=20", devices=4
+    )
+    assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
+    before, found = samples(two), samples(workdir)
+    np.testing.assert_array_equal(found[:12], before)
+    params = devices.replicate(faults.state(two)[1].ema_params)
+    added = run_samplers.Chains(tiny.get_config()).run(params, list(range(12, 20)), 8).images
+    assert found.shape == (20, 8, 8, 1) and np.abs(found[12:].astype(int) - added).max() <= 1
 
 
 def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
