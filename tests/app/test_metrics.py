@@ -92,6 +92,7 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
     assert scalars["loss"] == 6.0 and scalars["skipped"] == 2
     assert scalars["loss_by_level/0000_sigma_1"] == 6.0 / 8
     add(5, np.nan)
+    assert window.scalars()["skipped"] == 3
     window.restart(5)
     add(6, np.nan)
     assert np.isnan(window.scalars()["loss"]) and "nan" in window.line(6, 9, window.scalars())

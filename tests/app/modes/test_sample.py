@@ -142,6 +142,15 @@ def test_pixels_far_outside_are_warned_of(ladder_run, tmp_path):
     assert "of the pixels lie far outside [0, 1]" in storage.read(f"{workdir}/log.txt").decode()
 
 
+def test_pixels_are_far_outside_by_their_distance_in_units_of_pixels(vp_run, gaussian, tmp_path):
+    """In [-1, 1] they have a standard deviation of 0.6 * 4.5, and 3 is far: 27 % of them."""
+    workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
+    changes = {"sampling.method": "probability_flow", "sampling.temperature": 4.5}
+    run_lib.sample(runs.vp_config(**changes), workdir)
+    log = storage.read(f"{workdir}/log.txt").decode()
+    assert "samples.npz" in log and "far outside" not in log
+
+
 def test_a_run_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no run: train first"):
         run_lib.sample(runs.ladder_config(), str(tmp_path / "nothing"))

@@ -8,6 +8,7 @@ import pytest
 
 import run_lib
 from configs import digits, digits_vp
+from ncsn_jax import sigmas
 from ncsn_jax.app import build
 from tests.running import load_config
 
@@ -34,3 +35,9 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
     assert ladder[0] == pytest.approx(width * max(distances), rel=1e-3)
+    of_images = sigmas.suggest(
+        np.float32(width * images),
+        sigma_end=config.model.sigma_end,
+        steps_per_level=config.sampling.steps_per_level,
+    )
+    assert config.sampling.epsilon == pytest.approx(of_images.epsilon, rel=1e-3)
