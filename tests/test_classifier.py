@@ -142,7 +142,7 @@ def test_the_network_takes_single_pixels():
 class Brightness:
     """A stand-in for a network: whether an image is bright, by two parameters."""
 
-    def init(self, key, x, sigma):
+    def lazy_init(self, key, x, sigma):
         return {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
 
     def apply(self, params, x, sigma):

@@ -64,6 +64,7 @@ def test_training_is_the_library_s_steps_on_the_batches_of_the_seed(centered, st
     log = logging.getLogger("ncsn_jax")
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.DEBUG, "ncsn_jax"):
         patch.setattr(log, "propagate", True)
+        patch.setattr(log, "handlers", [])
         found = classifier_training.train_classifier(config, Linear(), images, labels)
     optimizer = training.make_optimizer(0.1)
     init = training.make_init(Linear(), optimizer, (4, 4, 1), ema=False)
