@@ -1,4 +1,4 @@
-"""The library never imports the application, and devices are the application's."""
+"""The library never imports the application, examples nothing private; devices are the application's."""
 
 import ast
 import pathlib
@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ncsn_jax"
+EXAMPLES = PACKAGE.parent / "examples"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
 
@@ -34,6 +35,12 @@ def reaches_app(names: set[str]) -> bool:
 def test_the_library_does_not_import_the_application(name):
     package = ".".join(["ncsn_jax", *name.split("/")[:-1]])
     assert not reaches_app(imports(FILES[name].read_text(), package))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_imports_nothing_private(path):
+    names = {name for name in imports(path.read_text()) if name.startswith("ncsn_jax.")}
+    assert not [name for name in names if "._" in name]
 
 
 def test_nothing_but_devices_uses_pmap():
