@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import run_lib
 from ncsn_jax.app import build, storage
@@ -31,8 +30,8 @@ def test_finds_the_nearest_of_all_in_order(monkeypatch):
     assert (indices[2, 0], distances[2, 0]) == (31, 0.0)
 
 
-def test_samples_are_shown_beside_their_nearest_training_images(ladder_run):
-    config = runs.ladder_config(**{"sampling.name": "near", "sampling.preview_samples": 3})
+def test_samples_are_compared_with_every_training_image(ladder_run):
+    config = runs.ladder_config(**{"sampling.name": "near"})
     run_lib.nearest(config, ladder_run)
     directory = f"{ladder_run}/samples/step_{runs.STEP}_near"
     samples, images = runs.read(directory, "samples.npz")["samples"], build.load_images(config)
@@ -42,12 +41,6 @@ def test_samples_are_shown_beside_their_nearest_training_images(ladder_run):
     found = runs.read(directory, "nearest.npz")
     np.testing.assert_array_equal(found["indices"], np.argsort(distances, axis=1)[:, :6])
     np.testing.assert_allclose(found["distances"], np.sort(distances, axis=1)[:, :6])
-    with Image.open(f"{directory}/nearest.png") as picture:  # 7 columns, 3 rows of 9 pixels, and 1
-        factor = picture.size[0] // 64
-        assert picture.size == (64 * factor, 28 * factor)
-        row = np.asarray(picture.convert("L"))[::factor, ::factor][1:9]
-    np.testing.assert_array_equal(row[:, 1:9], samples[0, ..., 0])
-    np.testing.assert_array_equal(row[:, 10:18], images[found["indices"][0, 0], ..., 0])
     config.sampling.num_samples = 2  # of those that are there
     run_lib.nearest(config, ladder_run)
     fewer = runs.read(directory, "nearest.npz")["indices"]
