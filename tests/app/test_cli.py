@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ncsn_jax.app import distributed
 from tests.running import ROOT, run
 
 
@@ -86,3 +87,77 @@ def test_help_is_quick_to_import_and_names_the_flags():
         assert text in result.stdout
     for heavy in ("jax", "flax", "tensorflow_datasets", "orbax"):
         assert not re.search(rf"\| +{heavy}$", result.stderr, re.MULTILINE)
+
+
+# Runs `cli.run` with a `main` for each line, and prints how each ends.
+SCRIPT = """
+import errno, io, jax, sys, contextlib
+from ncsn_jax.app import cli, distributed
+from ncsn_jax.errors import UserError
+config = cli.define_config()
+workdir = cli.define_workdir()
+runtime = jax.errors.JaxRuntimeError
+
+def ends(error, count=1, arguments=(), most=0):
+    def main(rest):
+        if error is None:
+            print("ran with", rest)
+        else:
+            raise error
+    distributed.count = lambda: count
+    sys.argv = ["x", "--config=configs/digits.py", *arguments]
+    said = io.StringIO()
+    code = 0
+    with contextlib.redirect_stderr(said):
+        try:
+            cli.run(main, config, lambda: (config,), most, program="PROGRAM", interrupted="go on")
+        except SystemExit as end:
+            code = end.code
+    lines = said.getvalue().splitlines()
+    print(code, *lines[-1:], "after" if len(lines) > 1 else "", sep="|")
+
+ends(None)
+ends(None, arguments=["a"], most=1)
+ends(None, arguments=["a", "b"], most=1)
+ends(UserError("a field"))
+ends(OSError(errno.ENOSPC, "No space left", "a/file"))
+ends(OSError("lost"))
+ends(KeyboardInterrupt())
+ends(ZeroDivisionError("x"))
+ends(runtime("RESOURCE_EXHAUSTED: 9 GiB"))
+ends(runtime("UNAVAILABLE: gone"), 2)
+ends(runtime("UNAVAILABLE: gone"), 1)
+ends(runtime("INTERNAL: x"), 2)
+"""
+
+
+def test_each_end_of_a_process_has_its_status_and_its_line():
+    """A failure that is the program's has a traceback before its line."""
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    mistake = "1|error: this is a mistake in the program|after"
+    assert result.stdout.splitlines() == [
+        "ran with []",
+        "None|",
+        "ran with ['a']",
+        "None|",
+        "2|error: unexpected argument 'b'|",
+        "1|error: a field|",
+        "1|error: a/file: No space left|",
+        "1|error: lost|",
+        "130|error: go on|",
+        mistake,
+        "1|error: the memory of a device does not suffice (RESOURCE_EXHAUSTED: 9 GiB); less is needed "
+        "with a larger config.training.microbatches, with config.training.remat=True, or with a "
+        "smaller batch|",
+        "1|error: another process of this run has ended or cannot be reached (UNAVAILABLE: gone); "
+        f"{distributed.AGAIN}|",
+        mistake,
+        mistake,
+    ], result.stderr

@@ -10,6 +10,9 @@ import run_lib
 from configs import digits, digits_vp
 from ncsn_jax import sigmas
 from ncsn_jax.app import build
+from ncsn_jax.app.modes import suggest as suggest_mode
+from ncsn_jax.errors import UserError
+from tests.recording import IMAGES
 from tests.running import load_config
 
 
@@ -41,3 +44,40 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys
         steps_per_level=config.sampling.steps_per_level,
     )
     assert config.sampling.epsilon == pytest.approx(of_images.epsilon, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
+def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monkeypatch, capsys):
+    """Of 10 images, of which memory has place for four, each third is compared."""
+    changes = {"model.name": name, "model.sigma_end": 0.07, "sampling.steps_per_level": 11}
+    changes |= {"sampling.epsilon": 0.25, "model.sigma_begin": 0.9, "model.num_levels": 4}
+    monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
+    monkeypatch.setattr(suggest_mode, "_BYTES_TO_COMPARE", 4 * 64)
+    run_lib.suggest(load_config(**changes))
+    lines = capsys.readouterr().out.splitlines()
+    found = sigmas.suggest(IMAGES[::3] / np.float32(255), sigma_end=0.07, steps_per_level=11)
+    begin, count = found.sigmas[0], len(found.sigmas)
+    assert lines == [
+        "10 images of shape (8, 8, 1) in [0, 1]; comparing all pairs of 4 of them, evenly spaced",
+        f"largest distance between two images: {begin:.4g} (NCSNv2, technique 1)",
+        f"ratio of neighbouring sigmas in 64 dimensions: {found.ratio:.5g} (technique 2)",
+        "variance after a level, for 11 steps, in units of its noise: "
+        f"{found.variance_ratio:.4g} (technique 4)",
+        "ladder: " + " ".join(f"{sigma:.4g}" for sigma in found.sigmas),
+        "",
+        f"--config.model.sigma_begin={begin:.4g} --config.model.num_levels={count} "
+        f"--config.model.sigma_end=0.07 --config.sampling.epsilon={found.epsilon:.4g} "
+        "--config.sampling.steps_per_level=11",
+        "",
+        f"a sample takes {11 * count} network evaluations then; "
+        "another --config.sampling.steps_per_level gives another epsilon",
+        *["sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"]
+        * (name == "ncsn"),
+        "the configuration has 0.9 to 0.07 in 4 levels, epsilon 0.25",
+    ]
+
+
+def test_a_smallest_sigma_above_all_distances_is_refused(monkeypatch):
+    monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
+    with pytest.raises(UserError, match="config.model.sigma_end=50.0, for these images: sigma_end"):
+        run_lib.suggest(load_config(**{"model.sigma_end": 50.0, "model.sigma_begin": 60.0}))
