@@ -192,6 +192,9 @@ def test_samples_are_told_their_classes_and_kept_apart(label, of_five, of_more, 
         images = [runs.drawn(i) for i in range(max(count, 5) if count != 1 else 8)]
         np.testing.assert_array_equal(found, images)
         runs.assert_shows(f"{directory}/grid.png", runs.rows_of(images, columns))
+    of_which = f"class {label}" if label >= 0 else "sample i is of class i modulo 3"
+    log = storage.read(f"{workdir}/log.txt").decode()
+    assert f"wrote {directory}/samples.npz and grid.png: {of_which}\n" in log
     path = f"{workdir}/classifier/classifier.npz"
     assert runs.settings(directory) == {
         "sampling.method": "heun",

@@ -1,10 +1,13 @@
 """The images to work on, and where results are kept."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ncsn_jax.app import build, data
+import run_lib
+from ncsn_jax.app import build, data, storage
 from ncsn_jax.app.modes import shared
 from tests.app.modes import runs
 
@@ -50,3 +53,68 @@ def test_results_are_kept_by_kind_step_and_name():
     assert loaded.directory("inpainting") == "run/inpainting/step_12_fine"
     found = loaded.settings("sampling.rtol", "likelihood.split")
     assert found == {"sampling.rtol": 1e-3, "likelihood.split": "test", "seed": 7, "step": 12}
+
+
+SOLVED = "as many network evaluations as the tolerance needs"
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "lines"),
+    [
+        (
+            "sample",
+            {"sampling.gif": True},
+            [
+                "sampling: 5 images in batches of 3, 9 network evaluations each",
+                "wrote {run}/samples/step_4_log/samples.npz and grid.png",
+                "wrote annealing.gif and filmstrip.png there",
+            ],
+        ),
+        (
+            "inpaint",
+            {"inpainting.num_images": 2, "inpainting.num_completions": 4},
+            [
+                "completing 2 images, 4 times each, from step 4",
+                "inpainting: 8 images in batches of 3, 9 network evaluations each",
+                "wrote completions.npz and completions.png to {run}/inpainting/step_4_log",
+            ],
+        ),
+        (
+            "interpolate",
+            {"interpolation.num_pairs": 3, "interpolation.num_steps": 2},
+            [
+                f"interpolation: 3 pairs in batches of 1, {SOLVED}",
+                "wrote interpolation.png and interpolation.npz to {run}/interpolation/step_4_log",
+            ],
+        ),
+        (
+            "likelihood",
+            {"likelihood.num_images": 4},
+            [
+                f"likelihood: 4 images in batches of 3, {SOLVED}",
+                "2.7500 bits per dimension of 4 images of 'test', standard error 1.0104, 16 evaluations "
+                "each; wrote bits_per_dim.npz and summary.json to {run}/likelihood/step_4_log",
+            ],
+        ),
+    ],
+)
+def test_the_log_says_what_is_made_and_where_it_is(mode, changes, lines, ladder_run, chains, flows):
+    config = runs.ladder_config(**changes | {"sampling.name": "log"})
+    for more in (False, True):
+        before = storage.read(f"{ladder_run}/log.txt") if more else b""
+        getattr(run_lib, mode)(config, ladder_run)
+        found = storage.read(f"{ladder_run}/log.txt")[len(before) :].decode()
+        expected = [line.format(run=ladder_run) for line in lines]
+        if more:
+            expected = ["all of it is there" if " in batches of " in e else e for e in expected]
+        places = [found.index(line) for line in expected]
+        assert places == sorted(places)
+
+
+def test_evaluations_that_a_solver_chose_are_averaged(vp_run, chains, monkeypatch):
+    """Samples 0 to 4 took 7 to 11."""
+    monkeypatch.setattr(runs.Chains, "evaluations", None)
+    run_lib.sample(runs.vp_config(**{"sampling.name": "solver"}), vp_run)
+    log = storage.read(f"{vp_run}/log.txt").decode()
+    assert f"sampling: 5 images in batches of 3, {SOLVED}" in log
+    assert re.search(r"(?<!, )9 network evaluations each\n", log)
