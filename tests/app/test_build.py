@@ -143,13 +143,6 @@ def test_a_network_is_trained_with_dropout_if_it_has_some(dropout, monkeypatch):
     assert np.allclose(with_keys, without) == (not dropout)
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 1500), ("test", 297)])
-def test_images_and_labels_are_of_the_split_that_is_asked_for(split, count):
-    config = load_config()
-    assert len(build.load_images(config, split)) == count
-    assert len(build.load_labels(config, split)[0]) == count
-
-
 # A value for every field of a network and its objective, each unlike its default and all others.
 UNUSUAL = {
     "data.image_size": 24,

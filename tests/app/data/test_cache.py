@@ -28,3 +28,10 @@ def test_an_empty_file_in_the_cache_is_made_again(monkeypatch, tmp_path):
     (entry,) = tmp_path.glob("*.npy")
     entry.write_bytes(b"")
     assert len(cache.images("x", 1, lambda: (numbered(4), ""))[0]) == 4
+
+
+def test_what_an_older_version_decoded_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
+    cache.images("x", 1, lambda: (numbered(4), ""))
+    monkeypatch.setattr(cache, "_VERSION", cache._VERSION + 1)
+    assert len(cache.images("x", 1, lambda: (numbered(5), ""))[0]) == 5
