@@ -1,5 +1,6 @@
 """The images to work on, and where results are kept."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 import run_lib
 from ncsn_jax.app import build, data, storage
-from ncsn_jax.app.modes import shared
+from ncsn_jax.app.modes import nearest, sample, shared
 from tests.app.modes import runs
 
 
@@ -118,3 +119,37 @@ def test_evaluations_that_a_solver_chose_are_averaged(vp_run, chains, monkeypatc
     log = storage.read(f"{vp_run}/log.txt").decode()
     assert f"sampling: 5 images in batches of 3, {SOLVED}" in log
     assert re.search(r"(?<!, )9 network evaluations each\n", log)
+
+
+def test_what_is_missing_is_counted_and_progress_ends_when_it_is_there(
+    ladder_run, chains, flows, monkeypatch
+):
+    bars = []
+
+    @contextlib.contextmanager
+    def progress(what, total, *unit):
+        bars.append([what, total, *unit, 0])
+
+        def advanced(steps):
+            bars[-1][-1] += steps
+
+        yield advanced
+
+    for module in (shared, sample, nearest):
+        monkeypatch.setattr(module, "progress", progress)
+    config = runs.ladder_config(
+        **{"sampling.name": "bars", "sampling.gif": True, "likelihood.num_images": 4},
+        **{"interpolation.num_pairs": 3, "interpolation.num_steps": 2},
+    )
+    film = ["filming", 5, 5]
+    for count, made, steps in [(5, 5, 10), (6, 1, 5), (10, 4, 10)]:  # a chain has 5 steps
+        config.sampling.num_samples = count
+        run_lib.nearest(config, ladder_run)
+        compared = ["comparing", count, count]
+        assert bars == [["sampling", steps, "steps", steps], film, compared]
+        log = storage.read(f"{ladder_run}/log.txt").decode()
+        assert re.findall(r"sampling: (\d+) images", log)[-1] == str(made)
+        bars.clear()
+    run_lib.interpolate(config, ladder_run)
+    run_lib.likelihood(config, ladder_run)
+    assert bars == [["interpolation", 3, "pairs", 3], ["likelihood", 4, "images", 4]]
