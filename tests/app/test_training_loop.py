@@ -262,3 +262,11 @@ def test_previews_show_the_first_samples_of_the_average_at_their_step(world, cha
     assert [(e.step, e.height, e.width) for e in shown] == [(10, 19, 19), (20, 19, 19)]
     for event, path in zip(shown, found, strict=False):
         assert event.encoded_image_string == (samples / path).read_bytes()
+
+
+def test_a_run_that_is_done_compiles_no_step_and_makes_no_sample_again(world, chains):
+    world.train()
+    chains.clear()
+    world.train()
+    assert chains == [] and world.steps()[0] == 24
+    assert (world.workdir / "log.txt").read_text().count("compiling the training step") == 1
