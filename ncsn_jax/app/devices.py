@@ -101,8 +101,8 @@ class TrainSteps:
       remat: whether the network is rematerialized.
 
     Attributes:
-      operations: floating-point operations on one device, by XLA's count before it optimizes, in which the
-        body of a loop counts once; None from some backends.
+      operations: floating-point operations on one device, by XLA's count, in which the body of a loop counts
+        once; None from some backends.
       memory: what the compiler tells of the memory that the step needs; None from some backends.
     """
 
@@ -129,7 +129,7 @@ class TrainSteps:
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
         with _kept_out_of_cache(is_loop and jax.default_backend() == "cpu"):
             compiled = _compile(lowered, _cpu_options(remat))
-        self.operations = (lowered.cost_analysis() or {}).get("flops")
+        self.operations = (compiled.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.
         self._run = mapped if jax.process_count() > 1 else compiled
