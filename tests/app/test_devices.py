@@ -220,7 +220,8 @@ def test_operations_of_a_step_do_not_grow_with_the_steps_of_a_call(state, batche
         devices.TrainSteps(steps, on_devices, devices.shard_batch(batches[:k]), SEED).operations
         for k in (1, 3)
     )
-    assert abs(three / one - 1) < 0.01
+    # XLA counts the body of a loop once, and fuses it a little otherwise.
+    assert 0.5 * one < three < 1.5 * one
 
 
 def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(
