@@ -94,13 +94,11 @@ def train(config, workdir: str) -> None:
             runner = run_samplers.Chains(config)
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
-                state = devices.replicate(state)
                 if _lacks_preview(config, workdir, step):
                     preview(step, _weights(state))
                 state = _train_loop(config, dataset, step, state, store, writer, preview)
-                step, params = options.num_steps, _weights(state)
-            else:
-                params = devices.replicate(_weights(state))
+                step = options.num_steps
+            params = devices.replicate(_weights(state))
             del state
         write_samples(shared.Loaded(config, workdir, step, params), runner)
 
@@ -125,14 +123,14 @@ def _weights(state: training.TrainState):
 
 
 def _train_loop(config, dataset, step, state, store, writer, preview):
-    """Trains from `step` to the last one, with `state` replicated, and returns the final state."""
+    """Trains from `step` to the last one; the states given and returned are on the host."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
-    seed = np.uint32(config.seed)
     batches = data.Batches(
         dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
     train_steps = _compile(config, state)
+    state = train_steps.to_devices(state)
     sigmas = build.make_objective(config).sigmas
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, calls, stop = None, 0, 0
@@ -148,12 +146,13 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
             in_flight = None
 
     def save(with_preview: bool) -> None:
-        store.save(step, devices.to_host(state))
+        saved = train_steps.to_host(state)
+        store.save(step, saved)
         if with_preview:
             # What is saved is not lost, and previews may take long.
             store.wait()
             with window.paused(), signals.at_once():
-                preview(step, _weights(state))
+                preview(step, _weights(saved))
 
     window.restart(step)
     with signals.deferred():
@@ -162,7 +161,7 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
             batch = devices.shard_batch(batches(step, per_call))
             window.input_seconds += time.perf_counter() - started
             stop_signal = signals.requested() or 0
-            state, metrics, stop_signals = train_steps(state, batch, seed, stop_signal)
+            state, metrics, stop_signals = train_steps(state, batch, stop_signal)
             step, calls = step + per_call, calls + 1
 
             # One call stays in flight, so that the next batch is made while this one is computed.
@@ -203,11 +202,11 @@ def _train_loop(config, dataset, step, state, store, writer, preview):
         if stop:
             _log.info("stopped after step %d, which is saved", step)
             signals.stop(stop)
-    return state
+    return train_steps.to_host(state)
 
 
 def _compile(config, state) -> devices.TrainSteps:
-    """Compiles the training step for a replicated state, and logs what the compiler says of it."""
+    """Compiles the training step for states like `state`, and logs what the compiler says of it."""
     _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
@@ -242,7 +241,7 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     """Writes a small grid of samples to `samples/step_<step>/preview.png` and to TensorBoard."""
     size = config.sampling.preview_samples
     try:
-        samples = runner.run(params, list(range(size)), size).images
+        samples = runner.run(devices.replicate(params), list(range(size)), size).images
     except UserError as error:  # Sampling settings must not end a training run.
         _log.warning("no preview of step %d: %s", step, error)
         return

@@ -72,8 +72,8 @@ class Ours(workers.Subject):
         return time.perf_counter() - started
 
     def _state(self):
-        """Returns the state before the first step, replicated."""
-        return self._devices.replicate(self._init(jax.random.key(0)))
+        """Returns the state before the first step."""
+        return self._init(jax.random.key(0))
 
     def _images(self) -> np.ndarray:
         """Returns a random batch, uint8 `[1, B, H, W, C]`."""
@@ -92,17 +92,18 @@ class Ours(workers.Subject):
     def _train(self) -> Callable:
         images, state = self._images(), self._state()
         steps = self._compile(state, images)
+        state = steps.to_devices(state)
 
         def run():
             nonlocal state
-            state, metrics, _ = steps(state, self._devices.shard_batch(images), self._seed)
+            state, metrics, _ = steps(state, self._devices.shard_batch(images))
             jax.block_until_ready((state, metrics))
 
         return run
 
     def _map(self, function: Callable) -> Callable:
         """Returns a task's asynchronous call of `function(params, seed, indices, x)` on all devices."""
-        params = self._state().params
+        params = self._devices.replicate(self._state().params)
         x = self._devices.shard_batch(self._images().astype(np.float32) / 255)[:, 0]
         indices = np.arange(self._batch_size, dtype=np.uint32).reshape(x.shape[:2])
         mapped = self._devices.map_examples(function)

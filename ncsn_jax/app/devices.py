@@ -17,6 +17,7 @@ import numpy as np
 
 from ncsn_jax.app import cpu
 from ncsn_jax.app.data import cache
+from ncsn_jax.app.packing import Packing
 
 AXIS = "batch"
 
@@ -94,8 +95,8 @@ class TrainSteps:
     """The training step, compiled for all devices of all processes.
 
     Args:
-      train_steps: the pure function, `train_steps(state, images, seed, first, axis_name=)`.
-      state: a `TrainState`, replicated.
+      train_steps: `training.train_steps` as a `functools.partial` with its options, without `axis_name`.
+      state: a `TrainState` of arrays on the host; its values are not used.
       images: uint8 `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
       seed: of the run.
       remat: whether the network is rematerialized.
@@ -117,14 +118,22 @@ class TrainSteps:
     ):
         # XLA for CPUs makes an operation, and copies, of an average over one device.
         axis_name = AXIS if jax.device_count() > 1 else None
+        self._packing = packing = Packing(state.params) if jax.default_backend() == "cpu" else None
+        objective = train_steps.keywords["objective"]
 
-        def run(state, images, seed, first, stop_signal):
-            state, metrics = train_steps(state, images, seed, first, axis_name=axis_name)
+        def run(state, images, seed, first, stop_signal, offsets):
+            def score_fn(params, keys):
+                params = packing.view(params, offsets) if packing else params
+                return objective.score_fn(params, keys)
+
+            options = {"objective": objective._replace(score_fn=score_fn), "axis_name": axis_name}
+            state, metrics = train_steps(state, images, seed, first, **options)
             return state, metrics, jax.lax.pmax(stop_signal, AXIS)
 
-        self._first = first_examples(images)
-        mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, 0, 0), donate_argnums=(0,))
-        lowered = mapped.lower(state, images, seed, self._first, _per_device(0))
+        self._constant = seed, first_examples(images), replicate(packing.offsets if packing else ())
+        axes = (0, 0, None, 0, 0, 0)
+        mapped = jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
+        lowered = mapped.lower(*self._arguments(self.to_devices(state), images, 0))
         # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
         with _kept_out_of_cache(is_loop and jax.default_backend() == "cpu"):
@@ -134,21 +143,33 @@ class TrainSteps:
         # Only the mapped function takes arrays of several processes; it finds the executable.
         self._run = mapped if jax.process_count() > 1 else compiled
 
+    def to_devices(self, state: Any) -> Any:
+        """Returns a state of the host on every local device, in a form that only this object knows."""
+        return replicate(self._packing.pack(state) if self._packing else state)
+
+    def to_host(self, state: Any) -> Any:
+        """Undoes `to_devices`, of a state or of a part of one."""
+        state = to_host(state)
+        return self._packing.unpack(state) if self._packing else state
+
     def __call__(
-        self, state: Any, images: np.ndarray, seed: np.ndarray, stop_signal: int = 0
+        self, state: Any, images: np.ndarray, stop_signal: int = 0
     ) -> tuple[Any, Any, jax.Array]:
         """Runs the steps.
 
         Args:
-          state: replicated; it is donated.
+          state: as made by `to_devices`; it is donated.
           images: like those that the step was compiled for.
-          seed: of the run.
           stop_signal: the signal that this process received, or 0.
 
         Returns:
           The next state, the metrics and, int32 `[local devices]`, the largest of all processes' signals.
         """
-        return self._run(state, images, seed, self._first, _per_device(stop_signal))
+        return self._run(*self._arguments(state, images, stop_signal))
+
+    def _arguments(self, state: Any, images: np.ndarray, stop_signal: int) -> tuple:
+        seed, first, offsets = self._constant
+        return state, images, seed, first, _per_device(stop_signal), offsets
 
 
 def _compile(lowered: Any, options: dict[str, str]) -> Any:

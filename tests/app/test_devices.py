@@ -78,15 +78,15 @@ def test_steps_on_eight_devices_equal_those_on_one_and_are_traced_once(state, ba
     options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, loss)}
     steps = functools.partial(training.train_steps, **options)
     assert jax.local_device_count() == 8
-    on_devices = devices.replicate(state)
-    p_steps = devices.TrainSteps(steps, on_devices, devices.shard_batch(batches[:1]), SEED)
+    p_steps = devices.TrainSteps(steps, state, devices.shard_batch(batches[:1]), SEED)
+    on_devices = p_steps.to_devices(state)
     placed = jax.tree.map(lambda a: (a.shape, a.sharding), on_devices)
     for k in range(2):
         batch = devices.shard_batch(batches[k : k + 1])
-        on_devices, measured, stop_signals = p_steps(on_devices, batch, SEED, 15 * k)
+        on_devices, measured, stop_signals = p_steps(on_devices, batch, 15 * k)
         assert set(np.asarray(stop_signals)) == {15 * k}
         assert_replicated(on_devices)
-        assert_same(devices.to_host(on_devices), states[k + 1])
+        assert_same(p_steps.to_host(on_devices), states[k + 1])
         assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
         assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     assert len(traces) == 1
@@ -97,11 +97,11 @@ def test_microbatches_of_a_rematerialized_network_on_eight_devices_make_the_same
 ):
     states, metrics = one_device
     steps = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
-    images, on_devices = devices.shard_batch(batches[:2]), devices.replicate(state)
-    p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
+    images = devices.shard_batch(batches[:2])
+    p_steps = devices.TrainSteps(steps, state, images, SEED, remat=True)
     assert p_steps.memory.temp_size_in_bytes > 0
-    found, measured, _ = p_steps(on_devices, images, SEED)
-    assert_same(devices.to_host(found), states[2])
+    found, measured, _ = p_steps(p_steps.to_devices(state), images)
+    assert_same(p_steps.to_host(found), states[2])
     assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
@@ -118,19 +118,32 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches):
     # Images of 8 bits are at most 1, others are not.
     images = batches.astype(np.float32)
     images[1, 5] = 300.0
-    after = [devices.replicate(state)]
-    p_steps = devices.TrainSteps(steps, after[0], devices.shard_batch(images[:1]), SEED)
+    p_steps = devices.TrainSteps(steps, state, devices.shard_batch(images[:1]), SEED)
+    after = [p_steps.to_devices(state)]
     for k in range(3):
         given = jax.tree.map(jnp.copy, after[-1])
-        following, measured, _ = p_steps(given, devices.shard_batch(images[k : k + 1]), SEED)
+        following, measured, _ = p_steps(given, devices.shard_batch(images[k : k + 1]))
         after.append(following)
         assert np.isfinite(devices.to_host(measured).loss[0]) == (k != 1)
     assert_replicated(after[2])
-    before, skipped, later = (devices.to_host(s) for s in after[1:])
+    before, skipped, later = (p_steps.to_host(s) for s in after[1:])
     jax.tree.map(np.testing.assert_array_equal, skipped, before._replace(step=np.int32(2)))
     assert later.step == 3
     for old, new in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(later[1:]), strict=True):
         assert np.isfinite(new).all() and not np.array_equal(old, new)
+
+
+def test_accelerators_hold_the_state_as_it_is(state, batches, monkeypatch):
+    """Theirs is `[devices, ...]` of every array; a CPU's are vectors, with the same steps (above)."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    steps = functools.partial(training.train_steps, **OPTIONS)
+    images = devices.shard_batch(batches[:1])
+    p_steps = devices.TrainSteps(steps, state, images, SEED)
+    on_devices = p_steps.to_devices(state)
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    assert shapes(on_devices) == jax.tree.map(lambda a: (8, *a.shape), state)
+    jax.tree.map(np.testing.assert_array_equal, p_steps.to_host(on_devices), state)
+    assert shapes(p_steps(on_devices, images)[0]) == jax.tree.map(lambda a: (8, *a.shape), state)
 
 
 def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
@@ -204,20 +217,17 @@ def test_options_that_xla_does_not_know_are_left_out_and_the_others_kept(
         lambda self, options=None: asked.append(options) or compile_(self, options),
     )
     steps = functools.partial(training.train_steps, **OPTIONS)
-    images, on_devices = devices.shard_batch(batches[:1]), devices.replicate(state)
-    p_steps = devices.TrainSteps(steps, on_devices, images, SEED, remat=True)
-    assert devices.to_host(p_steps(on_devices, images, SEED)[0]).step == 1
+    images = devices.shard_batch(batches[:1])
+    p_steps = devices.TrainSteps(steps, state, images, SEED, remat=True)
+    assert p_steps.to_host(p_steps(p_steps.to_devices(state), images)[0]).step == 1
     assert [unknown.keys() <= options.keys() for options in asked] == [True, False]
     assert "xla_disable_hlo_passes" in asked[-1]
 
 
 def test_operations_of_a_step_do_not_grow_with_the_steps_of_a_call(state, batches):
-    steps, on_devices = (
-        functools.partial(training.train_steps, **OPTIONS),
-        devices.replicate(state),
-    )
+    steps = functools.partial(training.train_steps, **OPTIONS)
     one, three = (
-        devices.TrainSteps(steps, on_devices, devices.shard_batch(batches[:k]), SEED).operations
+        devices.TrainSteps(steps, state, devices.shard_batch(batches[:k]), SEED).operations
         for k in (1, 3)
     )
     # XLA counts the body of a loop once, and fuses it a little otherwise.

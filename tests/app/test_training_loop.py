@@ -45,7 +45,9 @@ class World:
             def __init__(self, train_steps, state, images, seed, *, remat):
                 self.per_call = images.shape[1]
 
-            def __call__(self, state, images, seed, stop_signal):
+            to_devices, to_host = map(staticmethod, (devices.replicate, devices.to_host))
+
+            def __call__(self, state, images, stop_signal):
                 world.now += CALL
                 first = int(devices.to_host(state.step))
                 steps = np.arange(first + 1, first + 1 + self.per_call, dtype=np.float32)
