@@ -1,4 +1,7 @@
-"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes."""
+"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes.
+
+Without LLVM's expensive passes programs compile sooner, and here they run for moments only.
+"""
 
 import os
 import pathlib
@@ -6,6 +9,7 @@ import pathlib
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
+    + " --xla_llvm_disable_expensive_passes=true"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
 )
 
@@ -56,5 +60,5 @@ def cache_directory(tmp_path_factory):
         patch.setenv("NCSN_JAX_CACHE", str(directory))
         patch.setenv("TFDS_DATA_DIR", str(directory / "tfds"))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
         yield directory
