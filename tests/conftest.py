@@ -1,6 +1,6 @@
 """Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes.
 
-Without LLVM's expensive passes programs compile sooner, and here they run for moments only.
+With few of LLVM's optimizations programs compile sooner, and here they run for moments only.
 """
 
 import os
@@ -9,7 +9,7 @@ import pathlib
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    + " --xla_llvm_disable_expensive_passes=true"
+    + " --xla_backend_optimization_level=1"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
 )
 

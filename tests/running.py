@@ -15,7 +15,7 @@ SMALL = ["--config=tests/tiny.py"]
 
 
 def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 
