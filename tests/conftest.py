@@ -1,15 +1,13 @@
-"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes.
-
-With few of LLVM's optimizations programs compile sooner, and here they run for moments only.
-"""
+"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes."""
 
 import os
 import pathlib
 
+from tests import flags
+
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=1"
+    + f" {flags.QUICK} --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
 )
 
