@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
+QUICK = "--xla_backend_optimization_level=1"
 # The older of XLA's two generators of code for CPUs takes a third less time. Only XLA of jax 0.10 has it.
-QUICK = (
-    "--xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else ""
-)
+if metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
