@@ -96,7 +96,12 @@ def train(config, workdir: str) -> None:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
                     preview(step, _weights(state))
-                state = _train_loop(config, dataset, step, state, store, writer, preview)
+                train_steps = _compile(config, state)
+                # The first state's own arrays are freed, those on the devices are donated.
+                state = train_steps.to_devices(state)
+                state = _train_loop(
+                    config, dataset, train_steps, step, state, store, writer, preview
+                )
                 step = options.num_steps
             params = devices.replicate(_weights(state))
             del state
@@ -104,7 +109,7 @@ def train(config, workdir: str) -> None:
 
 
 def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]:
-    """Returns the step to go on from and its state, on the host: of the newest checkpoint or a new run."""
+    """Returns the step to go on from and its state, of the newest checkpoint or a new run."""
     key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
     if distributed.on_first("to look for checkpoints", store.steps):
         step, state = store.restore_latest(jax.eval_shape(init, key))
@@ -122,15 +127,13 @@ def _weights(state: training.TrainState):
     return state.ema_params or state.params
 
 
-def _train_loop(config, dataset, step, state, store, writer, preview):
-    """Trains from `step` to the last one; the states given and returned are on the host."""
+def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
+    """Trains from `step` to the last one with `state` on the devices; returns the last state on the host."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     batches = data.Batches(
         dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
-    train_steps = _compile(config, state)
-    state = train_steps.to_devices(state)
     sigmas = build.make_objective(config).sigmas
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, calls, stop = None, 0, 0

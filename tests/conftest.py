@@ -6,8 +6,7 @@ import pathlib
 from tests import flags
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + f" {flags.QUICK} --xla_force_host_platform_device_count=8"
+    f"{flags.QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
 )
 

@@ -1,4 +1,8 @@
-"""How XLA compiles the programs of the tests, which run for moments only."""
+"""How XLA compiles the programs of the tests, which run for moments only.
+
+To test programs as users get them: XLA_FLAGS="--xla_backend_optimization_level=2
+--xla_cpu_use_fusion_emitters=true" python -m pytest. What is set there comes later and so counts.
+"""
 
 from importlib import metadata
 

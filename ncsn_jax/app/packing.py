@@ -74,4 +74,4 @@ class Packing:
 
 
 def _concatenate(arrays: list, numpy: Any) -> Any:
-    return numpy.concatenate([array.ravel() for array in arrays])
+    return numpy.concatenate([numpy.ravel(array) for array in arrays])
