@@ -39,6 +39,7 @@ _MODE = flags.DEFINE_enum(
         "classconditional",
         "nearest",
         "suggest",
+        "plan",
     ],
     "train: train, or continue, and then sample; sample: sample from the newest checkpoint; "
     "inpaint: complete images of which a part is hidden; "
@@ -46,17 +47,25 @@ _MODE = flags.DEFINE_enum(
     "likelihood: bits per dimension of images; "
     "classifier: train a classifier of noisy images; classconditional: sample with it; "
     "nearest: show samples beside the nearest training images; "
-    "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir).",
+    "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir); "
+    "plan: what the run takes on the devices at hand or on a TPU topology (without a workdir).",
 )
+
+
+_WITHOUT_WORKDIR = ("suggest", "plan")
 
 
 def main(_) -> None:
     """Runs the chosen mode."""
     devices = cpu.devices_for(_CONFIG.value)
-    if _MODE.value == "suggest":
+    if _MODE.value in _WITHOUT_WORKDIR:
+        import jax
+
         import run_lib
 
-        run_lib.suggest(_CONFIG.value)
+        if devices is not None:
+            jax.config.update("jax_num_cpu_devices", devices)
+        getattr(run_lib, _MODE.value)(_CONFIG.value)
         return
     from ncsn_jax.app import signals
 
@@ -76,7 +85,7 @@ def main(_) -> None:
 
 
 def _required():
-    return (_CONFIG,) if _MODE.value == "suggest" else (_CONFIG, _WORKDIR)
+    return (_CONFIG,) if _MODE.value in _WITHOUT_WORKDIR else (_CONFIG, _WORKDIR)
 
 
 if __name__ == "__main__":

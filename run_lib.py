@@ -37,6 +37,7 @@ from ncsn_jax.app.modes.complete import colorize, inpaint
 from ncsn_jax.app.modes.interpolate import interpolate
 from ncsn_jax.app.modes.likelihood import likelihood
 from ncsn_jax.app.modes.nearest import nearest
+from ncsn_jax.app.modes.plan import plan
 from ncsn_jax.app.modes.sample import sample, write_samples
 from ncsn_jax.app.modes.suggest import suggest
 from ncsn_jax.errors import UserError
@@ -49,6 +50,7 @@ __all__ = [
     "interpolate",
     "likelihood",
     "nearest",
+    "plan",
     "sample",
     "suggest",
     "train",

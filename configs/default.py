@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
     training.microbatches = 1
     training.remat = False
     training.dtype = "float32"
+    training.precision = "default"
     training.num_steps = 200_000
     training.steps_per_call = 1
     training.checkpoint_every = 5000
@@ -96,6 +97,7 @@ def get_config() -> ConfigDict:
     sampling.steps_per_level = 100
     sampling.denoise = False
     sampling.dtype = "float32"
+    sampling.precision = "default"
     sampling.clip = ()  # or (low, high)
     sampling.init = "uniform"
     sampling.num_samples = 100
@@ -124,6 +126,9 @@ def get_config() -> ConfigDict:
     classifier.learning_rate = 3e-3
     classifier.label = -1
     classifier.scale = 1.0
+
+    config.plan = plan = ConfigDict()
+    plan.topology = "local"
 
     config.inpainting = inpainting = ConfigDict()
     inpainting.mask = "left"

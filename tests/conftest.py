@@ -5,6 +5,8 @@ import pathlib
 
 from tests import flags
 
+# The compiler for TPUs may be installed; nothing here runs on one.
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{flags.QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=30"

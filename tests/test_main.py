@@ -68,7 +68,8 @@ SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
                 ["run_lib.sample", 5, "here"],
             ],
         ),
-        (["--mode=suggest"], [["run_lib.suggest", 5]]),
+        (["--mode=suggest"], [["update", "jax_num_cpu_devices", 6], ["run_lib.suggest", 5]]),
+        (["--mode=plan"], [["update", "jax_num_cpu_devices", 6], ["run_lib.plan", 5]]),
         (["--mode=sample"], None),
     ],
 )
@@ -81,7 +82,7 @@ def test_flags_arrive(arguments, expected):
         assert result.stderr == "error: --workdir is required; see python main.py --help\n"
         assert (said, code) == ([], 2)
         return
-    if arguments != ["--mode=suggest"]:
+    if arguments not in (["--mode=suggest"], ["--mode=plan"]):
         interrupted = ["signals.install", "the same command continues"]
         expected = [interrupted, *expected, ["distributed.meet", "to finish"]]
     assert said == [["cpu.devices_for", 5], *expected] and not code

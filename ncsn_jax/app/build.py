@@ -74,11 +74,24 @@ def num_levels(config: ConfigDict) -> int | None:
 def make_score_fn(config: ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
     """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
     model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
+    precision = config.sampling.precision
     if config.training.sde == "none":
         sigma_score_fn = models.score_fn(model, params, make_sigmas(config))
+        sigma_score_fn = at_precision(sigma_score_fn, precision)
         return sigma_score_fn, sde.from_sigma_score(process, sigma_score_fn)
     time_score_fn = models.time_score_fn(model, params, process, num_levels=num_levels(config))
+    time_score_fn = at_precision(time_score_fn, precision)
     return sde.to_sigma_score(process, time_score_fn), time_score_fn
+
+
+def at_precision(function: Callable, precision: str) -> Callable:
+    """Returns the function with products of float32 at that precision, also in its derivatives."""
+
+    def call(*args):
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return function if precision == "default" else call
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -118,9 +131,14 @@ def make_objective(
 def make_train_steps(config: ConfigDict) -> Callable:
     """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
     options = config.training
+    objective = make_objective(config, dtype=options.dtype, remat=options.remat)
+
+    def score_fn(params, keys):
+        return at_precision(objective.score_fn(params, keys), options.precision)
+
     return functools.partial(
         training.train_steps,
-        objective=make_objective(config, dtype=options.dtype, remat=options.remat),
+        objective=objective._replace(score_fn=score_fn),
         optimizer=make_optimizer(config),
         microbatches=options.microbatches,
         skip_nonfinite=options.skip_nonfinite > 0,

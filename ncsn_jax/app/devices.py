@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,27 +116,14 @@ class TrainSteps:
         *,
         remat: bool = False,
     ):
-        # XLA for CPUs makes an operation, and copies, of an average over one device.
-        axis_name = AXIS if jax.device_count() > 1 else None
-        self._packing = packing = Packing(state.params) if jax.default_backend() == "cpu" else None
-        objective = train_steps.keywords["objective"]
-
-        def run(state, images, seed, first, stop_signal, offsets):
-            def score_fn(params, keys):
-                params = packing.view(params, offsets) if packing else params
-                return objective.score_fn(params, keys)
-
-            options = {"objective": objective._replace(score_fn=score_fn), "axis_name": axis_name}
-            state, metrics = train_steps(state, images, seed, first, **options)
-            return state, metrics, jax.lax.pmax(stop_signal, AXIS)
-
+        is_cpu = jax.default_backend() == "cpu"
+        self._packing = packing = Packing(state.params) if is_cpu else None
         self._constant = seed, first_examples(images), replicate(packing.offsets if packing else ())
-        axes = (0, 0, None, 0, 0, 0)
-        mapped = jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
+        mapped = _map_train_steps(train_steps, packing, jax.device_count())
         lowered = mapped.lower(*self._arguments(self.to_devices(state), images, 0))
         # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
-        with _kept_out_of_cache(is_loop and jax.default_backend() == "cpu"):
+        with _kept_out_of_cache(is_loop and is_cpu):
             compiled = _compile(lowered, _cpu_options(remat))
         self.operations = (compiled.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
@@ -170,6 +157,71 @@ class TrainSteps:
     def _arguments(self, state: Any, images: np.ndarray, stop_signal: int) -> tuple:
         seed, first, offsets = self._constant
         return state, images, seed, first, _per_device(stop_signal), offsets
+
+
+def _map_train_steps(
+    train_steps: Callable, packing: Packing | None, count: int, targets: Sequence | None = None
+) -> Callable:
+    """Maps `run(state, images, seed, first, stop_signal, offsets)` over devices, donating the state.
+
+    Args:
+      train_steps: as `TrainSteps` gets it.
+      packing: of the state's parameters, or None where they are as they are.
+      count: of all devices of all processes.
+      targets: the devices, if not the local ones.
+    """
+    # XLA for CPUs makes an operation, and copies, of an average over one device.
+    axis_name = AXIS if count > 1 else None
+    objective = train_steps.keywords["objective"]
+
+    def run(state, images, seed, first, stop_signal, offsets):
+        def score_fn(params, keys):
+            return objective.score_fn(packing.view(params, offsets), keys)
+
+        options = {"objective": objective._replace(score_fn=score_fn)} if packing else {}
+        state, metrics = train_steps(state, images, seed, first, axis_name=axis_name, **options)
+        return state, metrics, jax.lax.pmax(stop_signal, AXIS)
+
+    axes = (0, 0, None, 0, 0, 0)
+    return jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,), devices=targets)
+
+
+def lower_train_steps(train_steps: Callable, state: Any, images: Any, targets: Sequence) -> Any:
+    """Lowers the training step for devices that need not be at hand, as of a TPU topology.
+
+    Args:
+      train_steps: as `TrainSteps` gets it.
+      state: a `TrainState` of shapes, without an axis of devices.
+      images: shape and type of a device's examples, `[steps, B / all devices, ...]`.
+      targets: all devices, of all hosts.
+    """
+    packing = Packing(state.params) if targets[0].platform == "cpu" else None
+    if packing:
+        state = packing.pack(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
+    mapped = _map_train_steps(train_steps, packing, len(targets), targets)
+    number, seed = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.uint32)
+    each = _on_each((state, images, number, packing.offsets if packing else ()), targets)
+    state, images, number, offsets = each
+    return mapped.lower(state, images, seed, number, number, offsets)
+
+
+def lower_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
+    """Lowers `advance`, as `map_chains` gets it, for devices that need not be at hand.
+
+    Args:
+      advance: without arguments after the step numbers.
+      params, indices, x: shapes and types on a device, without an axis of devices.
+      targets: all devices, of all hosts.
+    """
+    params, indices, x = _on_each((params, indices, x), targets)
+    number = jax.ShapeDtypeStruct((), np.int32)
+    seed, bounds = jax.ShapeDtypeStruct((), np.uint32), (number, number)
+    return _map_chains(advance, targets).lower(params, seed, bounds, indices, x, ())
+
+
+def _on_each(tree: Any, targets: Sequence) -> Any:
+    """Returns the shapes of `[devices, ...]` for each of a tree."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(targets), *a.shape), a.dtype), tree)
 
 
 def _compile(lowered: Any, options: dict[str, str]) -> Any:
@@ -213,13 +265,7 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     processes each compiles first and calls `ready`, which waits for the others: their connections, which
     are made when the program begins, do not wait as long as a compilation may take.
     """
-    is_compiled = False
-
-    def run(params, seed, bounds, indices, x, rest):
-        x, sound, more = advance(params, seed, indices, x, *bounds, *rest)
-        return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
-
-    mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, None, None, 0, 0, 0), donate_argnums=(4,))
+    is_compiled, mapped = False, _map_chains(advance)
 
     def call(params, seed, indices, x, start, stop, *rest):
         nonlocal is_compiled
@@ -233,9 +279,18 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     return call
 
 
-def map_examples(function: Callable) -> Callable:
-    """Maps `function(params, seed, indices, x)` over the local devices.
+def _map_chains(advance: Callable, targets: Sequence | None = None) -> Callable:
+    def run(params, seed, bounds, indices, x, rest):
+        x, sound, more = advance(params, seed, indices, x, *bounds, *rest)
+        return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
+
+    axes = (0, None, None, 0, 0, 0)
+    return jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(4,), devices=targets)
+
+
+def map_examples(function: Callable, targets: Sequence | None = None) -> Callable:
+    """Maps `function(params, seed, indices, x)` over the local devices, or over `targets`.
 
     `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
+    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0), devices=targets)

@@ -8,7 +8,6 @@ a rule does after a `yield` may rely on it.
 import math
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 
 from ncsn_jax import models, sampling, sde, sigmas
@@ -101,10 +100,10 @@ def steps_of_training(config) -> Found:
         yield f"training.{name}", training[name] % per_call == 0, words
 
 
-def batches_on_devices(config) -> Found:
+def batches_on_devices(config, count: int) -> Found:
     """The devices share a batch evenly, and images fit into some memory."""
     training, sampler = config.training, config.sampling
-    count, parts = jax.device_count(), training.microbatches
+    parts = training.microbatches
     words = f"a multiple of the {count} devices"
     words += f" times config.training.microbatches={parts}" if parts > 1 else ""
     yield "training.batch_size", training.batch_size % (count * parts) == 0, words
@@ -182,7 +181,6 @@ RULES = (
     objective_exists,
     network_exists,
     steps_of_training,
-    batches_on_devices,
     ladder_of_noise,
     predictor_and_corrector,
     sigmas_of_sampler,

@@ -42,6 +42,24 @@ class Samples(NamedTuple):
     evaluations: np.ndarray
 
 
+def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, Callable]:
+    """Returns `start(seed, indices) -> x` and what `devices.map_chains` maps, for examples `[B]`."""
+
+    def keys(seed, indices):
+        """Returns the keys of every sample's start and of its steps, `[B]` each."""
+        return example_keys(stream_key(seed, task), indices, 2)
+
+    def start(seed, indices):
+        return sampler.start(keys(seed, indices)[0])
+
+    def advance(params, seed, indices, x, start, stop, *known):
+        key, steps = keys(seed, indices)[1], (start, stop)
+        x, evaluations = sampler.advance(key, params, x, steps, *known)
+        return x, jnp.isfinite(x).all(), evaluations
+
+    return start, advance
+
+
 class Chains:
     """The chains of the sampler that a configuration describes.
 
@@ -60,18 +78,7 @@ class Chains:
         self._sampler = sampler = samplers.make(config, task, classifier)
         self.num_steps, self.evaluations = sampler.num_steps, sampler.evaluations
 
-        def keys(seed, indices):
-            """Returns the keys of every sample's start and of its steps, `[B]` each."""
-            return example_keys(stream_key(seed, task), indices, 2)
-
-        def start(seed, indices):
-            return sampler.start(keys(seed, indices)[0])
-
-        def advance(params, seed, indices, x, start, stop, *known):
-            key, steps = keys(seed, indices)[1], (start, stop)
-            x, evaluations = sampler.advance(key, params, x, steps, *known)
-            return x, jnp.isfinite(x).all(), evaluations
-
+        start, advance = chain_functions(sampler, task)
         self._start = devices.map_chain_start(start)
         self._advance = devices.map_chains(
             advance, lambda: distributed.meet("to compile the sampler")

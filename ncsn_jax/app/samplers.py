@@ -88,7 +88,7 @@ def settings(config: ConfigDict) -> dict:
     """Returns the fields that determine the samples of a checkpoint, with their values."""
     flat = schema.flatten(config)
     method = config.sampling.method
-    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype")]
+    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype", "precision")]
     # A ladder is that of the run; with an SDE, training may not use what the samplers along sigmas do.
     if config.training.sde != "none" and method in ("annealed_langevin", "heun"):
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]

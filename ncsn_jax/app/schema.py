@@ -1,13 +1,15 @@
 """The table of all fields of a configuration: what each may hold, and what it means.
 
-`check` refuses a value that cannot work, before anything is loaded or compiled. `reference` renders the
-table as `docs/configuration.md`. The rules between fields are in `ncsn_jax.app.rules`.
+`check` refuses a value that cannot work, before anything is loaded or compiled. The rules between fields
+are in `ncsn_jax.app.rules`, and `ncsn_jax.app.reference` renders the table.
 """
 
+import itertools
 import string
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 
 from ncsn_jax import models, objectives, sampling
@@ -18,7 +20,7 @@ from ncsn_jax.errors import UserError, show
 METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
 
 # The largest integer (steps are counted in int32), the smallest float32 above 0, and the largest below 1.
-_MAX_INTEGER, _SMALLEST, _BELOW_ONE = 2**31 - 1, 1.2e-38, 1 - 2**-24
+MAX_INTEGER, _SMALLEST, _BELOW_ONE = 2**31 - 1, 1.2e-38, 1 - 2**-24
 
 
 # Whether a value is allowed, and the words that follow "must be" where it is not.
@@ -44,7 +46,7 @@ def _between(low: float, high: float, allowed: str) -> Limit:
 
 
 def _whole(
-    low: int, meaning: str, high: int = _MAX_INTEGER, changeable: bool = False, allowed: str = ""
+    low: int, meaning: str, high: int = MAX_INTEGER, changeable: bool = False, allowed: str = ""
 ):
     allowed = allowed or ("0 or more" if low == 0 else f"at least {low}")
     limits = (
@@ -95,7 +97,7 @@ _NOT_NEGATIVE = _between(0, MAX_FLOAT, f"0 or more, at most {MAX_FLOAT:g}")
 _FRACTION = _between(0, _BELOW_ONE, "in [0, 1), also in float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, which float32 allows, to 0.5")
-_DTYPES = ("float32", "bfloat16")
+_DTYPES, _PRECISIONS = ("float32", "bfloat16"), ("default", "high", "highest")
 _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
     dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
 )
@@ -103,7 +105,7 @@ _NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 
 # fmt: off
 # For each section of a configuration: what it is for, and its fields.
-_SECTIONS = {
+SECTIONS = {
     "": ("", {
         "seed": _whole(0, "All random numbers of a run are functions of this seed and the step.", 2**32 - 1),
     }),
@@ -170,6 +172,8 @@ _SECTIONS = {
                          "memory, more time.", changeable=True),
         "dtype": _choice(_DTYPES, "What the network computes in. Activations in bfloat16 are half as large "
                          "(slower on CPUs). Parameters, noise, losses and the optimizer are float32."),
+        "precision": _choice(_PRECISIONS, "Of the score network's products of float32: on TPUs 1, 3 or 6 "
+                             "passes of bfloat16; on GPUs TF32, TF32 or float32; on CPUs always float32."),
         "num_steps": _whole(1, "Optimizer steps of the whole run.", changeable=True),
         "steps_per_call": _whole(1, "Optimizer steps in one compiled call. More than 1 pays on TPU and GPU, "
                                  "not on a CPU."),
@@ -215,6 +219,7 @@ _SECTIONS = {
         "denoise": _switch("End with the expected clean image. 'predictor_corrector': without the noise of "
                            "the last step."),
         "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
+        "precision": _choice(_PRECISIONS, "As training.precision, also for likelihoods and latents."),
         "clip": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
                       "Of 'annealed_langevin': clip to (low, high) after every update; () is off."),
         "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
@@ -256,6 +261,10 @@ _SECTIONS = {
         "scale": _number(_NOT_NEGATIVE, "Factor of the classifier's gradient. 1 is Bayes' rule; with more, "
                          "samples are more of the class and vary less."),
     }),
+    "plan": ("--mode=plan: what a run takes.", {
+        "topology": _text("'local': the devices at hand; or a TPU topology, such as 'v5e:4x4', which need "
+                          "not be at hand."),
+    }),
     "inpainting": ("--mode=inpaint, and --mode=colorize, which takes images and numbers from here.", {
         "mask": _text("'left': the left half is observed; 'box': all but a random box; or an image file, in "
                       "which white (128 and above) is observed."),
@@ -272,7 +281,7 @@ _SECTIONS = {
 
 FIELDS: dict[str, Field] = {
     f"{section}.{name}".lstrip("."): field
-    for section, (_, fields) in _SECTIONS.items()
+    for section, (_, fields) in SECTIONS.items()
     for name, field in fields.items()
 }
 
@@ -280,7 +289,7 @@ FIELDS: dict[str, Field] = {
 # sections named are about what is made with a trained network.
 CHANGEABLE = (
     *(name for name, field in FIELDS.items() if field.changeable),
-    *("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier."),
+    *("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.", "plan."),
 )
 
 
@@ -295,8 +304,8 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
     return flat
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for the first field whose value cannot work."""
+def check(config: ml_collections.ConfigDict, num_devices: int | None = None) -> None:
+    """Raises UserError for the first field whose value cannot work, on so many devices or on all at hand."""
     try:
         flat = flatten(config)
     # A configuration is the user's code: it may hold itself, or fields without a value.
@@ -319,31 +328,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(name, is_type, field.kind)
         for holds, allowed in field.limits:
             require(name, holds(value), allowed)
-    for rule in rules.RULES:
-        for name, holds, allowed in rule(config):
-            require(name, holds, allowed)
-
-
-def reference(defaults: ml_collections.ConfigDict) -> str:
-    """Returns the table in Markdown: each field with its default, what it may hold, and its meaning."""
-    flat = flatten(defaults)
-    lines = [
-        "# Configuration",
-        "",
-        "Each field with the default of `configs/default.py`. Override one on the command line, as in",
-        "`--config.training.batch_size=64`. Fields marked * may change when a run is resumed.",
-    ]
-    for section, (meaning, fields) in _SECTIONS.items():
-        if section:
-            lines += ["", f"## {section}", "", meaning]
-        lines += ["", "| Field | Default | Values | Meaning |", "|---|---|---|---|"]
-        for short, field in fields.items():
-            name = f"{section}.{short}".lstrip(".")
-            default = tuple(flat[name]) if isinstance(flat[name], list) else flat[name]
-            mark = " *" if name.startswith(CHANGEABLE) else ""
-            words = dict.fromkeys((field.kind, *(allowed for _, allowed in field.limits)))
-            words.pop(f"at most {_MAX_INTEGER}", None)
-            lines.append(
-                f"| `{name}`{mark} | `{default!r}` | {', '.join(words)} | {field.meaning} |"
-            )
-    return "\n".join(lines) + "\n"
+    found = rules.batches_on_devices(config, num_devices or jax.device_count())
+    for name, holds, allowed in itertools.chain(found, *(rule(config) for rule in rules.RULES)):
+        require(name, holds, allowed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,24 @@ def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
     without = program(**{"training.dtype": "bfloat16", "training.remat": True})
     assert "bf16" not in without and "checkpoint" not in without and "remat" not in without
     assert samplers.settings(config)["sampling.dtype"] == "float32"
+
+
+def test_products_of_a_network_and_its_derivatives_have_the_precision_that_is_asked_for():
+    def precisions(function, *args):
+        return set(re.findall(r"precision=(\(?[\w.]+)", str(jax.make_jaxpr(function)(*args))))
+
+    given = (("default", "None"), ("high", "(Precision.HIGH"), ("highest", "(Precision.HIGHEST"))
+    for precision, expected in given:
+        config = load_diffusion_config(**{"training.precision": precision})
+        state = jax.eval_shape(build.make_init(config), jax.random.key(0))
+        shape = build.image_shape(config)
+        images = np.zeros((1, 8, *shape), np.uint8)
+        steps = build.make_train_steps(config)
+        assert precisions(steps, state, images, np.uint32(0)) == {expected}
+        config = load_diffusion_config(**{"sampling.precision": precision})
+        _, score = build.make_score_fn(config, jax.tree.map(jnp.zeros_like, state.params))
+        x, t = np.zeros((1, *shape), np.float32), np.full(1, 0.5, np.float32)
+        assert precisions(score, x, t) == {expected}
 
 
 def test_published_options_of_the_embedding_follow_from_the_sde():

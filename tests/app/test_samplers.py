@@ -37,7 +37,15 @@ def test_evaluations_of_a_sample_are_those_of_its_steps(method, changes, expecte
 
 
 SETTINGS = {
-    "annealed_langevin": ("epsilon", "steps_per_level", "denoise", "clip", "init", "dtype"),
+    "annealed_langevin": (
+        "epsilon",
+        "steps_per_level",
+        "denoise",
+        "clip",
+        "init",
+        "dtype",
+        "precision",
+    ),
     "predictor_corrector": (
         *(
             "predictor",
@@ -48,10 +56,11 @@ SETTINGS = {
             "end",
             "denoise",
             "dtype",
+            "precision",
         ),
     ),
-    "probability_flow": ("rtol", "atol", "end", "temperature", "dtype"),
-    "heun": ("num_steps", "rho", "churn", "dtype"),
+    "probability_flow": ("rtol", "atol", "end", "temperature", "dtype", "precision"),
+    "heun": ("num_steps", "rho", "churn", "dtype", "precision"),
 }
 
 

@@ -39,8 +39,8 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_classifier_training, test_samplers
-from tests.app.modes import test_classifier
+from tests.app import test_build, test_classifier_training, test_samplers
+from tests.app.modes import test_classifier, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
 
@@ -486,6 +486,10 @@ def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
     assert window["skip_nonfinite"] == 3
 
 
+PRECISION = (
+    test_build.test_products_of_a_network_and_its_derivatives_have_the_precision_that_is_asked_for
+)
+
 ELSEWHERE = {
     "seed": test_noise_of_a_sample_is_that_of_the_seed_and_its_index,
     "training.batch_size": test_fields_of_the_training_loop_arrive,
@@ -496,6 +500,9 @@ ELSEWHERE = {
     "training.sample_every": test_fields_of_the_training_loop_arrive,
     "training.checkpoints_kept": test_fields_of_the_training_loop_arrive,
     "training.keep_every": test_fields_of_the_training_loop_arrive,
+    "training.precision": PRECISION,
+    "sampling.precision": PRECISION,
+    "plan.topology": test_plan.test_the_devices_are_those_of_the_topology,
     "sampling.method": test_samplers.test_a_method_runs_its_sampler_and_no_other,
     "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,
     "sampling.num_samples": test_fields_of_the_training_loop_arrive,

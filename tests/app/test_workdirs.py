@@ -31,7 +31,15 @@ def test_a_run_goes_on_with_other_values_of_these_fields_and_no_others(tmp_path)
         *(f"training.{name}" for name in ("checkpoint_every", "checkpoints_kept", "keep_every")),
         *("training.sample_every", "training.skip_nonfinite", "model.beta_min", "model.beta_max"),
     }
-    sections = {"sampling", "inpainting", "likelihood", "interpolation", "classifier", "ncsnpp"}
+    sections = {
+        "sampling",
+        "inpainting",
+        "likelihood",
+        "interpolation",
+        "classifier",
+        "ncsnpp",
+        "plan",
+    }
     config, path = load_config(), tmp_path / "config.json"
     written = schema.flatten(config)
     assert not changeable - written.keys() and len(written) > 80

@@ -24,7 +24,7 @@ def interpolate(config, workdir: str) -> None:
     originals = originals[: 2 * pairs].reshape(pairs, 2, *shape)
     loaded = shared.load(config, workdir)
     directory = loaded.directory("interpolation")
-    fields = [f"sampling.{f}" for f in ("rtol", "atol", "end", "temperature", "dtype")]
+    fields = [f"sampling.{f}" for f in ("rtol", "atol", "end", "temperature", "dtype", "precision")]
     settings = loaded.settings(*fields, "interpolation.num_steps")
     settings["images"] = zlib.crc32(originals.tobytes())
     distributed.agree("what it interpolates", settings)

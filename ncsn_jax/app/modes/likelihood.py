@@ -22,7 +22,9 @@ def likelihood(config, workdir: str) -> None:
     loaded = shared.load(config, workdir)
     directory = loaded.directory("likelihood")
     fields = ("split", "exact", "num_projections", "rtol", "atol", "end")
-    settings = loaded.settings(*(f"likelihood.{f}" for f in fields), "sampling.dtype")
+    settings = loaded.settings(
+        *(f"likelihood.{f}" for f in fields), "sampling.dtype", "sampling.precision"
+    )
     settings["images"] = described
     distributed.agree("what it judges", settings)
     bits_per_dim = run_flows.on_devices(config, run_flows.bits_per_dim)

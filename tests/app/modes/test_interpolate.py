@@ -110,6 +110,7 @@ def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows
         "sampling.end": 1e-2,
         "sampling.temperature": 0.8,
         "sampling.dtype": "float32",
+        "sampling.precision": "default",
         "interpolation.num_steps": 3,
         "images": zlib.crc32(originals.tobytes()),
         "seed": 7,
@@ -121,6 +122,7 @@ def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows
         "sampling.end": 2e-2,
         "sampling.temperature": 1.0,
         "sampling.dtype": "bfloat16",
+        "sampling.precision": "high",
         "interpolation.num_steps": 4,
     }
     runs.assert_others_are_refused(run_lib.interpolate, config, vp_run, others)

@@ -142,6 +142,7 @@ def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run
         "likelihood.atol": 1e-4,
         "likelihood.end": 1e-2,
         "sampling.dtype": "float32",
+        "sampling.precision": "default",
         "images": {"shape": [*images.shape], "crc32_of_a_thousand": zlib.crc32(every.tobytes())},
         "seed": 7,
         "step": 4,
@@ -154,6 +155,7 @@ def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run
         "likelihood.atol": 1e-3,
         "likelihood.end": 2e-2,
         "sampling.dtype": "bfloat16",
+        "sampling.precision": "high",
     }
     runs.assert_others_are_refused(run_lib.likelihood, config, vp_run, others)
     config.likelihood.split = others["likelihood.split"]

@@ -182,6 +182,7 @@ OTHER = {
     "sampling.clip": (),
     "sampling.init": "normal",
     "sampling.dtype": "bfloat16",
+    "sampling.precision": "high",
     "model.sigma_begin": 9.0,
     "model.sigma_end": 0.01,
     "model.num_levels": 7,
@@ -196,6 +197,7 @@ def test_samples_are_kept_apart_by_all_that_determines_them(method, vp_run, chai
     run_lib.sample(config, vp_run)
     expected = METHODS[method] | MORE.get(method, {})
     expected |= {"sampling.method": method, "sampling.dtype": "float32"}
+    expected |= {"sampling.precision": "default"}
     if method in ("heun", "annealed_langevin"):
         expected |= LADDER
     others = {field: OTHER[field] for field in expected if field != "sampling.method"}
@@ -223,6 +225,7 @@ def test_a_ladder_of_a_run_is_not_in_the_settings_of_its_samples(ladder_run, cha
         "sampling.clip": [],
         "sampling.init": "uniform",
         "sampling.dtype": "float32",
+        "sampling.precision": "default",
         "seed": 7,
         "step": 4,
     }

@@ -1,0 +1,285 @@
+"""`--mode=plan`: what a run takes on the devices at hand, or on a TPU topology that need not be at hand.
+
+It compiles the programs that the run would use and prints what the compiler says of them: memory, arithmetic
+and traffic, and the times that a roofline gives for these.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from ncsn_jax._random import Stream
+from ncsn_jax.app import build, devices, run_samplers, samplers, schema
+from ncsn_jax.app.progress import human_bytes, human_time
+from ncsn_jax.errors import UserError, one_line
+
+
+class Chip(NamedTuple):
+    """What one device has: bytes of memory, bytes a second from and to it, and FLOP/s of products.
+
+    `float32` is at JAX's default precision: in one pass of bfloat16 on TPUs, in TF32 on GPUs.
+    """
+
+    memory: float
+    bandwidth: float
+    bfloat16: float
+    float32: float
+
+
+# By JAX's name of the device; from Google Cloud's pages of each TPU version and NVIDIA's data sheets (dense).
+CHIPS = {
+    "TPU v5 lite": Chip(16 * 2**30, 819e9, 197e12, 197e12),
+    "TPU v5": Chip(95 * 2**30, 2765e9, 459e12, 459e12),
+    "TPU v6 lite": Chip(32 * 2**30, 1640e9, 918e12, 918e12),
+    "NVIDIA A100-SXM4-80GB": Chip(80e9, 2039e9, 312e12, 156e12),
+    "NVIDIA H100 80GB HBM3": Chip(80e9, 3350e9, 989e12, 494e12),
+    "NVIDIA H200": Chip(141e9, 4800e9, 989e12, 494e12),
+}
+
+# In how many products of bfloat16 a TPU computes one of float32.
+_PASSES = {"default": 1, "high": 3, "highest": 6}
+
+# How many samples are told the time of.
+_SAMPLES = 1000
+
+
+class Program(NamedTuple):
+    """What the compiler says of a program: bytes, FLOP and bytes of traffic of a step, on each device."""
+
+    arguments: int
+    temporary: int
+    code: int
+    flop: float
+    traffic: float
+
+    @property
+    def memory(self) -> int:
+        """All of it, in bytes."""
+        return self.arguments + self.temporary + self.code
+
+
+class TooLarge(Exception):
+    """A program does not fit into a device's memory.
+
+    Attributes:
+      needed: bytes that it takes, as far as the compiler tells; else 0.
+    """
+
+    def __init__(self, message: str):
+        found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+        self.needed = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else 0.0
+        why = f"it takes {human_bytes(self.needed)}" if found else one_line(message)
+        super().__init__(f"does not fit: {why}")
+
+
+def plan(config) -> None:
+    """Prints what the run of a configuration takes on the devices of `config.plan.topology`."""
+    topology = schema.flatten(config).get("plan.topology")
+    # What is no text is refused by the check, which asks how many devices there are.
+    targets = find_devices(topology if isinstance(topology, str) else "local")
+    count, kind, training = len(targets), targets[0].device_kind, config.training
+    schema.check(config, count)
+    samplers.check(config)
+    hosts = len({device.process_index for device in targets})
+    print(
+        f"{topology}: {count} x {kind} on {hosts} host(s), {training.batch_size // count} examples of a "
+        "batch on each",
+        flush=True,
+    )
+    chip = CHIPS.get(kind)
+    if chip is None:
+        print(f"the memory and speed of {kind} are not known here, so there are no times below")
+    try:
+        program = _compile(
+            "training step", devices.lower_train_steps, train_step_of(config, targets), targets
+        )
+        _describe(program, chip, training.microbatches)
+    except TooLarge as error:
+        print(f"  {error}")
+        _find_what_fits(config, targets, chip, error.needed)
+        return
+    if chip:
+        step = _step_time(program, chip, training, training.microbatches)
+        print(f"  {training.num_steps:,} steps: about {human_time(training.num_steps * step)}")
+    _plan_sampling(config, targets, chip)
+
+
+def find_devices(topology: str) -> list:
+    """Returns the devices at hand for 'local', and else all devices of a TPU topology such as 'v5e:4x4'.
+
+    Raises:
+      UserError: if there is no such topology, or no compiler for it.
+    """
+    if topology == "local":
+        return jax.devices()
+    # The compiler neither looks for accelerators nor minds other programs that use them.
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"config.plan.topology={topology!r} needs the TPU compiler: "
+            f'pip install "jax[tpu]=={jax.__version__}"'
+        )
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"config.plan.topology={topology!r} must be 'local' or a TPU topology such as 'v5e:4x4', "
+            f"'v5p:2x2x4' or 'v6e:8x8': {one_line(str(error))}"
+        ) from None
+
+
+def train_step_of(config, targets: list) -> tuple:
+    """Returns the arguments of `devices.lower_train_steps` but for the devices."""
+    state = jax.eval_shape(build.make_init(config), jax.random.key(0))
+    options = config.training
+    shape = (options.steps_per_call, options.batch_size // len(targets), *build.image_shape(config))
+    return build.make_train_steps(config), state, jax.ShapeDtypeStruct(shape, np.uint8)
+
+
+def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
+    """Returns the arguments of `devices.lower_chains` but for the devices."""
+    params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
+    start, advance = run_samplers.chain_functions(sampler, Stream.SAMPLES)
+    size = -(-config.sampling.batch_size // len(targets))
+    indices = jax.ShapeDtypeStruct((size,), np.uint32)
+    return advance, params, indices, jax.eval_shape(start, np.uint32(0), indices)
+
+
+def _compile(what: str, lower, arguments: tuple, targets: list) -> Program:
+    """Compiles a program, and says how long it took.
+
+    Raises:
+      TooLarge: if it does not fit into the device's memory.
+    """
+    print(f"{what}: compiling", end="", flush=True)
+    started = time.perf_counter()
+    try:
+        compiled = lower(*arguments, targets).compile()
+    except jax.errors.JaxRuntimeError as error:
+        print()
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise TooLarge(str(error)) from None
+    print(f" took {human_time(time.perf_counter() - started)}")
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return Program(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        cost.get("flops", 0.0),
+        cost.get("bytes accessed", 0.0),
+    )
+
+
+def _describe(program: Program, chip: Chip | None, microbatches: int = 1) -> None:
+    """Prints what a program takes.
+
+    Raises:
+      TooLarge: if that is more than the device's memory; not every compiler refuses it.
+    """
+    print(
+        f"  memory of a device: arguments {human_bytes(program.arguments)}, temporaries "
+        f"{human_bytes(program.temporary)}, program {human_bytes(program.code)}; "
+        f"{human_bytes(program.memory)}" + (f" of {human_bytes(chip.memory)}" if chip else "")
+    )
+    if chip and program.memory > chip.memory:
+        raise TooLarge("the compiler did not refuse it")
+    print(
+        f"  a step on each device: about {microbatches * program.flop / 1e9:.3g} GFLOP and "
+        f"{microbatches * program.traffic / 1e9:.3g} GB of traffic"
+    )
+
+
+def _step_time(program: Program, chip: Chip, options, microbatches: int = 1) -> float:
+    """Prints and returns the seconds of a step by the roofline: of arithmetic or of traffic, the longer.
+
+    XLA counts the body of a loop once: of the steps of a call, of a sampler's steps, and of microbatches,
+    for which all of the step is taken several times here, the optimizer too.
+    """
+    passes = 1
+    if options.dtype == "float32" and chip.float32 == chip.bfloat16:  # a TPU
+        passes = _PASSES[options.precision]
+    arithmetic = passes * microbatches * program.flop / getattr(chip, options.dtype)
+    traffic = microbatches * program.traffic / chip.bandwidth
+    step = max(arithmetic, traffic)
+    bound = "arithmetic" if arithmetic > traffic else "memory traffic"
+    print(
+        f"  about {1000 * step:.3g} ms a step, bound by {bound} (arithmetic {1000 * arithmetic:.3g} ms, "
+        f"traffic {1000 * traffic:.3g} ms)"
+    )
+    return step
+
+
+def _plan_sampling(config, targets: list, chip: Chip | None) -> None:
+    sampler = samplers.make(config)
+    try:
+        program = _compile(
+            f"sampler ({config.sampling.method})",
+            devices.lower_chains,
+            sampler_of(config, sampler, targets),
+            targets,
+        )
+        _describe(program, chip)
+    except TooLarge as error:
+        print(f"  {error}; make config.sampling.batch_size smaller")
+        return
+    if chip is None:
+        return
+    step = _step_time(program, chip, config.sampling)
+    batches = -(-_SAMPLES // config.sampling.batch_size)
+    if sampler.evaluations is None:
+        print("  its solver chooses how many steps it takes")
+        return
+    print(
+        f"  {_SAMPLES:,} samples: about {human_time(batches * sampler.num_steps * step)}, in {batches} "
+        f"batches of {config.sampling.batch_size}, {sampler.evaluations:,} network evaluations each"
+    )
+
+
+def _find_what_fits(config, targets: list, chip: Chip | None, needed: float) -> None:
+    """Compiles the step with less memory in each way that there is, and says which fit.
+
+    Args:
+      config: of a run whose step does not fit.
+      targets: the devices.
+      chip: one of them, where it is known.
+      needed: bytes that the step takes, or 0; in fewer microbatches than these ask for it cannot fit.
+    """
+    training = config.training
+    each = training.batch_size // len(targets)
+    fewest = training.microbatches * (needed / chip.memory if chip else 1.0)
+    parts = [n for n in range(training.microbatches + 1, each + 1) if each % n == 0 and n >= fewest]
+    ways = [{"dtype": "bfloat16"}, {"remat": True}, *({"microbatches": n} for n in parts)]
+    fits = []
+    for way in ways:
+        ((name, value),) = way.items()
+        if training[name] == value or name in fits:
+            continue
+        changed = config.copy_and_resolve_references()
+        changed.training.update(way)
+        try:
+            program = _compile(
+                f"with --config.training.{name}={value}",
+                devices.lower_train_steps,
+                train_step_of(changed, targets),
+                targets,
+            )
+            _describe(program, chip, changed.training.microbatches)
+            print("  fits")
+            fits.append(name)
+        except TooLarge as error:
+            print(f"  {error}")
+    if not fits:
+        print("none of these is enough: combine them, or take more devices or a smaller batch")

@@ -1,0 +1,83 @@
+"""The programs of a run, compiled for a TPU topology of two hosts: what each must and must not contain."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ncsn_jax.app import build, devices, run_flows, samplers
+from ncsn_jax.app.modes import plan
+from tests import tiny
+from tests.running import load_diffusion_config
+
+pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+
+
+@pytest.fixture(scope="module")
+def targets():
+    found = plan.find_devices("v5e:2x4")
+    assert len(found) == 8 and len({device.process_index for device in found}) == 2
+    return found
+
+
+def assert_sound(text):
+    assert "f64[" not in text
+    assert not re.search(r"callback|\b(send|recv|infeed|outfeed)(-start)?\(", text)
+
+
+def train_step(targets, around=lambda score: score):
+    """Returns the compiled program of a step whose score functions are `around` the network's."""
+    steps, state, images = plan.train_step_of(tiny.get_config(), targets)
+    objective = steps.keywords["objective"]
+    changed = objective._replace(score_fn=lambda *args: around(objective.score_fn(*args)))
+    steps = functools.partial(steps.func, **steps.keywords | {"objective": changed})
+    return devices.lower_train_steps(steps, state, images, targets).compile().as_text()
+
+
+def test_a_step_averages_over_all_chips_and_reuses_the_memory_of_its_state(targets):
+    text = train_step(targets)
+    assert_sound(text)
+    # Gradients and metrics, counts by level, and the signal to stop, in as many groups at most.
+    averages = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+    assert 1 <= len(averages) <= 3, averages
+    everybody = r"replica_groups=(\{\{0,1,2,3,4,5,6,7\}\}|\[1,8\]<=\[8\]|\{\})"
+    assert all(re.search(everybody, line) for line in averages), averages
+    # Parameters, both moments of Adam, the EMA, and their counts.
+    state = plan.train_step_of(tiny.get_config(), targets)[1]
+    assert text.partition("\n")[0].count("may-alias") == len(jax.tree.leaves(state))
+
+
+def test_a_callback_is_seen(targets):
+    def around(score):
+        return lambda x, t: jax.debug.callback(lambda: None) or score(x, t)
+
+    text = train_step(targets, around)
+    with pytest.raises(AssertionError):
+        assert_sound(text)
+
+
+@pytest.mark.parametrize(
+    "method", ["annealed_langevin", "predictor_corrector", "heun", "probability_flow"]
+)
+def test_samplers_compile_and_compute_on_the_chips_alone(method, targets):
+    config = load_diffusion_config(**{"sampling.method": method})
+    arguments = plan.sampler_of(config, samplers.make(config), targets)
+    text = devices.lower_chains(*arguments, targets).compile().as_text()
+    assert_sound(text)
+    assert "may-alias" in text.partition("entry_computation")[0]
+
+
+def test_likelihoods_compile_and_compute_on_the_chips_alone(targets):
+    config = load_diffusion_config()
+    function = functools.partial(run_flows.bits_per_dim, config)
+    params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
+    on_each = lambda shape, dtype: jax.ShapeDtypeStruct((len(targets), *shape), dtype)
+    lowered = devices.map_examples(function, targets).lower(
+        jax.tree.map(lambda a: on_each(a.shape, a.dtype), params),
+        jax.ShapeDtypeStruct((), np.uint32),
+        on_each((2,), np.uint32),
+        on_each((2, *build.image_shape(config)), np.uint8),
+    )
+    assert_sound(lowered.compile().as_text())
