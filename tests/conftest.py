@@ -1,15 +1,27 @@
-"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes."""
+"""Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes.
+
+Programs compile quickly, since they run for moments only. To test them as users get them:
+XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" python -m pytest. XLA takes
+the last of two values of a flag. Processes that tests start inherit the flags.
+"""
 
 import os
 import pathlib
-
-from tests import flags
+from importlib import metadata
 
 # The compiler for TPUs may be installed; nothing here runs on one.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"{flags.QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=30"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=1",
+        # The older of XLA's two generators of code for CPUs, a third quicker; only jax 0.10 has both.
+        "--xla_cpu_use_fusion_emitters=false"
+        if metadata.version("jaxlib").startswith("0.10.")
+        else "",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=30",
+    ]
 )
 
 import jax

@@ -9,14 +9,14 @@ import jax
 
 from ncsn_jax.app import build, checkpoints
 from tests import tiny
-from tests.flags import QUICK
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--config=tests/tiny.py"]
 
 
 def environment(devices):
-    flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = f"{given} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 

@@ -186,27 +186,32 @@ def _map_train_steps(
     return jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(0,), devices=targets)
 
 
-def lower_train_steps(train_steps: Callable, state: Any, images: Any, targets: Sequence) -> Any:
-    """Lowers the training step for devices that need not be at hand, as of a TPU topology.
+def compile_train_steps(
+    train_steps: Callable, state: Any, images: Any, targets: Sequence, *, remat: bool = False
+) -> Any:
+    """Compiles the training step for devices that need not be at hand, as of a TPU topology.
 
     Args:
       train_steps: as `TrainSteps` gets it.
       state: a `TrainState` of shapes, without an axis of devices.
       images: shape and type of a device's examples, `[steps, B / all devices, ...]`.
       targets: all devices, of all hosts.
+      remat: whether the network is rematerialized.
     """
-    packing = Packing(state.params) if targets[0].platform == "cpu" else None
+    is_cpu = targets[0].platform == "cpu"
+    packing = Packing(state.params) if is_cpu else None
     if packing:
         state = packing.pack(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
     mapped = _map_train_steps(train_steps, packing, len(targets), targets)
     number, seed = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.uint32)
     each = _on_each((state, images, number, packing.offsets if packing else ()), targets)
     state, images, number, offsets = each
-    return mapped.lower(state, images, seed, number, number, offsets)
+    lowered = mapped.lower(state, images, seed, number, number, offsets)
+    return _compile(lowered, _cpu_options(remat) if is_cpu else {})
 
 
-def lower_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
-    """Lowers `advance`, as `map_chains` gets it, for devices that need not be at hand.
+def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
+    """Compiles `advance`, as `map_chains` gets it, for devices that need not be at hand.
 
     Args:
       advance: without arguments after the step numbers.
@@ -216,7 +221,7 @@ def lower_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: 
     params, indices, x = _on_each((params, indices, x), targets)
     number = jax.ShapeDtypeStruct((), np.int32)
     seed, bounds = jax.ShapeDtypeStruct((), np.uint32), (number, number)
-    return _map_chains(advance, targets).lower(params, seed, bounds, indices, x, ())
+    return _map_chains(advance, targets).lower(params, seed, bounds, indices, x, ()).compile()
 
 
 def _on_each(tree: Any, targets: Sequence) -> Any:
@@ -288,9 +293,9 @@ def _map_chains(advance: Callable, targets: Sequence | None = None) -> Callable:
     return jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(4,), devices=targets)
 
 
-def map_examples(function: Callable, targets: Sequence | None = None) -> Callable:
-    """Maps `function(params, seed, indices, x)` over the local devices, or over `targets`.
+def map_examples(function: Callable) -> Callable:
+    """Maps `function(params, seed, indices, x)` over the local devices.
 
     `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0), devices=targets)
+    return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))

@@ -33,19 +33,21 @@ def train_step(targets, around=lambda score: score):
     objective = steps.keywords["objective"]
     changed = objective._replace(score_fn=lambda *args: around(objective.score_fn(*args)))
     steps = functools.partial(steps.func, **steps.keywords | {"objective": changed})
-    return devices.lower_train_steps(steps, state, images, targets).compile().as_text()
+    return devices.compile_train_steps(steps, state, images, targets).as_text()
 
 
 def test_a_step_averages_over_all_chips_and_reuses_the_memory_of_its_state(targets):
     text = train_step(targets)
     assert_sound(text)
-    # Gradients and metrics, counts by level, and the signal to stop, in as many groups at most.
     averages = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
     assert 1 <= len(averages) <= 3, averages
     everybody = r"replica_groups=(\{\{0,1,2,3,4,5,6,7\}\}|\[1,8\]<=\[8\]|\{\})"
     assert all(re.search(everybody, line) for line in averages), averages
-    # Parameters, both moments of Adam, the EMA, and their counts.
+    # One group has the gradients, the loss, and losses and counts by level; another the signal to stop.
     state = plan.train_step_of(tiny.get_config(), targets)[1]
+    sizes = [len(re.findall(r"f32\[", line.partition(" all-reduce")[0])) for line in averages]
+    assert max(sizes) == len(jax.tree.leaves(state.params)) + 3, averages
+    # Parameters, both moments of Adam, the EMA, and their counts.
     assert text.partition("\n")[0].count("may-alias") == len(jax.tree.leaves(state))
 
 
@@ -64,7 +66,7 @@ def test_a_callback_is_seen(targets):
 def test_samplers_compile_and_compute_on_the_chips_alone(method, targets):
     config = load_diffusion_config(**{"sampling.method": method})
     arguments = plan.sampler_of(config, samplers.make(config), targets)
-    text = devices.lower_chains(*arguments, targets).compile().as_text()
+    text = devices.compile_chains(*arguments, targets).as_text()
     assert_sound(text)
     assert "may-alias" in text.partition("entry_computation")[0]
 
@@ -74,7 +76,8 @@ def test_likelihoods_compile_and_compute_on_the_chips_alone(targets):
     function = functools.partial(run_flows.bits_per_dim, config)
     params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
     on_each = lambda shape, dtype: jax.ShapeDtypeStruct((len(targets), *shape), dtype)
-    lowered = devices.map_examples(function, targets).lower(
+    mapped = jax.pmap(function, devices.AXIS, in_axes=(0, None, 0, 0), devices=targets)
+    lowered = mapped.lower(
         jax.tree.map(lambda a: on_each(a.shape, a.dtype), params),
         jax.ShapeDtypeStruct((), np.uint32),
         on_each((2,), np.uint32),

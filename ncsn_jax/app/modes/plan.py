@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -81,7 +82,7 @@ class TooLarge(Exception):
 def plan(config) -> None:
     """Prints what the run of a configuration takes on the devices of `config.plan.topology`."""
     topology = schema.flatten(config).get("plan.topology")
-    # What is no text is refused by the check, which asks how many devices there are.
+    # The check needs the number of devices. It refuses a topology that is missing or not a string.
     targets = find_devices(topology if isinstance(topology, str) else "local")
     count, kind, training = len(targets), targets[0].device_kind, config.training
     schema.check(config, count)
@@ -94,11 +95,9 @@ def plan(config) -> None:
     )
     chip = CHIPS.get(kind)
     if chip is None:
-        print(f"the memory and speed of {kind} are not known here, so there are no times below")
+        print(f"no figures for {kind}, so the plan gives no times and does not say whether it fits")
     try:
-        program = _compile(
-            "training step", devices.lower_train_steps, train_step_of(config, targets), targets
-        )
+        program = _compile_step("training step", config, targets)
         _describe(program, chip, training.microbatches)
     except TooLarge as error:
         print(f"  {error}")
@@ -114,7 +113,7 @@ def find_devices(topology: str) -> list:
     """Returns the devices at hand for 'local', and else all devices of a TPU topology such as 'v5e:4x4'.
 
     Raises:
-      UserError: if there is no such topology, or no compiler for it.
+      UserError: if the topology is unknown or the TPU compiler is not installed.
     """
     if topology == "local":
         return jax.devices()
@@ -141,7 +140,7 @@ def find_devices(topology: str) -> list:
 
 
 def train_step_of(config, targets: list) -> tuple:
-    """Returns the arguments of `devices.lower_train_steps` but for the devices."""
+    """Returns the first three arguments of `devices.compile_train_steps`."""
     state = jax.eval_shape(build.make_init(config), jax.random.key(0))
     options = config.training
     shape = (options.steps_per_call, options.batch_size // len(targets), *build.image_shape(config))
@@ -149,7 +148,7 @@ def train_step_of(config, targets: list) -> tuple:
 
 
 def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
-    """Returns the arguments of `devices.lower_chains` but for the devices."""
+    """Returns the first four arguments of `devices.compile_chains`."""
     params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
     start, advance = run_samplers.chain_functions(sampler, Stream.SAMPLES)
     size = -(-config.sampling.batch_size // len(targets))
@@ -157,8 +156,14 @@ def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
     return advance, params, indices, jax.eval_shape(start, np.uint32(0), indices)
 
 
-def _compile(what: str, lower, arguments: tuple, targets: list) -> Program:
-    """Compiles a program, and says how long it took.
+def _compile_step(what: str, config, targets: list) -> Program:
+    """Compiles the training step, as `_measure` does."""
+    arguments, remat = (*train_step_of(config, targets), targets), config.training.remat
+    return _measure(what, lambda: devices.compile_train_steps(*arguments, remat=remat))
+
+
+def _measure(what: str, compile_: Callable) -> Program:
+    """Calls `compile_`, prints how long it took, and returns what the executable takes.
 
     Raises:
       TooLarge: if it does not fit into the device's memory.
@@ -166,7 +171,7 @@ def _compile(what: str, lower, arguments: tuple, targets: list) -> Program:
     print(f"{what}: compiling", end="", flush=True)
     started = time.perf_counter()
     try:
-        compiled = lower(*arguments, targets).compile()
+        compiled = compile_()
     except jax.errors.JaxRuntimeError as error:
         print()
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -225,12 +230,9 @@ def _step_time(program: Program, chip: Chip, options, microbatches: int = 1) -> 
 def _plan_sampling(config, targets: list, chip: Chip | None) -> None:
     sampler = samplers.make(config)
     try:
-        program = _compile(
-            f"sampler ({config.sampling.method})",
-            devices.lower_chains,
-            sampler_of(config, sampler, targets),
-            targets,
-        )
+        arguments = *sampler_of(config, sampler, targets), targets
+        what = f"sampler ({config.sampling.method})"
+        program = _measure(what, lambda: devices.compile_chains(*arguments))
         _describe(program, chip)
     except TooLarge as error:
         print(f"  {error}; make config.sampling.batch_size smaller")
@@ -270,12 +272,7 @@ def _find_what_fits(config, targets: list, chip: Chip | None, needed: float) -> 
         changed = config.copy_and_resolve_references()
         changed.training.update(way)
         try:
-            program = _compile(
-                f"with --config.training.{name}={value}",
-                devices.lower_train_steps,
-                train_step_of(changed, targets),
-                targets,
-            )
+            program = _compile_step(f"with --config.training.{name}={value}", changed, targets)
             _describe(program, chip, changed.training.microbatches)
             print("  fits")
             fits.append(name)

@@ -35,27 +35,23 @@ def world(monkeypatch):
     """Four chips on two hosts; a step takes a GiB for each example at once."""
     asked = []
 
-    def lower_train_steps(train_steps, state, images, targets):
+    def compile_train_steps(train_steps, state, images, targets, *, remat):
         parts = train_steps.keywords["microbatches"]
         asked.append((images.shape, parts))
         size = images.shape[1] // parts
 
-        def compile_():
-            if size >= 16:
-                message = f"RESOURCE_EXHAUSTED: Ran out of memory. Used {size}.00G of 15.75G hbm."
-                raise jax.errors.JaxRuntimeError(message)
-            return Compiled(size * 2**30)
+        if size >= 16:
+            message = f"RESOURCE_EXHAUSTED: Ran out of memory. Used {size}.00G of 15.75G hbm."
+            raise jax.errors.JaxRuntimeError(message)
+        return Compiled(size * 2**30)
 
-        return types.SimpleNamespace(compile=compile_)
-
-    def lower_chains(advance, params, indices, x, targets):
+    def compile_chains(advance, params, indices, x, targets):
         asked.append(indices.shape)
-        compiled = Compiled(2**20, flop=0.0, traffic=819e6)
-        return types.SimpleNamespace(compile=lambda: compiled)
+        return Compiled(2**20, flop=0.0, traffic=819e6)
 
     monkeypatch.setattr(plan, "find_devices", lambda name: [device(i // 2) for i in range(4)])
-    monkeypatch.setattr(devices, "lower_train_steps", lower_train_steps)
-    monkeypatch.setattr(devices, "lower_chains", lower_chains)
+    monkeypatch.setattr(devices, "compile_train_steps", compile_train_steps)
+    monkeypatch.setattr(devices, "compile_chains", compile_chains)
     return asked
 
 
@@ -111,8 +107,8 @@ def test_what_does_not_fit_is_told_what_would(world, capsys):
 
 
 def test_a_program_that_its_compiler_did_not_refuse_still_has_to_fit(world, monkeypatch, capsys):
-    compiled = types.SimpleNamespace(compile=lambda: Compiled(15 * 2**30))
-    monkeypatch.setattr(devices, "lower_train_steps", lambda *_: compiled)
+    compile_ = lambda *_, **__: Compiled(15 * 2**30)
+    monkeypatch.setattr(devices, "compile_train_steps", compile_)
     plan.plan(make_config())
     said = capsys.readouterr().out
     assert "16.2 GiB of 16 GiB\n  does not fit: the compiler did not refuse it" in said
@@ -138,7 +134,7 @@ def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
 def test_an_unknown_device_has_no_times_and_the_programs_are_those_at_hand(capsys):
     plan.plan(make_config(**{"sampling.batch_size": 8}))
     said = capsys.readouterr().out
-    assert "local: 8 x cpu on 1 host(s), 1 examples" in said and "no times" in said
+    assert "local: 8 x cpu on 1 host(s), 1 examples" in said and "gives no times" in said
     assert "training step: compiling took" in said and "sampler (annealed_langevin): comp" in said
     assert "ms a step" not in said
 
