@@ -38,12 +38,6 @@ def as_float(name: str, value: float) -> float:
     raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
-def finite(name: str, value) -> None:
-    """Refuses a number that is infinite or not a number."""
-    if not is_traced(value) and not math.isfinite(as_float(name, value)):
-        raise ValueError(f"{name} must be finite, got {show(value)}")
-
-
 def positive(name: str, value) -> None:
     """Refuses anything but one number > 0 that is finite in float32."""
     if not (is_traced(value) or (np.ndim(value) == 0 and 0 < as_float(name, value) <= MAX_FLOAT)):

@@ -109,11 +109,14 @@ def make_init(
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
 
+    @jax.jit
+    def begin(params):
+        # A copy, since the state is donated and no buffer can be donated twice.
+        return jax.tree.map(jnp.copy, params) if ema else {}, optimizer.init(params)
+
     def init(key: jax.Array) -> TrainState:
         params = model.lazy_init(key, image, level)
-        # A copy, since the state is donated and no buffer can be donated twice.
-        ema_params = jax.tree.map(jnp.copy, params) if ema else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, *begin(params))
 
     return init
 

@@ -68,15 +68,15 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 _OWN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def _cpu_options(remat: bool) -> dict[str, str]:
+def _cpu_options(remat: bool) -> dict[str, str] | None:
     """Returns the options to compile the training step with, where one process computes on a CPU.
 
     Several processes call the mapped function, which finds only what was compiled without options.
     """
     if jax.default_backend() != "cpu" or jax.process_count() > 1:
-        return {}
+        return None
     has_spare_cores = cpu.cores() >= 2 * jax.local_device_count()
-    return (_OWN_CONVOLUTIONS if has_spare_cores else {}) | (KEEP_BARRIERS if remat else {})
+    return (_OWN_CONVOLUTIONS if has_spare_cores else {}) | (KEEP_BARRIERS if remat else {}) or None
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ class TrainSteps:
         # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
         with _kept_out_of_cache(is_loop and is_cpu):
-            compiled = _compile(lowered, _cpu_options(remat))
+            compiled = lowered.compile(_cpu_options(remat))
         self.operations = (compiled.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
         # Only the mapped function takes arrays of several processes; it finds the executable.
@@ -207,7 +207,7 @@ def compile_train_steps(
     each = _on_each((state, images, number, packing.offsets if packing else ()), targets)
     state, images, number, offsets = each
     lowered = mapped.lower(state, images, seed, number, number, offsets)
-    return _compile(lowered, _cpu_options(remat) if is_cpu else {})
+    return lowered.compile(_cpu_options(remat) if is_cpu else None)
 
 
 def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
@@ -227,17 +227,6 @@ def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets
 def _on_each(tree: Any, targets: Sequence) -> Any:
     """Returns the shapes of `[devices, ...]` for each of a tree."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(targets), *a.shape), a.dtype), tree)
-
-
-def _compile(lowered: Any, options: dict[str, str]) -> Any:
-    """Compiles with those of the options that this version of XLA knows."""
-    try:
-        return lowered.compile(options or None)
-    except jax.errors.JaxRuntimeError as error:
-        known = {k: v for k, v in options.items() if k not in str(error) and v not in str(error)}
-        if known == options:
-            raise
-        return _compile(lowered, known)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:

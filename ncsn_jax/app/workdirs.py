@@ -146,10 +146,7 @@ def make(workdir: str) -> None:
     if storage.is_remote(workdir):
         return
     try:
-        os.path.abspath(workdir).encode()
         os.makedirs(workdir, exist_ok=True)
-    except UnicodeEncodeError:  # which would be known only when the first checkpoint is written
-        raise UserError(f"--workdir={workdir!r} must have a path in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file system has
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None

@@ -83,6 +83,12 @@ def _look_up_jvp(primals, tangents):
     )
 
 
+@functools.partial(jax.jit, static_argnames="count")
+def _vectors(table: jax.Array, level: jax.Array, *, count: int) -> list[jax.Array]:
+    """Returns `count` vectors for each of `int[B]`, `[B, C]`, which a row holds one after the other."""
+    return jnp.split(_look_up(table, level), count, axis=1)
+
+
 def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """N(1, 0.02^2)."""
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
@@ -127,7 +133,7 @@ class ConditionalInstanceNorm(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 2 * x.shape[-1]
         table = self.param("embedding", self.embedding_init, shape)
-        gamma, beta = jnp.split(_look_up(table, level), 2, axis=1)
+        gamma, beta = _vectors(table, level, count=2)
         return normalize(x, gamma, None, beta, activate=self.activate)
 
 
@@ -153,7 +159,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 3 * x.shape[-1]
         table = self.param("embedding", _rows_init(_near_one_init, 2), shape)
-        gamma, alpha, beta = jnp.split(_look_up(table, level), 3, axis=1)
+        gamma, alpha, beta = _vectors(table, level, count=3)
         return normalize(x, gamma, alpha, beta, activate=self.activate)
 
 

@@ -112,11 +112,7 @@ def guided(
     Returns:
       A score function of the same arguments as `score_fn`. It raises ValueError if `log_likelihood` does not
       return `[B]`.
-
-    Raises:
-      ValueError: if `scale` is not a finite number. One that is traced is not looked at.
     """
-    check.finite("scale", scale)
 
     def score(x, t):
         def total(x):

@@ -142,7 +142,6 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         pass
 
 
-def test_a_workdir_that_orbax_cannot_name_is_refused_before_training(tmp_path):
-    for name, message in (("\udcff", "must have a path in UTF-8"), ("\0", "embedded null")):
-        with pytest.raises(UserError, match=message):
-            workdirs.make(str(tmp_path / name))
+def test_a_workdir_that_no_file_system_can_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match="embedded null"):
+        workdirs.make(str(tmp_path / "\0"))
