@@ -71,5 +71,5 @@ def cache_directory(tmp_path_factory):
         patch.setenv("NCSN_JAX_CACHE", str(directory))
         patch.setenv("TFDS_DATA_DIR", str(directory / "tfds"))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.01")
         yield directory

@@ -9,14 +9,12 @@ what the README promises. Runs are on the configuration `tests/tiny.py`.
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +22,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ncsn_jax.app import build, checkpoints
-from tests import tiny
-
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.running import ROOT, command, environment, final_state, run
 
 # No process may outlast it.
 _LIMIT = 300
@@ -41,29 +36,6 @@ def demand(holds: bool, *what) -> None:
     """Raises `Failed` unless something holds."""
     if not holds:
         raise Failed(*what)
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    """Returns the environment of a process with so many simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
-
-
-def command(workdir, *extra: str) -> list[str]:
-    """Returns the command that trains in a work directory."""
-    return [sys.executable, "main.py", "--config=tests/tiny.py", f"--workdir={workdir}", *extra]
-
-
-def run(workdir, *extra: str, devices: int = 1, prefix=()) -> subprocess.CompletedProcess:
-    """Runs the application to its end."""
-    return subprocess.run(
-        [*prefix, *command(workdir, *extra)],
-        cwd=ROOT,
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT,
-    )
 
 
 def start(workdir, *extra: str, devices: int = 1) -> subprocess.Popen:
@@ -82,13 +54,6 @@ def complete(workdir) -> list[int]:
     """Returns the steps whose checkpoints are complete, ascending."""
     directory = pathlib.Path(workdir) / "checkpoints"
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
-
-
-def state(workdir) -> tuple[int, dict]:
-    """Returns step and arrays of the newest sound checkpoint, and changes nothing."""
-    like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
-    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
-        return store.restore_latest(like)
 
 
 def same(a: tuple[int, dict], b: tuple[int, dict]) -> bool:
@@ -111,7 +76,7 @@ def files(workdir) -> set[str]:
 
 def compare(workdir, reference) -> None:
     """Demands that a finished run equals one that nothing happened to."""
-    demand(same(state(workdir), state(reference)), "another final state")
+    demand(same(final_state(workdir), final_state(reference)), "another final state")
     demand(curve(workdir) == curve(reference), "another loss curve")
     demand(files(workdir) == files(reference), "other files", files(workdir) ^ files(reference))
     a, b = (next(pathlib.Path(w).glob("samples/*/samples.npz")) for w in (workdir, reference))
@@ -166,10 +131,10 @@ def damages(folder: pathlib.Path, each: int, rng: random.Random, say: Callable) 
     sound = folder / "sound"
     finish(sound, "--config.sampling.num_samples=1")
     newest, older = complete(sound)[-1], complete(sound)[-2]
-    expected = {newest: state(sound)}
+    expected = {newest: final_state(sound)}
     hidden = shutil.copytree(sound, folder / "older")
     shutil.rmtree(hidden / "checkpoints" / str(newest))
-    expected[older] = state(hidden)
+    expected[older] = final_state(hidden)
     names = sorted(p for p in (sound / "checkpoints" / str(newest)).rglob("*") if p.is_file())
     outcomes = {newest: 0, older: 0}
     for name in names:
@@ -188,7 +153,7 @@ def damages(folder: pathlib.Path, each: int, rng: random.Random, say: Callable) 
             (workdir / relative).unlink()
             if change is not None:
                 (workdir / relative).write_bytes(change)
-            found = state(workdir)
+            found = final_state(workdir)
             demand(same(found, expected[found[0]]), "a wrong state", str(relative), change)
             outcomes[found[0]] += 1
     say(f"{len(names)} files damaged in {sum(outcomes.values())} ways: {outcomes} restored by step")
@@ -232,9 +197,9 @@ def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
         demand(str(disk) in lines[-1] and "pace left" in lines[-1], "no path", lines[-1])
         saved = complete(workdir)
         if saved:
-            demand(state(workdir)[0] == saved[-1], "the last checkpoint is damaged")
+            demand(final_state(workdir)[0] == saved[-1], "the last checkpoint is damaged")
         finish(workdir)
-        demand(same(state(workdir), state(reference)), "another final state")
+        demand(same(final_state(workdir), final_state(reference)), "another final state")
         say(f"full at {size} KiB with steps {saved}: {lines[-1][:90]}")
     demand(full > 0, "no disk was full")
 

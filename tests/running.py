@@ -14,8 +14,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--config=tests/tiny.py"]
 
 
-def environment(devices):
-    given = os.environ.get("XLA_FLAGS", "")
+def environment(devices=1):
+    """Returns the environment of a process with so many simulated devices."""
+    given = os.environ.get("XLA_FLAGS", "")  # of a flag that is there twice, the last counts
     flags = f"{given} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
@@ -27,12 +28,14 @@ def quickly_compiling(devices):
 
 
 def command(workdir, *extra):
+    """Returns the command that trains in a work directory."""
     return [sys.executable, "main.py", f"--workdir={workdir}", *SMALL, *extra]
 
 
-def run(workdir, *extra, devices=1):
+def run(workdir, *extra, devices=1, prefix=()):
+    """Runs the application to its end."""
     return subprocess.run(
-        command(workdir, *extra),
+        [*prefix, *command(workdir, *extra)],
         cwd=ROOT,
         env=environment(devices),
         capture_output=True,
@@ -42,10 +45,10 @@ def run(workdir, *extra, devices=1):
 
 
 def final_state(workdir):
-    """Returns step and arrays of the newest checkpoint."""
-    init = build.make_init(tiny.get_config())
-    with checkpoints.Checkpoints(str(workdir)) as store:
-        return store.restore_latest(jax.eval_shape(init, jax.random.key(0)))
+    """Returns step and arrays of the newest sound checkpoint, and changes nothing."""
+    like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
+    with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
+        return store.restore_latest(like)
 
 
 def load_config(**changes):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests import faults
+from tests.running import final_state
 
 
 def scenario(name, count, folder):
@@ -47,7 +48,7 @@ def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
     (step,) = faults.complete(workdir)
     assert f"stopped after step {step}, which is saved" in log.read_text()
     assert "the same command continues" in pathlib.Path(f"{workdir}.err").read_text()
-    assert faults.state(workdir)[0] == step
+    assert final_state(workdir)[0] == step
     assert 5 <= step < 100_000
 
 

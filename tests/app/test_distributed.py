@@ -10,6 +10,7 @@ import pytest
 from ncsn_jax.app import build, devices, distributed, run_samplers
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
+from tests.running import final_state, run
 
 STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
@@ -42,7 +43,7 @@ def samples(workdir):
 
 def compare(workdir, other):
     """Demands of two finished runs the same state and samples up to rounding."""
-    a, b = (faults.state(w) for w in (workdir, other))
+    a, b = (final_state(w) for w in (workdir, other))
     assert a[0] == b[0] == 20
     for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
@@ -80,7 +81,7 @@ def test_two_processes_add_samples_to_those_that_there_are(two, tmp_path):
     assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
     before, found = samples(two), samples(workdir)
     np.testing.assert_array_equal(found[:12], before)
-    params = devices.replicate(faults.state(two)[1].ema_params)
+    params = devices.replicate(final_state(two)[1].ema_params)
     added = run_samplers.Chains(tiny.get_config()).run(params, list(range(12, 20)), 8).images
     assert found.shape == (20, 8, 8, 1) and np.abs(found[12:].astype(int) - added).max() <= 1
 
@@ -93,7 +94,7 @@ def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     assert faults.wait_two(processes) == [75, 75], faults.said(workdir)
     (step,) = faults.complete(workdir)
-    assert faults.state(workdir)[0] == step >= 3
+    assert final_state(workdir)[0] == step >= 3
     assert f"stopped after step {step}, which is saved" in (workdir / "log.txt").read_text()
 
 
@@ -133,7 +134,7 @@ def test_processes_are_found_in_the_environment(monkeypatch):
 def test_waiting_for_others_has_a_limit(tmp_path):
     """Process 1 alone finds no process 0."""
     arguments = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--patience=2")
-    result = faults.run(tmp_path / "run", *arguments)
+    result = run(tmp_path / "run", *arguments)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(

@@ -16,14 +16,15 @@ from ncsn_jax.app import metrics, storage
 from ncsn_jax.errors import UserError
 from tests import faults
 from tests.fake_gcs import FakeGcs
+from tests.running import ROOT, command, environment
 
 
 def run(gcs, tmp_path, *arguments):
     """Runs the application against a stand-in."""
     return subprocess.run(
-        faults.command("gs://bucket/run", *arguments),
-        cwd=faults.ROOT,
-        env=faults.environment() | gcs.environment,
+        command("gs://bucket/run", *arguments),
+        cwd=ROOT,
+        env=environment() | gcs.environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -43,9 +44,9 @@ def test_a_work_directory_and_images_in_object_storage(tmp_path):
         folder = "--config.data.dataset=image_folder"
         there = (folder, "--config.data.data_dir=gs://bucket/data")
         process = subprocess.Popen(
-            faults.command("gs://bucket/run", *there),
-            cwd=faults.ROOT,
-            env=faults.environment() | gcs.environment,
+            command("gs://bucket/run", *there),
+            cwd=ROOT,
+            env=environment() | gcs.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
