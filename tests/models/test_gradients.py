@@ -7,7 +7,6 @@ is left is far below the 1e-3 asked of it. Each array of parameters is moved alo
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import traverse_util
 
 from ncsn_jax import convert, losses, models
@@ -15,16 +14,10 @@ from tests.models.comparison import compiled_quickly
 
 LADDER = np.geomspace(1.0, 0.1, 3, dtype=np.float32)
 STEP = 1e-5
-# With every how many of its arrays are moved; a number that divides no stage meets all kinds of them.
-MODELS = {
-    "NCSNv2": (models.NCSNv2(2, LADDER), 1),
-    "SimplifiedNCSN": (models.SimplifiedNCSN(2, LADDER), 7),
-}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradient_is_the_derivative_along_the_parameters(name):
-    model, every = MODELS[name]
+def test_gradient_is_the_derivative_along_the_parameters():
+    model = models.NCSNv2(2, LADDER)
     rng = np.random.default_rng(0)
     shapes = convert.parameter_shapes(model, 1)
     values = [
@@ -52,9 +45,8 @@ def test_gradient_is_the_derivative_along_the_parameters(name):
             return (both(moved(which, STEP))[0] - both(moved(which, -STEP))[0]) / (2 * STEP)
 
         value, gradient = both(values)
-        expected = np.array([difference(i) for i in range(0, len(values), every)])
+        expected = np.array([difference(i) for i in range(len(values))])
         found = np.array([(g * d).sum() for g, d in zip(gradient, directions, strict=True)])
-        found = found[::every]
     # An array without influence, such as a bias before a normalization, has a derivative of zero.
     floor = 1e-6 * np.abs(expected).max()
     # The loss itself is good to some units in its last place, of which each is so much in a difference.
