@@ -198,11 +198,10 @@ def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     The corner pixels of input and output coincide (PyTorch's `align_corners=True`), unlike
     `jax.image.resize`, which aligns half pixels. The identity where the sizes agree.
     """
-    highest = jax.lax.Precision.HIGHEST
     if x.shape[1] != shape[0]:
         matrix = _interpolation_matrix(x.shape[1], shape[0]).astype(x.dtype)
-        x = jnp.einsum("oh,bhwc->bowc", matrix, x, precision=highest)
+        x = jnp.einsum("oh,bhwc->bowc", matrix, x)
     if x.shape[2] != shape[1]:
         matrix = _interpolation_matrix(x.shape[2], shape[1]).astype(x.dtype)
-        x = jnp.einsum("ow,bhwc->bhoc", matrix, x, precision=highest)
+        x = jnp.einsum("ow,bhwc->bhoc", matrix, x)
     return x
