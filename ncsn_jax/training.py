@@ -109,9 +109,9 @@ def make_init(
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
 
+    # One program for hundreds of small arrays, which returns new buffers: none can be donated twice.
     @jax.jit
     def begin(params):
-        # A copy, since the state is donated and no buffer can be donated twice.
         return jax.tree.map(jnp.copy, params) if ema else {}, optimizer.init(params)
 
     def init(key: jax.Array) -> TrainState:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -16,14 +17,14 @@ SMALL = ["--config=tests/tiny.py"]
 
 def environment(devices=1):
     """Returns the environment of a process with so many simulated devices."""
-    given = os.environ.get("XLA_FLAGS", "")  # of a flag that is there twice, the last counts
+    given = os.environ.get("XLA_FLAGS", "")  # XLA takes the last of two values
     flags = f"{given} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 
-def quickly_compiling(devices):
+def quickly_compiling():
     """Without LLVM's optimizations, for networks that take longer to compile than to run."""
-    given = environment(devices)
+    given = environment()
     return given | {"XLA_FLAGS": f"{given['XLA_FLAGS']} --xla_backend_optimization_level=0"}
 
 
@@ -42,6 +43,22 @@ def run(workdir, *extra, devices=1, prefix=()):
         text=True,
         timeout=300,
     )
+
+
+def kill_at(line, workdir, *extra, devices=1):
+    """Starts the application, and kills it when it prints a line that begins so."""
+    process = subprocess.Popen(
+        command(workdir, *extra),
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        next(found for found in process.stdout if found.startswith(line))
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
 
 
 def final_state(workdir):

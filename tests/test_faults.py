@@ -16,7 +16,8 @@ def scenario(name, count, folder):
     faults.SCENARIOS[name](folder, count, random.Random(f"{name} 0"), print)
 
 
-def test_killed_at_random_moments(tmp_path):
+def test_killed_at_random_moments(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # as users have it, which the other tests do not
     scenario("kills", 2, tmp_path)
 
 

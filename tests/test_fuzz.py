@@ -14,11 +14,10 @@ from tests import fuzz
 def test_malformed_inputs_are_refused_with_one_line():
     plan = [
         (name, number)
-        for name, number in fuzz.make_plan(600)
+        for name, number in fuzz.make_plan(170)
         # These are slow: PyTorch, the shapes of networks, and matplotlib.
-        if name not in ("torch_file", "state_dict", "losses_plot") and number < 12
+        if name not in ("torch_file", "state_dict", "losses_plot")
     ]
-    assert len(plan) > 150
     results = fuzz.run(0, plan, lambda text: None)
     assert not results.failures
     assert {name for name, _ in plan} == results.counts.keys()

@@ -43,7 +43,7 @@ def test_runs_from_top_to_bottom(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=quickly_compiling(1),
+        env=quickly_compiling(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -69,14 +69,15 @@ _OWN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYP
 
 
 def _cpu_options(remat: bool) -> dict[str, str] | None:
-    """Returns the options to compile the training step with, where one process computes on a CPU.
+    """Returns the options to compile the training step with, or None, which `{}` is not.
 
-    Several processes call the mapped function, which finds only what was compiled without options.
+    Several processes call the mapped function, which finds only what was compiled with None.
     """
     if jax.default_backend() != "cpu" or jax.process_count() > 1:
         return None
-    has_spare_cores = cpu.cores() >= 2 * jax.local_device_count()
-    return (_OWN_CONVOLUTIONS if has_spare_cores else {}) | (KEEP_BARRIERS if remat else {}) or None
+    # XLA refuses an option that it does not know.
+    own = jax.__version_info__ < (0, 13) and cpu.cores() >= 2 * jax.local_device_count()
+    return (_OWN_CONVOLUTIONS if own else {}) | (KEEP_BARRIERS if remat else {}) or None
 
 
 @contextlib.contextmanager

@@ -146,8 +146,8 @@ def make(workdir: str) -> None:
     if storage.is_remote(workdir):
         return
     try:
-        os.makedirs(workdir, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system has
+        os.makedirs(workdir.encode(), exist_ok=True)  # orbax wants a path in UTF-8
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None
 

@@ -67,7 +67,7 @@ def _over_pixels(a: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _look_up(table: jax.Array, level: jax.Array) -> jax.Array:
     """Returns the rows of a table `[L, W]` at `int[B]` in [0, L)."""
-    return jnp.asarray(table)[level]
+    return table[level]
 
 
 @_look_up.defjvp
@@ -83,10 +83,7 @@ def _look_up_jvp(primals, tangents):
     )
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _vectors(table: jax.Array, level: jax.Array, *, count: int) -> list[jax.Array]:
-    """Returns `count` vectors for each of `int[B]`, `[B, C]`, which a row holds one after the other."""
-    return jnp.split(_look_up(table, level), count, axis=1)
+_look_up = jax.jit(_look_up)  # so that each shape is traced once
 
 
 def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -133,7 +130,7 @@ class ConditionalInstanceNorm(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 2 * x.shape[-1]
         table = self.param("embedding", self.embedding_init, shape)
-        gamma, beta = _vectors(table, level, count=2)
+        gamma, beta = jnp.split(_look_up(table, level), 2, axis=1)
         return normalize(x, gamma, None, beta, activate=self.activate)
 
 
@@ -159,7 +156,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 3 * x.shape[-1]
         table = self.param("embedding", _rows_init(_near_one_init, 2), shape)
-        gamma, alpha, beta = _vectors(table, level, count=3)
+        gamma, alpha, beta = jnp.split(_look_up(table, level), 3, axis=1)
         return normalize(x, gamma, alpha, beta, activate=self.activate)
 
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ def compare(workdir, other):
     """Demands of two finished runs the same state and samples up to rounding."""
     a, b = (final_state(w) for w in (workdir, other))
     assert a[0] == b[0] == 20
-    for x, y in zip(*map(faults.jax.tree.leaves, (a[1], b[1])), strict=True):
+    for x, y in zip(*map(jax.tree.leaves, (a[1], b[1])), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
     a, b = map(samples, (workdir, other))
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1

@@ -3,10 +3,8 @@
 import functools
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -17,7 +15,13 @@ import run_lib
 from ncsn_jax import objectives, sigmas, training
 from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
-from tests.running import ROOT, command, environment, final_state, load_diffusion_config, run
+from tests.running import (
+    ROOT,
+    final_state,
+    kill_at,
+    load_diffusion_config,
+    run,
+)
 
 SEED = 5
 # As the configuration of `short_run` has them.
@@ -171,24 +175,11 @@ def test_loss_curves_are_drawn(workdir):
 
 def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
     devices, reference, _ = finished
-    process = subprocess.Popen(
-        command(tmp_path),
-        cwd=ROOT,
-        env=environment(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        for line in process.stdout:
-            if line.startswith("step 40/60"):
-                break
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    kill_at("step 40/60", tmp_path, devices=devices)
     result = run(tmp_path, devices=devices)
     assert result.returncode == 0, result.stderr
-    assert int(re.search(r"from step (\d+)", result.stdout)[1]) >= 10
+    # The saves up to step 20 were complete, as that of step 30 has waited for them.
+    assert int(re.search(r"from step (\d+)", result.stdout)[1]) >= 20
     expected, found = final_state(reference), final_state(tmp_path)
     assert expected[0] == found[0] == 60
     jax.tree.map(np.testing.assert_array_equal, expected[1], found[1])

@@ -4,7 +4,6 @@ import io
 import os
 import platform
 import re
-import signal
 import subprocess
 
 import numpy as np
@@ -16,22 +15,10 @@ from ncsn_jax.app import metrics, storage
 from ncsn_jax.errors import UserError
 from tests import faults
 from tests.fake_gcs import FakeGcs
-from tests.running import ROOT, command, environment
+from tests.running import kill_at, run
 
 
-def run(gcs, tmp_path, *arguments):
-    """Runs the application against a stand-in."""
-    return subprocess.run(
-        command("gs://bucket/run", *arguments),
-        cwd=ROOT,
-        env=environment() | gcs.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_a_work_directory_and_images_in_object_storage(tmp_path):
+def test_a_work_directory_and_images_in_object_storage(tmp_path, monkeypatch):
     """Killed on the way, continued, damaged, and the same numbers as on a disk."""
     pytest.importorskip("gcsfs")
     pictures = tmp_path / "pictures"
@@ -43,20 +30,10 @@ def test_a_work_directory_and_images_in_object_storage(tmp_path):
             gcs.put("bucket", f"data/{i}.png", {}, (pictures / f"{i}.png").read_bytes())
         folder = "--config.data.dataset=image_folder"
         there = (folder, "--config.data.data_dir=gs://bucket/data")
-        process = subprocess.Popen(
-            command("gs://bucket/run", *there),
-            cwd=ROOT,
-            env=environment() | gcs.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        with process:
-            for line in process.stdout:
-                if line.startswith("step 40/"):
-                    break
-            process.send_signal(signal.SIGKILL)
-        result = run(gcs, tmp_path, *there)
+        for name, value in gcs.environment.items():
+            monkeypatch.setenv(name, value)
+        kill_at("step 40/", "gs://bucket/run", *there)
+        result = run("gs://bucket/run", *there)
         assert result.returncode == 0, result.stderr
         begun = int(re.search(r"from step (\d+)", result.stdout)[1])
         assert begun >= 20, (
@@ -76,7 +53,7 @@ def test_a_work_directory_and_images_in_object_storage(tmp_path):
             n for n in gcs.names("bucket") if n.startswith("run/checkpoints/60/state/manifest")
         )
         gcs.put("bucket", name, {}, gcs.objects["bucket", name].data[:10])
-        result = run(gcs, tmp_path, *there)
+        result = run("gs://bucket/run", *there)
         assert result.returncode == 0, result.stderr
         assert "checkpoint 60 was moved to gs://bucket/run/damaged/60" in result.stdout
         assert "from step 50" in result.stdout

@@ -143,5 +143,6 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
 
 
 def test_a_workdir_that_no_file_system_can_name_is_refused(tmp_path):
-    with pytest.raises(UserError, match="embedded null"):
-        workdirs.make(str(tmp_path / "\0"))
+    for name, message in (("\udcff", "cannot be made: 'utf-8' codec"), ("\0", "embedded null")):
+        with pytest.raises(UserError, match=message):
+            workdirs.make(str(tmp_path / name))

@@ -24,7 +24,7 @@ def test_the_documented_commands_convert_and_sample(tmp_path):
         result = subprocess.run(
             [sys.executable, *command, *shared],
             cwd=ROOT,
-            env=quickly_compiling(1),
+            env=quickly_compiling(),
             capture_output=True,
             text=True,
             timeout=300,
@@ -51,7 +51,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path)
     command = [sys.executable, "-m", "ncsn_jax.convert", "--config=configs/mnist.py"]
     command += [f"--workdir={tmp_path}", *arguments]
     result = subprocess.run(
-        command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=60
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
     )
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and message in line
