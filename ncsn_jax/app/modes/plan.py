@@ -4,6 +4,7 @@ It compiles the programs that the run would use and prints what the compiler say
 and traffic, and the times that a roofline gives for these.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -107,6 +108,11 @@ def plan(config) -> None:
         step = _step_time(program, chip, training, training.microbatches)
         print(f"  {training.num_steps:,} steps: about {human_time(training.num_steps * step)}")
     _plan_sampling(config, targets, chip)
+    if chip:
+        print(
+            "These are estimates from the compiler's counts. They leave out communication between devices, "
+            "input, compilation, previews and checkpoints."
+        )
 
 
 def find_devices(topology: str) -> list:
@@ -123,6 +129,10 @@ def find_devices(topology: str) -> list:
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        (
+            "TPU_ACCELERATOR_TYPE",
+            "v5litepod-4",
+        ),  # of this machine, which it otherwise misses loudly
     ):
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
@@ -130,13 +140,13 @@ def find_devices(topology: str) -> list:
             f"config.plan.topology={topology!r} needs the TPU compiler: "
             f'pip install "jax[tpu]=={jax.__version__}"'
         )
-    try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"config.plan.topology={topology!r} must be 'local' or a TPU topology such as 'v5e:4x4', "
-            f"'v5p:2x2x4' or 'v6e:8x8': {one_line(str(error))}"
-        ) from None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if topology:  # It takes an empty one for TPU v2.
+            return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    raise UserError(
+        f"config.plan.topology={topology!r} must be 'local', or a TPU topology such as 'v5e:4x4', "
+        "'v5p:2x2x4' or 'v6e:8x8'"
+    )
 
 
 def train_step_of(config, targets: list) -> tuple:

@@ -70,7 +70,7 @@ def test_times_are_those_of_the_roofline(world, capsys):
     assert "arguments 1 GiB, temporaries 2 GiB, program 256 MiB; 3.25 GiB of 16 GiB" in said
     assert "a step on each device: about 394 GFLOP and 8.19 GB of traffic" in said
     assert "about 10 ms a step, bound by memory traffic (arithmetic 2 ms, traffic 10 ms)" in said
-    assert "360,000 steps: about 60.0 min" in said
+    assert "360,000 steps: about 60.0 min" in said and "estimates" in said.splitlines()[-1]
     # Two levels of 480 steps of 1 ms and one that denoises, for 125 batches of eight.
     assert "1,000 samples: about 2.0 min, in 125 batches of 8, 961 network evaluations each" in said
 
@@ -139,10 +139,10 @@ def test_an_unknown_device_has_no_times_and_the_programs_are_those_at_hand(capsy
     assert "ms a step" not in said
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:3x5", "nonsense"])
+@pytest.mark.parametrize("topology", ["", "v5e", "v5e:3x5", "nonsense"])
 def test_an_unknown_topology_is_one_line(topology):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-    with pytest.raises(UserError, match=f"'{topology}' must be 'local' or a TPU topology such as"):
+    with pytest.raises(UserError, match=f"'{topology}' must be 'local', or a TPU topology such as"):
         plan.find_devices(topology)
 
 
