@@ -74,7 +74,7 @@ class TooLarge(Exception):
     """
 
     def __init__(self, message: str):
-        found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+        found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of \S+ hbm|exceeds .* HBM)", message)
         self.needed = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else 0.0
         why = f"it takes {human_bytes(self.needed)}" if found else one_line(message)
         super().__init__(f"does not fit: {why}")

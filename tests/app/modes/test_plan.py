@@ -117,6 +117,8 @@ def test_a_program_that_its_compiler_did_not_refuse_still_has_to_fit(world, monk
 
 def test_only_a_shortage_of_the_chip_s_main_memory_tells_what_it_takes():
     assert plan.TooLarge("Used 1.5G of 15.75G hbm. Exceeded").needed == 1.5 * 2**30
+    at_level_o1 = "required for HLO temporaries (1.5G) exceeds available HBM (15.75G)."
+    assert plan.TooLarge(at_level_o1).needed == 1.5 * 2**30
     assert plan.TooLarge("Used 17.00M of 16.00M vmem").needed == 0
     assert "17.00M of 16.00M vmem" in str(plan.TooLarge("Used 17.00M of 16.00M vmem"))
 
