@@ -5,7 +5,6 @@ The network is a single convolution over the level's embedding: what is tested h
 
 import functools
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -116,16 +115,6 @@ def test_a_new_state_has_the_parameters_of_the_network_and_a_copy_as_their_avera
     assert made.step == 0 and made.step.dtype == jnp.int32
     pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(made)]
     assert len(set(pointers)) == len(pointers)
-
-
-def test_a_new_state_needs_parameters_that_depend_on_shapes_alone():
-    class FromImage(nn.Module):
-        @nn.compact
-        def __call__(self, x, level):
-            return x * self.param("mean", lambda key: x.mean())
-
-    with pytest.raises(flax.errors.LazyInitError):
-        training.make_init(FromImage(), OPTIMIZER, (4, 4, 1), ema=False)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("centered", [False, True])
