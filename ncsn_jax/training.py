@@ -112,7 +112,7 @@ def make_init(
     # One program for hundreds of small arrays, which returns new buffers: none can be donated twice.
     @jax.jit
     def begin(params):
-        return jax.tree.map(jnp.copy, params) if ema else {}, optimizer.init(params)
+        return params if ema else {}, optimizer.init(params)
 
     def init(key: jax.Array) -> TrainState:
         params = model.lazy_init(key, image, level)

@@ -2,7 +2,8 @@
 
 Programs compile quickly, since they run for moments only. To test them as users get them:
 XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" python -m pytest. XLA takes
-the last of two values of a flag. Processes that tests start inherit the flags.
+the last of two values of a flag. Processes that tests start inherit the flags, except those that
+`test_faults` kills, which have the flags of users.
 """
 
 import os
