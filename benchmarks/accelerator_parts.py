@@ -5,6 +5,7 @@ algorithms on the GPU while it compiles. It starts nothing that would not end in
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 import pathlib
@@ -23,13 +24,32 @@ from benchmarks import machine, original, original_gpu
 from benchmarks.operations import step_operations
 from benchmarks.workers import ROOT, MeasurementError, Worker
 from ncsn_jax import convert, models, scores
-from ncsn_jax.app import build
+from ncsn_jax.app import build, samplers
 from ncsn_jax.sampling import annealed_langevin, langevin
 
-# What makes a network tiny, for CPUs.
-_SMALL = {"data.image_size": 8, "model.features": 4, "training.batch_size": 4}
-# Seconds that a call is timed, and seconds that the authors' code needs to start and to be timed.
-_TIMED, _AUTHORS = 1.5, 20
+# The published networks: of NCSN, which the authors' code has too, and NCSN++.
+_NCSN = ("mnist", "cifar10")
+_NETWORKS = (*_NCSN, "score_sde.ve_cifar10_ncsnpp_continuous")
+# A training step's type, precision and steps per call; the most important first.
+_KINDS = (
+    ("float32", "default", 1),
+    ("bfloat16", "default", 1),
+    ("float32", "high", 1),
+    ("float32", "default", 10),
+)
+# What makes a network and its chains tiny, for CPUs.
+_SMALL = {
+    "data.image_size": 8,
+    "model.features": 4,
+    "ncsnpp.ch_mult": (1, 2),
+    "ncsnpp.num_res_blocks": 1,
+    "training.batch_size": 4,
+    "sampling.steps_per_level": 1,
+}
+# Seconds that a call is timed; that the authors' code needs to start and time its steps, or its samplers.
+_TIMED, _AUTHORS, _AUTHORS_SAMPLERS = 1.5, 20, 60
+# Steps of Heun's method, with two evaluations each but for the last.
+_HEUN = 18
 
 Part = Iterator[tuple[str, dict[str, Any]]]
 
@@ -134,7 +154,7 @@ def ceilings(bench: Bench) -> Part:
 
 def goldens(bench: Bench) -> Part:
     """Errors against the original implementations' figures, relative to the largest value."""
-    for precision in ("default", "highest"):
+    for precision in ("default", "highest", "high"):
         measure = lambda p=precision: {"relative error": golden_network(bench, p)}  # noqa: E731
         figures = figures_of(bench, 1.2 * bench.compile_seconds, measure)
         if "relative error" in figures:
@@ -183,57 +203,89 @@ def golden_chain() -> float:
     return float(np.abs(np.asarray(info.samples) - expected).max() / np.abs(expected).max())
 
 
-def configuration(small: bool, network: str, dtype: str = "float32"):
+def configuration(small: bool, network: str):
     """Returns a published configuration, or its tiny one."""
     config = importlib.import_module(f"configs.{network}").get_config()
     config.update_from_flattened_dict(_SMALL if small else {})
-    config.training.dtype = dtype
     return config
 
 
 def training(bench: Bench) -> Part:
     """Training steps of the published networks, and of the authors' code on the same card."""
-    rates = {}
-
-    def rows(whose: str, network: str, measured: Part) -> Part:
-        for dtype, figures in measured:
-            rates[whose, network, dtype] = figures.get("steps/s")
-            mine, theirs = (rates.get((who, network, dtype)) for who in ("ours", "authors"))
-            ratio = {"ours, times as fast": mine / theirs} if mine and theirs else {}
-            yield f"{network} {dtype}, {whose}", figures | ratio
-
-    def ours(network: str, dtype: str, factor: float) -> Part:
-        needed = factor * bench.compile_seconds + 2 * _TIMED
-        measured = dtype, figures_of(bench, needed, lambda: time_step(bench, network, dtype))
-        return rows("ours", network, iter([measured]))
-
-    # How long compiling may take, in terms of the program before.
-    yield from ours("mnist", "float32", 2.0)
-    yield from rows("authors", "mnist", _time_authors(bench, "mnist"))
-    yield from ours("mnist", "bfloat16", 1.0)
-    yield from ours("cifar10", "float32", 1.5)
-    yield from rows("authors", "cifar10", _time_authors(bench, "cifar10"))
+    ours, compile_seconds = {}, {}
+    for dtype, precision, steps in _KINDS:
+        for network in _NETWORKS:
+            # A network that nobody has compiled may take twice as long as the one before.
+            needed = compile_seconds.get(network, 2 * bench.compile_seconds) + 2 * _TIMED
+            measure = functools.partial(time_step, bench, network, dtype, precision, steps)
+            figures = figures_of(bench, needed, measure)
+            if "compile s" in figures:
+                compile_seconds[network] = figures["compile s"]
+            yield f"{network} {dtype} {precision}, {steps} a call, ours", figures
+            if (dtype, precision, steps) != _KINDS[0]:
+                continue
+            ours[network] = figures.get("steps/s")
+            if network in _NCSN:
+                yield from _time_authors(bench, network, ours[network])
 
 
-def time_step(bench: Bench, network: str, dtype: str) -> dict[str, Any]:
-    """Returns the figures of a training step, one a call, of random weights and images."""
-    config, rng = configuration(bench.small, network, dtype), np.random.default_rng(0)
+def sampling(bench: Bench) -> Part:
+    """1,000 steps of annealed Langevin and 35 evaluations of Heun's method, and of the authors' network."""
+    seconds = {}
+    for method in ("annealed_langevin", "heun"):
+        measure = functools.partial(time_sampler, bench, method)
+        figures = figures_of(bench, bench.compile_seconds + 2 * _TIMED, measure)
+        seconds[method] = figures.get("seconds")
+        yield f"{method}, ours", figures
+    yield from _time_authors_samplers(bench, seconds)
+
+
+def time_sampler(bench: Bench, method: str) -> dict[str, Any]:
+    """Returns the figures of a batch of samples of the published MNIST network, with random weights."""
+    config = configuration(bench.small, "mnist")
+    config.sampling.update(method=method, num_steps=_HEUN)
+    sampler, count = samplers.make(config), config.training.batch_size
+    keys = jax.random.split(jax.random.key(0), count)
+    params = _random(jax.eval_shape(build.make_init(config), jax.random.key(0)).params)
+    x, steps = sampler.start(keys), (np.int32(0), np.int32(sampler.num_steps))
+    program = compiled(bench, sampler.advance, (keys, params, x, steps), "default")
+    jax.block_until_ready(program(keys, params, x, (np.int32(0), np.int32(1))))  # to warm up
+    started = time.perf_counter()
+    jax.block_until_ready(program(keys, params, x, steps))
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "evaluations": sampler.evaluations,
+        "samples": count,
+        "compile s": bench.compile_seconds,
+    }
+
+
+def _random(shapes: Any) -> Any:
+    """Draws parameters on the host: to initialise them compiles a hundred programs."""
+    rng = np.random.default_rng(0)
+    draw = lambda a: np.float32(0.02) * rng.standard_normal(a.shape, np.float32)  # noqa: E731
+    return jax.device_put(jax.tree.map(draw, shapes))
+
+
+def time_step(bench: Bench, network: str, dtype: str, precision: str, steps: int) -> dict[str, Any]:
+    """Returns the figures of a training step of random weights and images, `steps` a call."""
+    config, rng = configuration(bench.small, network), np.random.default_rng(0)
+    config.training.update(dtype=dtype, precision=precision)
     shape, size = build.image_shape(config), config.training.batch_size
     shapes, seed = jax.eval_shape(build.make_init(config), jax.random.key(0)), np.uint32(0)
-    images = jax.device_put(rng.integers(0, 256, (1, size, *shape), np.uint8))
+    images = jax.device_put(rng.integers(0, 256, (steps, size, *shape), np.uint8))
     step, arguments = build.make_train_steps(config), (shapes, images, seed)
     program = compiled(bench, step, arguments, "default", donate_argnums=0)
-    # Parameters from the host: to initialise them compiles a hundred programs.
-    draw = lambda a: np.float32(0.02) * rng.standard_normal(a.shape, np.float32)  # noqa: E731
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-    state = jax.device_put(zeros._replace(params=jax.tree.map(draw, shapes.params)))
+    state = jax.device_put(zeros._replace(params=_random(shapes.params)))
 
     def call():
         nonlocal state
         state, metrics = program(state, images, seed)
         return metrics.loss
 
-    rate = 1 / seconds_per_call(call)
+    rate = steps / seconds_per_call(call)
     model = build.make_model(config)
     operations = step_operations(model, shapes.params, shape)
     tflops, peak = rate * size * operations / 1e12, bench.peaks.get(dtype)
@@ -249,13 +301,42 @@ def time_step(bench: Bench, network: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def _time_authors(bench: Bench, network: str) -> Part:
-    """Yields the figures of the authors' training step by type: with TF32, and under autocast."""
-    reason = lacks_time(bench, 0 if bench.small else _AUTHORS)
+def _time_authors(bench: Bench, network: str, ours: float | None) -> Part:
+    """Yields the figures of the authors' training step: with TF32, and under bfloat16 autocast."""
+
+    def measure(worker: Worker, suffix: str) -> dict[str, Any]:
+        times = worker.ask("time", task="train" + suffix, warm_up=0.3, seconds=_TIMED)
+        rate, memory = 1 / statistics.median(times), worker.ask("device_memory")
+        figures = {"steps/s": rate, "program GB": memory and memory / 1e9}
+        return figures | ({"ours in float32, times as fast": ours / rate} if ours else {})
+
+    yield from _ask_authors(bench, network, _AUTHORS, measure)
+
+
+def _time_authors_samplers(bench: Bench, ours: dict[str, float | None]) -> Part:
+    """Yields the seconds that the authors' network takes for both samplers; their code has no Heun."""
+
+    def measure(worker: Worker, suffix: str) -> dict[str, Any]:
+        (chain,) = worker.ask("time", task="sample" + suffix, warm_up=0, seconds=0)
+        evaluations = worker.ask("time", task="evaluate" + suffix, warm_up=0.3, seconds=_TIMED)
+        evaluated = (2 * _HEUN - 1) * statistics.median(evaluations)
+        figures = {"annealed Langevin s": chain, f"{2 * _HEUN - 1} evaluations s": evaluated}
+        for (what, theirs), mine in zip(tuple(figures.items()), ours.values(), strict=True):
+            figures |= {f"ours in float32, times as fast: {what}": theirs / mine} if mine else {}
+        return figures
+
+    yield from _ask_authors(bench, "mnist", _AUTHORS_SAMPLERS, measure)
+
+
+def _ask_authors(
+    bench: Bench, network: str, needed: float, measure: Callable[[Worker, str], dict]
+) -> Part:
+    """Starts the authors' code and yields what `measure(worker, suffix of the task)` returns, by type."""
+    reason = lacks_time(bench, 0 if bench.small else needed)
     if bench.reference is None or original.missing_file(bench.reference):
         reason = "no --reference"
     if reason:
-        yield "of both types", {"skipped": reason}
+        yield f"{network}, authors", {"skipped": reason}
         return
     config = configuration(bench.small, network)
     settings = {
@@ -272,10 +353,6 @@ def _time_authors(bench: Bench, network: str) -> Part:
     try:
         with Worker("benchmarks.original_gpu", settings) as worker:
             for dtype, suffix in (("float32", ""), ("bfloat16", original_gpu.AUTOCAST)):
-                task = "train" + suffix
-                times = worker.ask("time", task=task, warm_up=0.3, seconds=_TIMED)
-                memory = worker.ask("device_memory")
-                figures = {"steps/s": 1 / statistics.median(times)}
-                yield dtype, figures | {"program GB": memory and memory / 1e9}
+                yield f"{network} {dtype}, authors", measure(worker, suffix)
     except MeasurementError as error:
-        yield "of both types", {"failed": str(error)[:300]}
+        yield f"{network}, authors", {"failed": str(error)[:300]}

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import accelerator, accelerator_parts, workers
 from benchmarks.accelerator_parts import Bench
 
-NAMES = ["ceilings", "goldens", "training", "digits", "resume", "mnist"]
+NAMES = ["ceilings", "goldens", "training", "sampling", "digits", "resume", "mnist"]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_without_time_everything_is_skipped_and_said_to_be(tmp_path):
     found = read(tmp_path)
     assert list(found) == NAMES
     assert found["ceilings"]["items"]["copy"]["GB/s read and written"] > 0
-    for name in ("goldens", "training", "resume", "mnist"):
+    for name in ("goldens", "training", "sampling", "resume", "mnist"):
         assert all("skipped" in figures for figures in found[name]["items"].values())
     assert "out of time" in found["digits"]["items"]["job"]["failed"]
     table = (tmp_path / "table.md").read_text()
@@ -67,3 +67,10 @@ def test_what_lacks_time_does_not_begin_and_what_fails_says_why(bench):
 def test_networks_and_chains_agree_with_the_authors(bench):
     assert accelerator_parts.golden_network(bench, "default") < 1e-5
     assert accelerator_parts.golden_chain() < 1e-5
+
+
+def test_a_step_and_a_sampler_are_timed(bench):
+    figures = accelerator_parts.time_step(bench, "mnist", "bfloat16", "high", 2)
+    assert figures["steps/s"] > 0 and figures["loss"] > 0
+    figures = accelerator_parts.time_sampler(bench, "heun")
+    assert figures["seconds"] > 0 and figures["evaluations"] == 35
