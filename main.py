@@ -1,7 +1,8 @@
 """Trains a score network and samples from it: `python main.py --config=configs/digits.py --workdir=DIR`.
 
-The same command continues a run that was interrupted. Any field of the configuration can be
-overridden, as in --config.training.batch_size=64.
+The same command continues a run that was interrupted; so does `--workdir` alone, which suffices for every
+mode once there is a run. Any field of the configuration can be overridden, as in
+--config.training.batch_size=64.
 """
 
 from absl import flags
@@ -85,7 +86,7 @@ def main(_) -> None:
 
 
 def _required():
-    return (_CONFIG,) if _MODE.value in _WITHOUT_WORKDIR else (_CONFIG, _WORKDIR)
+    return (_CONFIG,) if _MODE.value in _WITHOUT_WORKDIR else (_WORKDIR, _CONFIG)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def main(_) -> None:
         raise UserError(f"config.data.dataset={config.data.dataset!r} must be 'digits'")
     if config.training.sde != "none" and not config.training.continuous:
         raise UserError("config.training.continuous=False must be True: the ladder is changed")
-    step, state = workdirs.load_newest(config, workdir)
+    step, state = workdirs.load(config, workdir)
     params = devices.replicate(state.ema_params or state.params)
     count, size = _SAMPLES.value, config.sampling.batch_size
     reference = digits_quality.real_digits("train")

@@ -42,7 +42,7 @@ def make_figures(config, workdir: str) -> str:
     from ncsn_jax.app.samplers import Stream
 
     schema.check(config)
-    step, state = workdirs.load_newest(config, workdir)
+    step, state = workdirs.load(config, workdir)
     params = state.ema_params or state.params
     directory = os.path.join(workdir, "figures", f"step_{step}")
     storage.make_directory(directory)

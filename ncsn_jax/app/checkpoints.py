@@ -177,27 +177,38 @@ class Checkpoints:
             raise ValueError("a checksum differs")
         return state
 
-    def restore_latest(self, like: Any) -> tuple[int, Any] | None:
+    def restore_latest(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
+
+        Args:
+          like: as for `restore`.
+          step: of the one checkpoint to read, where it is not to be the newest.
 
         Damaged ones that are newer are named in a warning and, once an older one has been found sound,
         moved to `<workdir>/damaged/`, so that training can save these steps again.
 
         Raises:
-          UserError: if there are checkpoints and none of them is sound; nothing is moved then.
+          UserError: if there are checkpoints and none of them is sound, or none of this step; nothing is
+            moved then.
         """
         state = None
 
         def find() -> int | None:
             nonlocal state
-            step, state = self._restore_newest(like)
-            return step
+            found, state = self._restore_newest(like, step)
+            return found
 
-        step = distributed.on_first("to read the checkpoint", find)
-        return None if step is None else (step, distributed.broadcast(state, like))
+        found = distributed.on_first("to read the checkpoint", find)
+        return None if found is None else (found, distributed.broadcast(state, like))
 
-    def _restore_newest(self, like: Any) -> tuple[int, Any] | tuple[None, None]:
+    def _restore_newest(self, like: Any, only: int | None) -> tuple[int, Any] | tuple[None, None]:
         steps, damaged = self.steps(), []
+        if only is not None:
+            if only not in steps:
+                raise UserError(
+                    f"there is no checkpoint of step {only} in {self._directory}: {steps}"
+                )
+            steps = [only]
         for step in steps:
             try:
                 state = self.restore(step, like)

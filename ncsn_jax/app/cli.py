@@ -4,6 +4,8 @@
 """
 
 import logging as std_logging
+import os
+import pathlib
 import re
 import sys
 import traceback
@@ -12,12 +14,31 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ncsn_jax.app import run_config
 from ncsn_jax.errors import UserError, one_line
 
 
+class _WholeNumber(flags.IntegerParser):
+    """Takes 2e5 for a whole number too."""
+
+    def convert(self, argument: str) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            number = float(argument)
+            if not number.is_integer():
+                raise
+            return int(number)
+
+
 def define_config() -> flags.FlagHolder:
-    """Defines `--config=FILE`, and an override for every field of the configuration in it."""
+    """Defines `--config=FILE`, and an override for every field of the configuration in it.
+
+    Without `--config` on the command line it is the configuration of the run in `--workdir`.
+    """
+    config_flags.register_flag_parser_for_type(int, _WholeNumber())
     try:
+        sys.argv = _with_config(sys.argv)
         return config_flags.DEFINE_config_file(
             "config",
             None,
@@ -27,6 +48,27 @@ def define_config() -> flags.FlagHolder:
     # It looks for the file's name on the command line already, through --flagfile too.
     except (flags.Error, OSError, ValueError) as error:
         fail(f"--flagfile cannot be read: {error}", 2)
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """Returns the command line with `--config` for the run in `--workdir`, where that alone is given."""
+    given = flags.FlagValues()
+    for name in ("config", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=given)
+    try:
+        given(arguments, known_only=True)
+    except flags.Error:  # It comes up again when all flags are parsed.
+        return arguments
+    if given.config is None and given.workdir is not None:
+        return [arguments[0], f"--config={run_config.__file__}:{given.workdir}", *arguments[1:]]
+    path = (given.config or "").split(":")[0]
+    if path and not os.path.exists(path):
+        near = pathlib.Path(path).parent
+        found = sorted(map(str, near.glob("*.py"))) or sorted(
+            map(str, pathlib.Path("configs").rglob("*.py"))
+        )
+        fail(f"--config={path}: there is no such file; there are {', '.join(found)}", 2)
+    return arguments
 
 
 def define_workdir() -> flags.FlagHolder:
@@ -74,7 +116,10 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
     """Returns the arguments that are not flags, as absl wants them, or ends the process with one line."""
     logging.set_verbosity(logging.ERROR)
     try:
-        rest = flags.FLAGS(argv)
+        try:
+            rest = flags.FLAGS(argv)
+        except SystemExit:  # --help ends with 1
+            sys.exit(0)
         if len(rest) > 1 + max_arguments:
             fail(f"unexpected argument {rest[1 + max_arguments]!r}", 2)
         for flag in required():
@@ -82,6 +127,13 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
                 fail(f"--{flag.name} is required; see {program} --help", 2)
         config.value.keys()  # a file that could not be loaded says so only when it is used
         return rest
+    except flags.UnrecognizedFlagError as error:
+        name, more = error.flagname, ""
+        if "." in name:
+            more = f"; fields of the configuration are set with --config.{name.removeprefix('config.')}"
+        fail(f"{error}{more}", 2)
+    except UserError as error:
+        fail(str(error), 2)
     except flags.Error as error:
         text = str(error)
         # What the user's file raised can come with its whole traceback.
@@ -94,7 +146,7 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
             .strip("'\"")
         )
         text = re.sub(r"'?\s+Did you mean", "; did you mean", text)
-        fail(f"--config has no such field: {text} (configs/default.py lists them all)", 2)
+        fail(f"--config has no such field: {text} (docs/configuration.md lists them all)", 2)
     # A configuration is the user's code, which may raise anything.
     except Exception as error:
         fail(f"--config: {type(error).__name__}: {_last_line(str(error))}", 2)

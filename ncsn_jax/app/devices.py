@@ -221,8 +221,8 @@ def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets
     """
     params, indices, x = _on_each((params, indices, x), targets)
     number = jax.ShapeDtypeStruct((), np.int32)
-    seed, bounds = jax.ShapeDtypeStruct((), np.uint32), (number, number)
-    return _map_chains(advance, targets).lower(params, seed, bounds, indices, x, ()).compile()
+    key_data, bounds = jax.ShapeDtypeStruct((2,), np.uint32), (number, number)
+    return _map_chains(advance, targets).lower(params, key_data, bounds, indices, x, ()).compile()
 
 
 def _on_each(tree: Any, targets: Sequence) -> Any:
@@ -248,23 +248,23 @@ def _per_device(number: int) -> np.ndarray:
 
 
 def map_chain_start(start: Callable) -> Callable:
-    """Maps `start(seed, indices) -> x` over the local devices: indices `[devices, b]`."""
+    """Maps `start(key_data, indices) -> x` over the local devices: indices `[devices, b]`."""
     return jax.pmap(start, axis_name=AXIS, in_axes=(None, 0))
 
 
 def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
-    """Maps `advance(params, seed, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
+    """Maps `advance(params, key_data, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
-    `params` are replicated; `indices`, `x`, `more` and what follows the step numbers are `[devices, b, ...]`.
-    What is returned says whether the chains of all devices of all processes are sound. Of several
+    `key_data` are of one key, `params` replicated; `indices`, `x`, `more` and what follows the step numbers
+    are `[devices, b, ...]`. What is returned says whether the chains of all devices of all processes are sound. Of several
     processes each compiles first and calls `ready`, which waits for the others: their connections, which
     are made when the program begins, do not wait as long as a compilation may take.
     """
     is_compiled, mapped = False, _map_chains(advance)
 
-    def call(params, seed, indices, x, start, stop, *rest):
+    def call(params, key_data, indices, x, start, stop, *rest):
         nonlocal is_compiled
-        arguments = params, seed, (start, stop), indices, x, rest
+        arguments = params, key_data, (start, stop), indices, x, rest
         if jax.process_count() > 1 and not is_compiled:
             mapped.lower(*arguments).compile()
             ready()
@@ -275,8 +275,8 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
 
 
 def _map_chains(advance: Callable, targets: Sequence | None = None) -> Callable:
-    def run(params, seed, bounds, indices, x, rest):
-        x, sound, more = advance(params, seed, indices, x, *bounds, *rest)
+    def run(params, key_data, bounds, indices, x, rest):
+        x, sound, more = advance(params, key_data, indices, x, *bounds, *rest)
         return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
 
     axes = (0, None, None, 0, 0, 0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax._random import Stream, example_keys, stream_key
+from ncsn_jax._random import Stream, example_keys
 from ncsn_jax.app import devices, distributed, pictures, samplers
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import uncenter
@@ -32,28 +32,31 @@ class Samples(NamedTuple):
     """What a run of n chains returns.
 
     Attributes:
-      images: uint8 `[n, H, W, C]`.
+      x: float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise.
+      images: the same, uint8 `[n, H, W, C]`.
       frames: uint8 `[num_frames, n, H, W, C]`; the last ones are the images.
       evaluations: network evaluations of every sample, int `[n]`.
     """
 
+    x: np.ndarray
     images: np.ndarray
     frames: np.ndarray
     evaluations: np.ndarray
 
 
 def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, Callable]:
-    """Returns `start(seed, indices) -> x` and what `devices.map_chains` maps, for examples `[B]`."""
+    """Returns `start(key_data, indices) -> x` and what `devices.map_chains` maps, for examples `[B]`."""
 
-    def keys(seed, indices):
+    def keys(key_data, indices):
         """Returns the keys of every sample's start and of its steps, `[B]` each."""
-        return example_keys(stream_key(seed, task), indices, 2)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), task)
+        return example_keys(key, indices, 2)
 
-    def start(seed, indices):
-        return sampler.start(keys(seed, indices)[0])
+    def start(key_data, indices):
+        return sampler.start(keys(key_data, indices)[0])
 
-    def advance(params, seed, indices, x, start, stop, *known):
-        key, steps = keys(seed, indices)[1], (start, stop)
+    def advance(params, key_data, indices, x, start, stop, *known):
+        key, steps = keys(key_data, indices)[1], (start, stop)
         x, evaluations = sampler.advance(key, params, x, steps, *known)
         return x, jnp.isfinite(x).all(), evaluations
 
@@ -90,6 +93,7 @@ class Chains:
         indices: list[int],
         size: int,
         *known: np.ndarray,
+        key: jax.Array | None = None,
         num_frames: int = 0,
         advanced: Callable[[int], None] = lambda steps: None,
     ) -> Samples:
@@ -100,6 +104,7 @@ class Chains:
           indices: of the samples, at most `size`.
           size: the number of chains in the compiled program, which is rounded up to the devices.
           *known: what is known of each sample, `[len(indices), ...]` each; see `samplers.Sampler`.
+          key: of all samples; by default that of `config.seed`.
           num_frames: how many pictures of the way to return, evenly spread over the steps; there are no
             more than steps.
           advanced: called with a number of steps whenever they have been run.
@@ -110,15 +115,16 @@ class Chains:
         count = len(indices)
         places = shard(np.asarray(indices, np.uint32), size)
         known = tuple(shard(array, size) for array in known)
-        seed = np.uint32(self._config.seed)
-        x, frames, at = self._start(seed, places), [], 0
+        key = jax.random.key(self._config.seed) if key is None else key
+        key_data = np.asarray(jax.random.key_data(key))
+        x, frames, at = self._start(key_data, places), [], 0
         parts, shown = (
             set(frame_stops(self.num_steps, min(many, self.num_steps)).tolist())
             for many in (_PARTS, num_frames)
         )
         for stop in sorted(parts | shown):
             x, finite, evaluations = self._advance(
-                params, seed, places, x, np.int32(at), np.int32(stop), *known
+                params, key_data, places, x, np.int32(at), np.int32(stop), *known
             )
             # What is run in one piece may take as long as what is run in many.
             with distributed.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
@@ -146,7 +152,8 @@ class Chains:
         else:
             evaluations = np.full(count, self.evaluations)
         frames = np.stack(frames) if frames else np.empty((0,))
-        return Samples(self._images(x, count), frames, evaluations)
+        images = self._images(x, count)
+        return Samples(gather(final, count), images, frames, evaluations)
 
     def _images(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images, uint8 `[count, H, W, C]`."""

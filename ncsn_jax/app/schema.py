@@ -314,7 +314,10 @@ def check(config: ml_collections.ConfigDict, num_devices: int | None = None) -> 
     for name in [*FIELDS, *flat]:
         if name not in flat or name not in FIELDS:
             what = "is no field" if name in flat else "is missing"
-            raise UserError(f"config.{name} {what} (configs/default.py lists all fields)")
+            raise UserError(
+                f"config.{name} {what}: docs/configuration.md lists all fields; a run of another version of "
+                "this program may have others"
+            )
 
     def require(name: str, holds: bool, allowed: str) -> None:
         if not holds:

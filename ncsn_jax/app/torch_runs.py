@@ -64,7 +64,7 @@ def export(config, workdir: str, path: str) -> str:
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
         raise UserError(f"--export={path!r} is there already; choose another name")
-    step, state = workdirs.load_newest(config, workdir)
+    step, state = workdirs.load(config, workdir)
     model, ladder = build.make_model(config), build.make_sigmas(config)
     state_dict = convert.to_torch(state.params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."

@@ -75,8 +75,14 @@ def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:
         raise UserError(f"--workdir={workdir!r} holds no run: train first")
 
 
-def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, training.TrainState]:
-    """Returns (step, state) of the newest checkpoint of a work directory, and changes nothing there.
+def load(
+    config: ml_collections.ConfigDict, workdir: str, step: int | None = None
+) -> tuple[int, training.TrainState]:
+    """Returns (step, state) of a checkpoint of a work directory, and changes nothing there.
+
+    Args:
+      config, workdir: of the run.
+      step: of the checkpoint; the newest by default.
 
     Raises:
       UserError: if there is none that fits the configuration.
@@ -84,7 +90,7 @@ def load_newest(config: ml_collections.ConfigDict, workdir: str) -> tuple[int, t
     distributed.on_first("to find the run", lambda: require_run(config, workdir))
     like = jax.eval_shape(make_init(config), jax.random.key(0))
     with checkpoints.Checkpoints(workdir, read_only=True) as store:
-        found = store.restore_latest(like)
+        found = store.restore_latest(like, step)
     if found is None:
         raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
     return found

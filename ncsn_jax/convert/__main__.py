@@ -40,7 +40,7 @@ if __name__ == "__main__":
     cli.run(
         main,
         _CONFIG,
-        lambda: (_CONFIG, _WORKDIR),
+        lambda: (_WORKDIR, _CONFIG),
         max_arguments=1,
         program="python -m ncsn_jax.convert",
         interrupted="interrupted; nothing was converted",

@@ -16,14 +16,15 @@ from tests.running import ROOT, run
     [
         (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
         (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/nothing.py"], "there is no such file; there are configs/celeba.py, "),
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
         (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
         (["--workdir=/proc"], "cannot be written to"),
         (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
-        (["--config.training.num_steps=1e3"], "--config.training.num_steps=1e3"),
+        (["--config.training.num_steps=1.5"], "--config.training.num_steps=1.5"),
+        (["--training.batch_size=8"], "with --config.training.batch_size"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):

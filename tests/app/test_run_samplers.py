@@ -14,7 +14,7 @@ __all__ = ["ladder_run", "small_network"]
 
 @pytest.fixture
 def params(ladder_run):
-    _, state = workdirs.load_newest(runs.ladder_config(), ladder_run)
+    _, state = workdirs.load(runs.ladder_config(), ladder_run)
     return devices.replicate(state.ema_params)
 
 

@@ -40,7 +40,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     config, workdir = make(), str(tmp_path / "run")
     message = torch_runs.import_checkpoint(config, str(path), workdir)
     assert str(path) in message and "note" not in message
-    step, state = work_directories.load_newest(config, workdir)
+    step, state = work_directories.load(config, workdir)
     found = torch_files.read(str(path))
     model = build.make_model(config)
     version = "v1" if path == V1 else "v2"
@@ -95,7 +95,7 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
     assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
     found = torch_files.read(str(PP))
-    step, state = work_directories.load_newest(config, str(tmp_path / "run"))
+    step, state = work_directories.load(config, str(tmp_path / "run"))
     adam = torch_files.read_adam(str(PP), found)
     trees = {"mu": adam.first, "nu": adam.second, "ema": found.ema}
     for name, arrays in trees.items():
@@ -208,7 +208,7 @@ def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
     workdir = str(tmp_path / "run")
     message = torch_runs.import_checkpoint(v1_config(), str(path), workdir)
     assert "holds no optimizer" in message
-    step, state = work_directories.load_newest(v1_config(), workdir)
+    step, state = work_directories.load(v1_config(), workdir)
     assert step == 0 and not any(
         a.any() for a in jax.tree.leaves(optax.tree.get(state.opt_state, "mu"))
     )
@@ -234,7 +234,7 @@ def test_each_other_setting_of_adam_is_said_with_both_values(tmp_path):
     first, *notes = torch_runs.import_checkpoint(config, str(path), str(tmp_path / "run")).split(
         "\n"
     )
-    state = work_directories.load_newest(config, str(tmp_path / "run"))[1]
+    state = work_directories.load(config, str(tmp_path / "run"))[1]
     count = sum(a.size for a in jax.tree.leaves(state.params))
     assert first == f"{path}: step 3, {count} parameters, now in {tmp_path / 'run'}"
     values = zip(here.items(), (0.3, 0.1, 0.2, 0.4, 0.5), strict=True)

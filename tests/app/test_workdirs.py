@@ -117,10 +117,10 @@ def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
 def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_path):
     config = tiny.get_config()
     with pytest.raises(UserError, match="holds no run: train first"):
-        workdirs.load_newest(config, str(tmp_path))
+        workdirs.load(config, str(tmp_path))
     workdirs.write_config(config, str(tmp_path))
     with pytest.raises(UserError, match="holds no checkpoint: train first"):
-        workdirs.load_newest(config, str(tmp_path))
+        workdirs.load(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
     start, advance = run_samplers.chain_functions(sampler, Stream.SAMPLES)
     size = -(-config.sampling.batch_size // len(targets))
     indices = jax.ShapeDtypeStruct((size,), np.uint32)
-    return advance, params, indices, jax.eval_shape(start, np.uint32(0), indices)
+    return advance, params, indices, jax.eval_shape(start, np.zeros(2, np.uint32), indices)
 
 
 def _compile_step(what: str, config, targets: list) -> Program:

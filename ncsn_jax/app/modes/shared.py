@@ -83,7 +83,7 @@ def begin(config, workdir: str, mode: str, task: Stream | None = None) -> None:
 
 def load(config, workdir: str) -> Loaded:
     """Returns the newest checkpoint of a run."""
-    step, state = workdirs.load_newest(config, workdir)
+    step, state = workdirs.load(config, workdir)
     return Loaded(config, workdir, step, devices.replicate(state.ema_params or state.params))
 
 

@@ -93,7 +93,7 @@ ladder_run = run_fixture(ladder_config, scale=0.3)  # so that the samples do not
 
 def library(config, workdir):
     """Returns the SDE, and the score functions of sigma and of time, of the checkpoint's EMA."""
-    params = jax.tree.map(jnp.asarray, workdirs.load_newest(config, workdir)[1].ema_params)
+    params = jax.tree.map(jnp.asarray, workdirs.load(config, workdir)[1].ema_params)
     model, options = build.make_model(config), config.model
     if config.training.sde == "none":
         process = sde.VE(options.sigma_end, options.sigma_begin)
@@ -243,7 +243,7 @@ def assert_others_are_refused(mode, config, workdir, others):
 
 def assert_ema(params, config, workdir):
     """That parameters are the EMA of the checkpoint, on every device."""
-    ema = workdirs.load_newest(config, workdir)[1].ema_params
+    ema = workdirs.load(config, workdir)[1].ema_params
     every = (jax.device_count(),)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, np.broadcast_to(b, every + b.shape)),

@@ -1,0 +1,135 @@
+"""Opens a run, trained by `main.py` or converted, for use in one's own code; `ncsn_jax.load_run` is this."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ncsn_jax import sde as sdes
+from ncsn_jax.app import build, devices, pictures, run_samplers, schema, workdirs
+from ncsn_jax.app.progress import progress
+from ncsn_jax.app.run_config import get_config
+from ncsn_jax.images import center, uncenter
+from ncsn_jax.types import ScoreFn
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Run:
+    """A trained network with what belongs to it.
+
+    Scores and densities are of the space that the run was trained in, images in [0, 1], or in [-1, 1] where
+    `config.data.centered`. `prepare` maps images to it and `restore` back.
+
+    Attributes:
+      config: the run's configuration.
+      step: of the checkpoint.
+      model: the Flax network.
+      params: its parameters: their EMA, where there is one.
+      sigmas: the noise ladder `[L]`, decreasing.
+      sde: the SDE; of a ladder, the variance-exploding one from its first to its last sigma.
+      score_fn: `score_fn(x [B, H, W, C], sigma [B]) -> score`, like x.
+      time_score_fn: `time_score_fn(x, t [B]) -> score`, t from 0 (data) to 1 (noise).
+
+    The network of a ladder knows its L levels alone. Between two levels it gives the score of the nearest,
+    by the ratio of the sigmas. So along sigma or t its score is a staircase: an ODE solver
+    with small tolerances takes many steps at the edges, and likelihoods and latents are of the staircase's
+    flow, which is close to the flow of the scores only for ladders of many levels. Networks with continuous
+    time (`config.training.continuous`) have no such steps.
+    """
+
+    config: ConfigDict
+    step: int
+    model: Any
+    params: Any
+    sigmas: jax.Array
+    sde: sdes.SDE
+    score_fn: ScoreFn
+    time_score_fn: sdes.TimeScoreFn
+
+    def __repr__(self) -> str:
+        count = sum(a.size for a in jax.tree.leaves(self.params))
+        shape = build.image_shape(self.config)
+        return (
+            f"Run({self.config.model.name}, {count:,} parameters, images {shape}, step {self.step})"
+        )
+
+    def sample(self, key: jax.Array, n: int, **overrides: Any) -> np.ndarray:
+        """Draws samples on all local devices, in batches of `config.sampling.batch_size`.
+
+        Sample i is a function of (key, i) alone. With `jax.random.key(config.seed)` the samples are those of
+        `main.py --mode=sample`, whose 8-bit values `to_uint8` gives.
+
+        Args:
+          key: one key.
+          n: how many, >= 1.
+          **overrides: fields of `config.sampling`, such as `steps_per_level=10`.
+
+        Returns:
+          Images, float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise.
+
+        Raises:
+          UserError: if a field cannot have this value, or a chain diverges.
+
+        Example:
+          >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
+          >>> images = run.sample(jax.random.key(0), 16)  # doctest: +SKIP
+        """
+        config = self.config.copy_and_resolve_references().unlock()
+        config.sampling.update({"num_samples": n} | overrides)
+        schema.check(config, num_devices=1)
+        runner, size = run_samplers.Chains(config), min(n, config.sampling.batch_size)
+        params, made = devices.replicate(self.params), []
+        with progress("sampling", -(-n // size) * runner.num_steps) as advanced:
+            for first in range(0, n, size):
+                indices = list(range(first, min(first + size, n)))
+                made.append(runner.run(params, indices, size, key=key, advanced=advanced).x)
+        return np.concatenate(made)
+
+    def prepare(self, images: Any) -> jax.Array:
+        """Returns images `[B, H, W, C]`, uint8 or in [0, 1], as the score functions take them."""
+        x = jnp.asarray(images)
+        x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+        return center(x, self.config.data.centered)
+
+    def restore(self, x: jax.Array) -> jax.Array:
+        """Returns images in [0, 1] of what `prepare` gives, or of a sampler's result in its space."""
+        return uncenter(x, self.config.data.centered)
+
+    def to_uint8(self, images: Any) -> np.ndarray:
+        """Returns images in [0, 1] as uint8, rounded and clipped."""
+        return pictures.to_uint8(np.asarray(images))
+
+
+def load_run(workdir: str, step: int | None = None) -> Run:
+    """Opens the run in a work directory, of which nothing is changed.
+
+    Args:
+      workdir: of `main.py` or `python -m ncsn_jax.convert`, on a disk or such as gs://BUCKET/PATH.
+      step: of the checkpoint; the newest by default.
+
+    Raises:
+      UserError: if there is no run, no such checkpoint, or a run of another version of this package.
+
+    Example:
+      >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
+      >>> x = run.prepare(images)  # doctest: +SKIP
+      >>> score = run.score_fn(x, jnp.full(len(x), 0.1))  # doctest: +SKIP
+    """
+    config = get_config(workdir)
+    schema.check(config, num_devices=1)
+    step, state = workdirs.load(config, workdir, step)
+    params = jax.device_put(state.ema_params or state.params)
+    score_fn, time_score_fn = build.make_score_fn(config, params)
+    return Run(
+        config,
+        step,
+        build.make_model(config, dtype=config.sampling.dtype),
+        params,
+        build.make_sigmas(config),
+        build.make_sde(config),
+        score_fn,
+        time_score_fn,
+    )

@@ -1,0 +1,34 @@
+"""The configuration of a run, from its `config.json`.
+
+`main.py` takes this file for its configuration file where none is named.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from ncsn_jax.app import storage
+from ncsn_jax.errors import UserError
+
+
+def get_config(workdir: str) -> ConfigDict:
+    """Returns the configuration of the run in a work directory.
+
+    Raises:
+      UserError: if there is no run.
+    """
+    storage.check(workdir, "--workdir")
+    found = storage.read_json(os.path.join(workdir, "config.json"))
+    if found is None:
+        raise UserError(
+            f"--workdir={workdir!r} holds no run yet: name its configuration with --config"
+        )
+    config = ConfigDict()
+    for name, value in found.items():
+        section, _, short = name.rpartition(".")
+        there = config
+        if section:
+            there = config[section] = config.get(section, ConfigDict())
+        # JSON has no tuples, and no field is a list.
+        there[short] = tuple(value) if isinstance(value, list) else value
+    return config.lock()

@@ -1,0 +1,119 @@
+"""`load_run`: the network, the scores and the samples of a run, from its work directory alone."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncsn_jax.app import reading, run_config, schema
+from ncsn_jax.errors import UserError
+from tests import running, tiny
+
+# `main.py`, which does not know the tests' network by itself.
+MAIN = """
+import runpy, sys, tests.tiny
+sys.argv[0] = "main.py"
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def run(workdir):
+    return reading.load_run(str(workdir))
+
+
+def main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        cwd=running.ROOT,
+        env=running.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_configuration_is_that_of_the_run(run):
+    assert schema.flatten(run.config) == schema.flatten(tiny.get_config())
+    assert repr(run).startswith("Run(tiny, ") and repr(run).endswith("step 60)")
+    with pytest.raises(AttributeError):
+        run.config.no_such_field = 1
+
+
+def test_samples_are_those_of_the_run(run, workdir):
+    expected = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    x = run.sample(jax.random.key(run.config.seed), 12)
+    np.testing.assert_array_equal(run.to_uint8(x), expected)
+    # Sample i depends on the key and i alone; overrides are heeded.
+    np.testing.assert_array_equal(run.sample(jax.random.key(run.config.seed), 3), x[:3])
+    assert np.all(run.sample(jax.random.key(7), 3) != x[:3])
+    longer = run.sample(jax.random.key(run.config.seed), 3, steps_per_level=3)
+    assert np.all(longer != x[:3])
+
+
+def test_scores_are_the_networks(run):
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    levels = jnp.array([1, 0])
+    expected = run.model.apply(run.params, x, levels)
+    np.testing.assert_array_equal(run.score_fn(x, run.sigmas[levels]), expected)
+    t = jnp.array([1.0, 0.0])  # the last time is the first level
+    np.testing.assert_array_equal(run.time_score_fn(x, t)[0], run.score_fn(x, run.sigmas[:1])[0])
+
+
+def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):
+    def listing():
+        return sorted(os.path.join(d, f) for d, _, files in os.walk(workdir) for f in files)
+
+    before = listing()
+    older, newer = (reading.load_run(str(workdir), step) for step in (50, None))
+    assert (older.step, newer.step) == (50, 60)
+    old, new = (jax.tree.leaves(run.params)[0] for run in (older, newer))
+    assert not np.array_equal(old, new)
+    assert listing() == before
+    with pytest.raises(UserError, match=r"no checkpoint of step 55 in .*: \[60, 50\]"):
+        reading.load_run(str(workdir), 55)
+
+
+def test_mistakes_are_one_line(run, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        reading.load_run(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="config.sampling.epsilon=-1.0 must be"):
+        run.sample(jax.random.key(0), 1, epsilon=-1)
+    with pytest.raises(UserError, match=r"config\.sampling\.epsylon is no field"):
+        run.sample(jax.random.key(0), 1, epsylon=1)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_images_go_to_the_networks_range_and_back(run, centered):
+    config = run.config.copy_and_resolve_references()
+    config.data.centered = centered
+    run = dataclasses.replace(run, config=config)
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    x = run.prepare(images)
+    assert x.dtype == jnp.float32 and (x.min(), x.max()) == ((-1 if centered else 0), 1)
+    np.testing.assert_allclose(run.prepare(images / 255.0), x, atol=3e-7)
+    np.testing.assert_array_equal(run.to_uint8(run.restore(x)), images)
+
+
+def test_a_work_directory_is_enough(workdir):
+    """Overrides apply on top; those that would change the training are refused."""
+    done = main(f"--workdir={workdir}", "--mode=sample", "--config.sampling.num_samples=1.4e1")
+    assert done.returncode == 0, done.stderr
+    samples = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+    assert len(samples) == 14
+    done = main(f"--workdir={workdir}", "--config.training.num_steps=80")
+    assert done.returncode == 0 and (workdir / "samples" / "step_80").is_dir()
+    done = main(f"--workdir={workdir}", "--config.training.batch_size=16")
+    assert done.returncode == 1
+    assert "training.batch_size is 8 there and 16 here" in done.stderr
+
+
+def test_tuples_stay_tuples(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 1, "a.b": [1, 2], "a.c": "x"}')
+    config = run_config.get_config(str(tmp_path))
+    assert config.to_dict() == {"seed": 1, "a": {"b": (1, 2), "c": "x"}}
