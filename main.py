@@ -58,14 +58,14 @@ _WITHOUT_WORKDIR = ("suggest", "plan")
 
 def main(_) -> None:
     """Runs the chosen mode."""
-    devices = cpu.devices_for(_CONFIG.value)
+    num_devices = cpu.devices_for(_CONFIG.value)
     if _MODE.value in _WITHOUT_WORKDIR:
         import jax
 
         import run_lib
 
-        if devices is not None:
-            jax.config.update("jax_num_cpu_devices", devices)
+        if num_devices is not None:
+            jax.config.update("jax_num_cpu_devices", num_devices)
         getattr(run_lib, _MODE.value)(_CONFIG.value)
         return
     from ncsn_jax.app import signals
@@ -74,13 +74,14 @@ def main(_) -> None:
     import jax
 
     import run_lib
-    from ncsn_jax.app import distributed
+    from ncsn_jax.app import devices, distributed
 
     processes = distributed.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if processes is not None:
         distributed.start(*processes, _PATIENCE.value)
-    elif devices is not None:
-        jax.config.update("jax_num_cpu_devices", devices)
+    elif num_devices is not None:
+        jax.config.update("jax_num_cpu_devices", num_devices)
+    devices.check()
     getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
     distributed.meet("to finish")  # One that ended early would be missed by the others.
 

@@ -62,6 +62,7 @@ _log = logging.getLogger("ncsn_jax")
 _CALLS_TO_ESTIMATE = 5
 
 
+@devices.jax_defaults()
 def train(config, workdir: str) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples.
 

@@ -18,8 +18,39 @@ import numpy as np
 from ncsn_jax.app import cpu
 from ncsn_jax.app.data import cache
 from ncsn_jax.app.packing import Packing
+from ncsn_jax.errors import UserError, one_line
 
 AXIS = "batch"
+
+
+@contextlib.contextmanager
+def jax_defaults() -> Iterator[None]:
+    """Gives JAX's settings their defaults where others would change a run's numbers, or stop it.
+
+    The environment may set them, or a notebook. It decorates whatever computes something of a run.
+    """
+    with (
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(True),
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.default_matmul_precision(None),
+        jax.transfer_guard("allow"),
+        jax.disable_jit(False),
+    ):
+        yield
+
+
+def check() -> None:
+    """Raises UserError if there are no devices of the kind that `$JAX_PLATFORMS` names."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # both mean that
+        named = jax.config.jax_platforms
+        raise UserError(
+            f"JAX finds no devices for $JAX_PLATFORMS={named!r}; leave it unset, or set it to 'cpu'"
+            + one_line(f" ({error})" if str(error) else "")
+        ) from None
 
 
 def keep_compiled() -> None:
@@ -256,9 +287,9 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     """Maps `advance(params, key_data, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
     `key_data` are of one key, `params` replicated; `indices`, `x`, `more` and what follows the step numbers
-    are `[devices, b, ...]`. What is returned says whether the chains of all devices of all processes are sound. Of several
-    processes each compiles first and calls `ready`, which waits for the others: their connections, which
-    are made when the program begins, do not wait as long as a compilation may take.
+    are `[devices, b, ...]`. What is returned says whether the chains of all devices of all processes are
+    sound. Of several processes each compiles first and calls `ready`, which waits for the others: their
+    connections, which are made when the program begins, do not wait as long as a compilation may take.
     """
     is_compiled, mapped = False, _map_chains(advance)
 

@@ -56,6 +56,7 @@ class Run:
             f"Run({self.config.model.name}, {count:,} parameters, images {shape}, step {self.step})"
         )
 
+    @devices.jax_defaults()
     def sample(self, key: jax.Array, n: int, **overrides: Any) -> np.ndarray:
         """Draws samples on all local devices, in batches of `config.sampling.batch_size`.
 
@@ -103,6 +104,7 @@ class Run:
         return pictures.to_uint8(np.asarray(images))
 
 
+@devices.jax_defaults()
 def load_run(workdir: str, step: int | None = None) -> Run:
     """Opens the run in a work directory, of which nothing is changed.
 

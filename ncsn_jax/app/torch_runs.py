@@ -12,12 +12,22 @@ import numpy as np
 import optax
 
 from ncsn_jax import convert, models, training
-from ncsn_jax.app import build, checkpoints, pictures, schema, storage, torch_files, workdirs
+from ncsn_jax.app import (
+    build,
+    checkpoints,
+    devices,
+    pictures,
+    schema,
+    storage,
+    torch_files,
+    workdirs,
+)
 from ncsn_jax.errors import UserError
 
 _NO_OPTIMIZER = "note: it holds no optimizer; training would begin with moments of zero"
 
 
+@devices.jax_defaults()
 def import_checkpoint(config, path: str, workdir: str) -> str:
     """Makes a work directory from a checkpoint of the authors' PyTorch code; see `torch_files.read`.
 
@@ -48,6 +58,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
     return "\n".join(lines + notes)
 
 
+@devices.jax_defaults()
 def export(config, workdir: str, path: str) -> str:
     """Writes the newest checkpoint's parameters to a `.npz` file: `model/NAME` and, with EMA, `ema/NAME`.
 

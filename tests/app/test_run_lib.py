@@ -17,6 +17,8 @@ from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
 from tests.running import (
     ROOT,
+    command,
+    environment,
     final_state,
     kill_at,
     load_diffusion_config,
@@ -310,3 +312,46 @@ def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(tmp_path, monkeypatch, c
     jax.tree.map(np.testing.assert_array_equal, *states)
     previews = [tmp_path / name / "samples/step_2/preview.png" for name in ("whole", "parts")]
     assert previews[0].read_bytes() == previews[1].read_bytes()
+
+
+def test_settings_of_jax_change_nothing(uninterrupted, tmp_path):
+    """Not the training, nor the samples, nor whether a run can be opened."""
+    settings = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+        "JAX_TRANSFER_GUARD": "disallow",
+        "JAX_DISABLE_JIT": "1",
+    }
+    done = subprocess.run(
+        command(tmp_path),
+        cwd=ROOT,
+        env=environment() | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    expected, found = (final_state(workdir) for workdir in (uninterrupted(1)[0], tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    samples = [
+        np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
+        for workdir in (uninterrupted(1)[0], tmp_path)
+    ]
+    np.testing.assert_array_equal(*samples)
+
+
+def test_missing_devices_are_one_line(tmp_path):
+    done = subprocess.run(
+        command(tmp_path),
+        cwd=ROOT,
+        env=environment() | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: JAX finds no devices for $JAX_PLATFORMS='cuda'")

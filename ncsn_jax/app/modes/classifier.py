@@ -27,6 +27,7 @@ from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
 
 
+@devices.jax_defaults()
 def classifier(config, workdir: str) -> None:
     """Trains the classifier that `classconditional` needs, to `classifier/classifier.npz`."""
     shared.begin(config, workdir, "classifier")
@@ -55,6 +56,7 @@ def classifier(config, workdir: str) -> None:
     shared.log.info("loss %.3f; wrote %s", loss, path)
 
 
+@devices.jax_defaults()
 def classconditional(config, workdir: str) -> None:
     """Writes samples of given classes to `classconditional/step_<step>/`."""
     shared.begin(config, workdir, "classconditional", Stream.CLASSES)

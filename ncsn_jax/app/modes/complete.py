@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, distributed, pictures, run_samplers, samplers, storage
+from ncsn_jax.app import build, devices, distributed, pictures, run_samplers, samplers, storage
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.app.modes import shared
 
 
+@devices.jax_defaults()
 def inpaint(config, workdir: str) -> None:
     """Fills in the pixels that a mask hides, and writes to `inpainting/step_<step>/`."""
     shared.begin(config, workdir, "inpaint", Stream.INPAINTING)
@@ -33,6 +34,7 @@ def inpaint(config, workdir: str) -> None:
     _complete(config, workdir, Stream.INPAINTING, originals, known)
 
 
+@devices.jax_defaults()
 def colorize(config, workdir: str) -> None:
     """Colours images of which the mean of the channels is known: see `colorization/step_<step>/`."""
     shared.begin(config, workdir, "colorize", Stream.COLORIZATION)

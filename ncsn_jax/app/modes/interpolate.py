@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ncsn_jax import likelihood
-from ncsn_jax.app import build, distributed, pictures, run_flows
+from ncsn_jax.app import build, devices, distributed, pictures, run_flows
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 
 
+@devices.jax_defaults()
 def interpolate(config, workdir: str) -> None:
     """Encodes pairs of images, decodes what lies between, and writes to `interpolation/step_<step>/`."""
     shared.begin(config, workdir, "interpolate")

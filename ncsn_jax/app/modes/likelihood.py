@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ncsn_jax.app import build, distributed, run_flows, storage, workdirs
+from ncsn_jax.app import build, devices, distributed, run_flows, storage, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 
 
+@devices.jax_defaults()
 def likelihood(config, workdir: str) -> None:
     """Writes the bits per dimension of images, and their mean, to `likelihood/step_<step>/`."""
     shared.begin(config, workdir, "likelihood")

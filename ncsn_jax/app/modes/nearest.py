@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, pictures, run_samplers, workdirs
+from ncsn_jax.app import build, devices, pictures, run_samplers, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.sample import write_samples
 from ncsn_jax.app.progress import progress
@@ -20,6 +20,7 @@ _ELEMENTS = 2**24
 _SPARE = 8
 
 
+@devices.jax_defaults()
 def nearest(config, workdir: str) -> None:
     """Samples as `sample` does, and writes the nearest training images to the same directory."""
     shared.begin(config, workdir, "nearest", Stream.SAMPLES)

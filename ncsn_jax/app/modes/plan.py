@@ -80,6 +80,7 @@ class TooLarge(Exception):
         super().__init__(f"does not fit: {why}")
 
 
+@devices.jax_defaults()
 def plan(config) -> None:
     """Prints what the run of a configuration takes on the devices of `config.plan.topology`."""
     topology = schema.flatten(config).get("plan.topology")

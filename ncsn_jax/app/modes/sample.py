@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import distributed, pictures, run_samplers, storage
+from ncsn_jax.app import devices, distributed, pictures, run_samplers, storage
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.progress import progress
 
@@ -13,6 +13,7 @@ from ncsn_jax.app.progress import progress
 _GIF_FRAMES, _GIF_SAMPLES = 60, 36
 
 
+@devices.jax_defaults()
 def sample(config, workdir: str) -> None:
     """Writes samples of the newest checkpoint to `samples/step_<step>/`."""
     shared.begin(config, workdir, "sample", Stream.SAMPLES)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ncsn_jax import sigmas
-from ncsn_jax.app import build, schema
+from ncsn_jax.app import build, devices, schema
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
 
@@ -14,6 +14,7 @@ _BYTES_TO_COMPARE = 500_000_000
 _LARGEST_SIGMA_OF_NCSN = 2
 
 
+@devices.jax_defaults()
 def suggest(config) -> None:
     """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images."""
     schema.check(config)
