@@ -58,8 +58,8 @@ __all__ = [
 
 _log = logging.getLogger("ncsn_jax")
 
-# After how many calls of the compiled step the length of the run is estimated.
-_CALLS_TO_ESTIMATE = 5
+# After how many seconds the length of the run is estimated, where no line of the log has said it.
+_SECONDS_TO_ESTIMATE = 20
 
 
 @devices.jax_defaults()
@@ -94,6 +94,7 @@ def train(config, workdir: str) -> None:
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state = _first_state(config, store, dataset.shape)
+            writer.write_text(step, "configuration", _table(config))
             runner = run_samplers.Chains(config)
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
@@ -108,7 +109,16 @@ def train(config, workdir: str) -> None:
                 step = options.num_steps
             params = devices.replicate(_weights(state))
             del state
-        write_samples(shared.Loaded(config, workdir, step, params), runner)
+            samples = write_samples(shared.Loaded(config, workdir, step, params), runner)
+            if samples is not None:
+                grid = pictures.grid(samples[:100])
+                writer.write_image(step, "grid", pictures.encode_png(grid), grid.shape)
+        _log.info(
+            "done. Next: python main.py --workdir=%s --mode=nearest (or interpolate, likelihood, inpaint), "
+            "or in Python ncsn_jax.load_run(%r)",
+            workdir,
+            workdir,
+        )
 
 
 def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]:
@@ -125,6 +135,12 @@ def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]
     return step, state
 
 
+def _table(config) -> str:
+    """Returns the fields as a table in Markdown."""
+    rows = (f"| {name} | `{value!r}` |" for name, value in schema.flatten(config).items())
+    return "\n".join(["| field | value |", "|---|---|", *rows])
+
+
 def _weights(state: training.TrainState):
     """Returns the parameters to sample with: their EMA, where there is one."""
     return state.ema_params or state.params
@@ -138,8 +154,10 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
         dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
     )
     sigmas = build.make_objective(config).sigmas
+    optim = config.optim
+    learning_rate = training.make_schedule(optim.learning_rate, optim.warmup_steps)
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
-    in_flight, calls, stop = None, 0, 0
+    in_flight, stop, estimated = None, 0, False
 
     def settle() -> None:
         """Waits for the call in flight, and learns whether any process is to stop."""
@@ -160,20 +178,27 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             with window.paused(), signals.at_once():
                 preview(step, _weights(saved))
 
+    def last_saved() -> str:
+        steps = store.steps()
+        return (
+            f"the last checkpoint is that of step {steps[0]}" if steps else "there is no checkpoint"
+        )
+
     window.restart(step)
-    with signals.deferred():
+    with signals.deferred(last_saved):
         while step < last and not stop:
             started = time.perf_counter()
             batch = devices.shard_batch(batches(step, per_call))
             window.input_seconds += time.perf_counter() - started
             stop_signal = signals.requested() or 0
             state, metrics, stop_signals = train_steps(state, batch, stop_signal)
-            step, calls = step + per_call, calls + 1
+            step += per_call
 
             # One call stays in flight, so that the next batch is made while this one is computed.
             settle()
             in_flight = (step, metrics, stop_signals)
-            if calls == _CALLS_TO_ESTIMATE:
+            if not estimated and time.perf_counter() - window.started > _SECONDS_TO_ESTIMATE:
+                estimated = True
                 settle()
                 _log.info(
                     "estimate: %s for the other %d steps, without samples",
@@ -192,7 +217,8 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             if any(due.values()) or (stop_signal and distributed.count() == 1):
                 settle()
             if due["log"]:
-                scalars = window.scalars()
+                estimated = True
+                scalars = window.scalars() | {"learning_rate": float(learning_rate(step - 1))}
                 writer.write_scalars(step, scalars)
                 _log.info("%s", window.line(step, last, scalars))
                 window.restart(step)

@@ -57,6 +57,13 @@ class Metrics(NamedTuple):
     level_count: jax.Array
 
 
+def make_schedule(learning_rate: float, warmup_steps: int = 0) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, from 0; see `make_optimizer`."""
+    if warmup_steps:
+        return optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.constant_schedule(learning_rate)
+
+
 def make_optimizer(
     learning_rate: float,
     *,
@@ -78,9 +85,7 @@ def make_optimizer(
       warmup_steps: >= 0.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
-    schedule = learning_rate
-    if warmup_steps:
-        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    schedule = make_schedule(learning_rate, warmup_steps)
     return optax.chain(
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),

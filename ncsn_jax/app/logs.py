@@ -12,7 +12,7 @@ import jax
 from clu import parameter_overview
 
 from ncsn_jax.app import devices, distributed, storage
-from ncsn_jax.app.progress import human_bytes, human_time
+from ncsn_jax.app.progress import human_bytes, human_count, human_time
 from ncsn_jax.errors import UserError
 from ncsn_jax.training import TrainState
 
@@ -46,8 +46,8 @@ def describe(config, state: TrainState, *, with_table: bool) -> None:
         _log.debug("%s", table)
     leaves, kinds = jax.tree.leaves(state.params), jax.devices()
     _log.info(
-        "%d parameters; with gradient, optimizer and EMA %s per device; devices: %d x %s on %d host(s)",
-        sum(a.size for a in leaves),
+        "%s parameters; with gradient, optimizer and EMA %s per device; devices: %d x %s on %d host(s)",
+        f"{sum(a.size for a in leaves):,}",
         human_bytes(sum(a.nbytes for a in [*leaves, *jax.tree.leaves(state)])),
         len(kinds),
         kinds[0].device_kind,
@@ -70,7 +70,7 @@ def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: f
     """
     line = f"training step compiled in {human_time(seconds)}"
     if steps.operations is not None:  # Some backends tell neither.
-        line += f"; about {microbatches * steps.operations:.3g} operations a step and device"
+        line += f"; about {human_count(microbatches * steps.operations)}FLOP a step and device"
     if steps.memory is not None:
         state = steps.memory.argument_size_in_bytes
         line += (
@@ -82,10 +82,11 @@ def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: f
 
 
 class _LogFile(logging.Handler):
-    """The log in a file. On a full disk it ends; what has to be written says so itself."""
+    """The log in a file, with the time. On a full disk it ends; what has to be written says so itself."""
 
     def __init__(self, path: str):
         super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._file = storage.Growing(path)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ncsn_jax import training
@@ -81,6 +81,16 @@ class Writer:
             height=height, width=width, colorspace=channels, encoded_image_string=png
         )
         self._write(step, [summary_pb2.Summary.Value(tag=tag, image=image)])
+
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Writes a named text, in Markdown."""
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+        tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode()])
+        tensor.tensor_shape.dim.add(size=1)
+        value = summary_pb2.Summary.Value(
+            tag=tag, metadata=summary_pb2.SummaryMetadata(plugin_data=plugin), tensor=tensor
+        )
+        self._write(step, [value])
 
     def flush(self, *, now: bool = False) -> None:
         """Hands everything written so far on; to object storage only now and then, unless `now`."""

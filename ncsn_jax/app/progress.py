@@ -57,6 +57,15 @@ def human_bytes(size: float) -> str:
     return f"{size:.3g} TiB"
 
 
+def human_count(number: float) -> str:
+    """Returns a number as text with a decimal prefix of its unit, which is to follow."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} T"
+
+
 def human_time(seconds: float) -> str:
     """Returns a duration as text with the unit that suits it."""
     if seconds < 90:

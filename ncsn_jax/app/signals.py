@@ -4,7 +4,8 @@ A machine that is taken away sends SIGTERM and leaves half a minute. Python runs
 thread, between two of its instructions, so that one long compilation could use that time up. Here the
 signal's number goes through a pipe to a thread that is always ready. Outside `deferred` the thread ends the
 process. Inside, it notes the signal, and the training loop looks for it after each step. A second Ctrl-C
-always ends it.
+always ends it. In a notebook, which does not call `install`, Ctrl-C (its stop button) is deferred likewise,
+and raises KeyboardInterrupt where a process would end.
 """
 
 import contextlib
@@ -13,17 +14,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 # The exit status by signal. 75 is EX_TEMPFAIL: nothing is wrong, start it again.
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a handler may run within the blocks that it guards
 _deferred = False
 _requested: int | None = None
-_goodbye = "interrupted"
+_goodbye: str | None = None  # None: not installed
+_last_saved: Callable[[], str] = str
 
 
 def install(goodbye: str) -> None:
@@ -43,19 +45,26 @@ def install(goodbye: str) -> None:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def deferred(last_saved: Callable[[], str] = str) -> Iterator[None]:
     """Inside the block a signal only sets `requested`; a second Ctrl-C still ends the process.
 
     So does the end of the block, if a signal came and the block raised nothing.
+
+    Args:
+      last_saved: returns what is saved, to be told at a second Ctrl-C.
     """
-    global _deferred, _requested
+    global _deferred, _requested, _last_saved
     with _lock:
-        _deferred, _requested = True, None
+        _deferred, _requested, _last_saved = True, None, last_saved
+    alone = _goodbye is None and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, _: _receive(number)) if alone else None
     try:
         yield
     finally:
         with _lock:
             _deferred = False
+        if alone:
+            signal.signal(signal.SIGINT, before)
     if _requested is not None:
         _end(_requested)
 
@@ -81,7 +90,11 @@ def requested() -> int | None:
 
 
 def stop(number: int) -> NoReturn:
-    """Ends a run that has saved its state because of a signal, by SystemExit."""
+    """Ends a run that has saved its state because of a signal, by SystemExit or KeyboardInterrupt."""
+    global _requested
+    if _goodbye is None:
+        _requested = None
+        raise KeyboardInterrupt("the state is saved; train again to continue")
     say(f"stopped by {_NAMES[number]}: {_goodbye}")
     sys.exit(STATUS[number])
 
@@ -98,18 +111,29 @@ def _watch(pipe: int) -> None:
         number = data[0]
         if number not in STATUS:
             continue
-        with _lock:
-            defer = _deferred and not number == _requested == signal.SIGINT
-            if defer:
-                _requested = _requested or number
+        _receive(number)
+
+
+def _receive(number: int) -> None:
+    global _requested
+    with _lock:
+        again = number == _requested == signal.SIGINT
+        defer = _deferred and not again
         if defer:
-            say(f"{_NAMES[number]}: saving after this step")
-        else:
-            _end(number)
+            _requested = _requested or number
+    if defer:
+        more = "; again to stop at once" if number == signal.SIGINT else ""
+        say(f"{_NAMES[number]}: saving after this step{more}")
+        return
+    if again:
+        say(f"this step is not saved; {_last_saved()}")
+    _end(number)
 
 
 def _end(number: int) -> None:
     """Ends the process; a log in object storage gets a moment to be written."""
+    if _goodbye is None:
+        raise KeyboardInterrupt
     say(f"{_NAMES[number]}: {_goodbye}")
     last = threading.Thread(target=logging.shutdown, daemon=True)
     last.start()

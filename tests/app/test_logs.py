@@ -1,5 +1,6 @@
 """What a run says at its start, and where."""
 
+import datetime
 import logging
 import types
 
@@ -24,7 +25,10 @@ def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_ta
         log.debug("table %d", number)
         log.info("line %d", number)
     assert capsys.readouterr().out == "line 1\nline 2\n"
-    assert (tmp_path / "log.txt").read_text() == "table 1\nline 1\ntable 2\nline 2\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[19:] for line in lines] == ["  table 1", "  line 1", "  table 2", "  line 2"]
+    for line in lines:
+        datetime.datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")
     with pytest.raises(UserError, match="no/log.txt cannot be written: No such file"):
         logs.start(str(tmp_path / "no"))
 
@@ -64,6 +68,6 @@ def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsy
     logs.describe_executable(types.SimpleNamespace(operations=12345.0, memory=memory), 3, 120.0)
     assert capsys.readouterr().out.splitlines() == [
         "training step compiled in 2 s",
-        "training step compiled in 2.0 min; about 3.7e+04 operations a step and device; memory per "
+        "training step compiled in 2.0 min; about 37 kFLOP a step and device; memory per "
         "device, estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
     ]

@@ -127,3 +127,12 @@ def test_what_is_written_twice_is_appended_as_lines_of_json_and_as_events(tmp_pa
     for picture, step in zip(events.Images("samples"), (1, 2), strict=True):
         found = picture.step, picture.encoded_image_string, picture.height, picture.width
         assert found == (step, b"a picture", 3, 4)
+
+
+def test_texts_are_tensorboards(tmp_path):
+    with metrics.Writer(str(tmp_path)) as writer:
+        writer.write_text(3, "configuration", "| a |\n|---|")
+    found = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = found.Tensors("configuration")
+    assert event.step == 3 and event.tensor_proto.string_val == [b"| a |\n|---|"]
+    assert list(found.PluginTagToContent("text")) == ["configuration"]

@@ -135,7 +135,7 @@ def finished(request, uninterrupted):
 def test_a_run_writes_what_it_should(finished):
     devices, workdir, output = finished
     assert f"devices: {devices} x cpu on 1 host(s)" in output
-    assert "operations a step and device" in output and "memory per device" in output
+    assert "FLOP a step and device" in output and "memory per device" in output
     assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
     log = (workdir / "log.txt").read_text()
     assert log.count("step 20/60") == 1

@@ -73,3 +73,51 @@ with signals.deferred():
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+
+
+def test_a_second_interruption_says_what_is_saved():
+    script = """
+import os, signal, time
+from ncsn_jax.app import signals
+signals.install("good-bye")
+with signals.deferred(lambda: "the last checkpoint is that of step 7"):
+    os.kill(os.getpid(), signal.SIGINT)
+    while not signals.requested():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 130
+    assert result.stderr.splitlines() == [
+        "Ctrl-C: saving after this step; again to stop at once",
+        "this step is not saved; the last checkpoint is that of step 7",
+        "Ctrl-C: good-bye",
+    ]
+
+
+def test_in_a_notebook_an_interruption_is_deferred_and_then_raised():
+    script = """
+import os, signal
+from ncsn_jax.app import signals
+before = signal.getsignal(signal.SIGINT)
+
+def interrupted(work):
+    try:
+        with signals.deferred(lambda: "none"):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.requested() == signal.SIGINT
+            work()
+        return False
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGINT) is before
+        return True
+
+print(interrupted(lambda: signals.stop(signals.requested())))
+print(interrupted(lambda: None))
+print(interrupted(lambda: os.kill(os.getpid(), signal.SIGINT)))
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "True\n" * 3), result.stderr

@@ -69,18 +69,21 @@ class World:
                 world.events.append(("sample", indices, weights))
                 if world.diverges:
                     raise UserError("a chain diverged")
-                return run_samplers.Samples(np.zeros((len(indices), 8, 8, 1), np.uint8), None, [])
+                return run_samplers.Samples(
+                    None, np.zeros((len(indices), 8, 8, 1), np.uint8), None, []
+                )
 
         patch.setattr(data, "load", lambda *_, **__: IMAGES)
         patch.setattr(build, "make_init", lambda config: lambda key: make_state(0))
         patch.setattr(devices, "TrainSteps", Steps)
         patch.setattr(run_samplers, "Chains", Chains)
         patch.setattr(data.Batches, "__call__", self._before(data.Batches.__call__, self._batch))
+        names = {"samples": "picture", "grid": "grid"}
         for owner, name, event in (
             (checkpoints.Checkpoints, "save", lambda store, step, state: ("save", step)),
             (checkpoints.Checkpoints, "wait", lambda store: ("wait",)),
             (metrics.Writer, "write_scalars", lambda writer, step, scalars: ("log", step)),
-            (metrics.Writer, "write_image", lambda writer, step, *_: ("picture", step)),
+            (metrics.Writer, "write_image", lambda writer, step, tag, *_: (names[tag], step)),
             (metrics.Writer, "flush", lambda writer, now=False: ("flush", now)),
         ):
             keep = lambda *a, event=event, **k: self.events.append(event(*a, **k))
@@ -132,8 +135,7 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
         *(("flush", True), ("save", 20)),
         *(("wait",), ("sample", [0, 1, 2], {20.0}), ("picture", 20)),
         *(("log", 24), ("flush", True), ("save", 24), ("wait",)),
-        ("flush", False),
-        ("sample", [0, 1], {24.0}),
+        *(("sample", [0, 1], {24.0}), ("grid", 24), ("flush", False)),
     ]
     assert world.steps() == [24, 20, 16, 12, 10, 8, 4]
     lines = (world.workdir / "metrics.jsonl").read_text().splitlines()
@@ -145,12 +147,19 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
     for line in (
         "10 images of shape (8, 8, 1), from step 0",
         "step 6/24  loss 3.5  grad 7  0.5 steps/s  input 25 %  36 s left",
-        "estimate: 28 s for the other 14 steps, without samples",
         "step 12/24  loss 9.5  grad 19  0.5 steps/s  input 25 %  24 s left",
         "step 24/24  loss 21.5  grad 43  0.5 steps/s  input 25 %  0 s left",
     ):
         assert line in output
-    assert sum(line.startswith("estimate") for line in output) == 1
+    assert not any(line.startswith("estimate") for line in output)  # the log has said it
+
+
+def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(world, capsys):
+    world.train(log_every=24, sample_every=0)
+    output = capsys.readouterr().out.splitlines()
+    # 20 seconds are over after the sixth call, of four seconds each.
+    (line,) = (line for line in output if line.startswith("estimate"))
+    assert line == "estimate: 24 s for the other 12 steps, without samples"
 
 
 def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
@@ -158,14 +167,14 @@ def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
     assert "already beyond" not in capsys.readouterr().out
     assert world.train(num_steps=26, checkpoint_every=26, log_every=26, sample_every=0) == [
         ("batch", 24, 2),
-        *(("log", 26), ("flush", True), ("save", 26), ("wait",), ("flush", False)),
-        ("sample", [0, 1], {26.0}),
+        *(("log", 26), ("flush", True), ("save", 26), ("wait",)),
+        *(("sample", [0, 1], {26.0}), ("grid", 26), ("flush", False)),
     ]
     assert json.loads((world.workdir / "config.json").read_text())["training.num_steps"] == 26
     assert "from step 24" in capsys.readouterr().out
     assert (world.workdir / "log.txt").read_text().count("params/weight") == 1
     # The samples are of step 26, and there already.
-    assert world.train(num_steps=24) == [("flush", False)]
+    assert world.train(num_steps=24) == [("grid", 26), ("flush", False)]
     output = capsys.readouterr().out
     assert "from step 26" in output and "already beyond config.training.num_steps=24" in output
     world.train(num_steps=26)
@@ -262,7 +271,7 @@ def test_previews_show_the_first_samples_of_the_average_at_their_step(world, cha
     events.Reload()
     shown = events.Images("samples")
     assert [(e.step, e.height, e.width) for e in shown] == [(10, 19, 19), (20, 19, 19)]
-    for event, path in zip(shown, found, strict=False):
+    for event, path in zip([*shown, *events.Images("grid")], found, strict=True):
         assert event.encoded_image_string == (samples / path).read_bytes()
 
 
