@@ -4,6 +4,7 @@ A check raises ValueError with one line: the argument's name, what was found and
 the argument in the form that the caller needs. Values that JAX traces are not known yet and pass.
 """
 
+import contextlib
 import math
 import operator
 
@@ -14,6 +15,7 @@ import numpy as np
 from ncsn_jax.errors import show
 
 MAX_FLOAT = 3.4e38  # the largest float32, about
+_TINY = float(np.finfo(np.float32).tiny)
 MAX_COUNT = 10**8  # tables of more steps take gigabytes
 MAX_LEVELS = 1_000_000  # more than any ladder or chain has
 
@@ -27,70 +29,77 @@ def is_traced(value) -> bool:
 
 
 def as_float(name: str, value: float) -> float:
-    """Returns a number as a float, infinite if it is too large."""
+    """Returns a number, NumPy's scalars among them, as a float: infinite if it is too large.
+
+    One that is traced is returned as it is, by this and by all that follow.
+    """
+    if is_traced(value):
+        return value
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real and hasattr(value, "dtype") and np.ndim(value) == 0:
+        real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    if not real:
+        raise ValueError(f"{name} must be a number, got {show(value)}")
     try:
-        if np.ndim(value) == 0:
-            return float(value)
+        return float(value)
     except OverflowError:
         return math.inf
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"{name} must be a number, got {show(value)}")
 
 
-def positive(name: str, value) -> None:
-    """Refuses anything but one number > 0 that is finite in float32."""
-    if not (is_traced(value) or (np.ndim(value) == 0 and 0 < as_float(name, value) <= MAX_FLOAT)):
-        raise ValueError(f"{name} must be a finite number > 0, got {show(value)}")
+def positive(name: str, value, most: float = MAX_FLOAT) -> float:
+    """Returns one number > 0 as a float, `most` at most, for which float32 has room."""
+    try:
+        found = as_float(name, value)
+    except ValueError:
+        found = math.nan
+    if not (is_traced(found) or _TINY <= found <= most):
+        allowed = "finite number > 0" if most == MAX_FLOAT else f"number in (0, {most:g}]"
+        raise ValueError(f"{name} must be a {allowed}, got {show(value)}")
+    return found
 
 
-def number(name: str, value) -> None:
-    """Refuses anything but a plain number > 0 for which float32 has room."""
-    if not _is_number(value):
-        raise ValueError(f"{name} must be a number > 0, got {show(value)}")
-
-
-def ends(*, equal: bool = False, **bounds) -> tuple[float, float]:
+def ends(*, equal: bool = False, **bounds) -> dict[str, float]:
     """Returns two numbers > 0, the larger first, as floats; they may be `equal` if told so."""
-    (first, last), (high, low) = bounds, (as_float(*bound) for bound in bounds.items())
+    found = {name: as_float(name, value) for name, value in bounds.items()}
+    (first, last), (high, low) = found, found.values()
+    if is_traced(high) or is_traced(low):
+        return found
     if not (MAX_FLOAT >= high >= low > 0 and (high > low or equal)):
         order = f"{MAX_FLOAT:g} >= {first} {'>=' if equal else '>'} {last} > 0"
         raise ValueError(f"{order} must hold, got {first}={high} and {last}={low}")
-    return high, low
+    return found
 
 
-def fraction(name: str, value) -> None:
-    """Refuses anything but a number in (0, 1)."""
-    if not is_traced(value) and not 0 < as_float(name, value) < 1:
+def fraction(name: str, value) -> float:
+    """Returns a number in (0, 1) as a float."""
+    found = as_float(name, value)
+    if not (is_traced(found) or 0 < found < 1):
         raise ValueError(f"{name} must be in (0, 1), got {show(value)}")
+    return found
 
 
-def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> None:
-    """Refuses anything but an integer from `least` to `most`."""
+def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> int:
+    """Returns an integer from `least` to `most` as Python's."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and least <= value <= most):
         raise ValueError(f"{name} must be an integer >= {least}, {most} at most, got {show(value)}")
-
-
-def _is_number(value) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    return float(np.finfo(np.float32).tiny) <= value <= MAX_FLOAT
+    return int(value)
 
 
 # Keys and arrays of examples
 
 
-def keys(key: jax.Array, batch_size: int) -> None:
-    """Raises unless `key` is one typed key or `batch_size` of them; TypeError if it is no key."""
+def keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """Returns one typed key or `batch_size` of them, which legacy ones become; TypeError if it is no key."""
+    if getattr(key, "dtype", None) == np.uint32 and np.ndim(key):
+        with contextlib.suppress(TypeError, ValueError):  # refused below
+            key = jax.random.wrap_key_data(jnp.asarray(key))
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        found = getattr(key, "dtype", type(key).__name__)
-        raise TypeError(
-            f"key must be made by jax.random.key, got {found} "
-            "(jax.random.wrap_key_data makes one of a jax.random.PRNGKey)"
-        )
+        found = f"{key.dtype}{[*key.shape]}" if hasattr(key, "dtype") else type(key).__name__
+        raise TypeError(f"key must be made by jax.random.key or jax.random.PRNGKey, got {found}")
     if key.shape not in ((), (batch_size,)):
         raise ValueError(f"key must have shape () or ({batch_size},), got {key.shape}")
+    return key
 
 
 def batch(name: str, x: jax.Array) -> int:
@@ -106,22 +115,32 @@ def floating(name: str, x: jax.Array) -> None:
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
-def chains(key: jax.Array, x: jax.Array) -> int:
-    """Returns B of floating-point x `[B, ...]`, where chains start, with one key or `[B]` of them."""
-    batch_size = batch("x", x)
-    keys(key, batch_size)
-    floating("x", x)
-    return batch_size
+def chains(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jnp.dtype]:
+    """Returns typed keys, and the state and the type of x `[B, ...]`, where chains start."""
+    key = keys(key, batch("x", x))
+    return key, *state("x", x)
 
 
-def state(name: str, x: jax.Array) -> jax.Array:
-    """Returns floating-point x `[B, ...]`, which must have elements, in JAX's default precision."""
+def state(name: str, x: jax.Array, *, elements: bool = False) -> tuple[jax.Array, jnp.dtype]:
+    """Returns floating-point x `[B, ...]` in float32, or float64 if it is that, and the type that it has.
+
+    Sums over many steps need the digits: the smallest steps vanish in bfloat16, and float16 overflows. With
+    `elements`, x must have some.
+    """
     batch(name, x)
     x = jnp.asarray(x)
     floating(name, x)
-    if not x.size:
+    if elements and not x.size:
         raise ValueError(f"{name} must have elements, got shape {x.shape}")
-    return x.astype(float)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)), x.dtype
+
+
+def batch_shape(shape) -> tuple[int, ...]:
+    """Returns a shape `(B, ...)` as a tuple."""
+    sound = isinstance(shape, tuple | list) and len(shape) > 0
+    if not (sound and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
+        raise ValueError(f"shape must be (B, ...), got {show(shape)}")
+    return tuple(int(n) for n in shape)
 
 
 def shape(name: str, value, wanted: tuple[int, ...]) -> None:
@@ -131,18 +150,16 @@ def shape(name: str, value, wanted: tuple[int, ...]) -> None:
 
 
 def each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns a value for each example of floating-point x `[B, ...]` as an array `[B]`."""
-    batch("x", x)
-    floating("x", x)
+    """Returns numbers, one for each example of x `[B, ...]`, as an array `[B]` of the type of x."""
     shape(name, value, x.shape[:1])
-    return jnp.asarray(value)
+    return jnp.asarray(value, x.dtype)
 
 
 def score(x: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns a score, which must be shaped like x."""
+    """Returns a score, which must be shaped like x, in the type of x."""
     if value.shape != x.shape:
         raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {value.shape}")
-    return value
+    return value.astype(x.dtype)
 
 
 def mask(value) -> jax.Array:
@@ -165,6 +182,34 @@ def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, x.shape)
 
 
+def inputs(model: object, x, label, name: str = "level", levels: int | None = None) -> tuple:
+    """Returns what a network is called with as arrays: images `[B, H, W, C]` and a number for each, `[B]`.
+
+    Images are floating point. The number is an integer if its `name` is level; and if there are so many
+    `levels`, and it is known, it is one of them.
+    """
+    x, label = jnp.asarray(x), jnp.asarray(label)
+    network = type(model).__name__
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{network} needs floating-point images [B, H, W, C], got {x.dtype}{[*x.shape]}"
+        )
+    kind, allowed = (jnp.integer, "integers") if name == "level" else (jnp.number, "numbers")
+    if label.shape != x.shape[:1] or not jnp.issubdtype(label.dtype, kind):
+        raise ValueError(
+            f"{network} needs a {name} of {allowed} [B] = [{x.shape[0]}], "
+            f"got {label.dtype}{[*label.shape]}"
+        )
+    if levels is not None and not is_traced(label):
+        values = np.asarray(label)
+        outside = values[~((values >= 0) & (values < levels) & (values == np.floor(values)))]
+        if outside.size:
+            raise ValueError(
+                f"{network} needs a {name} of integers from 0 to {levels - 1}, got {outside[0]}"
+            )
+    return x, label
+
+
 def sides(model: object, x: jax.Array, halvings: int) -> None:
     """Refuses images `[B, H, W, C]` whose sides cannot be halved so often."""
     factor, (height, width) = 2**halvings, x.shape[1:3]
@@ -178,9 +223,9 @@ def sides(model: object, x: jax.Array, halvings: int) -> None:
 # Ladders and steps
 
 
-def ladder(sigmas: jax.Array) -> jax.Array:
-    """Returns a ladder as an array `[L]`, positive and decreasing."""
-    sigmas = jnp.asarray(sigmas)
+def ladder(sigmas: jax.Array, dtype=None) -> jax.Array:
+    """Returns a ladder as an array `[L]` of a type, positive and decreasing."""
+    sigmas = jnp.asarray(sigmas, dtype)
     if sigmas.ndim != 1 or sigmas.shape[0] < 1:
         raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
     if is_traced(sigmas):
@@ -247,18 +292,18 @@ def sde(value) -> None:
         raise ValueError(f"sde must be VE, VP, SubVP or another SDE, got {show(value)}")
 
 
-def times(start: float, end: float) -> None:
-    """Refuses two times that are not in (0, 1] or do not differ."""
-    for name, value in (("start", start), ("end", end)):
-        if not (_is_number(value) and value <= 1):
-            raise ValueError(f"{name} must be a number in (0, 1], got {show(value)}")
-    if np.float32(start) == np.float32(end):
+def times(start: float, end: float) -> tuple[float, float]:
+    """Returns two times in (0, 1], which must differ, as floats."""
+    start, end = positive("start", start, 1.0), positive("end", end, 1.0)
+    if not (is_traced(start) or is_traced(end)) and np.float32(start) == np.float32(end):
         raise ValueError(f"start and end must differ, got {start} and {end}")
+    return start, end
 
 
-def tolerances(rtol: float, atol: float, max_steps: int) -> None:
-    """Refuses tolerances and a bound on steps with which nothing can be solved."""
-    if not ((_is_number(rtol) and rtol < 1) or (np.ndim(rtol) == 0 and rtol == 0)):
+def tolerances(rtol: float, atol: float, max_steps: int) -> dict:
+    """Returns tolerances and a bound on steps, with which something can be solved, by name."""
+    relative = as_float("rtol", rtol)
+    if not (is_traced(relative) or relative == 0 or _TINY <= relative < 1):
         raise ValueError(f"rtol must be a number in [0, 1), got {show(rtol)}")
-    number("atol", atol)
-    count("max_steps", max_steps)
+    atol, max_steps = positive("atol", atol), count("max_steps", max_steps)
+    return {"rtol": relative, "atol": atol, "max_steps": max_steps}

@@ -98,8 +98,9 @@ def loss(
     Raises:
       ValueError: if an argument has the wrong shape or type, or y is out of range.
     """
-    check.chains(key, x)
-    y, t = _check_classes(check.each("y", x, y)), check.each("t", x, t)
+    key, x, _ = check.chains(key, x)
+    check.shape("y", y, x.shape[:1])
+    y, t = _check_classes(y), check.each("t", x, t)
     mean, std = sde.marginal(x, t)
     logits = logits_fn(mean + expand(std, x) * normal_like(key, x), t)
     return _cross_entropy(logits, y), jnp.argmax(logits, axis=1) == y

@@ -47,7 +47,7 @@ def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
     Raises:
       ValueError: if `images` are not uint8 `[B, ...]`.
     """
-    check.keys(key, check.batch("images", images))
+    key = check.keys(key, check.batch("images", images))
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
@@ -76,6 +76,7 @@ def prepare(
     Returns:
       float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
     """
+    keys = check.keys(keys, check.batch("images", images))
     flip_keys, noise_keys = split_each(keys, 2)
     if random_flip:
         flip = jax.vmap(jax.random.bernoulli)(flip_keys)

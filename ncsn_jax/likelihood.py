@@ -24,7 +24,8 @@ from ncsn_jax.sampling._probability_flow import (
     score_of_one,
     velocity,
 )
-from ncsn_jax.sde import SDE, TimeScoreFn
+from ncsn_jax.sde import SDE
+from ncsn_jax.types import TimeScoreFn
 
 PROJECTIONS = {"rademacher": rademacher_like, "gaussian": normal_like}
 # So many directional derivatives are taken at once for an exact trace.
@@ -71,23 +72,23 @@ def log_prob(
       return_info: whether to return a `SamplerInfo` as well: evaluations of the score with its derivatives.
 
     Returns:
-      Nats `[B]`, NaN for an example that ran out of steps or met values that are not finite; and the
-      `SamplerInfo` if asked for.
+      Nats `[B]`, float32 (float64 for such x), NaN for an example that ran out of steps or met values that
+      are not finite; and the `SamplerInfo` if asked for.
 
     Raises:
       ValueError: if an argument is out of range, or the score is not shaped like x.
       ImportError: if diffrax is not installed.
     """
     check.sde(sde)
-    x = check.state("x", x)
-    check.times(end, 1.0)
-    check.tolerances(rtol, atol, max_steps)
-    check.count("num_projections", num_projections)
+    x, _ = check.state("x", x, elements=True)
+    end = check.times(end, 1.0)[0]
+    tolerances = check.tolerances(rtol, atol, max_steps)
+    num_projections = check.count("num_projections", num_projections)
     if not (isinstance(projection, str) and projection in PROJECTIONS):
         raise ValueError(f"projection must be one of {[*PROJECTIONS]}, got {show(projection)}")
     vectors = None
     if not exact:
-        check.keys(key, x.shape[0])
+        key = check.keys(key, x.shape[0])
         draws = [PROJECTIONS[projection](fold_in(key, i), x) for i in range(num_projections)]
         vectors = jnp.stack(draws, axis=1)
     size = math.prod(x.shape[1:])
@@ -100,12 +101,10 @@ def log_prob(
             trace = jnp.mean(jax.vmap(lambda v: jnp.sum(v * directional(v)))(vectors))
         g = sde.diffusion(t[None])[0]
         divergence = sde.drift_coefficient(t[None])[0] - 0.5 * g**2 * trace / size
-        return velocity(sde, state[0], t, score), divergence
+        return velocity(sde, state[0], t, score), divergence.astype(x.dtype)
 
     start = (x, jnp.zeros(x.shape[0], x.dtype))
-    (latent, change), info = integrate(
-        field, start, end, 1.0, rtol=rtol, atol=atol, max_steps=max_steps, args=vectors
-    )
+    (latent, change), info = integrate(field, start, end, 1.0, **tolerances, args=vectors)
     nats = sde.prior_log_prob(latent) + size * change
     return (nats, info) if return_info else nats
 
@@ -149,8 +148,7 @@ def bits_per_dim(
         )
     for size in shape[1:]:
         check.count("shape", size)
-    check.count("levels", levels)
-    check.number("width", width)
+    levels, width = check.count("levels", levels), check.positive("width", width)
     size = math.prod(shape[1:])
     return -log_prob / (size * math.log(2)) + math.log2(levels / width)
 
@@ -206,10 +204,11 @@ def decode(
       `[B, ...]`, NaN for an example that could not be solved. It raises what `probability_flow` raises, and
       ValueError for a temperature that is out of range.
     """
-    z = check.state("z", z)
-    check.number("temperature", temperature)
+    z, dtype = check.state("z", z, elements=True)
+    z = (check.positive("temperature", temperature) * z).astype(z.dtype)
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    return probability_flow(sde, score_fn, temperature * z, start=1.0, end=end, **tolerances)[0]
+    x, _ = probability_flow(sde, score_fn, z, start=1.0, end=end, **tolerances)
+    return x.astype(dtype)
 
 
 def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
@@ -231,13 +230,13 @@ def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
     Raises:
       ValueError: if the shapes differ or are (), or `num` is below 2.
     """
-    z0, z1 = check.state("z0", z0), check.state("z1", z1)
+    (z0, dtype), (z1, _) = (check.state(n, z, elements=True) for n, z in (("z0", z0), ("z1", z1)))
     check.shape("z1", z1, z0.shape)
-    check.count("num", num, 2)
+    num = check.count("num", num, 2)
     units = [z / jnp.linalg.norm(z.reshape(-1)) for z in (z0, z1)]
     # Exact for small angles too, where the arc cosine is not.
     distances = [jnp.linalg.norm((units[0] + s * units[1]).reshape(-1)) for s in (-1, 1)]
     theta = 2 * jnp.arctan2(*distances)
     w = jnp.linspace(0.0, 1.0, num, dtype=z0.dtype).reshape(num, *(1,) * z0.ndim)
     weights = [jnp.where(theta > 0, jnp.sin(v * theta) / jnp.sin(theta), v) for v in (1 - w, w)]
-    return weights[0] * z0[None] + weights[1] * z1[None]
+    return (weights[0] * z0[None] + weights[1] * z1[None]).astype(dtype)

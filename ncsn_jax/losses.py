@@ -3,7 +3,9 @@
 Every loss is `[B]`, one value per example, so that callers can weight it, mask it and log it by noise
 level; none takes the mean. `x: [B, ...]` is clean data and `sigma: [B]` the noise standard deviation
 of each example. A score function is `score_fn(x, sigma) -> score`, with the score shaped like x; for
-the SDEs of `ncsn_jax.sde` it is `score_fn(x, t)`, with a time t `[B]` in place of sigma.
+the SDEs of `ncsn_jax.sde` it is `score_fn(x, t)`, with a time t `[B]` in place of sigma. Whatever the type
+of x, noise, x and sigma are float32 for the score function, and so is the loss: a sum over the elements of
+an image is beyond float16. For float64 x all are float64.
 """
 
 import math
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like, uniform_like
-from ncsn_jax.sde import SDE, TimeScoreFn
-from ncsn_jax.types import ScoreFn
+from ncsn_jax.sde import SDE
+from ncsn_jax.types import ScoreFn, TimeScoreFn
 
 # So many directional derivatives are taken at once.
 _DIRECTIONS = 16
@@ -32,7 +34,7 @@ def denoising_score_matching(
     losses of different levels compare.
 
     Args:
-      key: one key, or one per example `[B]`; see `ncsn_jax.sampling.annealed_langevin`.
+      key: one key, or one per example `[B]`, typed or legacy; see `ncsn_jax.sampling.annealed_langevin`.
       score_fn: `score_fn(x, sigma) -> score`.
       x: `[B, ...]`, clean data.
       sigma: `[B]`, > 0, in units of the data.
@@ -43,7 +45,7 @@ def denoising_score_matching(
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
-    check.keys(key, check.batch("x", x))
+    key, x, _ = check.chains(key, x)
     sigma = check.each("sigma", x, sigma)
     noise = normal_like(key, x)
     scale = expand(sigma, x)
@@ -88,7 +90,7 @@ def denoising_diffusion(
       ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain,
         as sub-VP, or `likelihood_weighting` is asked for a chain.
     """
-    check.keys(key, check.batch("x", x))
+    key, x, _ = check.chains(key, x)
     t = check.each("t", x, t)
     if num_levels is None:
         alpha, std = sde.alpha(t), sde.std(t)
@@ -97,9 +99,10 @@ def denoising_diffusion(
             f"likelihood_weighting must be False with num_levels, got {likelihood_weighting}"
         )
     else:
-        level = jnp.round(t * (num_levels - 1)).astype(int)
+        level = jnp.round(t * (num_levels - 1)).astype(jnp.int32)
         alpha, std = (table[level] for table in sde.chain(num_levels))
     noise = normal_like(key, x)
+    alpha, std = alpha.astype(x.dtype), std.astype(x.dtype)
     scale = expand(std, x)
     score = check.score(x, score_fn(expand(alpha, x) * x + scale * noise, t))
     loss = 0.5 * _sum_elements(jnp.square(scale * score + noise))
@@ -136,9 +139,9 @@ def sliced_score_matching(
     Raises:
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
     """
-    check.keys(key, check.batch("x", x))
+    key, x, _ = check.chains(key, x)
     sigma = check.each("sigma", x, sigma)
-    check.count("num_projections", num_projections)
+    num_projections = check.count("num_projections", num_projections)
     perturbed = x + expand(sigma, x) * normal_like(fold_in(key, 0), x)
     score, directional = _linearize(score_fn, perturbed, sigma)
     vectors = jnp.stack(
@@ -168,6 +171,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
     """
+    x, _ = check.state("x", x)
     sigma = check.each("sigma", x, sigma)
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
@@ -199,8 +203,8 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
     Raises:
       ValueError: if an argument has the wrong shape, or `batch_size` is below 1.
     """
-    check.count("batch_size", batch_size)
-    check.keys(key, batch_size)
+    batch_size = check.count("batch_size", batch_size)
+    key = check.keys(key, batch_size)
     sigmas = jnp.asarray(sigmas)
     if sigmas.ndim != 1 or not sigmas.size:
         raise ValueError(f"sigmas must have shape [L] with L >= 1, got {sigmas.shape}")
@@ -226,12 +230,12 @@ def sample_times(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check.count("batch_size", batch_size)
-    check.keys(key, batch_size)
+    batch_size = check.count("batch_size", batch_size)
+    key = check.keys(key, batch_size)
     if num_levels is not None:
-        check.count("num_levels", num_levels, 2)
+        num_levels = check.count("num_levels", num_levels, 2)
         return _draw_levels(key, num_levels, batch_size) / jnp.float32(num_levels - 1)
-    check.fraction("end", end)
+    end = check.fraction("end", end)
     return 1 - (1 - end) * uniform_like(key, jnp.zeros(batch_size, jnp.float32))
 
 
@@ -244,8 +248,7 @@ def _draw_levels(key: jax.Array, count: int, batch_size: int) -> jax.Array:
 
 def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
     """Returns the score at x and the function from a direction v to the derivative J v."""
-    score, directional = jax.linearize(lambda x: score_fn(x, sigma), x)
-    return check.score(x, score), directional
+    return jax.linearize(lambda x: check.score(x, score_fn(x, sigma)), x)
 
 
 def _sum_elements(x: jax.Array) -> jax.Array:

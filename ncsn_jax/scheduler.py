@@ -148,20 +148,22 @@ class AnnealedLangevinDynamicsScheduler:
           key: one key, or one per example `[B]`.
           model_output: the score at the sample, shaped like it.
           timestep: integer scalar in [0, L).
-          sample: `[B, ...]`, the state of the chains.
+          sample: `[B, ...]`, the state of the chains; keep it in float32, as the smallest steps are
+            rounded away in bfloat16 and float16.
 
         Returns:
-          The next state.
+          The next state, computed in float32 at least, of the type of the sample.
 
         Raises:
           ValueError: if the score is not shaped like the sample, or there is no such level.
         """
-        check.keys(key, check.batch("sample", sample))
+        key = check.keys(key, check.batch("sample", sample))
         self._check_timesteps("timestep", timestep, ())
         check.shape("model_output", model_output, sample.shape)
-        drift, noise = annealed_steps(self.sigmas, self.epsilon, sample.dtype)
-        x, _ = langevin_update(key, sample, model_output, drift[timestep], noise[timestep])
-        return AnnealedLangevinDynamicsOutput(x)
+        x, dtype = check.state("sample", sample)
+        drift, noise = annealed_steps(self.sigmas, self.epsilon, x.dtype)
+        x, _ = langevin_update(key, x, model_output, drift[timestep], noise[timestep])
+        return AnnealedLangevinDynamicsOutput(x.astype(dtype))
 
     def add_noise(
         self, original_samples: jax.Array, noise: jax.Array, timesteps: jax.Array
@@ -180,7 +182,8 @@ class AnnealedLangevinDynamicsScheduler:
         self._check_timesteps("timesteps", timesteps, (batch,))
         timesteps = jnp.asarray(timesteps)
         check.shape("noise", noise, original_samples.shape)
-        return original_samples + expand(self.sigmas[timesteps], original_samples) * noise
+        x, dtype = check.state("original_samples", original_samples)
+        return (x + expand(self.sigmas[timesteps], x) * noise).astype(dtype)
 
     def _check_timesteps(self, name: str, timesteps, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless these are levels; values that are traced are not looked at."""
@@ -197,7 +200,8 @@ class AnnealedLangevinDynamicsScheduler:
 
 def _schedule(count: int, sigma_min: float, sigma_max: float, epsilon: float) -> dict:
     """Returns the fields `sigmas` and `epsilon` of a scheduler."""
-    high, low = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1)
-    check.positive("sampling_eps", epsilon)
-    sigmas = geometric(high, low, count) if count > 1 else jnp.asarray([high])
+    ends = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1)
+    high, low = ends.values()
+    epsilon = check.positive("sampling_eps", epsilon)
+    sigmas = geometric(high, low, count) if count > 1 else jnp.asarray([high], jnp.float32)
     return {"sigmas": sigmas, "epsilon": jnp.asarray(epsilon, jnp.float32)}

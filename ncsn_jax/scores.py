@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncsn_jax import _checks as check
+from ncsn_jax._random import normal_like, split_each
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +56,17 @@ class GaussianMixture:
         return jax.scipy.special.logsumexp(self._components(x, sigma)[2], axis=-1)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """Draws `n` exact samples of the unperturbed mixture, `[n, D]`."""
-        key_component, key_noise = jax.random.split(key)
-        component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
-        noise = jax.random.normal(key_noise, (n * self.means.shape[-1],)).reshape(n, -1)
+        """Draws `n` exact samples of the unperturbed mixture, `[n, D]`; `key` is one key, or `[n]`."""
+        n = check.count("n", n, 0)
+        key = check.keys(key, n)
+        logits = jnp.log(self.weights)
+        if key.ndim == 0:
+            key_component, key_noise = jax.random.split(key)
+            component = jax.random.categorical(key_component, logits, shape=(n,))
+        else:
+            key_component, key_noise = split_each(key, 2)
+            component = jax.vmap(jax.random.categorical, (0, None))(key_component, logits)
+        noise = normal_like(key_noise, jnp.zeros((n, self.means.shape[-1]), self.means.dtype))
         return self.means[component] + self.stds[component][:, None] * noise
 
 
@@ -89,7 +99,7 @@ def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> G
             "means must be [K, D], stds and weights [K], "
             f"got {means.shape}, {stds.shape} and {weights.shape}"
         )
-    if not any(isinstance(a, jax.core.Tracer) for a in (means, stds, weights)):
+    if not any(map(check.is_traced, (means, stds, weights))):
         values = [np.asarray(a) for a in (means, stds, weights)]
         finite = all(np.isfinite(a).all() for a in values)
         if not (finite and (values[1] >= 0).all() and (values[2] > 0).all()):

@@ -11,26 +11,23 @@ std_t / alpha_t. `to_sigma_score` goes the other way.
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ncsn_jax import _checks as check
-from ncsn_jax._random import expand
+from ncsn_jax._random import expand, normal_like
 from ncsn_jax.errors import show
-from ncsn_jax.types import ScoreFn
-
-TimeScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""`score_fn(x, t) -> score`: x `[B, ...]`, t `[B]` in (0, 1], and the score of x_t shaped like x."""
+from ncsn_jax.types import ScoreFn, TimeScoreFn
 
 
 @dataclasses.dataclass(frozen=True)
 class SDE(abc.ABC):
     """What the three have in common.
 
-    Every method takes x `[B, ...]` and t `[B]` in [0, 1].
+    Every method takes x `[B, ...]` and t `[B]` in [0, 1]. Parameters may be traced: `jax.vmap` of a function
+    that makes an SDE of its argument tries several at once.
     """
 
     @abc.abstractmethod
@@ -70,15 +67,16 @@ class SDE(abc.ABC):
         """The time `[B]` at which `sigma(t)` is sigma; the inverse of `sigma`."""
 
     def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Draws x_1 from the prior."""
-        return self.prior_std() * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+        """Draws x_1 `[B, ...]` of a shape from the prior; `key` is one key, or one per example `[B]`."""
+        shape = check.batch_shape(shape)
+        return self.prior_std() * normal_like(check.keys(key, shape[0]), jnp.zeros(shape))
 
     def prior_log_prob(self, x: jax.Array) -> jax.Array:
         """Log density of the prior in nats, `[B]`."""
         variance = self.prior_std() ** 2
         square = jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=1)
         size = math.prod(x.shape[1:])
-        return -0.5 * (square / variance + size * math.log(2 * math.pi * variance))
+        return -0.5 * (square / variance + size * _log(2 * math.pi * variance))
 
     def discretize(self, x: jax.Array, t: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
         """One forward step of a chain of `num_steps`: x + f + G z. Returns f, like x, and G `[B]`.
@@ -124,7 +122,7 @@ class VE(SDE):
     sigma_max: float = 50.0
 
     def __post_init__(self):
-        check.ends(sigma_max=self.sigma_max, sigma_min=self.sigma_min)
+        _keep(self, **check.ends(sigma_max=self.sigma_max, sigma_min=self.sigma_min))
 
     def alpha(self, t):
         return jnp.ones_like(t)
@@ -136,13 +134,13 @@ class VE(SDE):
         return jnp.zeros_like(t)
 
     def diffusion(self, t):
-        return self.std(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+        return self.std(t) * (2 * _log(self.sigma_max / self.sigma_min)) ** 0.5
 
     def prior_std(self):
         return self.sigma_max
 
     def time(self, sigma):
-        return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+        return jnp.log(sigma / self.sigma_min) / _log(self.sigma_max / self.sigma_min)
 
     def discretize(self, x, t, num_steps):
         """SMLD: from sigma_{i-1} to sigma_i of a geometric ladder, from 0 to the first of them.
@@ -158,7 +156,7 @@ class VE(SDE):
         return jnp.zeros_like(x), jnp.sqrt(sigma**2 - before**2)
 
     def chain(self, num_levels):
-        check.count("num_levels", num_levels, 1, check.MAX_LEVELS)
+        num_levels = check.count("num_levels", num_levels, 1, check.MAX_LEVELS)
         ratio = self.sigma_max / self.sigma_min
         stds = self.sigma_min * ratio ** np.linspace(0, 1, num_levels)
         return jnp.ones(num_levels, jnp.float32), jnp.asarray(stds, jnp.float32)
@@ -179,7 +177,7 @@ class VP(SDE):
     beta_max: float = 20.0
 
     def __post_init__(self):
-        check.ends(beta_max=self.beta_max, beta_min=self.beta_min, equal=True)
+        _keep(self, **check.ends(beta_max=self.beta_max, beta_min=self.beta_min, equal=True))
 
     def beta(self, t: jax.Array) -> jax.Array:
         """The rate of the noise at t, `[B]`."""
@@ -219,10 +217,13 @@ class VP(SDE):
         return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
 
     def chain(self, num_levels):
-        check.count("num_levels", num_levels, math.floor(self.beta_max) + 1, check.MAX_LEVELS)
-        betas = np.linspace(self.beta_min, self.beta_max, num_levels) / num_levels
-        logarithm = np.cumsum(np.log1p(-betas))  # of the product of 1 - beta_i
-        alphas, stds = np.exp(logarithm / 2), np.sqrt(-np.expm1(logarithm))
+        traced = check.is_traced(self.beta_max)
+        least = 1 if traced else math.floor(self.beta_max) + 1
+        num_levels = check.count("num_levels", num_levels, least, check.MAX_LEVELS)
+        betas = self.beta(np.linspace(0, 1, num_levels)) / num_levels
+        xp = jnp if check.is_traced(betas) else np
+        logarithm = xp.cumsum(xp.log1p(-betas))  # of the product of 1 - beta_i
+        alphas, stds = xp.exp(logarithm / 2), xp.sqrt(-xp.expm1(logarithm))
         return jnp.asarray(alphas, jnp.float32), jnp.asarray(stds, jnp.float32)
 
 
@@ -251,6 +252,16 @@ class SubVP(VP):
 
     def chain(self, num_levels):
         return SDE.chain(self, num_levels)
+
+
+def _keep(sde: SDE, **parameters: float) -> None:
+    """Sets the parameters of a frozen SDE, as the checks return them."""
+    for name, value in parameters.items():
+        object.__setattr__(sde, name, value)
+
+
+def _log(x: float) -> float:
+    return jnp.log(x) if check.is_traced(x) else math.log(x)
 
 
 def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:

@@ -43,8 +43,8 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       >>> sigmas.geometric(1.0, 0.01, 3).tolist()
       [1.0, 0.10000000149011612, 0.009999999776482582]
     """
-    check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
-    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end)
+    num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end).values()
     return _ladder(np.geomspace(begin, end, num_levels))
 
 
@@ -70,9 +70,10 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
       >>> sigmas.karras(4.0, 1.0, 3, rho=2.0).tolist()
       [4.0, 2.25, 1.0]
     """
-    check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
-    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end)
-    if not 1 <= check.as_float("rho", rho) <= 100:
+    num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end).values()
+    rho = check.as_float("rho", rho)
+    if not 1 <= rho <= 100:
         raise ValueError(f"rho must be in [1, 100], got {show(rho)}")
     ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), num_levels) ** rho
     ladder[[0, -1]] = begin, end

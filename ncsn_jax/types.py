@@ -1,12 +1,29 @@
-"""The one type that all parts agree on: the score function."""
+"""The types that all parts agree on: score functions. Any function that can be called so is one."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 
-ScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""`score_fn(x, sigma) -> score`: x `[B, ...]`, sigma `[B]` > 0, and the score shaped like x.
+__all__ = ["ScoreFn", "TimeScoreFn"]
 
-The score is the gradient of the log density of the data perturbed by N(0, sigma^2 I), in inverse
-units of the data: s_theta(x, sigma) in the paper.
-"""
+
+class ScoreFn(Protocol):
+    """`score_fn(x, sigma) -> score`: x `[B, ...]`, sigma `[B]` > 0, and the score shaped like x.
+
+    The score is the gradient of the log density of the data perturbed by N(0, sigma^2 I), in inverse
+    units of the data: s_theta(x, sigma) in the paper.
+    """
+
+    def __call__(self, x: jax.Array, sigma: jax.Array, /) -> jax.Array:
+        """Returns the score."""
+
+
+class TimeScoreFn(Protocol):
+    """`score_fn(x, t) -> score`: x `[B, ...]`, t `[B]` in (0, 1], and the score of x_t shaped like x."""
+
+    def __call__(self, x: jax.Array, t: jax.Array, /) -> jax.Array:
+        """Returns the score."""
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -168,7 +168,7 @@ def test_interpolation_follows_the_arc():
         ),
         (
             lambda log_prob, x: likelihood.decode(SDES["ve"], None, x, temperature=0.0),
-            "temperature must be a number > 0, got 0.0",
+            "temperature must be a finite number > 0, got 0.0",
         ),
         (
             lambda log_prob, x: likelihood.interpolate(x, x, 1),

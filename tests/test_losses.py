@@ -156,7 +156,7 @@ def test_refuses_wrong_shapes_and_keys():
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(4,\), got \(3,\)"):
         loss(jax.random.split(key, 3), lambda x, s: x, x, jnp.ones(4))
     with pytest.raises(TypeError, match=r"key must be made by jax.random.key"):
-        loss(np.zeros(2, np.uint32), lambda x, s: x, x, jnp.ones(4))
+        loss(np.zeros(3, np.uint32), lambda x, s: x, x, jnp.ones(4))
 
 
 def test_arguments_that_are_none_are_named():
@@ -186,15 +186,12 @@ def test_arguments_that_are_none_are_named():
 
 
 def test_sliced_score_matching_takes_images_of_half_precision():
-    """The noise of float32 sigmas makes float32 of them.
-
-    For s(x) = -x it is (||x + z||^2 / 2 - ||v||^2) sigma^2.
-    """
+    """They are float32 from the start. For s(x) = -x it is (||x + z||^2 / 2 - ||v||^2) sigma^2."""
     x, key = jnp.ones((2, 3), jnp.float16), jax.random.key(0)
     loss = losses.sliced_score_matching(key, lambda x, s: -x, x, jnp.ones(2))
-    z = normal_like(jax.random.fold_in(key, 0), x)
+    z = normal_like(jax.random.fold_in(key, 0), jnp.zeros((2, 3)))
     v = normal_like(jax.random.fold_in(key, 1), jnp.zeros((2, 3)))
-    expected = 0.5 * jnp.sum((1 + z.astype(jnp.float32)) ** 2, 1) - jnp.sum(v**2, 1)
+    expected = 0.5 * jnp.sum((1 + z) ** 2, 1) - jnp.sum(v**2, 1)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 

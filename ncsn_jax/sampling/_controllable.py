@@ -50,7 +50,7 @@ def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
         known = check.broadcast_like("mask", mask, x)
         clean = jnp.where(known, check.broadcast_like("observed", observed, x), 0).astype(x.dtype)
         there, std = sde.marginal(clean, t)
-        noisy = there + expand(std, x) * normal_like(key, x)
+        noisy = there + expand(std, x) * normal_like(check.keys(key, x.shape[0]), x)
         return jnp.where(known, noisy, x), jnp.where(known, there, mean)
 
     return constrain
@@ -85,7 +85,8 @@ def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
             raise ValueError(f"x must have shape [B, H, W, 3] for known_grey, got {x.shape}")
         clean = check.broadcast_like("grey", grey, x[..., :1]).astype(x.dtype)
         there, std = sde.marginal(clean, t)
-        noisy = there + expand(std, x) / math.sqrt(3) * normal_like(key, there)
+        noise = normal_like(check.keys(key, x.shape[0]), there)
+        noisy = there + expand(std, x) / math.sqrt(3) * noise
         return tuple(
             image - jnp.mean(image, axis=-1, keepdims=True) + imposed
             for image, imposed in ((x, noisy), (mean, there))

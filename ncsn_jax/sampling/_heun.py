@@ -65,7 +65,8 @@ def heun(
     Args:
       key: one key, or one per example `[B]`. It has no influence without churn.
       score_fn: `score_fn(x, sigma) -> score`.
-      x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start.
+      x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start; its type is that of the result,
+        as in `annealed_langevin`.
       sigmas: `[L]`, decreasing, the last one above 0; see `ncsn_jax.sigmas.karras`.
       churn: S_churn >= 0, in units of steps; 0 for the deterministic sampler.
       churn_range: (S_min, S_max), sigmas between which there is churn, both included.
@@ -90,8 +91,8 @@ def heun(
       >>> round(float(x[0, 0]), 2), int(info.evaluations[0])
       (1.0, 127)
     """
-    batch = check.chains(key, x)
-    sigmas = check.ladder(sigmas)
+    key, x, dtype = check.chains(key, x)
+    batch, sigmas = x.shape[0], check.ladder(sigmas, x.dtype)
     churn, churn_noise = _check_churn("churn", churn), _check_churn("churn_noise", churn_noise)
     churn_range = check.interval("churn_range", churn_range, least=0, equal=True)
     levels = sigmas.shape[0]
@@ -109,13 +110,13 @@ def heun(
         if check.is_traced(churn) or churn > 0:
             x = x + row.noise * normal_like(fold_in(key, row.step), x)
         score = check.score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
-        found = (-row.sigma * score).astype(x.dtype)
+        found = -row.sigma.astype(x.dtype) * score
         base = jnp.where(row.first, x, base)
         slope = jnp.where(row.first, found, 0.5 * (slope + found))
         return base + row.change * slope, base, slope
 
     x = run_steps(evaluate, (x, x, x), table, (start, stop))[0]
-    return x, SamplerInfo(jnp.full(batch, stop - start, jnp.int32))
+    return x.astype(dtype), SamplerInfo(jnp.full(batch, stop - start, jnp.int32))
 
 
 def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
@@ -141,9 +142,7 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
 
 
 def _check_churn(name: str, value):
-    if check.is_traced(value):
-        return value
     number = check.as_float(name, value)
-    if not 0 <= number <= _MAX_CHURN:
+    if not (check.is_traced(number) or 0 <= number <= _MAX_CHURN):
         raise ValueError(f"{name} must be >= 0, {_MAX_CHURN:g} at most, got {show(value)}")
     return number

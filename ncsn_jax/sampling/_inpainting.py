@@ -78,10 +78,10 @@ def inpaint(
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {show(scheme)}")
-    check.chains(key, x)
-    known = check.broadcast_like("mask", check.mask(mask), x)
-    observed = check.broadcast_like("observed", jnp.asarray(observed), x)
-    observed = jnp.where(known, observed, 0).astype(x.dtype)
+    key, state, _ = check.chains(key, x)
+    known = check.broadcast_like("mask", check.mask(mask), state)
+    observed = check.broadcast_like("observed", jnp.asarray(observed), state)
+    observed = jnp.where(known, observed, 0).astype(state.dtype)
     before, after, every_step = _SCHEMES[scheme]
     noise_key = fold_in(key, _FOR_OBSERVED)
 
@@ -89,7 +89,7 @@ def inpaint(
         num_updates = len(sigmas) * steps_per_level
         if after if updated else before:
             z = normal_like(fold_in(noise_key, step.index if every_step else step.level), x)
-            y = observed + step.sigma.astype(x.dtype) * z
+            y = observed + step.sigma * z
             # The denoising, which comes after all updates, imposes nothing.
             x = jnp.where(step.index < num_updates, jnp.where(known, y, x), x)
         if updated and keep_observed:

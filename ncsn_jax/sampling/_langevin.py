@@ -92,8 +92,8 @@ def langevin(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check.positive("step_size", step_size)
-    check.count("num_steps", num_steps)
+    step_size = check.positive("step_size", step_size)
+    num_steps = check.count("num_steps", num_steps)
     return annealed_langevin(
         key,
         lambda x, _: score_fn(x),
@@ -133,10 +133,12 @@ def annealed_langevin(
     are `epsilon=4e-5`.
 
     Args:
-      key: one key, or one per example `[B]`. With one per example, the noise of example i depends on
-        its key alone, not on the batch that it is in. Step k uses `fold_in(key, k)`.
+      key: one key, or one per example `[B]`, of `jax.random.key` or `jax.random.PRNGKey`. With one per
+        example, the noise of example i depends on its key alone, not on the batch that it is in. Step k
+        uses `fold_in(key, k)`.
       score_fn: `score_fn(x, sigma) -> score`, with x `[B, ...]`, sigma `[B]`, the score like x.
-      x: `[B, ...]`, where the chains start; see `initial_samples`.
+      x: `[B, ...]`, where the chains start; see `initial_samples`. The chains are float32, or float64 for
+        float64 x, and so is the x that the functions here are called with. The result has the type of x.
       sigmas: `[L]`, the decreasing ladder; see `ncsn_jax.sigmas.geometric`.
       epsilon: > 0, the step size at the last level, in units of the data squared.
       steps_per_level: the number T of updates on every level, >= 1.
@@ -152,7 +154,8 @@ def annealed_langevin(
         `LangevinInfo`.
       steps: `(start, stop)`, to run a part of the steps only and come back: they are counted from 0 to
         L T, the denoising being one more, and 0 <= start <= stop <= their number. Calls that follow one
-        another on what the last one returned, with the same key, do the same as one call. Both may be
+        another on what the last one returned, with the same key, do the same as one call, but for x in
+        bfloat16 or float16, which a part rounds at its end. Both may be
         traced, so that one compiled program serves every part; reverse-mode differentiation is not
         possible then. Not together with `return_info`.
 
@@ -174,11 +177,12 @@ def annealed_langevin(
       >>> 0.9 < float(x.std()) < 1.1
       True
     """
-    batch = check.chains(key, x)
+    key, x, dtype = check.chains(key, x)
     clip = clip if clip is None else check.interval("clip", clip)
-    check.positive("epsilon", epsilon)
-    sigmas = check.ladder(sigmas)
-    check.count("steps_per_level", steps_per_level, most=check.MAX_COUNT // sigmas.shape[0])
+    epsilon = check.positive("epsilon", epsilon)
+    sigmas = check.ladder(sigmas, x.dtype)
+    most = check.MAX_COUNT // sigmas.shape[0]
+    steps_per_level = check.count("steps_per_level", steps_per_level, most=most)
     check.frames(num_frames, return_info, sigmas.shape[0] * steps_per_level)
     if steps is not None and return_info:
         raise ValueError("steps and return_info exclude each other")
@@ -186,20 +190,23 @@ def annealed_langevin(
 
     def update(x, step):
         if constrain is not None:
-            x = constrain(x, step, False)
-        s = check.score(x, score_fn(x, jnp.broadcast_to(step.sigma, (batch,))))
+            x = constrain(x, step, False).astype(x.dtype)
+        s = check.score(x, score_fn(x, jnp.broadcast_to(step.sigma, x.shape[:1])))
         x, z = langevin_update(fold_in(key, step.index), x, s, step.half_alpha, step.root_alpha)
         if clip is not None:
             x = jnp.clip(x, *clip)
-        return x if constrain is None else constrain(x, step, True), _norms(s, z, step)
+        if constrain is not None:
+            x = constrain(x, step, True).astype(x.dtype)
+        return x, _norms(s, z, step)
 
     if not return_info:
         part = check.part(steps, table.index.shape[0])
-        return run_steps(lambda x, step: update(x, step)[0], x, table, part)
+        return run_steps(lambda x, step: update(x, step)[0], x, table, part).astype(dtype)
     shape = sigmas.shape[0], steps_per_level
     updates = math.prod(shape)
     kept = frame_stops(updates, shape[0] if num_frames is None else num_frames)
     x, samples, norms = record_steps(update, x, table, kept)
+    x, samples = x.astype(dtype), samples.astype(dtype)
     return x, LangevinInfo(samples, *(a[:updates].reshape(shape) for a in norms))
 
 
@@ -225,8 +232,9 @@ def annealed_steps(
     Returns:
       (alpha / 2, sqrt(alpha)), each `[L]`.
     """
-    ratio = (sigmas / sigmas[-1]).astype(dtype)
-    return 0.5 * epsilon * jnp.square(ratio), jnp.sqrt(jnp.asarray(epsilon, dtype)) * ratio
+    sigmas, epsilon = jnp.asarray(sigmas, dtype), jnp.asarray(epsilon, dtype)
+    ratio = sigmas / sigmas[-1]
+    return 0.5 * epsilon * jnp.square(ratio), jnp.sqrt(epsilon) * ratio
 
 
 def _table(sigmas, epsilon, steps_per_level: int, denoise: bool, dtype) -> Step:
@@ -281,11 +289,8 @@ def initial_samples(
     Raises:
       ValueError: if `init` is not one of the above, or `data` does not go with it.
     """
-    sound = isinstance(shape, tuple | list) and len(shape) > 0
-    if not (sound and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
-        raise ValueError(f"shape must be (B, ...), got {show(shape)}")
-    shape = tuple(shape)
-    check.keys(key, shape[0])
+    shape = check.batch_shape(shape)
+    key = check.keys(key, shape[0])
     if (data is not None) != (init == "data") or (data is not None and np.shape(data) != shape):
         raise ValueError(
             f"data of shape {shape} is needed for init='data' and for nothing else, got "
@@ -299,5 +304,4 @@ def initial_samples(
         raise ValueError(
             f"init must be 'uniform', {', '.join(map(repr, centres))}, got {show(init)}"
         )
-    scale = scale if check.is_traced(scale) else check.as_float("scale", scale)
-    return centres[init] + scale * normal_like(key, like)
+    return centres[init] + check.as_float("scale", scale) * normal_like(key, like)

@@ -20,7 +20,8 @@ from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like
 from ncsn_jax.errors import show
 from ncsn_jax.sampling._loop import run_steps
-from ncsn_jax.sde import SDE, VE, VP, SubVP, TimeScoreFn
+from ncsn_jax.sde import SDE, VE, VP, SubVP
+from ncsn_jax.types import TimeScoreFn
 
 # Far more than any corrector has.
 _MAX_SNR = 1e6
@@ -138,7 +139,7 @@ def predictor_corrector(
       key: one key, or one per example `[B]`.
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
-      x: `[B, ...]` from the prior, at t = 1.
+      x: `[B, ...]` from the prior, at t = 1; its type is that of the result, as in `annealed_langevin`.
       predictor: a name in `PREDICTORS`, or 'none'. All but 'euler_maruyama' step along the chain of N
         levels, so that `num_steps` has to be that of the chain for a network that was trained on one.
       corrector: 'langevin', 'annealed_langevin' or 'none'.
@@ -160,15 +161,16 @@ def predictor_corrector(
       `[B, ...]`, and the number of evaluations.
 
     Raises:
-      ValueError: if an argument is out of range, or no such step exists for the SDE.
+      ValueError: if an argument is out of range, or no such step exists for the SDE. Values that are traced,
+        as `snr`, `end` and the SDE's parameters may be, are not looked at.
     """
-    batch = check.chains(key, x)
+    key, x, dtype = check.chains(key, x)
     check_choice(sde, predictor, corrector, snr)
     snr = None if snr is None else check.as_float("snr", snr)
-    check.count("num_steps", num_steps)
-    check.count("corrector_steps", corrector_steps)
+    num_steps = check.count("num_steps", num_steps)
+    corrector_steps = check.count("corrector_steps", corrector_steps)
     _check_chain(sde, predictor, corrector, num_steps)
-    check.fraction("end", end)
+    end = check.fraction("end", end)
     start, stop = check.part(steps, num_steps)
     times = jnp.linspace(1.0, end, num_steps, dtype=x.dtype)
     table = (jnp.arange(num_steps), times, jnp.append(times[1:], times[-1]))
@@ -178,7 +180,9 @@ def predictor_corrector(
         return check.score(x, score_fn(x, t))
 
     def constrained(key, j, state, t):
-        return state if constrain is None else constrain(fold_in(key, inner + 1 + j), *state, t)
+        if constrain is not None:
+            state = constrain(fold_in(key, inner + 1 + j), *state, t)
+        return tuple(a.astype(x.dtype) for a in state)
 
     def correct(key, j, x, t):
         noise = normal_like(fold_in(key, j), x)
@@ -193,7 +197,7 @@ def predictor_corrector(
 
     def step(state, row):
         index, now, later = row
-        now, later = (jnp.broadcast_to(time, (batch,)) for time in (now, later))
+        now, later = (jnp.broadcast_to(time, x.shape[:1]) for time in (now, later))
         step_key = fold_in(key, index)
         if inner:
             state = jax.lax.fori_loop(
@@ -203,8 +207,9 @@ def predictor_corrector(
 
     last, mean = run_steps(step, (x, x), table, (start, stop))
     evaluations = (stop - start) * (inner + (predictor != "none"))
+    info = SamplerInfo(jnp.full(x.shape[0], evaluations, jnp.int32))
     x = jnp.where(stop == num_steps, mean, last) if denoise else last
-    return x, SamplerInfo(jnp.full(batch, evaluations, jnp.int32))
+    return x.astype(dtype), info
 
 
 def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) -> None:
@@ -221,7 +226,8 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         )
     if isinstance(sde, SubVP) and corrector != "none":
         raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
-    if corrector != "none" and not (snr is not None and 0 < check.as_float("snr", snr) <= _MAX_SNR):
+    ratio = 0.0 if snr is None else check.as_float("snr", snr)
+    if corrector != "none" and not (check.is_traced(ratio) or 0 < ratio <= _MAX_SNR):
         raise ValueError(
             f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, {_MAX_SNR:g} at most, "
             f"got {show(snr)}"
@@ -232,7 +238,7 @@ def _check_chain(sde: SDE, predictor: str, corrector: str, num_steps: int) -> No
     """Refuses steps along a chain of VP that are so few that a beta_i would not be below 1."""
     uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
     chain_of_vp = isinstance(sde, VP) and not isinstance(sde, SubVP) and uses_chain
-    if chain_of_vp and num_steps <= sde.beta_max:
+    if chain_of_vp and not check.is_traced(sde.beta_max) and num_steps <= sde.beta_max:
         raise ValueError(
             f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
         )

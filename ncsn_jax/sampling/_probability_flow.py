@@ -6,15 +6,16 @@ itself with its own step sizes, so that it does not depend on its batch. A batch
 example that needs the most steps.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ncsn_jax import _checks as check
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
-from ncsn_jax.sde import SDE, TimeScoreFn
+from ncsn_jax.sde import SDE
+from ncsn_jax.types import TimeScoreFn
 
 _FIRST_STEP = 0.01
 
@@ -44,14 +45,16 @@ def probability_flow(
     Args:
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
-      x: `[B, ...]`, at time `start`, floating point. It is solved, and returned, in float32, or in
-        float64 where that is JAX's default.
+      x: `[B, ...]`, at time `start`, floating point. It is solved in float32, or in float64 if it is that;
+        the result has the type of x.
       rtol: relative tolerance of a step, >= 0.
       atol: absolute tolerance of a step, > 0, in units of x. The root mean square over an example's
         elements of error / (atol + rtol |x|) is kept below 1. Tolerances below 1e-6 need float64.
       start: the time of x, in (0, 1].
       end: the time to go to, in (0, 1], other than `start`.
       max_steps: accepted and rejected steps, >= 1, after which an example is given up.
+
+      Times and the SDE's parameters may be traced; of such times diffrax checks the order on the host.
 
     Returns:
       `[B, ...]` at time `end`, and the exact number of evaluations of each example: 1, and 6 for every step
@@ -63,25 +66,27 @@ def probability_flow(
       ImportError: if diffrax is not installed.
     """
     check.sde(sde)
-    x = check.state("x", x)
-    check.times(start, end)
-    check.tolerances(rtol, atol, max_steps)
+    x, dtype = check.state("x", x, elements=True)
+    start, end = check.times(start, end)
+    tolerances = check.tolerances(rtol, atol, max_steps)
 
     def field(t, x, _):
         return velocity(sde, x, t, score_of_one(score_fn, x, t))
 
-    return integrate(field, x, start, end, rtol=rtol, atol=atol, max_steps=max_steps)
+    x, info = integrate(field, x, start, end, **tolerances)
+    return x.astype(dtype), info
 
 
 def velocity(sde: SDE, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
     """The right-hand side of the probability flow for one example x `[...]`, at a time t `[]`."""
     batch, time = x[None], t[None]
-    return sde.drift(batch, time)[0] - 0.5 * sde.diffusion(time)[0] ** 2 * score
+    found = sde.drift(batch, time)[0] - 0.5 * sde.diffusion(time)[0] ** 2 * score
+    return found.astype(x.dtype)
 
 
 def score_of_one(score_fn: TimeScoreFn, x: jax.Array, t: jax.Array) -> jax.Array:
     """The score of one example x `[...]`, once its shape is known to be that of x."""
-    return check.score(x[None], score_fn(x[None], t[None]))[0].astype(x.dtype)
+    return check.score(x[None], score_fn(x[None], t[None]))[0]
 
 
 def integrate(
@@ -112,21 +117,25 @@ def integrate(
         raise ImportError(
             "the probability flow needs diffrax: pip install 'diffrax>=0.7'"
         ) from error
-    start, end = float(start), float(end)
+    # Numbers of the state's type, in which diffrax then solves, whatever JAX's default is.
+    dtype = jax.tree.leaves(state)[0].dtype.type
+    start, end = (t.astype(dtype) if check.is_traced(t) else dtype(t) for t in (start, end))
     solver = diffrax.Tsit5()
     # At most a tenth of the time at once: long steps were seen to leap over what happens near t = 0.
     controller = diffrax.PIDController(
         rtol, atol, norm=_largest_rms, pcoeff=0.4, icoeff=0.3, dtmax=0.1
     )
 
+    xp = jnp if check.is_traced(end - start) else np
+
     def solve(state, args):
-        # Times and the first step are static: of traced ones diffrax checks the sign on the host.
+        # The first step is static where the times are: of a traced one diffrax checks the sign on the host.
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             solver,
             start,
             end,
-            math.copysign(_FIRST_STEP, end - start),
+            xp.copysign(dtype(_FIRST_STEP), end - start),
             state,
             args,
             stepsize_controller=controller,
