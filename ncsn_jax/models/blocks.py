@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ncsn_jax import _checks as check
 from ncsn_jax.models.layers import Conv, average_pool5, elu, mean_pool, resize_bilinear
@@ -192,7 +191,6 @@ def refine_net(
     Returns:
       `[B, H, W, C]`, of the type of x.
     """
-    x = jnp.asarray(x)
     check.sides(model, x, model.HALVINGS)
     residual = rematerialized(ResidualBlock, model.remat)
     refine = rematerialized(RefineBlock, model.remat)

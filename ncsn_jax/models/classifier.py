@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.embeddings import FourierEmbedding
 from ncsn_jax.models.layers import Conv, Dense, mean_pool
 from ncsn_jax.models.normalization import GroupNorm
@@ -48,7 +49,8 @@ class NoisyClassifier(nn.Module):
     def __call__(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-        sigma = jnp.asarray(sigma, x.dtype)
+        x, sigma = check.inputs(self, x, sigma, "sigma")
+        sigma = sigma.astype(x.dtype)
         n = self.features
         embedding = FourierEmbedding(n, _FOURIER_SCALE, name="fourier")(sigma)
         embedding = Dense(4 * n, name="dense_0")(embedding)

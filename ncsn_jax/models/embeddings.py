@@ -33,7 +33,9 @@ class FourierEmbedding(nn.Module):
     @nn.compact
     def __call__(self, sigma: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.scale)
-        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.features,)))
+        frequencies = jax.lax.stop_gradient(
+            self.param("frequencies", init, (self.features,), jnp.float32)
+        )
         # In this order: the phases are some thousands, whose rounding is what is left of exactness.
         phases = jnp.log(sigma)[:, None] * frequencies[None, :] * 2.0 * math.pi
         return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)

@@ -124,9 +124,11 @@ class Conv(nn.Module):
             bias_init = nn.initializers.zeros_init()
         else:
             init = bias_init = _uniform_init(1.0 / math.sqrt(k * k * channels))
-        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        kernel = self.param("kernel", init, (k, k, channels, self.features), jnp.float32)
         pad = self.padding or (self.dilation * (k // 2),) * 2
-        bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
+        bias = (
+            self.param("bias", bias_init, (self.features,), jnp.float32) if self.use_bias else None
+        )
         stride = self.stride
         if self.pooled:
             kernel, stride = _with_mean_pool(kernel), 2
@@ -149,8 +151,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         init = _xavier_init(channels, self.features, self.scale)
-        kernel = self.param("kernel", init, (channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", init, (channels, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         bias = jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - 1)))
         return x @ kernel.astype(x.dtype) + bias
 

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import refine_net
 from ncsn_jax.models.layers import average_pool5
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, ConditionalInstanceNormPlus
@@ -35,14 +36,17 @@ class NCSN(nn.Module):
         'instance', the plain one that the authors' code holds beside it.
       remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
       dtype: what is between the first convolution and the last normalization computes in this type, such
-        as bfloat16; None is the type of x. Parameters keep theirs, and the score has the type of x.
+        as bfloat16; None is the type of x. Parameters are float32, and the score has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
       level: `int[B]` in [0, L), 0 for the largest sigma.
 
     Returns:
-      The score, `[B, H, W, C]`.
+      The score, `[B, H, W, C]`, of the type of x.
+
+    Raises:
+      ValueError: if x is no batch of floating-point images, or a level that is known is not in the ladder.
     """
 
     features: int = 128
@@ -66,5 +70,6 @@ class NCSN(nn.Module):
             raise ValueError(
                 f"normalization must be one of {list(NORMALIZATIONS)}, got {self.normalization!r}"
             )
+        x, level = check.inputs(self, x, level, levels=self.num_levels)
         norm = functools.partial(NORMALIZATIONS[self.normalization], self.num_levels)
         return refine_net(self, x, level, norm=norm, refine_norm=norm, pool=average_pool5)

@@ -136,7 +136,10 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
-        x, label = jnp.asarray(x), jnp.asarray(label)
+        fourier = self.embedding_type == "fourier"
+        on_ladder = self.scale_by_sigma and not fourier and self.sigmas is not None
+        levels = len(self.sigmas) if on_ladder else None
+        x, label = check.inputs(self, x, label, "label", levels)
         self._check(x)
         scales = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale}
         dropout = 0.0 if deterministic else self.dropout
@@ -159,7 +162,6 @@ class NCSNpp(nn.Module):
         h = self._up(h, skips, block, attention, x)
         if not self.scale_by_sigma:
             return h
-        fourier = self.embedding_type == "fourier"
         sigma = label if fourier else jnp.asarray(self.sigmas)[label.astype(jnp.int32)]
         return h / sigma[:, None, None, None].astype(x.dtype)
 

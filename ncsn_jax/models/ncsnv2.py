@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import refine_net
 from ncsn_jax.models.layers import max_pool5
 from ncsn_jax.models.ncsn import NCSN
@@ -38,8 +39,10 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        sigmas = jnp.asarray(self.sigmas)
+        x, level = check.inputs(self, x, level, levels=sigmas.shape[0])
         h = refine_net(self, x, level, norm=InstanceNormPlus, refine_norm=None, pool=max_pool5)
-        return h / jnp.asarray(self.sigmas)[level][:, None, None, None]
+        return (h / sigmas[level][:, None, None, None]).astype(x.dtype)
 
 
 class NCSNv2(RefineNet):

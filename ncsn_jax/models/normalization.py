@@ -129,7 +129,7 @@ class ConditionalInstanceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 2 * x.shape[-1]
-        table = self.param("embedding", self.embedding_init, shape)
+        table = self.param("embedding", self.embedding_init, shape, jnp.float32)
         gamma, beta = jnp.split(_look_up(table, level), 2, axis=1)
         return normalize(x, gamma, None, beta, activate=self.activate)
 
@@ -155,7 +155,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         shape = self.num_levels, 3 * x.shape[-1]
-        table = self.param("embedding", _rows_init(_near_one_init, 2), shape)
+        table = self.param("embedding", _rows_init(_near_one_init, 2), shape, jnp.float32)
         gamma, alpha, beta = jnp.split(_look_up(table, level), 3, axis=1)
         return normalize(x, gamma, alpha, beta, activate=self.activate)
 
@@ -175,8 +175,10 @@ class InstanceNormPlus(nn.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         del level
         shape = x.shape[-1:]
-        gamma, alpha = (self.param(name, _near_one_init, shape) for name in ("gamma", "alpha"))
-        beta = self.param("beta", nn.initializers.zeros_init(), shape)
+        gamma, alpha = (
+            self.param(name, _near_one_init, shape, jnp.float32) for name in ("gamma", "alpha")
+        )
+        beta = self.param("beta", nn.initializers.zeros_init(), shape, jnp.float32)
         each = (jnp.broadcast_to(a, (x.shape[0], *shape)) for a in (gamma, alpha, beta))
         return normalize(x, *each, activate=self.activate)
 
@@ -200,8 +202,8 @@ class GroupNorm(nn.Module):
                 f"GroupNorm needs at least 4 channels in groups of one size, got {channels} channels "
                 f"for {groups} groups"
             )
-        gamma = self.param("gamma", nn.initializers.ones_init(), (channels,))
-        beta = self.param("beta", nn.initializers.zeros_init(), (channels,))
+        gamma = self.param("gamma", nn.initializers.ones_init(), (channels,), jnp.float32)
+        beta = self.param("beta", nn.initializers.zeros_init(), (channels,), jnp.float32)
         h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         h = h.reshape(*outer, groups, channels // groups)
         h = h - jnp.mean(h, axis=(1, 2, 4), keepdims=True)

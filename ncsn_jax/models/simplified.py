@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -89,7 +90,8 @@ class SimplifiedNCSN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        x, sigmas = jnp.asarray(x), jnp.asarray(self.sigmas)
+        sigmas = jnp.asarray(self.sigmas)
+        x, level = check.inputs(self, x, level, levels=sigmas.shape[0])
         norm = functools.partial(
             ConditionalInstanceNorm, sigmas.shape[0], embedding_init=unit_scale_shift_init
         )
@@ -108,4 +110,4 @@ class SimplifiedNCSN(nn.Module):
 
         r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
         r = XavierConv(x.shape[-1], name="end_conv")(r)
-        return r / sigmas[level][:, None, None, None]
+        return (r / sigmas[level][:, None, None, None]).astype(x.dtype)
