@@ -2,7 +2,8 @@
 
 `etils.epath` reads and writes both kinds (gs:// needs the package gcsfs). This module adds three things. A
 file on a disk takes its name when it is complete, as an object does. A log can grow, although an object
-cannot. And each failure is an OSError with a name.
+cannot. And each failure is an OSError with a name. Here is also what is done with paths that users write,
+and with locks.
 """
 
 import contextlib
@@ -21,6 +22,11 @@ from etils import epath
 from ncsn_jax.app.signals import say
 from ncsn_jax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 # Object storage takes about one write a second of the same object, and each writes all of it.
 _SECONDS_BETWEEN_WRITES = 10.0
 
@@ -28,6 +34,27 @@ _SECONDS_BETWEEN_WRITES = 10.0
 def is_remote(path: str) -> bool:
     """Whether a path is in object storage."""
     return "://" in path
+
+
+def path(text: str) -> str:
+    """Returns a path as the user wrote it in a flag, a field or the environment, with `~` expanded."""
+    return text if is_remote(text) else os.path.expanduser(text)
+
+
+def lock(file: io.IOBase, *, wait: bool) -> None:
+    """Locks an open file until it is closed, where the system and the file system have such locks.
+
+    Raises:
+      BlockingIOError: if another process has locked it, and this one is not to wait.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def check(path: str, name: str) -> None:

@@ -6,7 +6,6 @@ out.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import zlib
@@ -127,7 +126,7 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
 def lock(workdir: str) -> Iterator[None]:
     """Keeps a second training process out of a work directory; the lock ends with its process.
 
-    In object storage there are no locks.
+    In object storage there are no locks, nor on Windows.
     """
     if storage.is_remote(workdir):
         yield
@@ -139,11 +138,9 @@ def lock(workdir: str) -> Iterator[None]:
             reason = error.strerror
             raise UserError(f"--workdir={workdir!r} cannot be written to: {reason}") from None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            storage.lock(file, wait=False)
         except BlockingIOError:
             raise UserError(f"another process is training in --workdir={workdir!r}") from None
-        except OSError:  # a file system without locks
-            pass
         yield
 
 

@@ -5,8 +5,9 @@ own turn the downloaded archive into examples, because those of the library need
 """
 
 import contextlib
-import fcntl
 import gzip
+import io
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ncsn_jax.app import storage
 from ncsn_jax.app.data import cache, image_folder
 from ncsn_jax.errors import UserError
 
@@ -45,9 +47,13 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def reading(dataset: str, data_dir: str) -> Iterator:
-    """Gives the builder of tensorflow-datasets, and makes a UserError of whatever damaged files raise."""
+    """Gives the builder of tensorflow-datasets, and makes a UserError of whatever damaged files raise.
+
+    Inside the block the library says nothing.
+    """
     try:
-        yield _builder(dataset, data_dir)
+        with _silent():
+            yield _builder(dataset, data_dir)
     except UserError:
         raise
     except Exception as error:
@@ -56,6 +62,22 @@ def reading(dataset: str, data_dir: str) -> Iterator:
             f"data.dataset={dataset!r} under data.data_dir={data_dir!r} cannot be read "
             f"({type(error).__name__}: {reason[:200]}); move it away and prepare it again"
         ) from None
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps the bars, the prints and the log of tensorflow-datasets out of our output."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    its_log = logging.getLogger("absl")
+    level = its_log.level
+    its_log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        its_log.setLevel(level)
 
 
 def _builder(dataset: str, data_dir: str):
@@ -101,12 +123,12 @@ def _unknown(dataset: str) -> UserError:
 def _alone(dataset: str, data_dir: str) -> Iterator[None]:
     """Lets one process at a time prepare a dataset; the next one finds it there."""
     with contextlib.ExitStack() as stack:
-        # Whoever cannot write there prepares nothing there either; and some file systems have no locks.
+        # Whoever cannot write there prepares nothing there either.
         with contextlib.suppress(OSError):
             os.makedirs(data_dir, exist_ok=True)
             name = f".{dataset.replace('/', '_')}.lock"
             lock = stack.enter_context(open(os.path.join(data_dir, name), "wb"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            storage.lock(lock, wait=True)
         yield
 
 

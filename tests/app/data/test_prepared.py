@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from ncsn_jax.app import data
 from ncsn_jax.app.data import prepared
 from ncsn_jax.errors import UserError
+from tests.running import ROOT
 
 
 def test_what_an_interrupted_preparation_left_is_not_a_dataset(tmp_path):
@@ -49,3 +54,27 @@ def test_a_damaged_dataset_is_one_line(tmp_path):
     with pytest.raises(UserError, match="data.dataset='digits' under .* cannot be read") as caught:
         data.load("digits", str(tmp_path), 8, 1)
     assert str(caught.value).isprintable()
+
+
+def test_the_library_says_nothing_of_its_own(tmp_path):
+    script = """
+import logging
+logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("absl").setLevel(logging.INFO)
+from ncsn_jax.app import data
+data.load("digits", "", 8, 1)
+data.load_labels("digits", "", split="test")
+print("between", logging.getLogger("absl").level)
+data.load("digits", "", 4, 1, crop_size=-1)
+"""
+    where = {"TFDS_DATA_DIR": str(tmp_path / "tfds"), "NCSN_JAX_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | where,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, "between 20\n"), result.stderr
+    assert "absl" not in result.stderr and "examples" not in result.stderr
