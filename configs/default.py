@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     data.image_size = 32
     data.channels = 3
     data.crop_size = 0  # -1: the largest square
+    data.background = 255
+    data.holdout = 0.0
     data.random_flip = True
     data.dequantize = True
     data.centered = False

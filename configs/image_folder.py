@@ -1,8 +1,10 @@
-"""NCSN on your own pictures: a directory tree of PNG and JPEG files, cropped and resized to 32x32.
+"""NCSN on your own pictures: a directory tree of image files, cropped and resized to 32x32.
 
     python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=path/to/images
 
-Files of other kinds and unreadable ones are left out and named in the log.
+PNG, JPEG, WebP, BMP, TIFF and GIF files are read, whatever their names. Others are left out and named in the
+log. With `--config.data.holdout=0.1` a tenth of the images is left out of training, for `--mode=inpaint` and
+`--mode=likelihood`.
 
 Hardware: one GPU or TPU host at this size; on a CPU start with `--config.model.features=16`.
 Expected time and result: not yet measured; they depend on the pictures.

@@ -165,6 +165,8 @@ def load_images(config: ConfigDict, split: str = "train") -> np.ndarray:
         options.channels,
         split=split,
         crop_size=options.crop_size,
+        background=options.background,
+        holdout=options.holdout,
     )
 
 

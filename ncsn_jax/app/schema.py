@@ -111,13 +111,18 @@ SECTIONS = {
     }),
     "data": ("The images.", {
         "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows."),
-        "data_dir": _text("Directory of the prepared datasets, or of the images of 'image_folder'. "
+        "data_dir": _text("Directory of the prepared datasets, or of the images of 'image_folder' (PNG, "
+                          "JPEG, WebP, BMP, TIFF or GIF). "
                           "'': $TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
         "image_size": _whole(1, "Side of the images in pixels.", 4096),
         "channels": Field((int,), "a whole number", ((lambda v: v in (1, 3), "1 or 3"),),
                           "1 for grey, 3 for RGB."),
         "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size. -1: the largest "
                             "square; 0: the images fit as they are.", allowed="-1, 0 or a number of pixels"),
+        "background": _whole(0, "Of people's own images: the grey value behind transparent pixels. 0: black; "
+                             "255: white.", 255),
+        "holdout": _number(_FRACTION, "Of 'image_folder': the share of the images that is the test split and "
+                           "left out of training, chosen by the content of each file; 0: none."),
         "random_flip": _switch("Mirror an image left to right with probability 1/2."),
         "dequantize": _switch("Spread each 8-bit value uniformly over its 1/256."),
         "centered": _switch("The SDE, the sigmas and the samplers work on images in [-1, 1], not [0, 1]. "
@@ -267,7 +272,7 @@ SECTIONS = {
     }),
     "inpainting": ("--mode=inpaint, and --mode=colorize, which takes images and numbers from here.", {
         "mask": _text("'left': the left half is observed; 'box': all but a random box; or an image file, in "
-                      "which white (128 and above) is observed."),
+                      "which white (128 and above) is observed, resized to fit."),
         "images": _text("Directory of images to complete, cropped and resized to fit; '': the test split."),
         "num_images": _whole(1, "How many images."),
         "num_completions": _whole(1, "Completions of each image.", 10_000),

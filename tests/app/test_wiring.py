@@ -108,6 +108,8 @@ ROWS = [
     Row("data.channels", 3, "load.channels"),
     Row("data.channels", 3, "make_init.image_shape", (8, 8, 3)),
     Row("data.crop_size", -1, "load.crop_size"),
+    Row("data.background", 0, "load.background"),
+    Row("data.holdout", 0.25, "load.holdout"),
     Row("data.random_flip", True, "train_steps.random_flip"),
     Row("data.dequantize", False, "train_steps.dequantize"),
     Row("data.centered", True, "train_steps.centered", given=SDE),
@@ -349,11 +351,13 @@ def test_fields_of_inpainting_arrive(trained, tmp_path):
     changes = {"num_images": 2, "num_completions": 3, "mask": "box", "images": "pictures"}
     config = load_config(**{f"inpainting.{name}": value for name, value in changes.items()})
     config.sampling.batch_size, config.sampling.name, config.seed = 4, "named", 9
+    config.data.background = 3
     complete.inpaint(config, str(tmp_path))
     (pictures,) = trained.calls["read"]
     assert (pictures["directory"], pictures["crop_size"]) == ("pictures", -1)
     masks = trained.calls["make_masks"][0]
     assert (masks["mask"], masks["count"], masks["seed"]) == ("box", 2, 9)
+    assert (masks["background"], pictures["background"]) == (3, 3)
     found = read(tmp_path / "inpainting" / "step_1_named" / "completions.npz")
     np.testing.assert_array_equal(found["originals"], IMAGES[5:7])
     assert found["completions"].shape == (2, 3, 8, 8, 1) and Chains.made.sizes == [4, 4]

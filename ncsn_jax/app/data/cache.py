@@ -21,15 +21,14 @@ from ncsn_jax.app import storage
 from ncsn_jax.errors import UserError
 
 # Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.
-_VERSION = 1
+_VERSION = 2
 
 
 def directory() -> str:
     """Returns the cache directory, whether or not it exists."""
     if chosen := os.environ.get("NCSN_JAX_CACHE"):
-        return chosen
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "ncsn_jax")
+        return storage.path(chosen)
+    return os.path.join(storage.path(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "ncsn_jax")
 
 
 def images(
@@ -76,7 +75,7 @@ def local(data_dir: str, below: str = "") -> str:
     if storage.is_remote(data_dir):
         storage.check(data_dir, "data.data_dir")
         data_dir = _copy(data_dir, below)
-    return os.path.abspath(os.path.expanduser(data_dir))
+    return os.path.abspath(storage.path(data_dir))
 
 
 def _copy(url: str, below: str) -> str:

@@ -1,24 +1,24 @@
-"""People's own pictures: a directory tree of PNG and JPEG files as one array.
+"""People's own pictures: a directory tree of image files as one array.
 
-Files named .png, .jpg or .jpeg are taken in the order of their path below the directory; links are
-followed, to every directory once. All other files, and whatever cannot be decoded, are left out, counted
-and named.
+Files are taken in the order of their path below the directory; links are followed, to every directory once.
+What is no image or cannot be decoded is left out, counted and named.
 """
 
 import collections
 import concurrent.futures
+import hashlib
 import os
-import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import UnidentifiedImageError
 
-from ncsn_jax.app.data import transforms
+from ncsn_jax.app.data import reading, transforms
+from ncsn_jax.app.data.holdout import is_held_out
 from ncsn_jax.errors import UserError, one_line
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-# So many files that are left out are named.
+# So many files of a kind are named.
 _NAMED = 5
 
 
@@ -45,19 +45,34 @@ def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[st
         waiting += [os.path.join(folder, name) for name in below]
 
 
-def find(directory: str) -> tuple[list[str], list[str]]:
-    """Returns the sorted relative paths of images and of all other files; hidden ones are ignored."""
-    images, other = [], []
-    for folder, names in walk(directory):
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.relpath(os.path.join(folder, name), directory)
-                (images if name.lower().endswith(_SUFFIXES) else other).append(path)
-    return sorted(images), sorted(other)
+def find(directory: str) -> list[str]:
+    """Returns the sorted relative paths of all files; hidden ones are ignored."""
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), directory)
+        for folder, names in walk(directory)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+class _Picture(NamedTuple):
+    """A picture that is taken, `[size, size, channels]`, and what `reading.Found` says of it."""
+
+    pixels: np.ndarray
+    transparent: bool
+    dark: str
 
 
 def read(
-    directory: str, size: int, channels: int, crop_size: int, field: str = "data.data_dir"
+    directory: str,
+    size: int,
+    channels: int,
+    crop_size: int,
+    field: str = "data.data_dir",
+    *,
+    background: int = 255,
+    split: str = "train",
+    holdout: float = 0.0,
 ) -> tuple[np.ndarray, str]:
     """Decodes a directory tree of images.
 
@@ -65,42 +80,67 @@ def read(
       directory: its path.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
       field: where the path comes from, for messages.
+      background: see `ncsn_jax.app.data.reading.decode`.
+      split: "train", or "test" for the files that `is_held_out` holds out by their content.
+      holdout: the share of them, in [0, 1).
 
     Returns:
-      uint8 `[N, size, size, channels]` with N >= 1, and one line that names what was left out, or "".
+      uint8 `[N, size, size, channels]` with N >= 1, and one line that names what was left out and what is
+      remarkable, or "".
 
     Raises:
       UserError: if there is no such directory or no image that can be read.
     """
     if not os.path.isdir(directory):
         raise UserError(f"{field}={directory!r} is not a directory of images")
-    paths, other = find(directory)
+    paths = find(directory)
+    least = 2 * size if crop_size == transforms.LARGEST_SQUARE else 0
 
-    def decode(name: str) -> np.ndarray | str:
+    def decode(name: str) -> _Picture | str | None:
+        """Returns a picture of the split, or why it is none, "" for a file of another kind."""
+        path = os.path.join(directory, name)
         try:
-            with Image.open(os.path.join(directory, name), formats=("PNG", "JPEG")) as image:
-                if crop_size == transforms.LARGEST_SQUARE:
-                    image.draft("RGB", (2 * size, 2 * size))
-                return transforms.fit(image, size, channels, crop_size)
+            with reading.opened(path, least) as image:
+                if holdout and is_held_out(_digest(path), holdout) != (split == "test"):
+                    return None
+                found = reading.decode(image, background)
+                pixels = transforms.fit(found.image, size, channels, crop_size)
+                return _Picture(pixels, found.transparent, found.dark)
+        except UnidentifiedImageError:
+            return ""
         # Pillow raises whatever its decoders run into; the file is named, with the reason.
         except Exception as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
 
-    # The filters are the process's, so they are set once, around all threads.
-    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        results = list(pool.map(decode, paths))
-    images = [r for r in results if not isinstance(r, str)]
-    pairs = zip(paths, results, strict=True)
-    corrupt = [f"{path}: {result}" for path, result in pairs if isinstance(result, str)]
-    parts = [
-        f"{len(names)} {what} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
-        for names, what in ((other, "not PNG or JPEG"), (corrupt, "unreadable"))
-        if names
+    with reading.pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
+        results = dict(zip(paths, pool.map(decode, paths), strict=True))
+    taken = {path: r for path, r in results.items() if isinstance(r, _Picture)}
+    left_out = [
+        _name(f"not {reading.KINDS}", {path: r for path, r in results.items() if r == ""}),
+        _name("unreadable", {path: r for path, r in results.items() if r and path not in taken}),
     ]
-    left_out = one_line("left out " + " and ".join(parts)) if parts else ""
-    if not images:
-        reason = f": {left_out}" if left_out else ""
-        raise UserError(f"{field}={directory!r} holds no readable PNG or JPEG image{reason}")
-    return np.stack(images), left_out
+    left_out = "left out " + " and ".join(filter(None, left_out)) if any(left_out) else ""
+    if not taken:
+        reason = f": {one_line(left_out)}" if left_out else ""
+        if holdout and None in results.values():
+            reason = f" in split {split!r} with data.holdout={holdout}{reason}"
+        raise UserError(f"{field}={directory!r} holds no readable {reading.KINDS} image{reason}")
+    clear = sum(picture.transparent for picture in taken.values())
+    notes = [
+        left_out,
+        f"{clear} with transparency, on data.background={background}" if clear else "",
+        _name("almost black", {path: r.dark for path, r in taken.items() if r.dark}),
+    ]
+    return np.stack([r.pixels for r in taken.values()]), one_line("; ".join(filter(None, notes)))
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _name(what: str, files: dict[str, str]) -> str:
+    """Returns how many files are `what`, with the first of them and the reasons, or "" for none."""
+    named = [f"{path}: {reason}" if reason else path for path, reason in files.items()]
+    more = ", ..." if len(named) > _NAMED else ""
+    return f"{len(named)} {what} ({', '.join(named[:_NAMED])}{more})" if named else ""

@@ -1,29 +1,37 @@
 """The masks of inpainting, which say what pixels are observed."""
 
+import logging
 import os
-import warnings
 
 import numpy as np
+from PIL import Image
 
-from ncsn_jax.errors import UserError
+from ncsn_jax.app import storage
+from ncsn_jax.app.data import reading
+from ncsn_jax.errors import UserError, one_line
+
+_log = logging.getLogger(__name__)
 
 
-def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
+def make_masks(
+    mask: str, shape: tuple[int, int, int], count: int, seed: int, background: int = 255
+) -> np.ndarray:
     """Returns which pixels of each image are observed.
 
     Args:
       mask: 'left': the left half is observed, as in NCSN's figure 6; 'box': all but a box at random,
-        with sides from a third to two thirds of the image's; else the path of a grey PNG or JPEG image,
-        in which white is observed and black is filled in.
+        with sides from a third to two thirds of the image's; else the path of an image, in which white
+        (128 and above) is observed and black is filled in. It is resized to (H, W) by nearest pixels.
       shape: (H, W, C) of the images.
       count: the number of images.
       seed: of the boxes; the box of image i depends on the seed and i alone.
+      background: grey value of the transparent pixels of an image, from 0 to 255.
 
     Returns:
       bool `[count, H, W, C]`.
 
     Raises:
-      UserError: if there is no such file, or it is no image of this size.
+      UserError: if there is no such file, or it is no image that can be read.
     """
     height, width, _ = shape
     if mask == "left":
@@ -31,7 +39,7 @@ def make_masks(mask: str, shape: tuple[int, int, int], count: int, seed: int) ->
     elif mask == "box":
         masks = np.stack([_box(height, width, seed, i) for i in range(count)])
     else:
-        masks = _read_mask(mask, height, width)
+        masks = _read_mask(storage.path(mask), height, width, background)
     return np.broadcast_to(masks[..., None], (count, *shape))
 
 
@@ -45,20 +53,23 @@ def _box(height: int, width: int, seed: int, index: int) -> np.ndarray:
     return observed
 
 
-def _read_mask(path: str, height: int, width: int) -> np.ndarray:
-    from PIL import Image
-
+def _read_mask(path: str, height: int, width: int, background: int) -> np.ndarray:
     field = f"config.inpainting.mask={path!r}"
     if not os.path.isfile(path):
         raise UserError(f"{field} is neither 'left' nor 'box' nor an image file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow; what is too large has another size
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                size = image.size
-                if size == (width, height):
-                    return np.asarray(image.convert("L")) >= 128
+        with reading.pillow(), reading.opened(path) as file:
+            found = reading.decode(file, background)
+            image, size = found.image.convert("L"), found.image.size
+            if size != (width, height):
+                image = image.resize((width, height), Image.Resampling.NEAREST)
     # Pillow raises whatever its decoders run into.
     except Exception as error:
-        raise UserError(f"{field} is no PNG or JPEG image ({type(error).__name__})") from None
-    raise UserError(f"{field} is {size[0]}x{size[1]} pixels, but the images have {width}x{height}")
+        raise UserError(
+            f"{field} is no {reading.KINDS} image that can be read ({type(error).__name__})"
+        ) from None
+    if size != (width, height):
+        _log.info("%s is resized from %dx%d to %dx%d pixels", one_line(field), *size, width, height)
+    if found.dark:
+        _log.warning("%s is almost black: %s", one_line(field), found.dark)
+    return np.asarray(image) >= 128

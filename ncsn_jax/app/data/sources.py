@@ -20,6 +20,8 @@ def load(
     *,
     split: str = "train",
     crop_size: int = 0,
+    background: int = 255,
+    holdout: float = 0.0,
 ) -> np.ndarray:
     """Returns the images of a dataset, decoded, cropped and resized once.
 
@@ -27,12 +29,16 @@ def load(
       dataset: "digits", "image_folder", or a name that tensorflow-datasets knows.
       data_dir: the directory of prepared datasets, which may be in object storage; "" for
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        For "image_folder" the directory tree of PNG and JPEG files itself.
+        For "image_folder" the directory tree of image files itself.
       image_size: side of the images in pixels.
       channels: 1 or 3.
-      split: "train", "test" or a slice such as "train[:10%]"; an image folder has only "train".
+      split: "train", "test" or a slice such as "train[:10%]"; an image folder has no slices, and a test
+        split with `holdout`.
       crop_size: side of the centre crop that is resized to `image_size`; -1 for the largest square;
         0 for images that have the right size already.
+      background: of an image folder, the grey value behind transparent pixels, from 0 to 255.
+      holdout: of an image folder, the share of the files that is the test split and not that of training,
+        in [0, 1); see `ncsn_jax.app.data.holdout`.
 
     Returns:
       uint8 `[N, image_size, image_size, channels]`, N >= 1, usually mapped from a cache file.
@@ -41,13 +47,19 @@ def load(
       UserError: if the dataset is unknown, not there, or does not fit the arguments.
     """
     if dataset == "image_folder":
-        if split != "train":
+        if split not in (("train", "test") if holdout else ("train",)):
             raise UserError(
-                f"data.dataset='image_folder' has no split {split!r}, only 'train'; images of another "
-                "directory are completed and interpolated with config.inpainting.images, and those of "
-                "training judged with config.likelihood.split='train'"
+                f"data.dataset='image_folder' has no split {split!r} with config.data.holdout={holdout}: "
+                "a run that is begun with more than 0 has a test split; images of another directory are "
+                "completed and interpolated with config.inpainting.images, and those of training judged "
+                "with config.likelihood.split='train'"
             )
-        return _load_folder(data_dir, image_size, channels, crop_size)
+        options = {"background": background, "split": split, "holdout": holdout}
+        return _load_folder(data_dir, image_size, channels, crop_size, options)
+    if holdout:
+        raise UserError(
+            f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
+        )
     data_dir, directory = prepared.find(dataset, data_dir)
 
     def make() -> tuple[np.ndarray, str]:
@@ -86,17 +98,21 @@ def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[n
     return np.array(labels), int(classes)  # Not every class need occur.
 
 
-def _load_folder(data_dir: str, size: int, channels: int, crop_size: int) -> np.ndarray:
+def _load_folder(
+    data_dir: str, size: int, channels: int, crop_size: int, options: dict
+) -> np.ndarray:
     if not data_dir:
         raise UserError(
             "data.data_dir must name the directory of images when data.dataset='image_folder'"
         )
     directory = cache.local(data_dir)
     arguments = directory, size, channels, crop_size
-    key = ["image_folder", size, channels, crop_size, directory, prepared.fingerprint(directory)]
-    images, left_out = cache.images("image_folder", key, lambda: image_folder.read(*arguments))
-    if left_out:
-        logging.getLogger(__name__).warning("%s: %s", one_line(directory), left_out)
+    key = ["image_folder", *arguments, options, prepared.fingerprint(directory)]
+    images, note = cache.images(
+        "image_folder", key, lambda: image_folder.read(*arguments, **options)
+    )
+    if note:
+        logging.getLogger(__name__).warning("%s: %s", one_line(directory), note)
     return images
 
 

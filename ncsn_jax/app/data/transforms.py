@@ -1,7 +1,7 @@
 """Centre crop and resize of 8-bit images, by Pillow."""
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 LARGEST_SQUARE = -1
 
@@ -13,7 +13,7 @@ def fit(image: Image.Image, size: int, channels: int, crop_size: int) -> np.ndar
     spacing of the coarser of the two grids (Pillow's BILINEAR, which smooths what it makes smaller).
 
     Args:
-      image: any Pillow image. Its EXIF orientation is applied. Of 16-bit grey the upper 8 bits remain.
+      image: upright, of 8 bits; see `ncsn_jax.app.data.reading`.
       size: side of the result in pixels.
       channels: 1 for grey, 3 for RGB.
       crop_size: side of the centre crop that is resized to `size`; -1 for the largest square; 0 for
@@ -22,9 +22,6 @@ def fit(image: Image.Image, size: int, channels: int, crop_size: int) -> np.ndar
     Raises:
       ValueError: if the image is smaller than the crop, or has another size and must not be changed.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     if crop_size == 0:
         if image.size != (size, size):

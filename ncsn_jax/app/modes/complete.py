@@ -18,7 +18,8 @@ def inpaint(config, workdir: str) -> None:
     shared.begin(config, workdir, "inpaint", Stream.INPAINTING)
     options = config.inpainting
     originals = shared.load_originals(config, options.num_images)
-    masks = make_masks(options.mask, build.image_shape(config), len(originals), config.seed)
+    shape, background = build.image_shape(config), config.data.background
+    masks = make_masks(options.mask, shape, len(originals), config.seed, background)
     settings = {
         "inpainting.keep_observed": options.keep_observed,
         "images and masks": zlib.crc32(masks.tobytes(), zlib.crc32(originals.tobytes())),

@@ -20,6 +20,7 @@ from ncsn_jax.app import (
     run_samplers,
     samplers,
     schema,
+    storage,
     workdirs,
 )
 from ncsn_jax.app.data import image_folder
@@ -89,15 +90,16 @@ def load(config, workdir: str) -> Loaded:
 
 def load_originals(config, count: int) -> np.ndarray:
     """Returns images to work on, the user's or else the test split's: uint8 `[count at most, H, W, C]`."""
-    directory, options = config.inpainting.images, config.data
+    directory, options = storage.path(config.inpainting.images), config.data
     if not directory:
         return np.asarray(build.load_images(config, "test")[:count])
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
-    found, left_out = image_folder.read(
-        directory, size, channels, crop_size, "config.inpainting.images"
+    field, background = "config.inpainting.images", options.background
+    found, note = image_folder.read(
+        directory, size, channels, crop_size, field, background=background
     )
-    if left_out:
-        log.warning("%s: %s", one_line(directory), left_out)
+    if note:
+        log.warning("%s: %s", one_line(directory), note)
     return np.asarray(found[:count])
 
 

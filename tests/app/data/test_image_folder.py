@@ -35,14 +35,9 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog)
     assert np.abs(x[2].astype(int) - 128).max() <= 1
     data.load("image_folder", str(folder), 8, 3, crop_size=-1)  # from the cache, and still named
     message, again = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
-    assert "1 not PNG or JPEG (notes.txt)" in message
+    assert "2 not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt, text.png)" in message
     assert again == message
-    assert (
-        "3 unreadable" in message
-        and "dangling.png" in message
-        and "torn.jpg" in message
-        and "text.png" in message
-    )
+    assert "2 unreadable" in message and "dangling.png: " in message and "torn.jpg: " in message
     assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
 
 
@@ -113,7 +108,7 @@ def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
             (tmp_path / f"d{i}" / name).symlink_to(f"../d{i + 1}")
     (tmp_path / "up").symlink_to(".")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "d29" / "x.png")
-    assert image_folder.find(str(tmp_path)) == (["d29/x.png"], ["d29/a", "d29/b"])
+    assert image_folder.find(str(tmp_path)) == ["d29/a", "d29/b", "d29/x.png"]
 
 
 def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monkeypatch):
@@ -127,5 +122,15 @@ def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monke
     x, text = image_folder.read(str(root), 8, 1, 0)
     assert x.shape == (1, 8, 8, 1)
     assert text.isprintable() and "link.png: " in text
-    assert r"two\nlines.png" in text and r"(\udcff.txt)" in text
+    assert r"two\nlines.png" in text and r", \udcff.txt)" in text
     assert data.load("image_folder", str(root), 8, 1).shape == (1, 8, 8, 1)
+
+
+def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
+    for i in range(3):
+        Image.new("LA", (8, 8), (0, 100 * i)).save(tmp_path / f"{i}.png")
+    Image.new("LA", (8, 8), (99, 255)).save(tmp_path / "opaque.png")
+    found = data.load("image_folder", str(tmp_path), 8, 1, background=200)
+    np.testing.assert_array_equal(found[:, 0, 0, 0], [200, 122, 43, 99])
+    (record,) = caplog.records
+    assert record.getMessage() == f"{tmp_path}: 3 with transparency, on data.background=200"

@@ -36,16 +36,16 @@ def test_a_mask_file_is_white_where_observed(tmp_path):
     Image.fromarray(pixels).save(path)
     masks = make_masks(path, (4, 6, 3), 2, seed=0)
     np.testing.assert_array_equal(masks, np.broadcast_to((pixels == 128)[..., None], (2, 4, 6, 3)))
-    with pytest.raises(UserError, match=r"mask.png' is 6x4 pixels, but the images have 8x8"):
-        make_masks(path, (8, 8, 1), 1, seed=0)
+    larger = make_masks(path, (8, 12, 1), 1, seed=0)[0, ..., 0]
+    np.testing.assert_array_equal(larger, np.kron(pixels == 128, np.ones((2, 2), bool)))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "is neither 'left' nor 'box' nor an image file"),
-        (b"hello", "is no PNG or JPEG image"),
-        (b"\x89PNG\r\n\x1a\n", "is no PNG or JPEG image"),
+        (b"hello", "is no PNG, JPEG, WebP, BMP, TIFF or GIF image that can be read"),
+        (b"\x89PNG\r\n\x1a\n", "image that can be read"),
     ],
 )
 def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
@@ -57,14 +57,23 @@ def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
 
 
 def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
-    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header
     body = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path = tmp_path / "mask.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + bytes(4) + b"IDAT" + bytes(4))
-    with pytest.raises(UserError, match="is 12000x12000 pixels, but the images have 8x8"):
+    with pytest.raises(UserError, match=r"image that can be read \(ValueError\)"):
         make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 
 def test_the_smallest_box():
     assert not make_masks("box", (1, 1, 1), 2, seed=0).any()
+
+
+def test_transparent_pixels_of_a_mask_have_the_background(tmp_path, caplog):
+    path = str(tmp_path / "mask.png")
+    Image.new("LA", (8, 8)).save(path)
+    assert make_masks(path, (8, 8, 1), 1, seed=0).all()
+    with caplog.at_level("WARNING", "ncsn_jax"):
+        assert not make_masks(path, (8, 8, 1), 1, seed=0, background=0).any()
+    assert "is almost black" in caplog.text

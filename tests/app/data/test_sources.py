@@ -187,7 +187,10 @@ def test_mistakes_are_one_line(tmp_path):
     for arguments, message in [
         (("image_folder", "", 8, 3), "data.data_dir must name the directory"),
         (("image_folder", str(tmp_path / "no"), 8, 3), "is not a directory of images"),
-        (("image_folder", str(tmp_path), 8, 3), "holds no readable PNG or JPEG image"),
+        (
+            ("image_folder", str(tmp_path), 8, 3),
+            "holds no readable PNG, JPEG, WebP, BMP, TIFF or GIF image",
+        ),
         (("no_such_set", str(tmp_path), 8, 3), "data.dataset='no_such_set' is unknown"),
         (("celeb_a", str(tmp_path), 32, 3), "data.dataset='celeb_a' is not prepared under"),
         (("digits", "", 8, 3), "data.channels=3, but the images of data.dataset='digits' have 1"),

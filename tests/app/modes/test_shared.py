@@ -31,11 +31,14 @@ def test_own_images_are_cropped_and_resized_as_those_of_a_directory_are(crop_siz
 
 def test_what_is_left_out_of_own_images_is_named(tmp_path, caplog):
     Image.fromarray(runs.drawn(0)[..., 0]).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"torn")
-    config = runs.ladder_config(**{"inpainting.images": str(tmp_path)})
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    Image.new("LA", (8, 8)).save(tmp_path / "c.png")
+    config = runs.ladder_config(**{"inpainting.images": str(tmp_path), "data.background": 7})
     with caplog.at_level("WARNING", "ncsn_jax"):
-        np.testing.assert_array_equal(shared.load_originals(config, 2), [runs.drawn(0)])
+        found = shared.load_originals(config, 2)
+    np.testing.assert_array_equal(found, [runs.drawn(0), np.full((8, 8, 1), 7)])
     assert f"{tmp_path}: left out 1 unreadable (b.png" in caplog.text
+    assert "; 1 with transparency, on data.background=7" in caplog.text
 
 
 def test_images_to_work_on_are_the_first_of_the_test_split():

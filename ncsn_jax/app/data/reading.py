@@ -1,0 +1,107 @@
+"""The one reader of users' images: those of training, those to complete, and masks.
+
+The content says what a file is, not its name. An image comes out upright, with 8 bits, and in front of the
+background where it is transparent.
+"""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+# Larger images are refused, and of those beyond Pillow's own limit one is in memory at a time.
+_MOST_PIXELS, _LARGE = 2**29, Image.MAX_IMAGE_PIXELS
+_one_large = threading.Lock()
+# An image without a value as large as this, of 255, is almost black. It is 4096 of 65535.
+_DARK = 16
+
+
+class Found(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+      image: upright, of mode "L" or "RGB".
+      transparent: whether the background shows.
+      dark: why the image is almost black, in words, or "".
+    """
+
+    image: Image.Image
+    transparent: bool
+    dark: str
+
+
+@contextlib.contextmanager
+def pillow() -> Iterator[None]:
+    """Leaves it to `opened` what is too large, and keeps Pillow's warnings out of the output.
+
+    It holds for all threads of the process, so it has to surround them.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it can read all the same
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextlib.contextmanager
+def opened(path: str, least: int = 0) -> Iterator[Image.Image]:
+    """Gives the image in a file for `decode`, of several its first; to be used inside `pillow`.
+
+    Args:
+      path: of the file.
+      least: if not 0, a JPEG file may be decoded smaller, to no less than this many pixels a side.
+
+    Raises:
+      PIL.UnidentifiedImageError: if the file is none of `KINDS`.
+      Exception: whatever else Pillow runs into.
+    """
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(Image.open(path, formats=_FORMATS))
+        if least:
+            image.draft("RGB", (least, least))
+        pixels = image.width * image.height
+        if pixels > _MOST_PIXELS:
+            raise ValueError(f"is {image.width}x{image.height}, more than {_MOST_PIXELS} pixels")
+        if pixels > _LARGE:
+            stack.enter_context(_one_large)
+        yield image
+
+
+def decode(image: Image.Image, background: int) -> Found:
+    """Turns an image upright, takes the upper 8 of 16 bits, and puts a background behind it.
+
+    Args:
+      image: as `opened` gives it.
+      background: grey value behind transparent pixels, from 0 to 255.
+
+    Raises:
+      Exception: whatever Pillow's decoders run into.
+    """
+    image = ImageOps.exif_transpose(image)
+    is_deep = image.mode.startswith("I")  # Of colours, Pillow takes the upper 8 bits itself.
+    if is_deep:
+        values = np.clip(np.asarray(image), 0, 2**16 - 1)
+        clear = image.info.get("transparency")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    transparent = False
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        transparent = image.getextrema()[3][0] < 255
+        behind = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(behind, image)
+    if image.mode != "L":
+        image = image.convert("RGB")
+    dark = ""
+    if np.max(image.getextrema()) < _DARK:
+        dark = "12-bit data in a 16-bit file" if is_deep else "largest value below 16 of 255"
+    return Found(image, transparent, dark)
