@@ -19,8 +19,8 @@ from ncsn_jax.training import TrainState
 _log = logging.getLogger("ncsn_jax")
 
 
-def start(workdir: str) -> None:
-    """Sends the log to standard output and to `<workdir>/log.txt`.
+def start(workdir: str | None) -> None:
+    """Sends the log to standard output and, where there is a work directory, to `<workdir>/log.txt`.
 
     Of several processes only the first has a log.
     """
@@ -30,13 +30,15 @@ def start(workdir: str) -> None:
     _log.propagate = False
     _log.handlers = [logging.NullHandler()]
     if distributed.is_first():
-        try:
-            file = _LogFile(os.path.join(workdir, "log.txt"))
-        except OSError as error:
-            raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
         output = logging.StreamHandler(sys.stdout)
         output.setLevel(logging.INFO)  # the table of parameters is for the file
-        _log.handlers = [output, file]
+        handlers = [output]
+        if workdir is not None:
+            try:
+                handlers.append(_LogFile(os.path.join(workdir, "log.txt")))
+            except OSError as error:
+                raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
+        _log.handlers = handlers
 
 
 def describe(config, state: TrainState, *, with_table: bool) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ncsn_jax import sigmas
-from ncsn_jax.app import build, devices, schema
+from ncsn_jax.app import build, devices, logs, schema
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
 
@@ -13,11 +13,15 @@ _BYTES_TO_COMPARE = 500_000_000
 # A network that is not divided by sigma has been trained up to this one.
 _LARGEST_SIGMA_OF_NCSN = 2
 
+# Of a longer ladder, only so many sigmas of each end are printed.
+_LONGEST_LADDER, _SHOWN = 20, 4
+
 
 @devices.jax_defaults()
 def suggest(config) -> None:
     """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images."""
     schema.check(config)
+    logs.start(None)  # what is left out of the images is named there
     dataset = build.load_images(config)
     stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
     points = dataset[::stride]
@@ -44,7 +48,7 @@ def suggest(config) -> None:
         f"ratio of neighbouring sigmas in {points[0].size} dimensions: {found.ratio:.5g} (technique 2)",
         f"variance after a level, for {steps} steps, in units of its noise: "
         f"{found.variance_ratio:.4g} (technique 4)",
-        "ladder: " + " ".join(f"{sigma:.4g}" for sigma in ladder),
+        f"ladder: {_shorten([f'{sigma:.4g}' for sigma in ladder])}",
         "",
         f"--config.model.sigma_begin={ladder[0]:.4g} --config.model.num_levels={len(ladder)} "
         f"--config.model.sigma_end={model.sigma_end!r} --config.sampling.epsilon={found.epsilon:.4g} "
@@ -62,3 +66,9 @@ def suggest(config) -> None:
         f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
         f"epsilon {config.sampling.epsilon:.4g}"
     )
+
+
+def _shorten(ladder: list[str]) -> str:
+    if len(ladder) > _LONGEST_LADDER:
+        ladder = [*ladder[:_SHOWN], "...", *ladder[-_SHOWN:]]
+    return " ".join(ladder)

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import run_lib
 from configs import digits, digits_vp
@@ -33,7 +34,11 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys
     config = load_config(**{name: json.loads(value) for name, value in overrides.items()})
     ladder = np.asarray(build.make_sigmas(config))
     (printed,) = re.findall(r"ladder: (.*)", output)
-    np.testing.assert_allclose([float(s) for s in printed.split()], ladder, rtol=1e-3)
+    shown, printed = ladder, printed.split()
+    if len(ladder) > 20:
+        assert printed.pop(4) == "..."
+        shown = np.concatenate([ladder[:4], ladder[-4:]])
+    np.testing.assert_allclose([float(s) for s in printed], shown, rtol=1e-3)
     images = build.load_images(config) / 255
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
@@ -81,3 +86,13 @@ def test_a_smallest_sigma_above_all_distances_is_refused(monkeypatch):
     monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
     with pytest.raises(UserError, match="config.model.sigma_end=50.0, for these images: sigma_end"):
         run_lib.suggest(load_config(**{"model.sigma_end": 50.0, "model.sigma_begin": 60.0}))
+
+
+def test_what_is_left_out_of_a_folder_is_named_as_in_training(tmp_path, capsys):
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), 200 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    run_lib.suggest(load_config(**{"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}))
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith(f"{tmp_path}: left out 1 not PNG, JPEG, ")
+    assert "(notes.txt)" in first and second.startswith("2 images of shape (8, 8, 1)")
