@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from benchmarks import machine, original, rows, table
 from benchmarks.session import BUSY, LEVELS, Options, Session
+from ncsn_jax.app import storage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,6 +95,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--reference",
+        type=storage.path,
         metavar="DIR",
         help="a checkout of github.com/ermongroup/ncsn to compare with",
     )
@@ -132,6 +134,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--write",
+        type=storage.path,
         metavar="FILE",
         help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file, in place of "
         "what is there, unless a row failed",

@@ -22,6 +22,7 @@ import jax
 from benchmarks import accelerator_jobs as jobs
 from benchmarks import accelerator_parts as parts
 from benchmarks.accelerator_parts import Bench
+from ncsn_jax.app import storage
 
 # Each part with the share of the time at which it ends.
 PARTS = (
@@ -76,13 +77,19 @@ def _show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
+def _path(text: str) -> pathlib.Path:
+    return pathlib.Path(storage.path(text))
+
+
 def main(arguments: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="for all parts together")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the results")
-    parser.add_argument("--reference", help="a checkout of ermongroup/ncsn")
-    parser.add_argument("--data_dir", help="prepared datasets, with mnist among them")
+    parser.add_argument("--out", type=_path, required=True, help="directory of the results")
+    parser.add_argument("--reference", type=storage.path, help="a checkout of ermongroup/ncsn")
+    parser.add_argument(
+        "--data_dir", type=storage.path, help="prepared datasets, with mnist among them"
+    )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

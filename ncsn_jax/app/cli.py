@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ncsn_jax.app import run_config
+from ncsn_jax.app import run_config, storage
 from ncsn_jax.errors import UserError, one_line
 
 
@@ -37,6 +37,8 @@ def define_config() -> flags.FlagHolder:
     Without `--config` on the command line it is the configuration of the run in `--workdir`.
     """
     config_flags.register_flag_parser_for_type(int, _WholeNumber())
+    # The definition looks for the file's name on the command line itself.
+    sys.argv = [_expand(argument) for argument in sys.argv]
     try:
         sys.argv = _with_config(sys.argv)
         return config_flags.DEFINE_config_file(
@@ -71,11 +73,29 @@ def _with_config(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _expand(argument: str) -> str:
+    """Returns `--config=~/FILE`, which a shell leaves as it is, with `~` expanded."""
+    if not argument.startswith(("--config=~", "-config=~")):
+        return argument
+    flag, _, text = argument.partition("=")
+    return f"{flag}={storage.path(text)}"
+
+
+class _PathParser(flags.ArgumentParser):
+    """Of a flag that is a path; see `storage.path`."""
+
+    def parse(self, argument: str) -> str:
+        return storage.path(argument)
+
+
+def define_path(name: str, meaning: str) -> flags.FlagHolder:
+    """Defines a flag that is a path, without a default."""
+    return flags.DEFINE(_PathParser(), name, None, meaning)
+
+
 def define_workdir() -> flags.FlagHolder:
     """Defines `--workdir=DIR`."""
-    return flags.DEFINE_string(
-        "workdir", None, "Directory for checkpoints, samples and logs; made if absent."
-    )
+    return define_path("workdir", "Directory for checkpoints, samples and logs; made if absent.")
 
 
 def fail(message: str, code: int) -> None:

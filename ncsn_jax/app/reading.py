@@ -1,6 +1,7 @@
 """Opens a run, trained by `main.py` or converted, for use in one's own code; `ncsn_jax.load_run` is this."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ncsn_jax import sde as sdes
-from ncsn_jax.app import build, devices, pictures, run_samplers, schema, workdirs
+from ncsn_jax.app import build, devices, pictures, run_samplers, schema, storage, workdirs
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.run_config import get_config
 from ncsn_jax.images import center, uncenter
@@ -105,7 +106,7 @@ class Run:
 
 
 @devices.jax_defaults()
-def load_run(workdir: str, step: int | None = None) -> Run:
+def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
     """Opens the run in a work directory, of which nothing is changed.
 
     Args:
@@ -120,6 +121,7 @@ def load_run(workdir: str, step: int | None = None) -> Run:
       >>> x = run.prepare(images)  # doctest: +SKIP
       >>> score = run.score_fn(x, jnp.full(len(x), 0.1))  # doctest: +SKIP
     """
+    workdir = storage.path(str(workdir))
     config = get_config(workdir)
     schema.check(config, num_devices=1)
     step, state = workdirs.load(config, workdir, step)

@@ -17,6 +17,7 @@ def get_config(workdir: str) -> ConfigDict:
     Raises:
       UserError: if there is no run.
     """
+    workdir = storage.path(workdir)
     storage.check(workdir, "--workdir")
     found = storage.read_json(os.path.join(workdir, "config.json"))
     if found is None:

@@ -15,10 +15,8 @@ from ncsn_jax.app import cli
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
 flags.adopt_module_key_flags(cli)
-_EXPORT = flags.DEFINE_string(
-    "export",
-    None,
-    "File to write the newest checkpoint's parameters to, as arrays by PyTorch name.",
+_EXPORT = cli.define_path(
+    "export", "File to write the newest checkpoint's parameters to, as arrays by PyTorch name."
 )
 
 
@@ -28,10 +26,11 @@ def main(arguments: list[str]) -> None:
         cli.fail("the file to convert is required: python -m ncsn_jax.convert FILE.pth ...", 2)
     if _EXPORT.value is not None and arguments:
         cli.fail(f"--export and the file {arguments[0]!r} exclude each other", 2)
-    from ncsn_jax.app import torch_runs
+    from ncsn_jax.app import storage, torch_runs
 
     if arguments:
-        print(torch_runs.import_checkpoint(_CONFIG.value, arguments[0], _WORKDIR.value))
+        path = storage.path(arguments[0])
+        print(torch_runs.import_checkpoint(_CONFIG.value, path, _WORKDIR.value))
     else:
         print(torch_runs.export(_CONFIG.value, _WORKDIR.value, _EXPORT.value))
 

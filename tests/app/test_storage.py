@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ncsn_jax.app import metrics, storage
+from ncsn_jax.app.data import cache, load, masks
+from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from tests import faults
 from tests.fake_gcs import FakeGcs
-from tests.running import kill_at, run
+from tests.running import ROOT, kill_at, load_config, run
 
 
 def test_a_work_directory_and_images_in_object_storage(tmp_path, monkeypatch):
@@ -141,3 +144,45 @@ def test_read_json_gives_an_object_or_none_or_one_line(tmp_path):
         path.write_text(text, errors="surrogateescape")
         with pytest.raises(UserError, match="a.json cannot be read: "):
             storage.read_json(str(path))
+
+
+@pytest.mark.parametrize("text", ["", ".", "a/~/b", "gs://bucket/~/run", "~nobody_of_this_name/x"])
+def test_a_path_without_a_home_directory_stays_as_it_is(text):
+    assert storage.path(text) == text
+
+
+def test_paths_of_the_environment_and_the_fields_may_begin_with_the_home_directory(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCSN_JAX_CACHE", "~/cache")
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/tfds")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "in" / "x.png")
+    assert len(load("image_folder", "~/in", 8, 1)) == 1
+    assert len(load("digits", "", 8, 1)) == 1500
+    config = load_config(**{"inpainting.images": "~/in"})
+    assert len(shared.load_originals(config, 2)) == 1
+    assert masks.make_masks("~/in/x.png", (8, 8, 1), 1, 0).all()
+    monkeypatch.delenv("NCSN_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
+    assert cache.directory() == f"{tmp_path}/xdg/ncsn_jax"
+    assert sorted(os.listdir(tmp_path)) == ["cache", "in", "tfds"]
+
+
+def test_everything_imports_and_runs_without_fcntl_which_windows_lacks(tmp_path):
+    script = f"""
+import sys, warnings
+sys.modules["fcntl"] = None
+warnings.simplefilter("ignore")
+import main, run_lib
+from ncsn_jax.app import workdirs
+from ncsn_jax.app.data import load
+with workdirs.lock({str(tmp_path)!r}):
+    assert len(load("digits", {str(tmp_path)!r}, 8, 1)) == 1500
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """`python -m ncsn_jax.convert` as it is documented, and mistakes in its use."""
 
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,8 @@ def test_the_documented_commands_convert_and_sample(tmp_path):
         (["a.pth", "--export=b.npz"], "--export and the file 'a.pth' exclude each other"),
         (["a.pth", "b.pth"], "unexpected argument 'b.pth'"),
         (["a.pth"], "a.pth does not exist"),
+        (["~/no_such_file.pth"], f"{os.path.expanduser('~')}/no_such_file.pth does not exist"),
+        (["--export=~/b.txt"], f"--export='{os.path.expanduser('~')}/b.txt' must end in .npz"),
         (["--export=b.txt"], "must end in .npz"),
         (["--export=b.npz"], "holds no run: train first"),
     ],
