@@ -28,6 +28,7 @@ from ncsn_jax.app import (
     schema,
     signals,
     storage,
+    units,
     workdirs,
 )
 from ncsn_jax.app.metrics import Window, Writer
@@ -63,8 +64,14 @@ _SECONDS_TO_ESTIMATE = 20
 
 
 @devices.jax_defaults()
-def train(config, workdir: str) -> None:
+def train(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Trains, or continues, up to `config.training.num_steps`, and then samples.
+
+    Args:
+      config: the configuration.
+      workdir: where the run is kept.
+      images: an array to train on in the place of `config.data.dataset`, `[N, H, W]` or `[N, H, W, C]`:
+        uint8, or floating point with `config.data.value_range`. Whoever continues the run gives it again.
 
     Raises:
       SystemExit: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
@@ -88,8 +95,8 @@ def train(config, workdir: str) -> None:
         distributed.on_first("to open the work directory", open_workdir)
         logs.start(workdir)
         devices.keep_compiled()
-        dataset = build.load_images(config)
-        workdirs.claim_images(dataset, workdir)
+        dataset = shared.load_images(config, workdir, images=images)
+        workdirs.claim_images(dataset, workdir, given=images is not None)
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
@@ -188,7 +195,8 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     with signals.deferred(last_saved):
         while step < last and not stop:
             started = time.perf_counter()
-            batch = devices.shard_batch(batches(step, per_call))
+            images = units.to_input(batches(step, per_call), config.data.value_range)
+            batch = devices.shard_batch(images)
             window.input_seconds += time.perf_counter() - started
             stop_signal = signals.requested() or 0
             state, metrics, stop_signals = train_steps(state, batch, stop_signal)
@@ -243,7 +251,8 @@ def _compile(config, state) -> devices.TrainSteps:
     started = time.perf_counter()
     options = config.training
     size = options.batch_size // distributed.count()
-    batch = np.empty((options.steps_per_call, size, *build.image_shape(config)), np.uint8)
+    dtype = units.dtype(config.data.value_range)
+    batch = np.empty((options.steps_per_call, size, *build.image_shape(config)), dtype)
     steps = devices.TrainSteps(
         build.make_train_steps(config),
         state,
@@ -279,7 +288,7 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
         return
     if not distributed.is_first():
         return
-    grid = pictures.grid(samples)
+    grid = pictures.grid(units.to_picture(samples, config.data.value_range))
     png = pictures.encode_png(grid, min_side=200)
     path = _preview_path(workdir, step)
     storage.make_directory(os.path.dirname(path))

@@ -5,7 +5,7 @@ start from this one and say what they change. Any field can be overridden on the
 `--config.training.batch_size=64`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -16,11 +16,12 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.dataset = "cifar10"
     data.data_dir = ""
-    data.image_size = 32
+    data.image_size = FieldReference(32, field_type=object)  # or (height, width)
     data.channels = 3
+    data.value_range = ()  # or (low, high), of floating-point data
+    data.holdout = 0.0
     data.crop_size = 0  # -1: the largest square
     data.background = 255
-    data.holdout = 0.0
     data.random_flip = True
     data.dequantize = True
     data.centered = False

@@ -27,8 +27,9 @@ def width(centered: bool) -> float:
 
 
 def to_float(images: jax.Array, *, centered: bool = False) -> jax.Array:
-    """Returns bytes v as float32 v / 255 in [0, 1], or in [-1, 1] if `centered`."""
-    return center(images.astype(jnp.float32) / 255.0, centered)
+    """Returns bytes v as float32 v / 255 in [0, 1], or in [-1, 1] if `centered`; floats as v in [0, 1]."""
+    x = images.astype(jnp.float32)
+    return center(x if jnp.issubdtype(images.dtype, jnp.floating) else x / 255.0, centered)
 
 
 def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -67,7 +68,7 @@ def prepare(
 
     Args:
       keys: one key per example, `[B]`.
-      images: uint8 `[B, H, W, C]`.
+      images: `[B, H, W, C]`, uint8, or floating point in [0, 1], which `dequantize` is not for.
       random_flip: mirror each image left to right with probability 1/2.
       dequantize: spread each byte v uniformly over [v/256, (v+1)/256), as the authors do:
         (v / 255) * 255/256 + u/256, with u of 23 bits. Otherwise v / 255.

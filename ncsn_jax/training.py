@@ -196,7 +196,8 @@ def train_step(
 
     Args:
       state: the state to advance.
-      images: uint8 `[B, H, W, C]`, this device's examples, neighbours in the global batch.
+      images: uint8 `[B, H, W, C]`, or float32 in [0, 1] without `dequantize`; this device's examples,
+        neighbours in the global batch.
       seed: integer scalar, the seed of the whole run.
       first: integer scalar >= 0, the place of the first of them in the global batch.
       objective: what is minimised, with the network.

@@ -1,6 +1,7 @@
 """Makes what a configuration describes: networks, SDEs, objectives, optimizers, images."""
 
 import functools
+import os
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import optax
 from ml_collections import ConfigDict
 
 from ncsn_jax import models, objectives, sde, sigmas, training
-from ncsn_jax.app import data
+from ncsn_jax.app import data, storage
+from ncsn_jax.app.data import arrays
 from ncsn_jax.errors import UserError
 from ncsn_jax.types import ScoreFn
 
@@ -48,7 +50,7 @@ def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = Fals
     parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
     return network(
         model.features,
-        image_size=config.data.image_size,
+        image_size=min(image_shape(config)[:2]),
         embedding_type="fourier" if is_fourier else "positional",
         scale_by_sigma=is_ve,
         sigmas=make_sigmas(config) if is_ve and not is_fourier else None,
@@ -101,7 +103,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Returns (H, W, C)."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
+    size = config.data.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (height, width, config.data.channels)
 
 
 def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
@@ -144,7 +148,7 @@ def make_train_steps(config: ConfigDict) -> Callable:
         skip_nonfinite=options.skip_nonfinite > 0,
         ema_decay=config.model.ema_decay,
         random_flip=config.data.random_flip,
-        dequantize=config.data.dequantize,
+        dequantize=config.data.dequantize and not config.data.value_range,
         centered=config.data.centered,
         reduce_mean=options.reduce_mean,
     )
@@ -155,9 +159,30 @@ def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray, i
     return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
 
 
-def load_images(config: ConfigDict, split: str = "train") -> np.ndarray:
-    """Returns the images of one split, uint8 `[N, H, W, C]`."""
+def load_images(
+    config: ConfigDict, split: str = "train", images: np.ndarray | None = None
+) -> np.ndarray | arrays.Rows:
+    """Returns the images of one split of `config.data.dataset`, or of the array `images` if it is given.
+
+    They are `[N, H, W, C]`, of floating point where there is a `config.data.value_range`, else uint8.
+    """
     options = config.data
+    source = images
+    if images is None and arrays.is_array(options.dataset):
+        source = os.path.join(storage.path(options.data_dir), storage.path(options.dataset))
+    if source is not None:
+        ranges, shape = options.value_range, image_shape(config)
+        return arrays.load(source, shape, ranges, split=split, holdout=options.holdout)
+    if options.value_range:
+        raise UserError(
+            f"data.value_range={tuple(options.value_range)} must be () for data.dataset="
+            f"{options.dataset!r}, whose images are bytes; floating-point data are .npy and .npz files"
+        )
+    if options.channels not in (1, 3):
+        raise UserError(
+            f"data.channels={options.channels} must be 1 or 3 for data.dataset={options.dataset!r}; other "
+            "numbers are for arrays"
+        )
     return data.load(
         options.dataset,
         options.data_dir,

@@ -38,12 +38,14 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Lays images out row by row on a grey ground, with a pixel between them and around them.
 
     Args:
-      images: uint8 `[N, H, W, C]`, C of 1 or 3.
+      images: uint8 `[N, H, W, C]`. Channels that are neither 1 nor 3 are shown side by side, as grey.
       columns: images per row; by default such that the grid is about square.
 
     Returns:
-      uint8 `[height, width, C]`.
+      uint8 `[height, width, C]`, C of 1 or 3.
     """
+    if images.shape[-1] not in (1, 3):
+        images = np.swapaxes(images, 2, 3).reshape(*images.shape[:2], -1, 1)
     count, height, width, channels = images.shape
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)

@@ -66,9 +66,9 @@ def network_exists(config) -> Found:
     allowed = _NORMALIZATIONS.get(name, ("instance++",))
     words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
     yield "model.normalization", config.model.normalization in allowed, words
-    size, factor = config.data.image_size, 2 ** build.halvings(config)
+    sides, factor = build.image_shape(config)[:2], 2 ** build.halvings(config)
     words = f"a multiple of {factor}, 8 or more, for config.model.name={name!r}"
-    yield "data.image_size", size >= 8 and size % factor == 0, words
+    yield "data.image_size", all(n >= 8 and n % factor == 0 for n in sides), words
     if name != "ncsnpp":
         return
     features, multiples = config.model.features, tuple(config.ncsnpp.ch_mult)

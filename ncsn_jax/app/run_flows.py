@@ -38,10 +38,21 @@ def on_devices(config, function: Callable) -> Callable:
 
 
 def bits_per_dim(config, params, seed, indices, images):
-    """Bits per dimension of images, uint8 `[B, H, W, C]`, as `config.likelihood` says."""
+    """Bits per dimension of images `[B, H, W, C]`, as `config.likelihood` says.
+
+    Of bytes, uint8, they are those of the dequantized image. Of floating-point data v, which come as
+    x = (v - low) / (high - low) by `units.to_unit`, they are -log2 p(v) / D, in the data's own units, with
+    the density p(v) = p(x) / (high - low)^D.
+    """
     options, process = config.likelihood, build.make_sde(config)
     keys = example_keys(stream_key(seed, Stream.LIKELIHOOD), indices, 2)
-    x = center(dequantize(keys[0], images), config.data.centered)
+    levels, interval = 256, width(config.data.centered)
+    if config.data.value_range:
+        low, high = config.data.value_range
+        levels, interval = 1, interval / (high - low)
+    else:
+        images = dequantize(keys[0], images)
+    x = center(images, config.data.centered)
     nats, info = likelihood.log_prob(
         keys[1],
         process,
@@ -54,7 +65,7 @@ def bits_per_dim(config, params, seed, indices, images):
         end=options.end,
         return_info=True,
     )
-    bits = likelihood.bits_per_dim(nats, x.shape, width=width(config.data.centered))
+    bits = likelihood.bits_per_dim(nats, x.shape, levels=levels, width=interval)
     return bits, info.evaluations
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncsn_jax._random import Stream, example_keys
-from ncsn_jax.app import devices, distributed, pictures, samplers
+from ncsn_jax.app import devices, distributed, samplers, units
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import uncenter
 from ncsn_jax.sampling._loop import frame_stops
@@ -33,8 +33,8 @@ class Samples(NamedTuple):
 
     Attributes:
       x: float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise.
-      images: the same, uint8 `[n, H, W, C]`.
-      frames: uint8 `[num_frames, n, H, W, C]`; the last ones are the images.
+      images: the same `[n, H, W, C]`, uint8 or float32, in the units of the data.
+      frames: `[num_frames, n, H, W, C]` likewise; the last ones are the images.
       evaluations: network evaluations of every sample, int `[n]`.
     """
 
@@ -156,8 +156,10 @@ class Chains:
         return Samples(gather(final, count), images, frames, evaluations)
 
     def _images(self, x: jax.Array, count: int) -> np.ndarray:
-        """Returns the first examples of all processes as images, uint8 `[count, H, W, C]`."""
-        return gather(pictures.to_uint8(uncenter(np.asarray(x), self._config.data.centered)), count)
+        """Returns the first examples of all processes as images `[count, H, W, C]`."""
+        options = self._config.data
+        x = uncenter(np.asarray(x), options.centered)
+        return gather(units.from_unit(x, options.value_range), count)
 
 
 def shard(array: np.ndarray, size: int) -> np.ndarray:

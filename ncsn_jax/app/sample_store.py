@@ -1,7 +1,7 @@
 """Keeps the samples of one checkpoint on disk, in parts at first, so that none is made twice.
 
 A directory holds `settings.json`, which says what determined the samples, `parts/` with what is not yet
-put together, and at the end `samples.npz` with the key `samples`, uint8 `[N, H, W, C]`, and `grid.png`.
+put together, and at the end `samples.npz` with the key `samples`, `[N, H, W, C]`, and `grid.png`.
 Sample i is a function of the settings and i. So an interrupted run goes on with those that are missing,
 and who asks for more later gets the new ones made alone.
 """
@@ -9,7 +9,7 @@ and who asks for more later gets the new ones made alone.
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,7 +25,9 @@ class SampleStore:
       settings: JSON-serialisable values that determine every sample.
       shape: of a sample, such as (H, W, C).
       name: of the file, and of its array.
-      dtype: of a sample. There is a `grid.png` of images only, uint8 (H, W, C).
+      dtype: of a sample.
+      to_picture: turns images `[n, H, W, C]` of that type into uint8 ones. There is a `grid.png` of images
+        only, not of what has another number of axes.
 
     Raises:
       UserError: if the directory holds samples that were made with other settings.
@@ -39,11 +41,13 @@ class SampleStore:
         *,
         name: str = "samples",
         dtype: type = np.uint8,
+        to_picture: Callable[[np.ndarray], np.ndarray] = lambda images: images,
     ):
         self._directory = directory
         self._parts = os.path.join(directory, "parts")
         self._path = os.path.join(directory, f"{name}.npz")
         self._shape, self._name, self._dtype = shape, name, np.dtype(dtype)
+        self._to_picture = to_picture
         path = os.path.join(directory, "settings.json")
         try:
             storage.make_directory(directory)
@@ -83,8 +87,8 @@ class SampleStore:
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
         pictures.write_npz(self._path, **{self._name: samples})
-        if self._dtype == np.uint8 and len(self._shape) == 3:
-            grid = pictures.grid(samples[:100])
+        if len(self._shape) == 3:
+            grid = pictures.grid(self._to_picture(samples[:100]))
             pictures.write_png(os.path.join(self._directory, "grid.png"), grid)
         if count == len(self._have):
             storage.remove_directory(self._parts)

@@ -86,6 +86,11 @@ def _is_clip(value: list) -> bool:
     )
 
 
+def _is_size(value: int | list) -> bool:
+    sides = value if isinstance(value, list) else [value, value]
+    return len(sides) == 2 and all(type(n) is int and 1 <= n <= 4096 for n in sides)
+
+
 def _is_in_groups(features: int) -> bool:
     return features >= 4 and all(c % min(c // 4, 32) == 0 for c in (features, 2 * features))
 
@@ -110,21 +115,29 @@ SECTIONS = {
         "seed": _whole(0, "All random numbers of a run are functions of this seed and the step.", 2**32 - 1),
     }),
     "data": ("The images.", {
-        "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows."),
-        "data_dir": _text("Directory of the prepared datasets, or of the images of 'image_folder' (PNG, "
-                          "JPEG, WebP, BMP, TIFF or GIF). "
-                          "'': $TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
-        "image_size": _whole(1, "Side of the images in pixels.", 4096),
-        "channels": Field((int,), "a whole number", ((lambda v: v in (1, 3), "1 or 3"),),
-                          "1 for grey, 3 for RGB."),
+        "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows; or a file of "
+                         "an array `[N, H, W]` or `[N, H, W, C]`, uint8 or floating point: 'FILE.npy', "
+                         "'FILE.npz' or 'FILE.npz:KEY'."),
+        "data_dir": _text("Directory of the prepared datasets, of the images of 'image_folder' (PNG, JPEG, "
+                          "WebP, BMP, TIFF or GIF), or of the array's file. '': $TFDS_DATA_DIR or "
+                          "~/tensorflow_datasets.", changeable=True),
+        "image_size": Field((int, list), "a number of pixels or (height, width)", ((_is_size,
+                            "from 1 to 4096"),), "Side of the images, or their height and width. Arrays "
+                            "must have it: they are not resized."),
+        "channels": _whole(1, "1 for grey, 3 for RGB. Arrays may have any number.", 4096),
+        "value_range": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
+                             "For arrays of floating point, which need it: the values that are 0 and 1 to "
+                             "the network, and black and white in pictures. Data may lie outside. Samples "
+                             "are written in the same units. () for bytes."),
+        "holdout": _number(_FRACTION, "Fraction of the images, chosen by a hash of their content, that is "
+                           "the test split of folders and arrays."),
         "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size. -1: the largest "
                             "square; 0: the images fit as they are.", allowed="-1, 0 or a number of pixels"),
         "background": _whole(0, "Of people's own images: the grey value behind transparent pixels. 0: black; "
                              "255: white.", 255),
-        "holdout": _number(_FRACTION, "Of 'image_folder': the share of the images that is the test split and "
-                           "left out of training, chosen by the content of each file; 0: none."),
         "random_flip": _switch("Mirror an image left to right with probability 1/2."),
-        "dequantize": _switch("Spread each 8-bit value uniformly over its 1/256."),
+        "dequantize": _switch("Spread each 8-bit value uniformly over its 1/256. Floating-point data stay "
+                              "as they are."),
         "centered": _switch("The SDE, the sigmas and the samplers work on images in [-1, 1], not [0, 1]. "
                             "For 'ncsnpp' only."),
     }),
@@ -150,7 +163,8 @@ SECTIONS = {
                           "the one before.",
                           (lambda v: 1 <= len(v) <= 12, "one to twelve numbers, one for each level")),
         "num_res_blocks": _whole(1, "Residual blocks of each level.", 100),
-        "attn_resolutions": _tuple("Sides of the feature maps with attention."),
+        "attn_resolutions": _tuple("Sides of the feature maps with attention; of rectangles, the shorter "
+                                   "ones."),
         "dropout": _number(_FRACTION, "Probability with which an activation is dropped in training."),
         "fourier_scale": _number(_POSITIVE, "Standard deviation of the frequencies that embed log sigma."),
         "resblock_type": _choice(_RESBLOCKS, "Residual blocks of BigGAN, or blocks and resampling of DDPM."),
@@ -238,7 +252,8 @@ SECTIONS = {
                       (lambda v: len(v) <= 100 and not set(v) - _NAME,
                             "made of letters, digits, '-', '_' and '.', 100 at most")),
     }),
-    "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images.", {
+    "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images; of floating-point "
+                   "data, those of the density in their own units, which may be negative.", {
         "split": _choice(("train", "test"), "Of the data."),
         "num_images": _whole(1, "How many of its images, at most."),
         "exact": _switch("The exact trace, which takes one derivative for each element of an image, not an "
@@ -273,7 +288,8 @@ SECTIONS = {
     "inpainting": ("--mode=inpaint, and --mode=colorize, which takes images and numbers from here.", {
         "mask": _text("'left': the left half is observed; 'box': all but a random box; or an image file, in "
                       "which white (128 and above) is observed, resized to fit."),
-        "images": _text("Directory of images to complete, cropped and resized to fit; '': the test split."),
+        "images": _text("Directory of images to complete, cropped and resized to fit, or a file of an "
+                        "array, as data.dataset; '': the test split."),
         "num_images": _whole(1, "How many images."),
         "num_completions": _whole(1, "Completions of each image.", 10_000),
         "keep_observed": _switch("End with exactly the observed pixels, not with noise of the last level on "

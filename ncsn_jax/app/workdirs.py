@@ -21,6 +21,9 @@ from ncsn_jax.app.build import make_init
 from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
+# In images.json: they are an array that no file holds.
+_GIVEN = "given"
+
 
 def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """Returns whether a work directory holds a run, which must be one of this configuration.
@@ -97,12 +100,24 @@ def load(
 
 def describe_images(dataset: np.ndarray) -> dict:
     """Returns number, shape and a checksum of images."""
-    sample = np.ascontiguousarray(dataset[:: max(1, len(dataset) // 1000)])
-    return {"shape": list(dataset.shape), "crc32_of_a_thousand": zlib.crc32(sample)}
+    checksum = 0
+    for i in range(
+        0, len(dataset), max(1, len(dataset) // 1000)
+    ):  # they may be larger than the memory
+        checksum = zlib.crc32(np.ascontiguousarray(dataset[i]), checksum)
+    return {"shape": list(dataset.shape), "crc32_of_a_thousand": checksum}
 
 
-def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) -> None:
+def claim_images(
+    dataset: np.ndarray, workdir: str, *, read_only: bool = False, given: bool = False
+) -> None:
     """Writes down which images a run is trained on, or refuses others than those it began with.
+
+    Args:
+      dataset: the images.
+      workdir: of the run.
+      read_only: whether to write nothing.
+      given: whether they are an array that no file holds.
 
     Raises:
       UserError: if their number, shape or content differs, or is not the same in all processes.
@@ -114,12 +129,30 @@ def claim_images(dataset: np.ndarray, workdir: str, *, read_only: bool = False) 
         there = storage.read_json(path)
         if there is None:
             if not read_only:
-                storage.write(path, json.dumps(here).encode())
-        elif differing := differences(there, here):
+                text = json.dumps(here | {_GIVEN: True} if given else here)
+                storage.write(path, text.encode())
+            return
+        there.pop(_GIVEN, None)
+        if differing := differences(there, here):
             raise UserError(f"--workdir={workdir!r} holds a run on other images: {differing}")
 
     distributed.on_first("to load the images", claim)
     distributed.agree("its images", here)
+
+
+def require_images(workdir: str) -> None:
+    """Raises UserError if a run was begun with an array that no file holds, which must be given again."""
+
+    def look() -> None:
+        there = storage.read_json(os.path.join(workdir, "images.json"))
+        if there is not None and there.get(_GIVEN):
+            raise UserError(
+                f"--workdir={workdir!r} holds a run on an array that was given as images=ARRAY: give it "
+                "again, as in run_lib.train(config, workdir, images=ARRAY); a run whose config.data.dataset "
+                "names a file needs no array"
+            )
+
+    distributed.on_first("to find the images", look)
 
 
 @contextlib.contextmanager

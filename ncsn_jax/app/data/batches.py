@@ -13,7 +13,7 @@ class Batches:
     that no example is left out and the dataset may be smaller than a batch.
 
     Args:
-      images: uint8 `[N, H, W, C]`, N >= 1; may be mapped from a file.
+      images: `[N, H, W, C]`, N >= 1; may be mapped from a file.
       seed: the seed of the run, >= 0.
       batch_size: global batch size B, over all processes.
       process_index, process_count: which contiguous part of every batch is this process's; the count
@@ -45,5 +45,5 @@ class Batches:
         return np.array([self._permutation(e)[p] for e, p in zip(epoch, place, strict=True)])
 
     def __call__(self, step: int, num_steps: int = 1) -> np.ndarray:
-        """Returns the batches of `num_steps` steps from `step`, uint8 `[num_steps, b, H, W, C]`."""
+        """Returns the batches of `num_steps` steps from `step`, `[num_steps, b, H, W, C]`."""
         return np.stack([self._images[self.indices(s)] for s in range(step, step + num_steps)])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from ncsn_jax.app.data import cache, image_folder, prepared, transforms
+from ncsn_jax.app.data import arrays, cache, image_folder, prepared, transforms
 from ncsn_jax.errors import UserError, one_line
 
 _CHUNK = 1000
@@ -85,7 +85,7 @@ def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[n
     Raises:
       UserError: if the dataset is unknown, not there, or has no labels.
     """
-    if dataset == "image_folder":
+    if dataset == "image_folder" or arrays.is_array(dataset):
         raise _unlabelled(dataset)
     data_dir, directory = prepared.find(dataset, data_dir)
 

@@ -7,17 +7,31 @@ from typing import NamedTuple
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, devices, distributed, pictures, run_samplers, samplers, storage
+from ncsn_jax.app import (
+    build,
+    devices,
+    distributed,
+    pictures,
+    run_samplers,
+    samplers,
+    storage,
+    units,
+)
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.app.modes import shared
 
 
 @devices.jax_defaults()
-def inpaint(config, workdir: str) -> None:
-    """Fills in the pixels that a mask hides, and writes to `inpainting/step_<step>/`."""
+def inpaint(config, workdir: str, images: np.ndarray | None = None) -> None:
+    """Fills in the pixels that a mask hides, and writes to `inpainting/step_<step>/`.
+
+    Args:
+      config, workdir: of the run.
+      images: the array that it was begun with, if it was.
+    """
     shared.begin(config, workdir, "inpaint", Stream.INPAINTING)
-    options = config.inpainting
-    originals = shared.load_originals(config, options.num_images)
+    options, value_range = config.inpainting, config.data.value_range
+    originals = shared.load_originals(config, workdir, options.num_images, images)
     shape, background = build.image_shape(config), config.data.background
     masks = make_masks(options.mask, shape, len(originals), config.seed, background)
     settings = {
@@ -27,8 +41,8 @@ def inpaint(config, workdir: str) -> None:
     if config.sampling.method == "annealed_langevin":
         settings["inpainting.scheme"] = options.scheme
     known = _Known(
-        for_sampler=(originals / np.float32(255), masks),
-        shown=np.where(masks, originals, np.uint8(192)),
+        for_sampler=(units.to_unit(originals, value_range), masks),
+        shown=np.where(masks, units.to_picture(originals, value_range), np.uint8(192)),
         settings=settings,
         written={"masks": masks},
     )
@@ -36,17 +50,22 @@ def inpaint(config, workdir: str) -> None:
 
 
 @devices.jax_defaults()
-def colorize(config, workdir: str) -> None:
-    """Colours images of which the mean of the channels is known: see `colorization/step_<step>/`."""
+def colorize(config, workdir: str, images: np.ndarray | None = None) -> None:
+    """Colours images of which the mean of the channels is known: see `colorization/step_<step>/`.
+
+    Args:
+      config, workdir: of the run.
+      images: the array that it was begun with, if it was.
+    """
     shared.begin(config, workdir, "colorize", Stream.COLORIZATION)
-    originals = shared.load_originals(config, config.inpainting.num_images)
-    grey = np.mean(originals / np.float32(255), axis=-1, keepdims=True)
-    rounded = pictures.to_uint8(grey)
+    value_range = config.data.value_range
+    originals = shared.load_originals(config, workdir, config.inpainting.num_images, images)
+    grey = np.mean(units.to_unit(originals, value_range), axis=-1, keepdims=True)
     known = _Known(
         for_sampler=(grey,),
-        shown=np.broadcast_to(rounded, originals.shape),
+        shown=np.broadcast_to(pictures.to_uint8(grey), originals.shape),
         settings={"images": zlib.crc32(originals.tobytes())},
-        written={"grey": rounded},
+        written={"grey": units.from_unit(grey, value_range)},
     )
     _complete(config, workdir, Stream.COLORIZATION, originals, known)
 
@@ -94,6 +113,9 @@ def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: 
     path = os.path.join(directory, "completions")
     arrays = {"originals": originals, "completions": completions} | known.written
     pictures.write_npz(f"{path}.npz", **arrays)
-    rows = np.concatenate([originals[:, None], known.shown[:, None], completions], axis=1)
+    first, last = (
+        units.to_picture(a, config.data.value_range) for a in (originals[:, None], completions)
+    )
+    rows = np.concatenate([first, known.shown[:, None], last], axis=1)
     pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=each + 2))
     shared.log.info("wrote completions.npz and completions.png to %s", directory)

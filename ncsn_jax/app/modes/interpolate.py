@@ -7,18 +7,24 @@ from collections.abc import Callable
 import numpy as np
 
 from ncsn_jax import likelihood
-from ncsn_jax.app import build, devices, distributed, pictures, run_flows
+from ncsn_jax.app import build, devices, distributed, pictures, run_flows, units
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 
 
 @devices.jax_defaults()
-def interpolate(config, workdir: str) -> None:
-    """Encodes pairs of images, decodes what lies between, and writes to `interpolation/step_<step>/`."""
+def interpolate(config, workdir: str, images: np.ndarray | None = None) -> None:
+    """Encodes pairs of images, decodes what lies between, and writes to `interpolation/step_<step>/`.
+
+    Args:
+      config, workdir: of the run.
+      images: the array that it was begun with, if it was.
+    """
     shared.begin(config, workdir, "interpolate")
     count, shape = config.interpolation.num_steps, build.image_shape(config)
-    originals = shared.load_originals(config, 2 * config.interpolation.num_pairs)
+    value_range = config.data.value_range
+    originals = shared.load_originals(config, workdir, 2 * config.interpolation.num_pairs, images)
     pairs = len(originals) // 2
     if not pairs:
         raise UserError("there is one image only: to interpolate takes two")
@@ -33,7 +39,7 @@ def interpolate(config, workdir: str) -> None:
     encode, decode = (run_flows.on_devices(config, f) for f in (run_flows.encode, run_flows.decode))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        ends = originals[np.asarray(indices)].reshape(-1, *shape) / np.float32(255)
+        ends = units.to_unit(originals[np.asarray(indices)].reshape(-1, *shape), value_range)
         latents = encode(loaded.params, ends, 2 * at_once)[0].reshape(-1, 2, *shape)
         between = np.concatenate([likelihood.interpolate(*pair, count) for pair in latents])
         decoded = decode(loaded.params, between, count * at_once)[0]
@@ -43,12 +49,16 @@ def interpolate(config, workdir: str) -> None:
                 "small for float32"
             )
         advanced(len(indices))
-        return pictures.to_uint8(decoded).reshape(-1, count, *shape)
+        return units.from_unit(decoded, value_range).reshape(-1, count, *shape)
 
     found = shared.make_missing(
         "interpolation",
         lambda: SampleStore(
-            os.path.join(directory, "pairs"), settings, (count, *shape), name="interpolations"
+            os.path.join(directory, "pairs"),
+            settings,
+            (count, *shape),
+            name="interpolations",
+            dtype=units.dtype(value_range),
         ),
         pairs,
         at_once,
@@ -60,5 +70,6 @@ def interpolate(config, workdir: str) -> None:
     path = os.path.join(directory, "interpolation")
     pictures.write_npz(f"{path}.npz", originals=originals, interpolations=found)
     rows = np.concatenate([originals[:, :1], found, originals[:, 1:]], axis=1)
-    pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=count + 2))
+    shown = units.to_picture(rows.reshape(-1, *shape), value_range)
+    pictures.write_png(f"{path}.png", pictures.grid(shown, columns=count + 2))
     shared.log.info("wrote interpolation.png and interpolation.npz to %s", directory)

@@ -6,18 +6,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ncsn_jax.app import build, devices, distributed, run_flows, storage, workdirs
+from ncsn_jax.app import devices, distributed, run_flows, storage, units, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 
 
 @devices.jax_defaults()
-def likelihood(config, workdir: str) -> None:
-    """Writes the bits per dimension of images, and their mean, to `likelihood/step_<step>/`."""
+def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
+    """Writes the bits per dimension of images, and their mean, to `likelihood/step_<step>/`.
+
+    Args:
+      config, workdir: of the run.
+      images: the array that it was begun with, if it was.
+    """
     shared.begin(config, workdir, "likelihood")
     options = config.likelihood
-    dataset = build.load_images(config, options.split)
+    dataset = shared.load_images(config, workdir, options.split, images)
     described = workdirs.describe_images(dataset)
     dataset = np.asarray(dataset[: options.num_images])
     loaded = shared.load(config, workdir)
@@ -32,7 +37,7 @@ def likelihood(config, workdir: str) -> None:
     size = min(config.sampling.batch_size, len(dataset))
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        images = dataset[np.asarray(indices)]
+        images = units.to_input(dataset[np.asarray(indices)], config.data.value_range)
         bits, evaluations = bits_per_dim(loaded.params, images, size, indices)
         if not np.isfinite(bits).all():
             bad = indices[np.argmin(np.isfinite(bits))]
@@ -64,9 +69,10 @@ def likelihood(config, workdir: str) -> None:
     text = json.dumps(summary, indent=2) + "\n"
     storage.write(os.path.join(directory, "summary.json"), text.encode())
     shared.log.info(
-        "%.4f bits per dimension of %d images of %r, standard error %s, %.0f evaluations each; wrote "
+        "%.4f bits per dimension%s of %d images of %r, standard error %s, %.0f evaluations each; wrote "
         "bits_per_dim.npz and summary.json to %s",
         summary["bits_per_dim"],
+        ", of the density in the data's units," if config.data.value_range else "",
         count,
         options.split,
         "unknown" if error is None else f"{error:.4f}",

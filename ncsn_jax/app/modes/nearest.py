@@ -1,11 +1,12 @@
 """`--mode=nearest`: samples beside the training images nearest to them, which shows copies."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, devices, pictures, run_samplers, workdirs
+from ncsn_jax.app import devices, pictures, run_samplers, units, workdirs
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.sample import write_samples
 from ncsn_jax.app.progress import progress
@@ -21,11 +22,19 @@ _SPARE = 8
 
 
 @devices.jax_defaults()
-def nearest(config, workdir: str) -> None:
-    """Samples as `sample` does, and writes the nearest training images to the same directory."""
+def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
+    """Samples as `sample` does, and writes the nearest training images to the same directory.
+
+    Args:
+      config, workdir: of the run.
+      images: the array that it was begun with, if it was.
+    """
     shared.begin(config, workdir, "nearest", Stream.SAMPLES)
     loaded = shared.load(config, workdir)
-    dataset = build.load_images(config)
+    dataset, value_range = (
+        shared.load_images(config, workdir, images=images),
+        config.data.value_range,
+    )
     workdirs.claim_images(dataset, workdir, read_only=True)
     samples = write_samples(loaded, run_samplers.Chains(config))
     if samples is None:
@@ -36,14 +45,14 @@ def nearest(config, workdir: str) -> None:
     with progress("comparing", len(samples)) as advanced:
         for first in range(0, len(samples), _COMPARED_AT_ONCE):
             some = samples[first : first + _COMPARED_AT_ONCE]
-            found.append(find_nearest(some, dataset, count))
+            found.append(find_nearest(some, dataset, count, value_range))
             advanced(len(some))
     indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     directory = loaded.directory("samples")
     pictures.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
     shown = samples[: config.sampling.preview_samples]
     rows = [np.concatenate([s[None], dataset[i]]) for s, i in zip(shown, indices, strict=False)]
-    picture = pictures.grid(np.concatenate(rows), columns=count + 1)
+    picture = pictures.grid(units.to_picture(np.concatenate(rows), value_range), columns=count + 1)
     pictures.write_png(os.path.join(directory, "nearest.png"), picture)
     shared.log.info(
         "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
@@ -55,27 +64,29 @@ def nearest(config, workdir: str) -> None:
 
 
 def find_nearest(
-    queries: np.ndarray, images: np.ndarray, count: int
+    queries: np.ndarray, images: np.ndarray, count: int, value_range: Sequence[float] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the nearest images of each query in Euclidean distance, the nearest first.
 
     Args:
-      queries: uint8 `[M, ...]`.
-      images: uint8 `[N, ...]`, N >= `count`. It may be mapped from a file: a block is read at a time.
+      queries: `[M, ...]`, in the units of the data.
+      images: `[N, ...]` likewise, N >= `count`. It may be mapped from a file: a block is read at a time.
       count: how many to find for each query, >= 1.
+      value_range: (low, high) of the data, `()` for bytes; see `ncsn_jax.app.units`.
 
     Returns:
-      (indices, distances), `[M, count]` each; distances in units of pixels in [0, 1]. Of images that
-      are as near, the one that comes first is first.
+      (indices, distances), `[M, count]` each; distances in units of high - low, which is 255 for bytes. Of
+      images that are as near, the one that comes first is first.
     """
-    points = queries.reshape(len(queries), -1).astype(np.float32) / 255
+    low, high = value_range or (0, 255)
+    points = units.to_unit(queries.reshape(len(queries), -1), value_range)
     squared = np.square(points).sum(axis=1)[:, None]
     best = np.full((len(points), 0), np.inf, np.float32)
     which = np.zeros((len(points), 0), int)
     size = max(1, _ELEMENTS // points.shape[1])
     for first in range(0, len(images), size):
-        block = np.asarray(images[first : first + size])
-        block = block.reshape(len(block), -1).astype(np.float32) / 255
+        block = units.to_unit(images[first : first + size], value_range)
+        block = block.reshape(len(block), -1)
         distances = squared - 2 * (points @ block.T) + np.einsum("nd,nd->n", block, block)[None]
         indices = np.broadcast_to(np.arange(first, first + len(block)), distances.shape)
         best, which = np.hstack([best, distances]), np.hstack([which, indices])
@@ -85,6 +96,6 @@ def find_nearest(
     exact = np.empty(which.shape)
     for row, (query, indices) in enumerate(zip(queries, which, strict=True)):
         difference = images[indices].astype(np.float64) - query
-        exact[row] = np.linalg.norm(difference.reshape(len(indices), -1), axis=1) / 255
+        exact[row] = np.linalg.norm(difference.reshape(len(indices), -1), axis=1) / (high - low)
     order = np.argsort(exact, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(which, order, axis=1), np.take_along_axis(exact, order, axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, devices, run_samplers, samplers, schema
+from ncsn_jax.app import build, devices, run_samplers, samplers, schema, units
 from ncsn_jax.app.progress import human_bytes, human_time
 from ncsn_jax.errors import UserError, one_line
 
@@ -155,7 +155,8 @@ def train_step_of(config, targets: list) -> tuple:
     state = jax.eval_shape(build.make_init(config), jax.random.key(0))
     options = config.training
     shape = (options.steps_per_call, options.batch_size // len(targets), *build.image_shape(config))
-    return build.make_train_steps(config), state, jax.ShapeDtypeStruct(shape, np.uint8)
+    dtype = units.dtype(config.data.value_range)
+    return build.make_train_steps(config), state, jax.ShapeDtypeStruct(shape, dtype)
 
 
 def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:

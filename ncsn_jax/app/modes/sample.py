@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from ncsn_jax._random import Stream
-from ncsn_jax.app import devices, distributed, pictures, run_samplers, storage
+from ncsn_jax.app import devices, distributed, pictures, run_samplers, storage, units
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.progress import progress
 
@@ -34,7 +34,7 @@ def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndar
                 loaded.params, indices, size, num_frames=_GIF_FRAMES, advanced=advanced
             ).frames
         if distributed.is_first():
-            _write_film(directory, frames)
+            _write_film(directory, units.to_picture(frames, config.data.value_range))
     return samples
 
 

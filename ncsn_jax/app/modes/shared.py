@@ -21,12 +21,13 @@ from ncsn_jax.app import (
     samplers,
     schema,
     storage,
+    units,
     workdirs,
 )
-from ncsn_jax.app.data import image_folder
+from ncsn_jax.app.data import arrays, image_folder
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
-from ncsn_jax.errors import one_line
+from ncsn_jax.errors import UserError, one_line
 
 log = logging.getLogger("ncsn_jax")
 
@@ -88,11 +89,41 @@ def load(config, workdir: str) -> Loaded:
     return Loaded(config, workdir, step, devices.replicate(state.ema_params or state.params))
 
 
-def load_originals(config, count: int) -> np.ndarray:
-    """Returns images to work on, the user's or else the test split's: uint8 `[count at most, H, W, C]`."""
+def load_images(
+    config, workdir: str, split: str = "train", images: np.ndarray | None = None
+) -> np.ndarray | arrays.Rows:
+    """Returns the images of a run, as `build.load_images`; `images` is what the run was begun with, if any.
+
+    Raises:
+      UserError: also if the run was begun with an array, and it is not given.
+    """
+    if images is None:
+        workdirs.require_images(workdir)
+        return build.load_images(config, split)
+    return build.load_images(config, split, images)
+
+
+def load_originals(
+    config, workdir: str, count: int, images: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns images to work on, the user's or else the test split's, `[count at most, H, W, C]`.
+
+    Args:
+      config, workdir: of the run.
+      count: how many, at most.
+      images: as for `load_images`.
+    """
     directory, options = storage.path(config.inpainting.images), config.data
     if not directory:
-        return np.asarray(build.load_images(config, "test")[:count])
+        return np.asarray(load_images(config, workdir, "test", images)[:count])
+    if arrays.is_array(directory):
+        shape, field = build.image_shape(config), "config.inpainting.images"
+        return np.asarray(arrays.load(directory, shape, options.value_range, field=field)[:count])
+    if options.value_range or options.channels not in (1, 3):
+        raise UserError(
+            f"config.inpainting.images={directory!r} must be a .npy or .npz file for a run on floating-point "
+            "data or on other than 1 or 3 channels"
+        )
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
     field, background = "config.inpainting.images", options.background
     found, note = image_folder.read(
@@ -125,6 +156,7 @@ def make_samples(
     """
     config, evaluations = loaded.config, []
     size, shape = config.sampling.batch_size, build.image_shape(config)
+    value_range = config.data.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         arrays = known(np.asarray(indices))
@@ -134,7 +166,13 @@ def make_samples(
 
     samples = make_missing(
         what,
-        lambda: SampleStore(directory, settings, shape),
+        lambda: SampleStore(
+            directory,
+            settings,
+            shape,
+            dtype=units.dtype(value_range),
+            to_picture=lambda images: units.to_picture(images, value_range),
+        ),
         count,
         size,
         make,

@@ -1,9 +1,11 @@
 """`--mode=suggest`: the ladder and the step size that suit the images of a configuration."""
 
+import math
+
 import numpy as np
 
 from ncsn_jax import sigmas
-from ncsn_jax.app import build, devices, logs, schema
+from ncsn_jax.app import build, devices, logs, schema, units
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
 
@@ -18,12 +20,17 @@ _LONGEST_LADDER, _SHOWN = 20, 4
 
 
 @devices.jax_defaults()
-def suggest(config) -> None:
-    """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images."""
+def suggest(config, images: np.ndarray | None = None) -> None:
+    """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images.
+
+    Args:
+      config: of a run.
+      images: an array in the place of `config.data.dataset`.
+    """
     schema.check(config)
     logs.start(None)  # what is left out of the images is named there
-    dataset = build.load_images(config)
-    stride = -(-dataset.nbytes // _BYTES_TO_COMPARE)
+    dataset = build.load_images(config, images=images)
+    stride = -(-math.prod(dataset.shape) // _BYTES_TO_COMPARE)
     points = dataset[::stride]
     interval = "[-1, 1]" if config.data.centered else "[0, 1]"
     some = f" of {len(points)} of them, evenly spaced" if stride > 1 else ""
@@ -34,7 +41,7 @@ def suggest(config) -> None:
     model, steps = config.model, config.sampling.steps_per_level
     try:
         found = sigmas.suggest(
-            center(points / np.float32(255), config.data.centered),
+            center(units.to_unit(points, config.data.value_range), config.data.centered),
             sigma_end=model.sigma_end,
             steps_per_level=steps,
         )
