@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ncsn_jax import models, objectives, sde, sigmas, training
 from ncsn_jax.app import data, storage
-from ncsn_jax.app.data import arrays
+from ncsn_jax.app.data import arrays, transforms
 from ncsn_jax.errors import UserError
 from ncsn_jax.types import ScoreFn
 
@@ -103,9 +103,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Returns (H, W, C)."""
-    size = config.data.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return (height, width, config.data.channels)
+    return (*transforms.sides(config.data.image_size), config.data.channels)
 
 
 def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:

@@ -131,8 +131,9 @@ SECTIONS = {
                              "are written in the same units. () for bytes."),
         "holdout": _number(_FRACTION, "Fraction of the images, chosen by a hash of their content, that is "
                            "the test split of folders and arrays."),
-        "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size. -1: the largest "
-                            "square; 0: the images fit as they are.", allowed="-1, 0 or a number of pixels"),
+        "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size; of a rectangle, the "
+                            "shorter one. -1: the largest square, or rectangle of that shape; 0: the images "
+                            "fit as they are.", allowed="-1, 0 or a number of pixels"),
         "background": _whole(0, "Of people's own images: the grey value behind transparent pixels. 0: black; "
                              "255: white.", 255),
         "random_flip": _switch("Mirror an image left to right with probability 1/2."),

@@ -22,7 +22,7 @@ from ncsn_jax.errors import UserError, show
 _FILE = re.compile(r"(.+\.npy)|(.+\.npz)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
 # So many elements are looked at at once.
-_CHUNK = 2**22
+_CHUNK = 2**20
 
 
 def is_array(name: str) -> bool:
@@ -154,10 +154,10 @@ def _checked(array, image_shape, value_range, field: str) -> np.ndarray:
         array = array[..., None]
     (height, width, channels), found = image_shape, array.shape[1:]
     if found[2] != channels:
-        raise UserError(f"data.channels={channels}, but the images of {field} have {found[2]}")
+        raise UserError(f"data.channels={channels}, but {field} has {found[2]} channels")
     if found[:2] != (height, width):
         raise UserError(
-            f"data.image_size={(height, width)}, but the images of {field} are {found[:2]} (height, width); "
+            f"data.image_size={(height, width)}, but {field} has images of {found[:2]} (height, width), and "
             "arrays are not resized"
         )
     if value_range and not floating:

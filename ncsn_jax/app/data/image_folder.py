@@ -8,7 +8,7 @@ import collections
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class _Picture(NamedTuple):
 
 def read(
     directory: str,
-    size: int,
+    size: int | Sequence[int],
     channels: int,
     crop_size: int,
     field: str = "data.data_dir",
@@ -85,7 +85,7 @@ def read(
       holdout: the share of them, in [0, 1).
 
     Returns:
-      uint8 `[N, size, size, channels]` with N >= 1, and one line that names what was left out and what is
+      uint8 `[N, H, W, channels]` with N >= 1, and one line that names what was left out and what is
       remarkable, or "".
 
     Raises:
@@ -94,7 +94,7 @@ def read(
     if not os.path.isdir(directory):
         raise UserError(f"{field}={directory!r} is not a directory of images")
     paths = find(directory)
-    least = 2 * size if crop_size == transforms.LARGEST_SQUARE else 0
+    least = 2 * max(transforms.sides(size)) if crop_size == transforms.LARGEST_SQUARE else 0
 
     def decode(name: str) -> _Picture | str | None:
         """Returns a picture of the split, or why it is none, "" for a file of another kind."""

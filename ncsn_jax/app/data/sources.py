@@ -1,7 +1,7 @@
 """Where the images and labels come from: tensorflow-datasets, our own digits, or a directory of pictures."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ _CHUNK = 1000
 def load(
     dataset: str,
     data_dir: str,
-    image_size: int,
+    image_size: int | Sequence[int],
     channels: int,
     *,
     split: str = "train",
@@ -30,7 +30,7 @@ def load(
       data_dir: the directory of prepared datasets, which may be in object storage; "" for
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         For "image_folder" the directory tree of image files itself.
-      image_size: side of the images in pixels.
+      image_size: side of the images in pixels, or (height, width).
       channels: 1 or 3.
       split: "train", "test" or a slice such as "train[:10%]"; an image folder has no slices, and a test
         split with `holdout`.
@@ -41,7 +41,7 @@ def load(
         in [0, 1); see `ncsn_jax.app.data.holdout`.
 
     Returns:
-      uint8 `[N, image_size, image_size, channels]`, N >= 1, usually mapped from a cache file.
+      uint8 `[N, H, W, channels]`, N >= 1, usually mapped from a cache file.
 
     Raises:
       UserError: if the dataset is unknown, not there, or does not fit the arguments.
@@ -138,7 +138,7 @@ def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> n
         raise UserError(
             f"data.channels={channels}, but the images of data.dataset={dataset!r} have {found[-1]}"
         )
-    images = np.empty((len(source), size, size, channels), np.uint8)
+    images = np.empty((len(source), *transforms.sides(size), channels), np.uint8)
     for i, example in enumerate(_examples(source)):
         image = np.asarray(example["image"])
         if image.shape != images.shape[1:] or crop_size:

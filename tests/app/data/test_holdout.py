@@ -57,7 +57,7 @@ def test_modes_work_on_the_images_that_training_leaves_out(folder):
     changes = {"data.dataset": "image_folder", "data.data_dir": str(folder), "data.holdout": 0.3}
     config = load_config(**changes)
     test = greys(folder, "test", 0.3)
-    assert shared.load_originals(config, 40)[:, 0, 0, 0].tolist() == test
+    assert shared.load_originals(config, "", 40)[:, 0, 0, 0].tolist() == test
     assert build.load_images(config)[:, 0, 0, 0].tolist() == greys(folder, "train", 0.3)
 
 

@@ -82,7 +82,7 @@ def test_few_training_images_are_all_neighbours_and_others_are_refused(
     workdir = str(shutil.copytree(ladder_run, tmp_path / "run"))
     config = runs.ladder_config(**{"sampling.name": "few", "sampling.preview_samples": 2})
     images = np.asarray(build.load_images(config))[:4]
-    monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
+    monkeypatch.setattr(build, "load_images", lambda config, *_: images)
     with pytest.raises(UserError, match="holds a run on other images: crc32"):
         run_lib.nearest(config, workdir)
     os.remove(f"{workdir}/images.json")

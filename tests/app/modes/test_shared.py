@@ -25,7 +25,7 @@ def test_own_images_are_cropped_and_resized_as_those_of_a_directory_are(crop_siz
         expected.append(np.asarray(square.resize((8, 8), Image.Resampling.BILINEAR))[..., None])
     config = runs.ladder_config(**{"data.crop_size": crop_size, "inpainting.images": str(tmp_path)})
     for count in (1, 2, 5):
-        found = shared.load_originals(config, count)
+        found = shared.load_originals(config, "", count)
         np.testing.assert_array_equal(found, expected[:count])
 
 
@@ -35,7 +35,7 @@ def test_what_is_left_out_of_own_images_is_named(tmp_path, caplog):
     Image.new("LA", (8, 8)).save(tmp_path / "c.png")
     config = runs.ladder_config(**{"inpainting.images": str(tmp_path), "data.background": 7})
     with caplog.at_level("WARNING", "ncsn_jax"):
-        found = shared.load_originals(config, 2)
+        found = shared.load_originals(config, "", 2)
     np.testing.assert_array_equal(found, [runs.drawn(0), np.full((8, 8, 1), 7)])
     assert f"{tmp_path}: left out 1 unreadable (b.png" in caplog.text
     assert "; 1 with transparency, on data.background=7" in caplog.text
@@ -43,9 +43,9 @@ def test_what_is_left_out_of_own_images_is_named(tmp_path, caplog):
 
 def test_images_to_work_on_are_the_first_of_the_test_split():
     expected = data.load("digits", "", 8, 1, split="test")
-    found = shared.load_originals(runs.ladder_config(), 3)
+    found = shared.load_originals(runs.ladder_config(), "", 3)
     np.testing.assert_array_equal(found, expected[:3])
-    assert len(shared.load_originals(runs.ladder_config(), 10_000)) == len(expected)
+    assert len(shared.load_originals(runs.ladder_config(), "", 10_000)) == len(expected)
     assert not np.array_equal(found, build.load_images(runs.ladder_config())[:3])
 
 

@@ -1,0 +1,204 @@
+"""Users' arrays: what is read of which file, the test split, and a line for each mistake."""
+
+import os
+import tracemalloc
+import zlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ncsn_jax.app import units, workdirs
+from ncsn_jax.app.data import arrays
+from ncsn_jax.app.data.batches import Batches
+from ncsn_jax.app.data.holdout import is_held_out
+from ncsn_jax.errors import UserError
+from tests.conftest import DATA
+
+CASES = DATA / "cases"
+RNG = np.random.default_rng(0)
+BYTES = RNG.integers(0, 256, (40, 4, 6, 3), dtype=np.uint8)
+FLOATS = RNG.standard_normal((40, 4, 6, 2))
+
+
+def test_the_cases_are_read_as_they_are():
+    images = arrays.load(str(CASES / "images_uint8_24x40.npy"), (24, 40, 3), ())
+    assert images.shape == (12, 24, 40, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(images, np.load(CASES / "images_uint8_24x40.npy"))
+    for name in ("kelvin_float32.npz:temperature", "kelvin_float32.npz"):
+        kelvin = arrays.load(str(CASES / name), (16, 16, 5), (260, 320))
+        assert kelvin.shape == (12, 16, 16, 5) and kelvin.dtype == np.float32
+        assert 270 < kelvin.min() < kelvin.max() < 330
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, ">f4", np.float64, ml_dtypes.bfloat16])
+def test_every_type_is_taken_and_a_missing_axis_of_channels_is_one(dtype, tmp_path):
+    images = RNG.integers(0, 100, (7, 4, 6)).astype(dtype)
+    value_range = () if dtype == np.uint8 else (0, 100)
+    found = arrays.load(images, (4, 6, 1), value_range)
+    assert found.dtype == images.dtype
+    np.testing.assert_array_equal(found, images[..., None])
+
+
+@pytest.mark.parametrize("stored", ["FILE.npy", "FILE.npz", "FILE.npz:b", "FILE.npz:odd:key"])
+def test_an_array_is_that_of_the_file_and_the_key(stored, tmp_path):
+    path, key = str(tmp_path / stored.split(":")[0]), stored.partition(":")[2]
+    if path.endswith(".npy"):
+        np.save(path, BYTES)
+    else:
+        np.savez(path, **({key: BYTES, "a": BYTES[:2]} if key else {"only": BYTES}))
+    name = str(tmp_path / stored)
+    assert arrays.is_array(name)
+    np.testing.assert_array_equal(arrays.load(name, (4, 6, 3), ()), BYTES)
+
+
+def test_other_names_are_no_files_of_arrays():
+    for name in ("digits", "image_folder", "npy", "a.npyx", "a.npz/b", ".npy"):
+        assert not arrays.is_array(name)
+
+
+def test_the_test_split_is_chosen_by_content(tmp_path):
+    """Whatever the order, and whatever else is there; both splits together are all of the array."""
+    path = str(tmp_path / "x.npy")
+    np.save(path, FLOATS)
+    held_out = np.array([is_held_out(x.tobytes(), 0.3) for x in FLOATS])
+    assert 0 < held_out.sum() < 40
+    for source, there in ((path, FLOATS), (FLOATS, FLOATS), (FLOATS[::-1], FLOATS[::-1])):
+        which = held_out if there is FLOATS else held_out[::-1]
+        for split, expected in (("train", there[~which]), ("test", there[which])):
+            found = arrays.load(source, (4, 6, 2), (-5, 5), split=split, holdout=0.3)
+            assert (found.shape, len(found)) == (expected.shape, len(expected))
+            np.testing.assert_array_equal(np.asarray(found), expected)
+            np.testing.assert_array_equal(found[1], expected[1])
+            np.testing.assert_array_equal(found[::2], expected[::2])
+            rows = Batches(found, seed=3, batch_size=4)
+            np.testing.assert_array_equal(rows(0)[0], expected[rows.indices(0)])
+
+
+def test_what_was_found_of_a_file_is_kept_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
+    looked, real = [], arrays._examine
+    monkeypatch.setattr(arrays, "_examine", lambda *a: looked.append(1) or real(*a))
+    path = str(tmp_path / "x.npy")
+    load = lambda holdout: arrays.load(path, (4, 6, 2), (-5, 5), holdout=holdout)
+    np.save(path, FLOATS)
+    first = load(0.3)
+    np.testing.assert_array_equal(np.asarray(load(0.3)), np.asarray(first))
+    assert len(looked) == 1
+    assert len(load(0.6)) < len(first) and len(looked) == 2
+    bad = FLOATS.copy()
+    bad[31, 2, 3, 1] = np.nan
+    np.save(path, bad)
+    os.utime(path, ns=(1, 1))  # a clock may be coarse
+    with pytest.raises(UserError, match="holds a value that is not finite, in image 31"):
+        load(0.3)
+
+
+def test_a_mapped_array_takes_the_memory_of_what_is_read(tmp_path):
+    """A quarter of a gigabyte of zeros, which the disk does not hold."""
+    path = str(tmp_path / "large.npy")
+    np.lib.format.open_memmap(path, "w+", np.float32, (1000, 256, 256, 1))
+    tracemalloc.start()
+    images = arrays.load(path, (256, 256, 1), (-1, 1))
+    batch = units.to_input(Batches(images, 0, 8)(3), (-1, 1))
+    workdirs.describe_images(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch.shape == (1, 8, 256, 256, 1) and (batch == 0.5).all()
+    assert peak < 60e6 < images.nbytes / 4
+
+
+def test_the_checksum_of_rows_is_that_of_all_of_them_together():
+    images = RNG.integers(0, 256, (2500, 2, 2, 1), dtype=np.uint8)
+    expected = {"shape": [2500, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images[::2].tobytes())}
+    assert workdirs.describe_images(images) == expected
+    assert workdirs.describe_images(arrays.Rows(images, np.arange(2500))) == expected
+
+
+def not_finite(value):
+    images = FLOATS.copy()
+    images[7, 1, 1, 1] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "shape", "value_range", "message"),
+    [
+        (
+            BYTES.astype(np.int32),
+            (4, 6, 3),
+            (),
+            "images is of type int32, must be uint8 or floating",
+        ),
+        (BYTES > 0, (4, 6, 3), (), "images is of type bool, must be"),
+        (BYTES + 0j, (4, 6, 3), (), "images is of type complex128, must be"),
+        (BYTES.astype(object), (4, 6, 3), (), "images is of type object, must be"),
+        ([[1.0], [1.0, 2.0]], (4, 6, 3), (), "is no array (ValueError)"),
+        (
+            BYTES[0, 0],
+            (4, 6, 3),
+            (),
+            "images is of shape (6, 3), must be [N, H, W] or [N, H, W, C]",
+        ),
+        (BYTES[None], (4, 6, 3), (), "images is of shape (1, 40, 4, 6, 3), must be"),
+        (BYTES[:0], (4, 6, 3), (), "images is of shape (0, 4, 6, 3), must be"),
+        (BYTES, (4, 6, 1), (), "data.channels=1, but images has 3 channels"),
+        (
+            BYTES,
+            (6, 4, 3),
+            (),
+            "data.image_size=(6, 4), but images has images of (4, 6) (height",
+        ),
+        (
+            BYTES,
+            (4, 6, 3),
+            (0, 1),
+            "data.value_range=(0, 1) must be () for images, which is of type",
+        ),
+        (FLOATS, (4, 6, 2), (), f"which go from {FLOATS.min():g} to {FLOATS.max():g}"),
+        (not_finite(np.nan), (4, 6, 2), (-5, 5), "not finite, in image 7"),
+        (not_finite(-np.inf), (4, 6, 2), (-5, 5), "not finite, in image 7"),
+        (not_finite(np.nan), (4, 6, 2), (), "not finite, in image 7"),
+        (not_finite(1e300), (4, 6, 2), (-5, 5), "not finite, in image 7"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_refused_in_one_line(images, shape, value_range, message):
+    with pytest.raises(UserError) as refused:
+        arrays.load(images, shape, value_range)
+    assert message in str(refused.value)
+
+
+def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path):
+    np.savez(tmp_path / "two.npz", a=BYTES, b=BYTES)
+    np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
+    np.save(tmp_path / "int.npy", BYTES.astype(int))
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "int.npy").read_bytes()[:200])
+    (tmp_path / "text.npz").write_text("no archive")
+    np.save(tmp_path / "empty.npy", BYTES[:0])
+    (tmp_path / "folder.npy").mkdir()
+    for name, message in {
+        "no.npy": "cannot be read: No such file or directory",
+        "folder.npy": "cannot be read: Is a directory",
+        "two.npz": "must name one of the file's arrays, as in FILE.npz:KEY: a, b",
+        "two.npz:c": "the file has no array 'c', only: a, b",
+        "object.npy": "cannot be read as an array (ValueError",
+        "torn.npy": "cannot be read as an array (ValueError",
+        "text.npz": "cannot be read as an array",
+        "int.npy": "is of type int64, must be uint8 or floating point",
+        "empty.npy": "is of shape (0, 4, 6, 3), must be",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            arrays.load(str(tmp_path / name), (4, 6, 3), ())
+        text = str(refused.value)
+        assert text.startswith(f"data.dataset={str(tmp_path / name)!r}") and message in text
+
+
+def test_a_split_without_images_is_refused():
+    with pytest.raises(
+        UserError, match="data.holdout=0 must be above 0, such as 0.1, for an array"
+    ):
+        arrays.load(BYTES, (4, 6, 3), (), split="test")
+    with pytest.raises(
+        UserError, match="data.holdout=1e-09 leaves no image of images for the test"
+    ):
+        arrays.load(BYTES, (4, 6, 3), (), split="test", holdout=1e-9)
