@@ -67,3 +67,12 @@ def test_prepared_images_are_centred_only_if_they_are_to_be():
         plain = images_.prepare(keys, images, dequantize=dequantize, **options)
         centred = images_.prepare(keys, images, dequantize=dequantize, centered=True, **options)
         np.testing.assert_allclose(centred, 2 * plain - 1, atol=1e-6)
+
+
+def test_floats_are_prepared_as_the_bytes_that_they_stand_for():
+    keys = jax.random.split(jax.random.key(0), 4)
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 2), dtype=np.uint8)
+    for centered in (False, True):
+        options = {"random_flip": True, "dequantize": False, "centered": centered}
+        floats = images_.prepare(keys, images / np.float32(255), **options)
+        np.testing.assert_allclose(floats, images_.prepare(keys, images, **options), atol=1e-6)

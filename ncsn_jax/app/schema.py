@@ -121,9 +121,9 @@ SECTIONS = {
         "data_dir": _text("Directory of the prepared datasets, of the images of 'image_folder' (PNG, JPEG, "
                           "WebP, BMP, TIFF or GIF), or of the array's file. '': $TFDS_DATA_DIR or "
                           "~/tensorflow_datasets.", changeable=True),
-        "image_size": Field((int, list), "a number of pixels or (height, width)", ((_is_size,
-                            "from 1 to 4096"),), "Side of the images, or their height and width. Arrays "
-                            "must have it: they are not resized."),
+        "image_size": Field((int, list), "a number of pixels or (height, width)", (
+            (_is_size, "one or two numbers from 1 to 4096"),
+        ), "Side of the images, or their height and width. Arrays must have it: they are not resized."),
         "channels": _whole(1, "1 for grey, 3 for RGB. Arrays may have any number.", 4096),
         "value_range": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
                              "For arrays of floating point, which need it: the values that are 0 and 1 to "

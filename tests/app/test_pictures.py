@@ -79,3 +79,9 @@ def test_losses_without_levels_are_drawn():
     """Without a warning, which would be an error here."""
     pytest.importorskip("matplotlib")
     assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")
+
+
+def test_channels_that_are_no_colours_are_side_by_side_in_grey():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 5), dtype=np.uint8)
+    expected = np.concatenate([images[..., [c]] for c in range(5)], axis=2)
+    np.testing.assert_array_equal(pictures.grid(images), pictures.grid(expected))

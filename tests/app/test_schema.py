@@ -85,7 +85,10 @@ PAGE = ROOT / "docs" / "configuration.md"
         ),
         ({"inpainting.scheme": "v3"}, "config.inpainting.scheme='v3' must be 'paper' or 'ncsn' or"),
         ({"inpainting.num_images": 0}, "config.inpainting.num_images=0 must be at least 1"),
-        ({"data.image_size": 2**20}, "config.data.image_size=1048576 must be from 1 to 4096"),
+        (
+            {"data.image_size": 2**20},
+            "config.data.image_size=1048576 must be one or two numbers from 1 to 4096",
+        ),
         ({"model.features": 10**9}, "config.model.features=1000000000 must be at most 1024"),
         (
             {"training.num_steps": 10**5000},

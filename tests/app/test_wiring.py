@@ -39,7 +39,7 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_build, test_classifier_training, test_samplers
+from tests.app import test_array_runs, test_build, test_classifier_training, test_samplers
 from tests.app.modes import test_classifier, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
@@ -106,6 +106,9 @@ ROWS = [
     Row("data.image_size", 16, "model.image_size", given=SDE),
     Row("data.image_size", 16, "make_init.image_shape", (16, 16, 1)),
     Row("data.channels", 3, "load.channels"),
+    Row("data.value_range", (0, 1), "train_steps.dequantize", False),
+    Row("data.image_size", (16, 8), "make_init.image_shape", (16, 8, 1)),
+    Row("data.image_size", (16, 8), "model.image_size", 8, given=SDE | {"data.image_size": 16}),
     Row("data.channels", 3, "make_init.image_shape", (8, 8, 3)),
     Row("data.crop_size", -1, "load.crop_size"),
     Row("data.background", 0, "load.background"),
@@ -506,6 +509,7 @@ ELSEWHERE = {
     "training.keep_every": test_fields_of_the_training_loop_arrive,
     "training.precision": PRECISION,
     "sampling.precision": PRECISION,
+    "data.holdout": test_array_runs.test_a_run_on_a_given_array_wants_it_again,
     "plan.topology": test_plan.test_the_devices_are_those_of_the_topology,
     "sampling.method": test_samplers.test_a_method_runs_its_sampler_and_no_other,
     "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,

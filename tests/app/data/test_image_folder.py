@@ -134,3 +134,16 @@ def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
     np.testing.assert_array_equal(found[:, 0, 0, 0], [200, 122, 43, 99])
     (record,) = caplog.records
     assert record.getMessage() == f"{tmp_path}: 3 with transparency, on data.background=200"
+
+
+@pytest.mark.parametrize(("crop_size", "box"), [(-1, (0, 1, 30, 19)), (6, (10, 7, 20, 13))])
+def test_rectangles_are_cut_of_the_middle_in_their_shape(crop_size, box):
+    """Of 30x20 pixels the largest crop of 5:3 is 30x18; one whose shorter side is 6 is 10x6."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8))
+    found = transforms.fit(picture, (3, 5), 1, crop_size)
+    expected = picture.crop(box).resize((5, 3), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    np.testing.assert_array_equal(found[..., 0], np.asarray(expected))
+    with pytest.raises(ValueError, match="smaller than data.crop_size=19"):
+        transforms.fit(picture, (3, 5), 1, 19)
+    with pytest.raises(ValueError, match="is 30x20, not 5x3"):
+        transforms.fit(picture, (3, 5), 1, 0)
