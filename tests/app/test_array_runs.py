@@ -62,7 +62,7 @@ def kelvin_run(tmp_path_factory):
 
 def test_a_run_on_floats_resumes_and_samples_in_their_units(kelvin_run):
     workdir, config, _ = kelvin_run
-    step, state = workdirs.load_newest(config, workdir)
+    step, state = workdirs.load(config, workdir)
     assert step == 4
     samples = runs.read(workdir, "samples", "step_4", "samples.npz")["samples"]
     assert samples.shape == (3, 16, 16, 5) and samples.dtype == np.float32

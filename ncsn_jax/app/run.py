@@ -70,7 +70,8 @@ class Run:
           **overrides: fields of `config.sampling`, such as `steps_per_level=10`.
 
         Returns:
-          Images, float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise.
+          Images, float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise, or in the units
+          of floating-point data.
 
         Raises:
           UserError: if a field cannot have this value, or a chain diverges.
@@ -87,22 +88,33 @@ class Run:
         with progress("sampling", -(-n // size) * runner.num_steps) as advanced:
             for first in range(0, n, size):
                 indices = list(range(first, min(first + size, n)))
-                made.append(runner.run(params, indices, size, key=key, advanced=advanced).x)
+                found = runner.run(params, indices, size, key=key, advanced=advanced)
+                made.append(found.images if config.data.value_range else found.x)
         return np.concatenate(made)
 
     def prepare(self, images: Any) -> jax.Array:
-        """Returns images `[B, H, W, C]`, uint8 or in [0, 1], as the score functions take them."""
-        x = jnp.asarray(images)
-        x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
-        return center(x, self.config.data.centered)
+        """Returns images `[B, H, W, C]` as the score functions take them.
+
+        Args:
+          images: uint8 or in [0, 1]; or in the units of floating-point data.
+        """
+        x, (low, high) = jnp.asarray(images), self._range()
+        if x.dtype == jnp.uint8:
+            x = x.astype(jnp.float32) / 255
+        return center((x.astype(jnp.float32) - low) / (high - low), self.config.data.centered)
 
     def restore(self, x: jax.Array) -> jax.Array:
-        """Returns images in [0, 1] of what `prepare` gives, or of a sampler's result in its space."""
-        return uncenter(x, self.config.data.centered)
+        """Returns images in [0, 1], or in the units of floating-point data; undoes `prepare`."""
+        low, high = self._range()
+        return low + (high - low) * uncenter(x, self.config.data.centered)
 
     def to_uint8(self, images: Any) -> np.ndarray:
-        """Returns images in [0, 1] as uint8, rounded and clipped."""
-        return pictures.to_uint8(np.asarray(images))
+        """Returns images as `restore` and `sample` give them as uint8, rounded and clipped."""
+        low, high = self._range()
+        return pictures.to_uint8((np.asarray(images) - low) / (high - low))
+
+    def _range(self) -> tuple[float, float]:
+        return self.config.data.value_range or (0.0, 1.0)
 
 
 @devices.jax_defaults()

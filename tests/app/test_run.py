@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax.app import reading, run_config, schema
+from ncsn_jax.app import run as runs
+from ncsn_jax.app import run_config, schema
 from ncsn_jax.errors import UserError
 from tests import running, tiny
 
@@ -24,7 +25,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 @pytest.fixture
 def run(workdir):
-    return reading.load_run(str(workdir))
+    return runs.load_run(str(workdir))
 
 
 def main(*arguments):
@@ -70,18 +71,18 @@ def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):
         return sorted(os.path.join(d, f) for d, _, files in os.walk(workdir) for f in files)
 
     before = listing()
-    older, newer = (reading.load_run(str(workdir), step) for step in (50, None))
+    older, newer = (runs.load_run(str(workdir), step) for step in (50, None))
     assert (older.step, newer.step) == (50, 60)
     old, new = (jax.tree.leaves(run.params)[0] for run in (older, newer))
     assert not np.array_equal(old, new)
     assert listing() == before
     with pytest.raises(UserError, match=r"no checkpoint of step 55 in .*: \[60, 50\]"):
-        reading.load_run(str(workdir), 55)
+        runs.load_run(str(workdir), 55)
 
 
 def test_mistakes_are_one_line(run, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        reading.load_run(str(tmp_path / "none"))
+        runs.load_run(str(tmp_path / "none"))
     with pytest.raises(UserError, match="config.sampling.epsilon=-1.0 must be"):
         run.sample(jax.random.key(0), 1, epsilon=-1)
     with pytest.raises(UserError, match=r"config\.sampling\.epsylon is no field"):
@@ -98,6 +99,11 @@ def test_images_go_to_the_networks_range_and_back(run, centered):
     assert x.dtype == jnp.float32 and (x.min(), x.max()) == ((-1 if centered else 0), 1)
     np.testing.assert_allclose(run.prepare(images / 255.0), x, atol=3e-7)
     np.testing.assert_array_equal(run.to_uint8(run.restore(x)), images)
+    config.data.value_range = (270.0, 310.0)
+    kelvin = 270 + 40 * (images / 255.0)
+    np.testing.assert_allclose(run.prepare(kelvin), x, atol=2e-6)
+    np.testing.assert_allclose(run.restore(run.prepare(kelvin)), kelvin, rtol=3e-7)
+    np.testing.assert_array_equal(run.to_uint8(kelvin), images)
 
 
 def test_a_work_directory_is_enough(workdir):
