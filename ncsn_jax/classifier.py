@@ -23,6 +23,15 @@ from ncsn_jax.images import to_float
 from ncsn_jax.sde import SDE
 from ncsn_jax.training import TrainState
 
+__all__ = [
+    "LogitsFn",
+    "Metrics",
+    "log_likelihood",
+    "logits_fn",
+    "loss",
+    "train_step",
+]
+
 LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`logits_fn(x, t) -> logits`: x `[B, ...]`, t `[B]` in (0, 1], logits `[B, K]`."""
 
@@ -171,3 +180,7 @@ def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(
         log_probability, y[:, None], axis=1, mode="fill", fill_value=jnp.nan
     )[:, 0]
+
+
+def __dir__() -> list[str]:
+    return __all__

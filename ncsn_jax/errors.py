@@ -5,6 +5,13 @@ Here is what keeps messages on one line, whatever they quote.
 
 from collections.abc import Mapping
 
+__all__ = [
+    "UserError",
+    "differences",
+    "one_line",
+    "show",
+]
+
 # Of a message, which may hold anything found in a file.
 _MAX_CHARACTERS = 3000
 # Of a value in a message.
@@ -56,3 +63,7 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def __dir__() -> list[str]:
+    return __all__

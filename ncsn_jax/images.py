@@ -10,6 +10,15 @@ import jax.numpy as jnp
 from ncsn_jax import _checks as check
 from ncsn_jax._random import bits_like, expand, split_each, uniform_like
 
+__all__ = [
+    "center",
+    "dequantize",
+    "prepare",
+    "to_float",
+    "uncenter",
+    "width",
+]
+
 
 def center(x: jax.Array, centered: bool = True) -> jax.Array:
     """Maps [0, 1] to [-1, 1], or returns x as it is if `centered` is False."""
@@ -86,3 +95,7 @@ def prepare(
         return to_float(images, centered=centered)
     x = images.astype(jnp.float32)
     return center((x + uniform_like(noise_keys, x)) / 256.0, centered)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,15 +7,18 @@ back, `interpolate` goes from one latent to another. The solver is in
 `ncsn_jax.sampling._probability_flow`, and needs diffrax.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like, rademacher_like
 from ncsn_jax.errors import show
-from ncsn_jax.images import dequantize as dequantize
+from ncsn_jax.images import dequantize
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.sampling._probability_flow import (
     MAX_STEPS,
@@ -27,6 +30,16 @@ from ncsn_jax.sampling._probability_flow import (
 from ncsn_jax.sde import SDE
 from ncsn_jax.types import TimeScoreFn
 
+__all__ = [
+    "PROJECTIONS",
+    "bits_per_dim",
+    "decode",
+    "dequantize",
+    "encode",
+    "interpolate",
+    "log_prob",
+]
+
 PROJECTIONS = {"rademacher": rademacher_like, "gaussian": normal_like}
 # So many directional derivatives are taken at once for an exact trace.
 _DIRECTIONS = 16
@@ -36,14 +49,14 @@ def log_prob(
     key: jax.Array | None,
     sde: SDE,
     score_fn: TimeScoreFn,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     exact: bool = False,
     num_projections: int = 1,
     projection: str = "rademacher",
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    end: float = 1e-5,
+    end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SamplerInfo]:
@@ -156,11 +169,11 @@ def bits_per_dim(
 def encode(
     sde: SDE,
     score_fn: TimeScoreFn,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    end: float = 1e-5,
+    end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
 ) -> jax.Array:
     """The latents of data: `probability_flow` from `end` to 1.
@@ -187,10 +200,10 @@ def decode(
     score_fn: TimeScoreFn,
     z: jax.Array,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    end: float = 1e-5,
+    end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
 ) -> jax.Array:
     """The data of latents: `probability_flow` of `temperature` z from 1 to `end`; undoes `encode`.
@@ -240,3 +253,7 @@ def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
     w = jnp.linspace(0.0, 1.0, num, dtype=z0.dtype).reshape(num, *(1,) * z0.ndim)
     weights = [jnp.where(theta > 0, jnp.sin(v * theta) / jnp.sin(theta), v) for v in (1 - w, w)]
     return (weights[0] * z0[None] + weights[1] * z1[None]).astype(dtype)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,8 @@ of x, noise, x and sigma are float32 for the score function, and so is the loss:
 an image is beyond float16. For float64 x all are float64.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax
@@ -17,6 +19,15 @@ from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like, uniform_like
 from ncsn_jax.sde import SDE
 from ncsn_jax.types import ScoreFn, TimeScoreFn
+
+__all__ = [
+    "denoising_diffusion",
+    "denoising_score_matching",
+    "sample_levels",
+    "sample_times",
+    "score_matching",
+    "sliced_score_matching",
+]
 
 # So many directional derivatives are taken at once.
 _DIRECTIONS = 16
@@ -253,3 +264,7 @@ def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
 
 def _sum_elements(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def __dir__() -> list[str]:
+    return __all__

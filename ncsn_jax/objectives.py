@@ -18,6 +18,14 @@ from ncsn_jax._random import expand, normal_like
 from ncsn_jax.sde import SDE
 from ncsn_jax.types import ScoreFn
 
+__all__ = [
+    "LOSSES",
+    "LossFn",
+    "Objective",
+    "diffusion",
+    "ladder",
+]
+
 LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
 
 # In how many bins of time the loss of an SDE is reported.
@@ -114,3 +122,7 @@ def diffusion(
         ),
         (lambda t: (sde.diffusion(t) / sde.std(t)) ** 2) if likelihood_weighting else None,
     )
+
+
+def __dir__() -> list[str]:
+    return __all__

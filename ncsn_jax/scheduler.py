@@ -28,6 +28,11 @@ from ncsn_jax.errors import show
 from ncsn_jax.sampling._langevin import annealed_steps, langevin_update
 from ncsn_jax.sigmas import geometric
 
+__all__ = [
+    "AnnealedLangevinDynamicsOutput",
+    "AnnealedLangevinDynamicsScheduler",
+]
+
 
 class AnnealedLangevinDynamicsOutput(NamedTuple):
     """What a step returns.
@@ -205,3 +210,7 @@ def _schedule(count: int, sigma_min: float, sigma_max: float, epsilon: float) ->
     epsilon = check.positive("sampling_eps", epsilon)
     sigmas = geometric(high, low, count) if count > 1 else jnp.asarray([high], jnp.float32)
     return {"sigmas": sigmas, "epsilon": jnp.asarray(epsilon, jnp.float32)}
+
+
+def __dir__() -> list[str]:
+    return __all__

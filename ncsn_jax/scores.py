@@ -4,14 +4,23 @@ They stand in for a trained network wherever an exact answer is wanted: their `s
 score function that every sampler and every loss accepts.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import normal_like, split_each
+
+__all__ = [
+    "GaussianMixture",
+    "gaussian_mixture",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +79,9 @@ class GaussianMixture:
         return self.means[component] + self.stds[component][:, None] * noise
 
 
-def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> GaussianMixture:
+def gaussian_mixture(
+    means: ArrayLike | Sequence, stds: ArrayLike | Sequence, weights: ArrayLike | Sequence
+) -> GaussianMixture:
     """Makes a mixture of K isotropic Gaussians.
 
     Args:
@@ -105,3 +116,7 @@ def gaussian_mixture(means: jax.Array, stds: jax.Array, weights: jax.Array) -> G
         if not (finite and (values[1] >= 0).all() and (values[2] > 0).all()):
             raise ValueError("means must be finite, stds >= 0 and weights > 0, all of them")
     return GaussianMixture(means, stds, weights / jnp.sum(weights))
+
+
+def __dir__() -> list[str]:
+    return __all__

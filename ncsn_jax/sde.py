@@ -8,6 +8,8 @@ the library's `score_fn(x, sigma)`, for any SDE, as x_t / alpha_t is x_0 with no
 std_t / alpha_t. `to_sigma_score` goes the other way.
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import math
@@ -20,6 +22,15 @@ from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, normal_like
 from ncsn_jax.errors import show
 from ncsn_jax.types import ScoreFn, TimeScoreFn
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "SubVP",
+    "from_sigma_score",
+    "to_sigma_score",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,3 +308,7 @@ def to_sigma_score(sde: SDE, score_fn: TimeScoreFn) -> ScoreFn:
         return score_fn(alpha * x, t) * alpha
 
     return score
+
+
+def __dir__() -> list[str]:
+    return __all__

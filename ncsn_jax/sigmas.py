@@ -16,6 +16,16 @@ import numpy as np
 from ncsn_jax import _checks as check
 from ncsn_jax.errors import show
 
+__all__ = [
+    "Suggestion",
+    "geometric",
+    "karras",
+    "largest_distance",
+    "level_ratio",
+    "step_size",
+    "suggest",
+]
+
 # How many points are compared with how many at once.
 _BLOCK = 1024
 
@@ -322,3 +332,7 @@ def _bisect(function, low: float, high: float) -> float:
         else:
             low = middle
     return 0.5 * (low + high)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,6 +20,15 @@ from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_k
 from ncsn_jax.images import prepare
 from ncsn_jax.objectives import Objective
 
+__all__ = [
+    "Metrics",
+    "TrainState",
+    "make_init",
+    "make_optimizer",
+    "train_step",
+    "train_steps",
+]
+
 # Of an example's key, for what the network draws.
 _FOR_NETWORK = 3
 
@@ -267,3 +276,7 @@ def train_steps(
         state, metrics = train_step(state, images[0], seed, first, **options)
         return state, jax.tree.map(lambda a: a[None], metrics)
     return jax.lax.scan(lambda s, x: train_step(s, x, seed, first, **options), state, images)
+
+
+def __dir__() -> list[str]:
+    return __all__

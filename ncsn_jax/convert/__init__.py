@@ -20,6 +20,13 @@ from ncsn_jax.convert.names import NETWORKS, torch_axes, torch_name
 from ncsn_jax.errors import show
 from ncsn_jax.sigmas import geometric
 
+__all__ = [
+    "check_ladder",
+    "from_torch",
+    "parameter_shapes",
+    "to_torch",
+]
+
 # The ladder, which NCSNv2 and NCSN++ keep in their files as a buffer. It is no parameter here.
 _LADDER = "sigmas"
 
@@ -188,3 +195,7 @@ def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
             f"sigmas[{level}] is {found[level]:.7g}, expected {expected[level]:.7g} (both of shape "
             f"{list(found.shape)})"
         )
+
+
+def __dir__() -> list[str]:
+    return __all__

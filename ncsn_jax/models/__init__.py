@@ -129,3 +129,7 @@ def time_score_fn(
         return -output(x, label) / expand(std, x)
 
     return score
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -42,3 +42,7 @@ __all__ = [
     "predictor_corrector",
     "probability_flow",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

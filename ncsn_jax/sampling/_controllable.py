@@ -9,11 +9,14 @@ known part's noise drawn afresh, not with the path that leads to it. It is exact
 independent, and biased where they are correlated; corrector steps make the bias smaller.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, normal_like
@@ -22,7 +25,7 @@ from ncsn_jax.sde import SDE
 from ncsn_jax.types import ScoreFn
 
 
-def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
+def known_pixels(sde: SDE, observed: ArrayLike, mask: ArrayLike) -> Constrain:
     """Returns the `constrain` of `predictor_corrector` for inpainting (appendix I.2).
 
     After each update, what is known is replaced in x by a sample of p(x_t | x_0 known), alpha_t observed +
@@ -56,7 +59,7 @@ def known_pixels(sde: SDE, observed: jax.Array, mask: jax.Array) -> Constrain:
     return constrain
 
 
-def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
+def known_grey(sde: SDE, grey: ArrayLike) -> Constrain:
     """Returns the `constrain` of `predictor_corrector` for colorization (appendix I.3).
 
     Grey is the mean m of a pixel's three channels. An orthogonal transform of the channels whose first axis
@@ -98,7 +101,7 @@ def known_grey(sde: SDE, grey: jax.Array) -> Constrain:
 def guided(
     score_fn: ScoreFn,
     log_likelihood: Callable[[jax.Array, jax.Array], jax.Array],
-    scale: float = 1.0,
+    scale: ArrayLike = 1.0,
 ) -> ScoreFn:
     """Returns the score of x given y from that of x and the likelihood of y (equation 14).
 

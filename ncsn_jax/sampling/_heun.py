@@ -5,11 +5,14 @@ sigma = 0, with noise added and removed again at every level if wanted. One loop
 evaluations, two for each step and one for the last. So the score occurs once in the compiled program.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like
@@ -42,12 +45,12 @@ class _Evaluation(NamedTuple):
 def heun(
     key: jax.Array,
     score_fn: ScoreFn,
-    x: jax.Array,
-    sigmas: jax.Array,
+    x: ArrayLike,
+    sigmas: ArrayLike,
     *,
-    churn: float = 0.0,
+    churn: ArrayLike = 0.0,
     churn_range: tuple[float, float] = (0.0, math.inf),
-    churn_noise: float = 1.0,
+    churn_noise: ArrayLike = 1.0,
     second_order: bool = True,
     steps: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, SamplerInfo]:

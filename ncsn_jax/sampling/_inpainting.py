@@ -1,7 +1,10 @@
 """Inpainting by annealed Langevin dynamics (NCSN, Algorithm 2)."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like
@@ -24,12 +27,12 @@ _SCHEMES = {
 def inpaint(
     key: jax.Array,
     score_fn: ScoreFn,
-    x: jax.Array,
-    sigmas: jax.Array,
-    observed: jax.Array,
-    mask: jax.Array,
+    x: ArrayLike,
+    sigmas: ArrayLike,
+    observed: ArrayLike,
+    mask: ArrayLike,
     *,
-    epsilon: float = 2e-5,
+    epsilon: ArrayLike = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
     clip: tuple[float, float] | None = None,

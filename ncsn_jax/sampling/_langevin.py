@@ -5,6 +5,8 @@ in the program, the final denoising included, and memory does not grow with the 
 here is jitted: use `jax.jit`, `jax.vmap` or `jax.pmap` as needed.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import fold_in, normal_like, uniform_like
@@ -64,9 +67,9 @@ Constrain = Callable[[jax.Array, Step, bool], jax.Array]
 def langevin(
     key: jax.Array,
     score_fn: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
+    x: ArrayLike,
     *,
-    step_size: float,
+    step_size: ArrayLike,
     num_steps: int,
     return_info: bool = False,
     num_frames: int | None = None,
@@ -109,10 +112,10 @@ def langevin(
 def annealed_langevin(
     key: jax.Array,
     score_fn: ScoreFn,
-    x: jax.Array,
-    sigmas: jax.Array,
+    x: ArrayLike,
+    sigmas: ArrayLike,
     *,
-    epsilon: float = 2e-5,
+    epsilon: ArrayLike = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
     clip: tuple[float, float] | None = None,
@@ -269,8 +272,8 @@ def initial_samples(
     shape: tuple[int, ...],
     init: str = "uniform",
     *,
-    scale: float = 1.0,
-    data: jax.Array | None = None,
+    scale: ArrayLike = 1.0,
+    data: ArrayLike | None = None,
 ) -> jax.Array:
     """Draws the points where the chains start.
 

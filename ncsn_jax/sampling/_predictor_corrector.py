@@ -9,12 +9,15 @@ Differs from the authors' code: step sizes of the Langevin corrector are per sam
 `average_step_size` asks for the mean over the batch, which makes a sample depend on its batch.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax._random import expand, fold_in, normal_like
@@ -87,7 +90,7 @@ CORRECTORS = ("langevin", "annealed_langevin")
 def langevin_step(
     sde: SDE,
     score: jax.Array,
-    x: jax.Array,
+    x: ArrayLike,
     t: jax.Array,
     noise: jax.Array,
     *,
@@ -120,14 +123,14 @@ def predictor_corrector(
     key: jax.Array,
     sde: SDE,
     score_fn: TimeScoreFn,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     predictor: str = "reverse_diffusion",
     corrector: str = "none",
     num_steps: int = 1000,
-    snr: float | None = None,
+    snr: ArrayLike | None = None,
     corrector_steps: int = 1,
-    end: float = 1e-5,
+    end: ArrayLike = 1e-5,
     denoise: bool = True,
     average_step_size: bool = False,
     constrain: Constrain | None = None,

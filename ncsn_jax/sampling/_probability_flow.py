@@ -6,11 +6,14 @@ itself with its own step sizes, so that it does not depend on its batch. A batch
 example that needs the most steps.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
@@ -26,12 +29,12 @@ MAX_STEPS = 4096
 def probability_flow(
     sde: SDE,
     score_fn: TimeScoreFn,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    start: float = 1.0,
-    end: float = 1e-5,
+    start: ArrayLike = 1.0,
+    end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
 ) -> tuple[jax.Array, SamplerInfo]:
     """Solves the probability flow ODE (equation 13) from one time to another, in either direction.
@@ -92,8 +95,8 @@ def score_of_one(score_fn: TimeScoreFn, x: jax.Array, t: jax.Array) -> jax.Array
 def integrate(
     field: Callable,
     state,
-    start: float,
-    end: float,
+    start: ArrayLike,
+    end: ArrayLike,
     *,
     rtol: float,
     atol: float,
