@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         training,
         types,
     )
+    from ncsn_jax.app.run import Run
 
 __version__ = "0.1.0"
 
@@ -65,19 +66,29 @@ __all__ = [
 ]
 
 
-def load_run(workdir, step: int | None = None):
-    """Opens a run of `main.py`: its network, parameters, ladder, SDE, score functions and samples.
-
-    It is `ncsn_jax.app.reading.load_run`, and needs the application's packages, `ncsn_jax[app]`.
+def load_run(workdir: str, step: int | None = None) -> "Run":
+    """Opens a run that was trained or converted, of which nothing is changed.
 
     Args:
-      workdir: the run's directory.
-      step: which checkpoint to read; None for the last one.
+      workdir: of `main.py` or `python -m ncsn_jax.convert`, on a disk or such as gs://BUCKET/PATH.
+      step: of the checkpoint; the newest by default.
 
     Returns:
-      A `Run`.
+      A `Run`: `config, step, model, params, sigmas, sde, score_fn(x, sigma), time_score_fn(x, t)`, and the
+      methods `sample(key, n)`, `prepare(images)`, `restore(x)` and `to_uint8(images)`. `help(run)` says more.
+
+    Raises:
+      UserError: if there is no run, no such checkpoint, or a run of another version of this package.
+
+    Example:
+      >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
+      >>> images = run.sample(jax.random.key(0), 16)  # doctest: +SKIP
+      >>> x = run.prepare(images)  # doctest: +SKIP
+      >>> score = run.score_fn(x, jnp.full(len(x), 0.1))  # doctest: +SKIP
     """
-    return importlib.import_module("ncsn_jax.app.reading").load_run(workdir, step)
+    from ncsn_jax.app import run
+
+    return run.load_run(workdir, step)
 
 
 def __getattr__(name: str) -> Any:

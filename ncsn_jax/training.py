@@ -25,6 +25,7 @@ __all__ = [
     "TrainState",
     "make_init",
     "make_optimizer",
+    "make_schedule",
     "train_step",
     "train_steps",
 ]

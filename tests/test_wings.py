@@ -10,8 +10,8 @@ EXAMPLES = PACKAGE.parent / "examples"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
 
-# What a user runs as a program leads into the application.
-DOORS = {"convert/__main__.py"}
+# `load_run` and what a user runs as a program lead into the application.
+DOORS = {"__init__.py", "convert/__main__.py"}
 
 
 def imports(source: str, package: str = "ncsn_jax") -> set[str]:

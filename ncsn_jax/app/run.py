@@ -1,7 +1,6 @@
-"""Opens a run, trained by `main.py` or converted, for use in one's own code; `ncsn_jax.load_run` is this."""
+"""A run, trained by `main.py` or converted, for use in one's own code: what `ncsn_jax.load_run` returns."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -118,21 +117,8 @@ class Run:
 
 
 @devices.jax_defaults()
-def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
-    """Opens the run in a work directory, of which nothing is changed.
-
-    Args:
-      workdir: of `main.py` or `python -m ncsn_jax.convert`, on a disk or such as gs://BUCKET/PATH.
-      step: of the checkpoint; the newest by default.
-
-    Raises:
-      UserError: if there is no run, no such checkpoint, or a run of another version of this package.
-
-    Example:
-      >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
-      >>> x = run.prepare(images)  # doctest: +SKIP
-      >>> score = run.score_fn(x, jnp.full(len(x), 0.1))  # doctest: +SKIP
-    """
+def load_run(workdir: str, step: int | None = None) -> Run:
+    """Does what `ncsn_jax.load_run` says."""
     workdir = storage.path(str(workdir))
     config = get_config(workdir)
     schema.check(config, num_devices=1)
