@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +23,8 @@ _LEVEL = r"loss_by_level/\d+_sigma_[-+.e\d]+"
 # matplotlib fails beyond this.
 _MAX_PLOTTED = 1e300
 
+# Pixels above a grid for the names of its columns.
+_HEADING = 20
 # Pixels of the smaller side of a picture that is written, at least; and how long frames of a film show.
 _MIN_SIDE, _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 400, 60, 2000
 
@@ -56,16 +59,29 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def encode_png(image: np.ndarray, min_side: int = _MIN_SIDE) -> bytes:
+def encode_png(image: np.ndarray, min_side: int = _MIN_SIDE, columns: Sequence[str] = ()) -> bytes:
     """Encodes uint8 `[H, W, C]`, C of 1 or 3, as PNG.
 
     The image is enlarged by a whole factor until its smaller side has `min_side` pixels, so that small ones
     can be seen.
-    """
-    from PIL import Image
 
+    Args:
+      image: the picture.
+      min_side: in pixels.
+      columns: names of a grid's columns, which are written above them.
+    """
+    from PIL import Image, ImageDraw, ImageOps
+
+    picture = Image.fromarray(_enlarge(image, min_side))
+    if columns:
+        picture = ImageOps.pad(
+            picture, (picture.width, picture.height + _HEADING), centering=(0, 1)
+        )
+        for i, name in enumerate(columns):
+            middle = (i + 0.5) * picture.width / len(columns), _HEADING / 2
+            ImageDraw.Draw(picture).text(middle, name, fill="white", anchor="mm")
     buffer = io.BytesIO()
-    Image.fromarray(_enlarge(image, min_side)).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

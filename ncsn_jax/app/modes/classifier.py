@@ -17,14 +17,19 @@ from ncsn_jax.app import (
     classifier_training,
     devices,
     distributed,
+    pictures,
     run_samplers,
     samplers,
     storage,
+    units,
     workdirs,
 )
 from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
+
+# A grid of samples of up to so many classes has a column for each.
+_MOST_COLUMNS = 20
 
 
 @devices.jax_defaults()
@@ -78,7 +83,7 @@ def classconditional(config, workdir: str) -> None:
         labels = indices % count if wanted < 0 else np.full(len(indices), wanted)
         return (labels.astype(np.int32),)
 
-    shared.make_samples(
+    samples = shared.make_samples(
         "sampling",
         loaded._replace(params=(loaded.params, devices.replicate(classifier_params))),
         run_samplers.Chains(config, Stream.CLASSES, model),
@@ -87,6 +92,11 @@ def classconditional(config, workdir: str) -> None:
         config.sampling.num_samples,
         known,
     )
+    if samples is not None and wanted < 0 and count <= _MOST_COLUMNS:
+        shown = units.to_picture(samples[: 10 * count], config.data.value_range)
+        names = [str(label) for label in range(min(count, len(shown)))]
+        png = pictures.encode_png(pictures.grid(shown, count), columns=names)
+        storage.write(os.path.join(directory, "grid.png"), png)
     shared.log.info(
         "wrote %s and grid.png: %s",
         os.path.join(directory, "samples.npz"),

@@ -155,7 +155,7 @@ def make_samples(
       known: returns what the sampler is told of the samples with these indices.
     """
     config, evaluations = loaded.config, []
-    size, shape = config.sampling.batch_size, build.image_shape(config)
+    size, shape = min(config.sampling.batch_size, count), build.image_shape(config)
     value_range = config.data.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
