@@ -134,7 +134,9 @@ def suggest(
     overlap of 0.57.
 
     Args:
-      data: `[N, ...]`, N >= 2; an image has D = H W C dimensions, D >= 5.
+      data: `[N, ...]`, N >= 2; an image has D = H W C dimensions, D >= 5. In fewer, technique 2 gives no
+        ratio: take a `geometric` ladder from `largest_distance` down, with a ratio of neighbours of about 2,
+        and `step_size`.
       sigma_end: the smallest sigma, > 0, in units of the data: 0.01 for pixels in [0, 1].
       steps_per_level: T, the steps at each level that can be afforded; the paper takes 3 to 5.
       overlap: of neighbouring levels, see `level_ratio`.
@@ -151,7 +153,7 @@ def suggest(
             f"data must be floating point, in the units of sigma_end, got {data.dtype}: "
             "divide 8-bit images by 255"
         )
-    distance = largest_distance(data)
+    distance, sigma_end = largest_distance(data), check.as_float("sigma_end", sigma_end)
     if not distance > sigma_end > 0:
         raise ValueError(
             f"sigma_end must be above 0 and below the largest distance in the data, {distance:g}, "
@@ -253,7 +255,11 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
       ValueError: if an argument is out of range.
     """
     if not 5 <= dimension < math.inf:
-        raise ValueError(f"dimension must be finite and at least 5, got {show(dimension)}")
+        raise ValueError(
+            f"dimension must be finite and at least 5, got {show(dimension)}: in fewer, noise of any two "
+            "levels overlaps; take geometric, with a ratio of neighbours of 2, and step_size for epsilon"
+        )
+    overlap = check.as_float("overlap", overlap)
     if not 0 < overlap < 0.99:
         raise ValueError(f"overlap must be in (0, 0.99), got {show(overlap)}")
 
@@ -293,6 +299,7 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
     Raises:
       ValueError: if an argument is out of range.
     """
+    sigma_end, ratio = check.as_float("sigma_end", sigma_end), check.as_float("ratio", ratio)
     if not (
         0 < sigma_end <= check.MAX_FLOAT
         and 1 < ratio <= check.MAX_FLOAT

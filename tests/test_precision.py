@@ -90,6 +90,8 @@ def test_numbers_of_an_example_are_float32_and_right_for_images_of_half_precisio
     ):
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, 2**17, rtol=5 * np.sqrt(2 / 2**18))
+    if dtype == jnp.bfloat16:
+        return  # one solver to compile is enough
     nats = likelihood.log_prob(key, process, lambda x, t: -x, x)
     assert nats.dtype == jnp.float32
     np.testing.assert_allclose(nats, -(2**17) * np.log(2 * np.pi), rtol=1e-4)

@@ -164,7 +164,7 @@ def test_suggestion_is_what_the_formulas_give():
         (lambda: sigmas.suggest(np.ones((5, 6))), "below the largest distance in the data, 0, got"),
         (lambda: sigmas.suggest(np.eye(6), sigma_end=0.0), "sigma_end must be above 0"),
         (lambda: sigmas.suggest(np.eye(6, dtype=np.uint8)), "must be floating point, .* got uint8"),
-        (lambda: sigmas.suggest(np.eye(3)), "dimension must be finite and at least 5, got 3"),
+        (lambda: sigmas.suggest(np.eye(3)), "at least 5, got 3: in fewer, .* take geometric"),
         (lambda: sigmas.suggest(np.eye(6), overlap=1.0), r"overlap must be in \(0, 0.99\), got 1"),
         (
             lambda: sigmas.suggest(np.eye(6), steps_per_level=0),

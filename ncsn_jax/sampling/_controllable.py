@@ -110,7 +110,8 @@ def guided(
     Args:
       score_fn: `score_fn(x, t)`, or `score_fn(x, sigma)`: the second argument is passed on.
       log_likelihood: `log_likelihood(x, t) -> [B]`, the log of p_t(y | x_t = x), up to a constant in x:
-        how likely the condition is given the noisy x. Each example by itself.
+        how likely the condition is given the noisy x. Each example by itself. `jax.vmap` of a sampler
+        gives each its own condition; see docs/conditioning.md.
       scale: finite; 1 for the posterior, more for samples that fit the condition better and vary less.
 
     Returns:
@@ -121,7 +122,11 @@ def guided(
     def score(x, t):
         def total(x):
             value = log_likelihood(x, t)
-            check.shape("the log_likelihood", value, x.shape[:1])
+            if value.shape != x.shape[:1]:
+                raise ValueError(
+                    f"log_likelihood must have shape {x.shape[:1]} for x {x.shape}, got {value.shape} "
+                    "(conditions of each example: see docs/conditioning.md)"
+                )
             return jnp.sum(value)
 
         return score_fn(x, t) + scale * jax.grad(total)(x)

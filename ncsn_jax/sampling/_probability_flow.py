@@ -43,7 +43,8 @@ def probability_flow(
 
     With the exact score, x_start from the SDE's distribution at `start` becomes x_end from that at `end`:
     from the prior at 1 it samples, from data at 1e-5 to 1 it encodes. Nothing is random. The score function
-    is called under `jax.vmap`, on batches of one example.
+    is called under `jax.vmap`, on batches of one example: it cannot close over an array with a row for each
+    example. `jax.vmap` of this function passes such rows; see docs/conditioning.md.
 
     Args:
       sde: the SDE.

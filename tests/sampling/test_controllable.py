@@ -1,12 +1,14 @@
 """Guidance, inpainting and colorization where the answer is known exactly, and the bias where it is not."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from ncsn_jax import scores, sde
+from ncsn_jax import sampling, scores, sde
 from ncsn_jax._random import expand, normal_like
 from ncsn_jax.sampling import guided, known_grey, known_pixels, predictor_corrector
 
@@ -278,10 +280,27 @@ def test_guided_samples_have_the_posterior():
         ),
         (
             lambda x, t: guided(lambda x, t: x, lambda x, t: x)(x, t),
-            r"log_likelihood must have shape \(2,\), got \(2, 3\)",
+            r"log_likelihood must have shape \(2,\) for x \(2, 3\), got \(2, 3\)",
         ),
     ],
 )
 def test_refuses_wrong_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((2, 3)), jnp.ones(2))
+
+
+def test_the_page_on_conditioning_samples_the_posteriors_that_it_names():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "conditioning.md"
+    names = {}
+    exec(page.read_text().split("```python")[1].split("```")[0], names)
+    for x in (names["flow"], names["walk"]):
+        for part, mean in ((x[:500], -1.6), (x[500:], 0.8)):
+            assert abs(float(part.mean()) - mean) < 5 * np.sqrt(0.2 / 500)
+            assert abs(float(part.var()) / 0.2 - 1) < 5 * np.sqrt(2 / 500)
+
+
+def test_conditions_of_a_batch_in_a_flow_of_one_example_are_refused_with_the_way_out():
+    y = jnp.ones((2, 3))
+    score_fn = guided(lambda x, t: -x, lambda x, t: -jnp.sum((x - y) ** 2, axis=1))
+    with pytest.raises(ValueError, match=r"for x \(1, 3\), got \(2,\) .*docs/conditioning.md"):
+        sampling.probability_flow(SDES["ve"], score_fn, y)
