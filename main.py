@@ -59,30 +59,28 @@ _WITHOUT_WORKDIR = ("suggest", "plan")
 def main(_) -> None:
     """Runs the chosen mode."""
     num_devices = cpu.devices_for(_CONFIG.value)
-    if _MODE.value in _WITHOUT_WORKDIR:
-        import jax
+    alone = _MODE.value in _WITHOUT_WORKDIR
+    if not alone:
+        from ncsn_jax.app import signals
 
-        import run_lib
-
-        if num_devices is not None:
-            jax.config.update("jax_num_cpu_devices", num_devices)
-        getattr(run_lib, _MODE.value)(_CONFIG.value)
-        return
-    from ncsn_jax.app import signals
-
-    signals.install(_INTERRUPTED)
+        signals.install(_INTERRUPTED)
     import jax
 
     import run_lib
     from ncsn_jax.app import devices, distributed
 
-    processes = distributed.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes = None
+    if not alone:
+        given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        processes = distributed.find(*given)
     if processes is not None:
         distributed.start(*processes, _PATIENCE.value)
     elif num_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_devices)
-    devices.check()
-    getattr(run_lib, _MODE.value)(_CONFIG.value, _WORKDIR.value)
+    if _MODE.value != "plan":  # whose devices need not be at hand
+        devices.check()
+    arguments = (_CONFIG.value,) if alone else (_CONFIG.value, _WORKDIR.value)
+    getattr(run_lib, _MODE.value)(*arguments)
     distributed.meet("to finish")  # One that ended early would be missed by the others.
 
 

@@ -71,11 +71,12 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
       config: the configuration.
       workdir: where the run is kept.
       images: an array to train on in the place of `config.data.dataset`, `[N, H, W]` or `[N, H, W, C]`:
-        uint8, or floating point with `config.data.value_range`. Whoever continues the run gives it again.
+        uint8, or floating point with `config.data.value_range`. To continue the run, pass it again.
 
     Raises:
       SystemExit: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
         `signals.install` was called, as by `main.py`.
+      KeyboardInterrupt: likewise after Ctrl-C in a notebook.
     """
     schema.check(config)
     samplers.check(config)
@@ -118,7 +119,8 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
             del state
             samples = write_samples(shared.Loaded(config, workdir, step, params), runner)
             if samples is not None:
-                grid = pictures.grid(samples[:100])
+                shown = units.to_picture(samples[:100], config.data.value_range)
+                grid = pictures.grid(shown)
                 writer.write_image(step, "grid", pictures.encode_png(grid), grid.shape)
         _log.info(
             "done. Next: python main.py --workdir=%s --mode=nearest (or interpolate, likelihood, inpaint), "
@@ -132,7 +134,7 @@ def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]
     """Returns the step to go on from and its state, of the newest checkpoint or a new run."""
     key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
     if distributed.on_first("to look for checkpoints", store.steps):
-        step, state = store.restore_latest(jax.eval_shape(init, key))
+        step, state = store.load(jax.eval_shape(init, key))
     else:
         step, state = 0, init(key)
     _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
@@ -165,6 +167,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     learning_rate = training.make_schedule(optim.learning_rate, optim.warmup_steps)
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, stop, estimated = None, 0, False
+    complete = pending = step
 
     def settle() -> None:
         """Waits for the call in flight, and learns whether any process is to stop."""
@@ -177,19 +180,19 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
             in_flight = None
 
     def save(with_preview: bool) -> None:
+        nonlocal complete, pending
         saved = train_steps.to_host(state)
-        store.save(step, saved)
+        store.save(step, saved)  # It waits for the save before.
+        complete, pending = pending, step
         if with_preview:
             # What is saved is not lost, and previews may take long.
             store.wait()
+            complete = step
             with window.paused(), signals.at_once():
                 preview(step, _weights(saved))
 
     def last_saved() -> str:
-        steps = store.steps()
-        return (
-            f"the last checkpoint is that of step {steps[0]}" if steps else "there is no checkpoint"
-        )
+        return f"the last checkpoint that is surely complete is that of step {complete}"
 
     window.restart(step)
     with signals.deferred(last_saved):

@@ -48,6 +48,8 @@ _SMALL = {
 }
 # Seconds that a call is timed; that the authors' code needs to start and time its steps, or its samplers.
 _TIMED, _AUTHORS, _AUTHORS_SAMPLERS = 1.5, 20, 60
+# Seconds that a chain of a batch may take.
+_CHAIN = 15
 # Steps of Heun's method, with two evaluations each but for the last.
 _HEUN = 18
 
@@ -234,7 +236,7 @@ def sampling(bench: Bench) -> Part:
     seconds = {}
     for method in ("annealed_langevin", "heun"):
         measure = functools.partial(time_sampler, bench, method)
-        figures = figures_of(bench, bench.compile_seconds + 2 * _TIMED, measure)
+        figures = figures_of(bench, bench.compile_seconds + _CHAIN, measure)
         seconds[method] = figures.get("seconds")
         yield f"{method}, ours", figures
     yield from _time_authors_samplers(bench, seconds)

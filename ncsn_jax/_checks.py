@@ -28,12 +28,16 @@ def is_traced(value) -> bool:
 # Numbers
 
 
-def as_float(name: str, value: float) -> float:
+def as_float(name: str, value: float, *, traced: bool = True) -> float:
     """Returns a number, NumPy's scalars among them, as a float: infinite if it is too large.
 
-    One that is traced is returned as it is, by this and by all that follow.
+    One that is traced is returned as it is, or refused where it cannot be.
     """
     if is_traced(value):
+        if not traced:
+            raise ValueError(
+                f"{name} must be a number that is known when tracing, got {show(value)}"
+            )
         return value
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real and hasattr(value, "dtype") and np.ndim(value) == 0:
@@ -58,9 +62,9 @@ def positive(name: str, value, most: float = MAX_FLOAT) -> float:
     return found
 
 
-def ends(*, equal: bool = False, **bounds) -> dict[str, float]:
-    """Returns two numbers > 0, the larger first, as floats; they may be `equal` if told so."""
-    found = {name: as_float(name, value) for name, value in bounds.items()}
+def ends(*, equal: bool = False, traced: bool = True, **bounds) -> dict[str, float]:
+    """Returns two numbers > 0, the larger first, as floats; they may be `equal`, or `traced`, if told so."""
+    found = {name: as_float(name, value, traced=traced) for name, value in bounds.items()}
     (first, last), (high, low) = found, found.values()
     if is_traced(high) or is_traced(low):
         return found
@@ -90,7 +94,7 @@ def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> int:
 
 
 def keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """Returns one typed key or `batch_size` of them, which legacy ones become; TypeError if it is no key."""
+    """Returns one typed key or `batch_size` of them, made of legacy ones; TypeError for what is no key."""
     if getattr(key, "dtype", None) == np.uint32 and np.ndim(key):
         with contextlib.suppress(TypeError, ValueError):  # refused below
             key = jax.random.wrap_key_data(jnp.asarray(key))

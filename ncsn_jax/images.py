@@ -77,7 +77,7 @@ def prepare(
 
     Args:
       keys: one key per example, `[B]`.
-      images: `[B, H, W, C]`, uint8, or floating point in [0, 1], which `dequantize` is not for.
+      images: `[B, H, W, C]`, uint8, or floating point in [0, 1] without `dequantize`.
       random_flip: mirror each image left to right with probability 1/2.
       dequantize: spread each byte v uniformly over [v/256, (v+1)/256), as the authors do:
         (v / 255) * 255/256 + u/256, with u of 23 bits. Otherwise v / 255.
@@ -87,6 +87,8 @@ def prepare(
       float32 `[B, H, W, C]` in [0, 1], or [-1, 1].
     """
     keys = check.keys(keys, check.batch("images", images))
+    if dequantize and images.dtype != jnp.uint8:
+        raise ValueError(f"dequantize=True is for images of uint8, got {images.dtype}")
     flip_keys, noise_keys = split_each(keys, 2)
     if random_flip:
         flip = jax.vmap(jax.random.bernoulli)(flip_keys)

@@ -205,7 +205,7 @@ class AnnealedLangevinDynamicsScheduler:
 
 def _schedule(count: int, sigma_min: float, sigma_max: float, epsilon: float) -> dict:
     """Returns the fields `sigmas` and `epsilon` of a scheduler."""
-    ends = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1)
+    ends = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1, traced=False)
     high, low = ends.values()
     epsilon = check.positive("sampling_eps", epsilon)
     sigmas = geometric(high, low, count) if count > 1 else jnp.asarray([high], jnp.float32)

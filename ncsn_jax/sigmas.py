@@ -54,7 +54,7 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       [1.0, 0.10000000149011612, 0.009999999776482582]
     """
     num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
-    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end).values()
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end, traced=False).values()
     return _ladder(np.geomspace(begin, end, num_levels))
 
 
@@ -81,8 +81,8 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
       [4.0, 2.25, 1.0]
     """
     num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
-    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end).values()
-    rho = check.as_float("rho", rho)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end, traced=False).values()
+    rho = check.as_float("rho", rho, traced=False)
     if not 1 <= rho <= 100:
         raise ValueError(f"rho must be in [1, 100], got {show(rho)}")
     ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), num_levels) ** rho
@@ -153,7 +153,10 @@ def suggest(
             f"data must be floating point, in the units of sigma_end, got {data.dtype}: "
             "divide 8-bit images by 255"
         )
-    distance, sigma_end = largest_distance(data), check.as_float("sigma_end", sigma_end)
+    distance, sigma_end = (
+        largest_distance(data),
+        check.as_float("sigma_end", sigma_end, traced=False),
+    )
     if not distance > sigma_end > 0:
         raise ValueError(
             f"sigma_end must be above 0 and below the largest distance in the data, {distance:g}, "
@@ -259,7 +262,7 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
             f"dimension must be finite and at least 5, got {show(dimension)}: in fewer, noise of any two "
             "levels overlaps; take geometric, with a ratio of neighbours of 2, and step_size for epsilon"
         )
-    overlap = check.as_float("overlap", overlap)
+    overlap = check.as_float("overlap", overlap, traced=False)
     if not 0 < overlap < 0.99:
         raise ValueError(f"overlap must be in (0, 0.99), got {show(overlap)}")
 
@@ -299,7 +302,10 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
     Raises:
       ValueError: if an argument is out of range.
     """
-    sigma_end, ratio = check.as_float("sigma_end", sigma_end), check.as_float("ratio", ratio)
+    sigma_end, ratio = (
+        check.as_float("sigma_end", sigma_end, traced=False),
+        check.as_float("ratio", ratio, traced=False),
+    )
     if not (
         0 < sigma_end <= check.MAX_FLOAT
         and 1 < ratio <= check.MAX_FLOAT

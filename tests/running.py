@@ -65,7 +65,7 @@ def final_state(workdir):
     """Returns step and arrays of the newest sound checkpoint, and changes nothing."""
     like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
-        return store.restore_latest(like)
+        return store.load(like)
 
 
 def load_config(**changes):

@@ -26,10 +26,11 @@ class Module(types.ModuleType):
 
 modules = {name: Module(name.rpartition(".")[2]) for name in (
     "run_lib", "ncsn_jax.app.distributed", "ncsn_jax.app.signals", "ncsn_jax.app.cpu", "jax",
+    "ncsn_jax.app.devices",
 )}
 sys.modules |= modules
 import ncsn_jax.app
-for name in ("distributed", "signals", "cpu"):
+for name in ("distributed", "signals", "cpu", "devices"):
     setattr(ncsn_jax.app, name, modules[f"ncsn_jax.app.{name}"])
 modules["jax"].config = types.SimpleNamespace(update=lambda *a: said.append(["update", *a]))
 sys.argv = json.loads(sys.argv[1])
@@ -38,6 +39,7 @@ try:
 except SystemExit as end:
     print(json.dumps([said, end.code]))
 """
+UPDATE = [["update", "jax_num_cpu_devices", 6]]
 SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
 
 
@@ -49,6 +51,7 @@ SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
             [
                 ["distributed.find", None, None, None],
                 ["update", "jax_num_cpu_devices", 6],
+                ["devices.check"],
                 ["run_lib.train", 5, "here"],
             ],
         ),
@@ -57,6 +60,7 @@ SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
             [
                 ["distributed.find", "a:1", 3, 2],
                 ["distributed.start", "a:1", 3, 2, 600.0],
+                ["devices.check"],
                 ["run_lib.nearest", 5, "here"],
             ],
         ),
@@ -65,11 +69,12 @@ SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
             [
                 ["distributed.find", "a:1", 3, 2],
                 ["distributed.start", "a:1", 3, 2, 7.0],
+                ["devices.check"],
                 ["run_lib.sample", 5, "here"],
             ],
         ),
-        (["--mode=suggest"], [["update", "jax_num_cpu_devices", 6], ["run_lib.suggest", 5]]),
-        (["--mode=plan"], [["update", "jax_num_cpu_devices", 6], ["run_lib.plan", 5]]),
+        (["--mode=suggest"], [*UPDATE, ["devices.check"], ["run_lib.suggest", 5]]),
+        (["--mode=plan"], [*UPDATE, ["run_lib.plan", 5]]),
         (["--mode=sample"], None),
     ],
 )
@@ -82,7 +87,7 @@ def test_flags_arrive(arguments, expected):
         assert result.stderr == "error: --workdir is required; see python main.py --help\n"
         assert (said, code) == ([], 2)
         return
+    expected = [["cpu.devices_for", 5], *expected, ["distributed.meet", "to finish"]]
     if arguments not in (["--mode=suggest"], ["--mode=plan"]):
-        interrupted = ["signals.install", "the same command continues"]
-        expected = [interrupted, *expected, ["distributed.meet", "to finish"]]
-    assert said == [["cpu.devices_for", 5], *expected] and not code
+        expected.insert(1, ["signals.install", "the same command continues"])
+    assert said == expected and not code

@@ -177,7 +177,7 @@ class Checkpoints:
             raise ValueError("a checksum differs")
         return state
 
-    def restore_latest(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def load(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
         """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
 
         Args:
@@ -195,20 +195,30 @@ class Checkpoints:
 
         def find() -> int | None:
             nonlocal state
-            found, state = self._restore_newest(like, step)
-            return found
+            if step is not None:
+                state = self._restore_one(step, like)
+                return step
+            newest, state = self._restore_newest(like)
+            return newest
 
         found = distributed.on_first("to read the checkpoint", find)
         return None if found is None else (found, distributed.broadcast(state, like))
 
-    def _restore_newest(self, like: Any, only: int | None) -> tuple[int, Any] | tuple[None, None]:
+    def _restore_one(self, step: int, like: Any) -> Any:
+        if step not in self.steps():
+            raise UserError(
+                f"{self._directory} holds no checkpoint of step {step}, only of {self.steps()}"
+            )
+        try:
+            return self.restore(step, like)
+        except UserError:
+            raise
+        except Exception as error:  # of all kinds, as below
+            reason = f"{type(error).__name__}: {one_line(str(error))[:100]}"
+            raise UserError(f"{self._directory}/{step} is damaged ({reason})") from None
+
+    def _restore_newest(self, like: Any) -> tuple[int, Any] | tuple[None, None]:
         steps, damaged = self.steps(), []
-        if only is not None:
-            if only not in steps:
-                raise UserError(
-                    f"there is no checkpoint of step {only} in {self._directory}: {steps}"
-                )
-            steps = [only]
         for step in steps:
             try:
                 state = self.restore(step, like)

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ncsn_jax import _checks as check
 from ncsn_jax import sde as sdes
-from ncsn_jax.app import build, devices, pictures, run_samplers, schema, storage, workdirs
+from ncsn_jax.app import build, devices, run_samplers, schema, units, workdirs
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.run_config import get_config
+from ncsn_jax.errors import UserError, show
 from ncsn_jax.images import center, uncenter
-from ncsn_jax.types import ScoreFn
+from ncsn_jax.types import ScoreFn, TimeScoreFn
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Run:
     """A trained network with what belongs to it.
 
@@ -47,7 +49,8 @@ class Run:
     sigmas: jax.Array
     sde: sdes.SDE
     score_fn: ScoreFn
-    time_score_fn: sdes.TimeScoreFn
+    time_score_fn: TimeScoreFn
+    _runners: dict[str, run_samplers.Chains] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = sum(a.size for a in jax.tree.leaves(self.params))
@@ -79,47 +82,54 @@ class Run:
           >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
           >>> images = run.sample(jax.random.key(0), 16)  # doctest: +SKIP
         """
+        key = check.keys(key, 0)
+        if key.ndim or jax.random.key_impl(key) != "threefry2x32":
+            raise UserError(f"key must be one threefry key, got {show(key)}")
         config = self.config.copy_and_resolve_references().unlock()
-        config.sampling.update({"num_samples": n} | overrides)
+        try:
+            config.sampling.update({"num_samples": int(n)} | overrides)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.sampling: {error}") from None
         schema.check(config, num_devices=1)
-        runner, size = run_samplers.Chains(config), min(n, config.sampling.batch_size)
+        if not config.data.value_range:
+            config.data.value_range = (0.0, 1.0)  # floats, not bytes
+        runner = self._runners.setdefault(config.sampling.to_json(), run_samplers.Chains(config))
+        size = min(n, config.sampling.batch_size)
         params, made = devices.replicate(self.params), []
         with progress("sampling", -(-n // size) * runner.num_steps) as advanced:
             for first in range(0, n, size):
                 indices = list(range(first, min(first + size, n)))
                 found = runner.run(params, indices, size, key=key, advanced=advanced)
-                made.append(found.images if config.data.value_range else found.x)
+                made.append(found.images)
         return np.concatenate(made)
 
     def prepare(self, images: Any) -> jax.Array:
         """Returns images `[B, H, W, C]` as the score functions take them.
 
         Args:
-          images: uint8 or in [0, 1]; or in the units of floating-point data.
+          images: uint8 or floating point in [0, 1]; of a run on floating-point data, in their units.
         """
-        x, (low, high) = jnp.asarray(images), self._range()
-        if x.dtype == jnp.uint8:
-            x = x.astype(jnp.float32) / 255
-        return center((x.astype(jnp.float32) - low) / (high - low), self.config.data.centered)
+        images, options = np.asarray(images), self.config.data
+        allowed = ["float"] if options.value_range else ["float", "uint8"]
+        if not any(kind in str(images.dtype) for kind in allowed):
+            raise UserError(f"images must be {' or '.join(allowed)}, got {images.dtype}")
+        is_bytes = images.dtype == np.uint8
+        x = units.to_unit(images, () if is_bytes else options.value_range or (0.0, 1.0))
+        return center(jnp.asarray(x), options.centered)
 
     def restore(self, x: jax.Array) -> jax.Array:
         """Returns images in [0, 1], or in the units of floating-point data; undoes `prepare`."""
-        low, high = self._range()
+        low, high = self.config.data.value_range or (0.0, 1.0)
         return low + (high - low) * uncenter(x, self.config.data.centered)
 
     def to_uint8(self, images: Any) -> np.ndarray:
-        """Returns images as `restore` and `sample` give them as uint8, rounded and clipped."""
-        low, high = self._range()
-        return pictures.to_uint8((np.asarray(images) - low) / (high - low))
-
-    def _range(self) -> tuple[float, float]:
-        return self.config.data.value_range or (0.0, 1.0)
+        """Rounds and clips what `sample` and `restore` return to uint8."""
+        return units.to_picture(images, self.config.data.value_range or (0.0, 1.0))
 
 
 @devices.jax_defaults()
 def load_run(workdir: str, step: int | None = None) -> Run:
-    """Does what `ncsn_jax.load_run` says."""
-    workdir = storage.path(str(workdir))
+    """Opens a run; see `ncsn_jax.load_run`."""
     config = get_config(workdir)
     schema.check(config, num_devices=1)
     step, state = workdirs.load(config, workdir, step)

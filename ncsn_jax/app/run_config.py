@@ -19,17 +19,21 @@ def get_config(workdir: str) -> ConfigDict:
     """
     workdir = storage.path(workdir)
     storage.check(workdir, "--workdir")
-    found = storage.read_json(os.path.join(workdir, "config.json"))
+    path = os.path.join(workdir, "config.json")
+    found = storage.read_json(path)
     if found is None:
         raise UserError(
-            f"--workdir={workdir!r} holds no run yet: name its configuration with --config"
+            f"{workdir!r} holds no run, as config.json is missing; main.py makes one of --config=FILE"
         )
     config = ConfigDict()
-    for name, value in found.items():
-        section, _, short = name.rpartition(".")
-        there = config
-        if section:
-            there = config[section] = config.get(section, ConfigDict())
-        # JSON has no tuples, and no field is a list.
-        there[short] = tuple(value) if isinstance(value, list) else value
+    try:
+        for name, value in found.items():
+            section, _, short = name.rpartition(".")
+            there = config
+            if section:
+                there = config[section] = config.get(section, ConfigDict())
+            # JSON has no tuples, and no field is a list.
+            there[short] = tuple(value) if isinstance(value, list) else value
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is no configuration: {error}") from None
     return config.lock()

@@ -32,13 +32,11 @@ class Samples(NamedTuple):
     """What a run of n chains returns.
 
     Attributes:
-      x: float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise.
-      images: the same `[n, H, W, C]`, uint8 or float32, in the units of the data.
+      images: `[n, H, W, C]`, uint8 or float32, in the units of the data.
       frames: `[num_frames, n, H, W, C]` likewise; the last ones are the images.
       evaluations: network evaluations of every sample, int `[n]`.
     """
 
-    x: np.ndarray
     images: np.ndarray
     frames: np.ndarray
     evaluations: np.ndarray
@@ -152,8 +150,7 @@ class Chains:
         else:
             evaluations = np.full(count, self.evaluations)
         frames = np.stack(frames) if frames else np.empty((0,))
-        images = self._images(x, count)
-        return Samples(gather(final, count), images, frames, evaluations)
+        return Samples(self._images(x, count), frames, evaluations)
 
     def _images(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images `[count, H, W, C]`."""

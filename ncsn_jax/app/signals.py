@@ -25,7 +25,7 @@ _lock = threading.RLock()  # a handler may run within the blocks that it guards
 _deferred = False
 _requested: int | None = None
 _goodbye: str | None = None  # None: not installed
-_last_saved: Callable[[], str] = str
+_last_saved: Callable[[], str] | None = None
 
 
 def install(goodbye: str) -> None:
@@ -45,13 +45,14 @@ def install(goodbye: str) -> None:
 
 
 @contextlib.contextmanager
-def deferred(last_saved: Callable[[], str] = str) -> Iterator[None]:
+def deferred(last_saved: Callable[[], str] | None = None) -> Iterator[None]:
     """Inside the block a signal only sets `requested`; a second Ctrl-C still ends the process.
 
     So does the end of the block, if a signal came and the block raised nothing.
 
     Args:
-      last_saved: returns what is saved, to be told at a second Ctrl-C.
+      last_saved: returns what is saved, to be told at a second Ctrl-C. It only reads variables: nothing else
+        is heard meanwhile.
     """
     global _deferred, _requested, _last_saved
     with _lock:
@@ -106,7 +107,6 @@ def say(line: str) -> None:
 
 
 def _watch(pipe: int) -> None:
-    global _requested
     while data := os.read(pipe, 1):
         number = data[0]
         if number not in STATUS:
@@ -125,7 +125,7 @@ def _receive(number: int) -> None:
         more = "; again to stop at once" if number == signal.SIGINT else ""
         say(f"{_NAMES[number]}: saving after this step{more}")
         return
-    if again:
+    if again and _last_saved:
         say(f"this step is not saved; {_last_saved()}")
     _end(number)
 

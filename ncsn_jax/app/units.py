@@ -19,7 +19,9 @@ def dtype(value_range: Sequence[float]) -> np.dtype:
 
 def to_unit(images: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     """Returns (images - low) / (high - low), float32; low is 0 and high 255 for bytes."""
-    low, high = value_range or (0, 255)
+    if not value_range:
+        return np.asarray(images, np.float32) / np.float32(255)
+    low, high = value_range
     return ((np.asarray(images, np.float64) - low) / (high - low)).astype(np.float32)
 
 

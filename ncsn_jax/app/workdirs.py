@@ -92,7 +92,7 @@ def load(
     distributed.on_first("to find the run", lambda: require_run(config, workdir))
     like = jax.eval_shape(make_init(config), jax.random.key(0))
     with checkpoints.Checkpoints(workdir, read_only=True) as store:
-        found = store.restore_latest(like, step)
+        found = store.load(like, step)
     if found is None:
         raise UserError(f"--workdir={workdir!r} holds no checkpoint: train first")
     return found
@@ -101,9 +101,8 @@ def load(
 def describe_images(dataset: np.ndarray) -> dict:
     """Returns number, shape and a checksum of images."""
     checksum = 0
-    for i in range(
-        0, len(dataset), max(1, len(dataset) // 1000)
-    ):  # they may be larger than the memory
+    stride = max(1, len(dataset) // 1000)
+    for i in range(0, len(dataset), stride):  # one by one: they may be larger than the memory
         checksum = zlib.crc32(np.ascontiguousarray(dataset[i]), checksum)
     return {"shape": list(dataset.shape), "crc32_of_a_thousand": checksum}
 

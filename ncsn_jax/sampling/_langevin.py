@@ -165,8 +165,8 @@ def annealed_langevin(
         `LangevinInfo`.
       steps: `(start, stop)`, to run a part of the steps only and come back: they are counted from 0 to
         L T, the denoising being one more, and 0 <= start <= stop <= their number. Calls that follow one
-        another on what the last one returned, with the same key, do the same as one call, but for x in
-        bfloat16 or float16, which a part rounds at its end. Both may be
+        another on what the last one returned, with the same key, do the same as one call. Each part rounds
+        its result to the type of x, so in half precision the parts differ from one call. Both may be
         traced, so that one compiled program serves every part; reverse-mode differentiation is not
         possible then. Not together with `return_info`.
 

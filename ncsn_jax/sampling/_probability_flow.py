@@ -46,6 +46,8 @@ def probability_flow(
     is called under `jax.vmap`, on batches of one example: it cannot close over an array with a row for each
     example. `jax.vmap` of this function passes such rows; see docs/conditioning.md.
 
+    Times and the SDE's parameters may be traced. diffrax checks the order of traced times on the host.
+
     Args:
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
@@ -57,8 +59,6 @@ def probability_flow(
       start: the time of x, in (0, 1].
       end: the time to go to, in (0, 1], other than `start`.
       max_steps: accepted and rejected steps, >= 1, after which an example is given up.
-
-      Times and the SDE's parameters may be traced; of such times diffrax checks the order on the host.
 
     Returns:
       `[B, ...]` at time `end`, and the exact number of evaluations of each example: 1, and 6 for every step

@@ -29,7 +29,7 @@ def workdir(tmp_path):
 
 def restore(workdir, like=None):
     with checkpoints.Checkpoints(str(workdir)) as store:
-        return store.restore_latest(make_state(0) if like is None else like)
+        return store.load(make_state(0) if like is None else like)
 
 
 def test_round_trip_keeps_the_last_ones(workdir):
@@ -42,7 +42,7 @@ def test_round_trip_keeps_the_last_ones(workdir):
 
 def test_a_directory_without_checkpoints_gives_none(tmp_path):
     with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
-        assert store.steps() == [] and store.restore_latest(make_state(0)) is None
+        assert store.steps() == [] and store.load(make_state(0)) is None
     assert list(tmp_path.iterdir()) == []
     assert restore(tmp_path) is None
 
@@ -110,7 +110,7 @@ def test_a_description_that_was_changed_is_damage_and_one_of_another_format_is_r
     assert set(meta) == {"format", "leaves", "crc32", "crc32_of_this"} and meta["format"] == 1
     describe_otherwise(path, leaves={})
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
-        assert store.restore_latest(make_state(0))[0] == 2
+        assert store.load(make_state(0))[0] == 2
     other = {"format": 2, "leaves": meta["leaves"], "crc32": meta["crc32"]}
     crc = zlib.crc32(json.dumps(other, sort_keys=True).encode())
     describe_otherwise(path, **other, crc32_of_this=crc)
@@ -177,7 +177,7 @@ def test_a_reader_leaves_everything_as_it_is(workdir):
     begun = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
     begun.mkdir()
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
-        assert store.restore_latest(make_state(0))[0] == 2
+        assert store.load(make_state(0))[0] == 2
     assert begun.exists() and not (workdir / "damaged").exists()
 
 

@@ -33,6 +33,9 @@ def test_readme_does_what_it_says(beside_a_run, capsys):
     for block in blocks("README.md"):
         if "import numpy as np, torch" not in block or importlib.util.find_spec("torch"):
             exec(block, names)
+        if "load_run" in block:
+            assert names["images"].shape == (16, 8, 8, 1) and names["score"].shape == (16, 8, 8, 1)
+            assert names["nats"].shape == (16,) and np.isfinite(names["nats"]).all()
     share, evaluations, loss = map(float, capsys.readouterr().out.splitlines())
     assert abs(share - 0.2) < 0.03  # 10,000 samples; the sampler's bias is more than their error
     assert evaluations == 35

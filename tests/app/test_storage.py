@@ -163,7 +163,7 @@ def test_paths_of_the_environment_and_the_fields_may_begin_with_the_home_directo
     assert len(load("image_folder", "~/in", 8, 1)) == 1
     assert len(load("digits", "", 8, 1)) == 1500
     config = load_config(**{"inpainting.images": "~/in"})
-    assert len(shared.load_originals(config, 2)) == 1
+    assert len(shared.load_originals(config, "", 2)) == 1
     assert masks.make_masks("~/in/x.png", (8, 8, 1), 1, 0).all()
     monkeypatch.delenv("NCSN_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")

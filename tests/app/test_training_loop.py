@@ -69,9 +69,7 @@ class World:
                 world.events.append(("sample", indices, weights))
                 if world.diverges:
                     raise UserError("a chain diverged")
-                return run_samplers.Samples(
-                    None, np.zeros((len(indices), 8, 8, 1), np.uint8), None, []
-                )
+                return run_samplers.Samples(np.zeros((len(indices), 8, 8, 1), np.uint8), None, [])
 
         patch.setattr(data, "load", lambda *_, **__: IMAGES)
         patch.setattr(build, "make_init", lambda config: lambda key: make_state(0))

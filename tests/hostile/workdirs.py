@@ -266,6 +266,6 @@ def make_checkpoints(case):
 
     def call():
         with checkpoints.Checkpoints(case.work, read_only=read_only) as store:
-            store.restore_latest(state)
+            store.load(state)
 
     return call, None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax.app import units
+from ncsn_jax.app import storage, units
 from ncsn_jax.app.data import cache
 from ncsn_jax.app.data.holdout import is_held_out
 from ncsn_jax.errors import UserError, show
@@ -117,6 +117,8 @@ def _open(name: str, field: str) -> tuple[np.ndarray, list]:
     npy, npz, key = _FILE.fullmatch(name).groups()
     path = os.path.abspath(npy or npz)
     what = f"{field}={name!r}"
+    if storage.is_remote(name):
+        raise UserError(f"{what} must be on a disk, from which arrays are mapped")
     try:
         status = os.stat(path)
         version = [path, key, status.st_size, status.st_mtime_ns]

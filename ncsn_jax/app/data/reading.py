@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 # Larger images are refused, and of those beyond Pillow's own limit one is in memory at a time.
-_MOST_PIXELS, _LARGE = 2**29, Image.MAX_IMAGE_PIXELS
+_MOST_PIXELS, _LARGE = 2**29, 2**27
 _one_large = threading.Lock()
 # An image without a value as large as this, of 255, is almost black. It is 4096 of 65535.
 _DARK = 16

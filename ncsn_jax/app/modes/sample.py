@@ -27,7 +27,7 @@ def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndar
     samples = shared.make_samples("sampling", loaded, runner, directory, settings, count)
     shared.log.info("wrote %s and grid.png", os.path.join(directory, "samples.npz"))
     if config.sampling.gif:
-        size = config.sampling.batch_size
+        size = min(config.sampling.batch_size, count)
         indices = list(range(min(count, size, _GIF_SAMPLES)))
         with progress("filming", runner.num_steps) as advanced:
             frames = runner.run(

@@ -99,7 +99,6 @@ def load_images(
     """
     if images is None:
         workdirs.require_images(workdir)
-        return build.load_images(config, split)
     return build.load_images(config, split, images)
 
 
@@ -159,8 +158,8 @@ def make_samples(
     value_range = config.data.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        arrays = known(np.asarray(indices))
-        made = runner.run(loaded.params, indices, size, *arrays, advanced=advanced)
+        told = known(np.asarray(indices))
+        made = runner.run(loaded.params, indices, size, *told, advanced=advanced)
         evaluations.extend(made.evaluations)
         return made.images
 

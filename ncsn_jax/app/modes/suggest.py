@@ -9,8 +9,8 @@ from ncsn_jax.app import build, devices, logs, schema, units
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
 
-# Of the images that are compared, as bytes. As floats, in pairs, they take eight times as much memory.
-_BYTES_TO_COMPARE = 500_000_000
+# Of the images that are compared. As floats, in pairs, each takes eight bytes.
+_NUMBERS_TO_COMPARE = 500_000_000
 
 # A network that is not divided by sigma has been trained up to this one.
 _LARGEST_SIGMA_OF_NCSN = 2
@@ -30,7 +30,7 @@ def suggest(config, images: np.ndarray | None = None) -> None:
     schema.check(config)
     logs.start(None)  # what is left out of the images is named there
     dataset = build.load_images(config, images=images)
-    stride = -(-math.prod(dataset.shape) // _BYTES_TO_COMPARE)
+    stride = -(-math.prod(dataset.shape) // _NUMBERS_TO_COMPARE)
     points = dataset[::stride]
     interval = "[-1, 1]" if config.data.centered else "[0, 1]"
     some = f" of {len(points)} of them, evenly spaced" if stride > 1 else ""

@@ -181,7 +181,7 @@ class Chains:
         advanced(self.num_steps)
         frames = [[drawn(i, self.shape, f) for i in indices] for f in range(1, num_frames + 1)]
         images = np.stack([drawn(i, self.shape) for i in indices])
-        return run_samplers.Samples(None, images, np.asarray(frames), np.asarray(indices) + 7)
+        return run_samplers.Samples(images, np.asarray(frames), np.asarray(indices) + 7)
 
 
 def drawn(index, shape=SHAPE, frame=0):

@@ -57,7 +57,7 @@ def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monke
     changes = {"model.name": name, "model.sigma_end": 0.07, "sampling.steps_per_level": 11}
     changes |= {"sampling.epsilon": 0.25, "model.sigma_begin": 0.9, "model.num_levels": 4}
     monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
-    monkeypatch.setattr(suggest_mode, "_BYTES_TO_COMPARE", 4 * 64)
+    monkeypatch.setattr(suggest_mode, "_NUMBERS_TO_COMPARE", 4 * 64)
     run_lib.suggest(load_config(**changes))
     lines = capsys.readouterr().out.splitlines()
     found = sigmas.suggest(IMAGES[::3] / np.float32(255), sigma_end=0.07, steps_per_level=11)
