@@ -95,6 +95,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
 
         distributed.on_first("to open the work directory", open_workdir)
         logs.start(workdir)
+        logs.warn_of_average(config)
         devices.keep_compiled()
         dataset = shared.load_images(config, workdir, images=images)
         workdirs.claim_images(dataset, workdir, given=images is not None)
@@ -122,10 +123,13 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
                 shown = units.to_picture(samples[:100], config.data.value_range)
                 grid = pictures.grid(shown)
                 writer.write_image(step, "grid", pictures.encode_png(grid), grid.shape)
+        if images is None:
+            then = f"python main.py --workdir={workdir} --mode=nearest"
+        else:
+            then = f"run_lib.nearest(config, {workdir!r}, images=images)"
         _log.info(
-            "done. Next: python main.py --workdir=%s --mode=nearest (or interpolate, likelihood, inpaint), "
-            "or in Python ncsn_jax.load_run(%r)",
-            workdir,
+            "done. Next: %s (or inpaint, interpolate, likelihood), or ncsn_jax.load_run(%r) in Python",
+            then,
             workdir,
         )
 

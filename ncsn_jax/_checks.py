@@ -159,6 +159,18 @@ def each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.asarray(value, x.dtype)
 
 
+def sigma(x: jax.Array, value) -> jax.Array:
+    """Returns sigmas > 0, one for each example of x `[B, ...]`."""
+    value = jnp.asarray(value)
+    if value.shape != x.shape[:1] or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"sigma must be floats [B] = [{x.shape[0]}], got {value.dtype}{[*value.shape]}"
+        )
+    if not is_traced(value) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"sigma must be > 0, got {np.asarray(value).min()}")
+    return value
+
+
 def score(x: jax.Array, value: jax.Array) -> jax.Array:
     """Returns a score, which must be shaped like x, in the type of x."""
     if value.shape != x.shape:

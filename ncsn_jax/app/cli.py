@@ -3,6 +3,7 @@
 `main.py` and `python -m ncsn_jax.convert` share it. It imports nothing that is slow to import.
 """
 
+import contextlib
 import logging as std_logging
 import os
 import pathlib
@@ -25,10 +26,10 @@ class _WholeNumber(flags.IntegerParser):
         try:
             return super().convert(argument)
         except ValueError:
-            number = float(argument)
-            if not number.is_integer():
-                raise
-            return int(number)
+            with contextlib.suppress(ValueError, OverflowError):
+                if float(argument) == int(float(argument)):
+                    return int(float(argument))
+            raise ValueError(f"{argument!r} is no whole number") from None
 
 
 def define_config() -> flags.FlagHolder:

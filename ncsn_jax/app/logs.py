@@ -16,6 +16,9 @@ from ncsn_jax.app.progress import human_bytes, human_count, human_time
 from ncsn_jax.errors import UserError
 from ncsn_jax.training import TrainState
 
+# A larger share of the first parameters in the average at the end spoils the samples.
+_MOST_OF_FIRST = 0.05
+
 _log = logging.getLogger("ncsn_jax")
 
 
@@ -39,6 +42,20 @@ def start(workdir: str | None) -> None:
             except OSError as error:
                 raise UserError(f"{workdir}/log.txt cannot be written: {error.strerror}") from None
         _log.handlers = handlers
+
+
+def warn_of_average(config) -> None:
+    """Warns of a run so short that the EMA, from which samples are made, is still near the first weights."""
+    decay, steps = config.model.ema_decay, config.training.num_steps
+    if (share := decay**steps) > _MOST_OF_FIRST:
+        _log.warning(
+            "config.model.ema_decay=%g is large for %d steps: %.0f %% of the average, from which samples are "
+            "made, will be the first parameters; take about %.2g",
+            decay,
+            steps,
+            100 * share,
+            0.01 ** (1 / steps),
+        )
 
 
 def describe(config, state: TrainState, *, with_table: bool) -> None:

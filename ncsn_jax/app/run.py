@@ -1,6 +1,7 @@
 """A run, trained by `main.py` or converted, for use in one's own code: what `ncsn_jax.load_run` returns."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from ncsn_jax.app.run_config import get_config
 from ncsn_jax.errors import UserError, show
 from ncsn_jax.images import center, uncenter
 from ncsn_jax.types import ScoreFn, TimeScoreFn
+
+# Images in [0, 1] with noise on them may reach beyond 1, but not to here.
+_LARGEST = 50
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -85,9 +89,11 @@ class Run:
         key = check.keys(key, 0)
         if key.ndim or jax.random.key_impl(key) != "threefry2x32":
             raise UserError(f"key must be one threefry key, got {show(key)}")
+        if "num_samples" in overrides:
+            raise UserError("num_samples is n, the second argument")
         config = self.config.copy_and_resolve_references().unlock()
         try:
-            config.sampling.update({"num_samples": int(n)} | overrides)
+            config.sampling.update(overrides | {"num_samples": int(n)})
         except (TypeError, ValueError) as error:
             raise UserError(f"config.sampling: {error}") from None
         schema.check(config, num_devices=1)
@@ -114,6 +120,8 @@ class Run:
         if not any(kind in str(images.dtype) for kind in allowed):
             raise UserError(f"images must be {' or '.join(allowed)}, got {images.dtype}")
         is_bytes = images.dtype == np.uint8
+        if not options.value_range and not is_bytes and np.max(images, initial=0) > _LARGEST:
+            raise UserError(f"images of {images.dtype} must be in [0, 1], got {images.max():g}")
         x = units.to_unit(images, () if is_bytes else options.value_range or (0.0, 1.0))
         return center(jnp.asarray(x), options.centered)
 
@@ -127,6 +135,20 @@ class Run:
         return units.to_picture(images, self.config.data.value_range or (0.0, 1.0))
 
 
+def _for_images(score_fn: Callable, shape: tuple[int, int, int]) -> Callable:
+    """Returns the score function, which refuses what is no batch of the run's images."""
+
+    def score(x: jax.Array, sigma_or_time: jax.Array) -> jax.Array:
+        if np.shape(x)[1:] != shape:
+            wanted = ", ".join(map(str, shape))
+            raise ValueError(
+                f"x must be images [B, {wanted}], as the run's are, got {[*np.shape(x)]}"
+            )
+        return score_fn(x, sigma_or_time)
+
+    return score
+
+
 @devices.jax_defaults()
 def load_run(workdir: str, step: int | None = None) -> Run:
     """Opens a run; see `ncsn_jax.load_run`."""
@@ -134,7 +156,9 @@ def load_run(workdir: str, step: int | None = None) -> Run:
     schema.check(config, num_devices=1)
     step, state = workdirs.load(config, workdir, step)
     params = jax.device_put(state.ema_params or state.params)
-    score_fn, time_score_fn = build.make_score_fn(config, params)
+    score_fn, time_score_fn = (
+        _for_images(f, build.image_shape(config)) for f in build.make_score_fn(config, params)
+    )
     return Run(
         config,
         step,

@@ -106,6 +106,7 @@ _DTYPES, _PRECISIONS = ("float32", "bfloat16"), ("default", "high", "highest")
 _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
     dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
 )
+_PAIR = "() or (low, high), finite, low < high"
 _NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 
 # fmt: off
@@ -125,7 +126,7 @@ SECTIONS = {
             (_is_size, "one or two numbers from 1 to 4096"),
         ), "Side of the images, or their height and width. Arrays must have it: they are not resized."),
         "channels": _whole(1, "1 for grey, 3 for RGB. Arrays may have any number.", 4096),
-        "value_range": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
+        "value_range": Field((list,), _PAIR, ((_is_clip, _PAIR),),
                              "For arrays of floating point, which need it: the values that are 0 and 1 to "
                              "the network, and black and white in pictures. Data may lie outside. Samples "
                              "are written in the same units. () for bytes."),
@@ -240,7 +241,7 @@ SECTIONS = {
                            "the last step."),
         "dtype": _choice(_DTYPES, "What the network computes in, also for likelihoods and latents."),
         "precision": _choice(_PRECISIONS, "As training.precision, also for likelihoods and latents."),
-        "clip": Field((list,), "() or (low, high), finite", ((_is_clip, "() or (low, high), finite"),),
+        "clip": Field((list,), _PAIR, ((_is_clip, _PAIR),),
                       "Of 'annealed_langevin': clip to (low, high) after every update; () is off."),
         "init": _choice(("uniform", "normal", "centred_normal"), "Start of 'annealed_langevin': U[0, 1), "
                         "N(0, sigma_begin^2) or N(1/2, sigma_begin^2)."),

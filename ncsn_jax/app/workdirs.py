@@ -189,5 +189,9 @@ def make(workdir: str) -> None:
 
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes the work directory's `config.json`."""
-    text = json.dumps(flatten(config), indent=2, sort_keys=True) + "\n"
+    flat = flatten(config)
+    if (directory := storage.path(flat["data.data_dir"])) and not storage.is_remote(directory):
+        # The work directory alone has to do, from any directory.
+        flat["data.data_dir"] = os.path.abspath(directory)
+    text = json.dumps(flat, indent=2, sort_keys=True) + "\n"
     storage.write(os.path.join(workdir, "config.json"), text.encode())

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncsn_jax import _checks as check
 from ncsn_jax._random import expand
 from ncsn_jax.models.classifier import NoisyClassifier
 from ncsn_jax.models.ncsn import NCSN
@@ -69,7 +70,7 @@ def score_fn(model: nn.Module, params, sigmas: jax.Array) -> ScoreFn:
     """
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return model.apply(params, x, levels_of(sigma, sigmas))
+        return model.apply(params, x, levels_of(check.sigma(x, sigma), sigmas))
 
     return score
 

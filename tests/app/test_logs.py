@@ -71,3 +71,24 @@ def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsy
         "training step compiled in 2.0 min; about 37 kFLOP a step and device; memory per "
         "device, estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "said"),
+    [
+        (
+            0.999,
+            300,
+            "74 % of the average, from which samples are made, will be the first parameters",
+        ),
+        (0.999, 6000, None),
+        (0.0, 1, None),
+    ],
+)
+def test_an_average_that_is_mostly_the_first_parameters_is_named(
+    decay, steps, said, tmp_path, capsys
+):
+    logs.start(str(tmp_path))
+    logs.warn_of_average(load_config(**{"model.ema_decay": decay, "training.num_steps": steps}))
+    output = capsys.readouterr().out
+    assert (said in output and "take about 0.98" in output) if said else not output

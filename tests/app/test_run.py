@@ -83,6 +83,24 @@ def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):
 def test_mistakes_are_one_line(run, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         runs.load_run(str(tmp_path / "none"))
+    x = jnp.zeros((2, 8, 8, 1))
+    for images, sigma, message in (
+        (jnp.zeros((2, 9, 9, 1)), jnp.ones(2), r"x must be images \[B, 8, 8, 1\]"),
+        (x, 0.1, r"sigma must be floats \[B\] = \[2\], got float32\[\]"),
+        (x, jnp.zeros(2, int), r"sigma must be floats \[B\] = \[2\], got int32\[2\]"),
+        (x, jnp.array([0.1, -1.0]), "sigma must be > 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.score_fn(images, sigma)
+    with pytest.raises(UserError, match=r"must be in \[0, 1\], got 255"):
+        run.prepare(np.full((1, 8, 8, 1), 255.0))
+    with pytest.raises(UserError, match="images must be float or uint8, got int64"):
+        run.prepare(np.ones((1, 8, 8, 1), int))
+    for key in (jax.random.key(0, impl="rbg"), jax.random.split(jax.random.key(0), 2)):
+        with pytest.raises(UserError, match="key must be one threefry key"):
+            run.sample(key, 2)
+    with pytest.raises(UserError, match="num_samples is n"):
+        run.sample(jax.random.key(0), 2, num_samples=3)
     with pytest.raises(UserError, match="config.sampling.epsilon=-1.0 must be"):
         run.sample(jax.random.key(0), 1, epsilon=-1)
     with pytest.raises(UserError, match=r"config\.sampling\.epsylon is no field"):

@@ -21,6 +21,9 @@ from ncsn_jax.errors import UserError, show
 # A file, and the member of it, if it is named.
 _FILE = re.compile(r"(.+\.npy)|(.+\.npz)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
+# A larger share of values outside the range is taken for a mistake in the range.
+_MOST_OUTSIDE = 0.5
+
 # So many elements are looked at at once.
 _CHUNK = 2**20
 
@@ -171,7 +174,7 @@ def _checked(array, image_shape, value_range, field: str) -> np.ndarray:
 
 def _examine(array: np.ndarray, value_range, holdout: float, field: str) -> np.ndarray:
     """Returns which images are held out, bool `[N]`; refuses values that are not finite or have no range."""
-    held_out, extremes = np.zeros(len(array), bool), []
+    held_out, extremes, outside = np.zeros(len(array), bool), [], 0
     size = max(1, _CHUNK // math.prod(array.shape[1:]))
     for first in range(0, len(array), size):
         rows = array[first : first + size]
@@ -184,6 +187,7 @@ def _examine(array: np.ndarray, value_range, holdout: float, field: str) -> np.n
                     f"{field} holds a value that is not finite, in image {first + np.argmin(finite)}"
                 )
             extremes += [float(rows.min()), float(rows.max())]
+            outside += int(np.sum((values < 0) | (values > 1))) if value_range else 0
         if holdout:
             held_out[first : first + size] = [
                 is_held_out(hashlib.sha256(row.tobytes()).digest(), holdout) for row in rows
@@ -192,5 +196,11 @@ def _examine(array: np.ndarray, value_range, holdout: float, field: str) -> np.n
         raise UserError(
             f"data.value_range=() must be (low, high) for the floating-point values of {field}, which go "
             f"from {min(extremes):g} to {max(extremes):g}"
+        )
+    share = outside / array.size
+    if share > _MOST_OUTSIDE:
+        raise UserError(
+            f"data.value_range={tuple(value_range)} must hold most of the values of {field}, which go from "
+            f"{min(extremes):g} to {max(extremes):g}: {100 * share:.0f} % lie outside"
         )
     return held_out

@@ -224,7 +224,7 @@ def make_missing(
     if missing:
         log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
     else:
-        log.info("all of it is there")
+        log.info("%s: all %d %s are there already", what, count, unit)
     total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
     with progress(what, total, unit) as advanced:
         for indices in batches:
