@@ -95,7 +95,8 @@ def make_optimizer(
       warmup_steps: >= 0.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
-    schedule = make_schedule(learning_rate, warmup_steps)
+    # A constant is no schedule: that would count its steps in the optimizer's state.
+    schedule = make_schedule(learning_rate, warmup_steps) if warmup_steps else learning_rate
     return optax.chain(
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),

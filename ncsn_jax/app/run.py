@@ -86,8 +86,11 @@ class Run:
           >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
           >>> images = run.sample(jax.random.key(0), 16)  # doctest: +SKIP
         """
-        key = check.keys(key, 0)
-        if key.ndim or jax.random.key_impl(key) != "threefry2x32":
+        try:
+            key = check.keys(key, 0)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"key must be one threefry key: {error}") from None
+        if key.ndim or str(jax.random.key_impl(key)) != "threefry2x32":
             raise UserError(f"key must be one threefry key, got {show(key)}")
         if "num_samples" in overrides:
             raise UserError("num_samples is n, the second argument")

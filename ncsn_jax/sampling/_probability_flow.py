@@ -8,11 +8,11 @@ example that needs the most steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
@@ -121,32 +121,32 @@ def integrate(
         raise ImportError(
             "the probability flow needs diffrax: pip install 'diffrax>=0.7'"
         ) from error
-    # Numbers of the state's type, in which diffrax then solves, whatever JAX's default is.
-    dtype = jax.tree.leaves(state)[0].dtype.type
-    start, end = (t.astype(dtype) if check.is_traced(t) else dtype(t) for t in (start, end))
+    # Of Python's numbers, which have JAX's default type, diffrax checks the order while tracing; of arrays
+    # on the host.
+    dtype = jax.tree.leaves(state)[0].dtype
+    traced = check.is_traced(end - start) or dtype != jnp.result_type(float)
+    start, end = (jnp.asarray(t, dtype) if traced else float(t) for t in (start, end))
+    first_step = (jnp if traced else math).copysign(_FIRST_STEP, end - start)
     solver = diffrax.Tsit5()
     # At most a tenth of the time at once: long steps were seen to leap over what happens near t = 0.
     controller = diffrax.PIDController(
         rtol, atol, norm=_largest_rms, pcoeff=0.4, icoeff=0.3, dtmax=0.1
     )
 
-    xp = jnp if check.is_traced(end - start) else np
-
     def solve(state, args):
-        # The first step is static where the times are: of a traced one diffrax checks the sign on the host.
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             solver,
             start,
             end,
-            xp.copysign(dtype(_FIRST_STEP), end - start),
+            first_step,
             state,
             args,
             stepsize_controller=controller,
             max_steps=max_steps,
             # Each step's last stage is the next one's first. The very first is given here, or it would be
             # evaluated again after every rejection of the first step, and could not be counted.
-            solver_state=(False, field(jnp.asarray(start), state, args)),
+            solver_state=(False, field(jnp.asarray(start, dtype), state, args)),
             throw=False,
         )
         sound = solution.result == diffrax.RESULTS.successful

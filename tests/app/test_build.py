@@ -295,14 +295,15 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
     for name in ("load", "load_labels"):
         keep = lambda *a, name=name, **k: calls.append((name, a, k))
         monkeypatch.setattr(build.data, name, keep)
-    fields = dict(dataset="mnist", data_dir="there", image_size=24, channels=3, crop_size=17)
+    others = dict(crop_size=17, background=9, holdout=0.25)
+    fields = dict(dataset="mnist", data_dir="there", image_size=24, channels=3) | others
     config = load_config(**{f"data.{name}": value for name, value in fields.items()})
     build.load_images(config)
     build.load_images(config, "test")
     build.load_labels(config, "test")
     assert calls == [
-        ("load", ("mnist", "there", 24, 3), {"split": "train", "crop_size": 17}),
-        ("load", ("mnist", "there", 24, 3), {"split": "test", "crop_size": 17}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "train"}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "test"}),
         ("load_labels", ("mnist", "there"), {"split": "test"}),
     ]
 

@@ -63,7 +63,9 @@ def test_scores_are_the_networks(run):
     expected = run.model.apply(run.params, x, levels)
     np.testing.assert_array_equal(run.score_fn(x, run.sigmas[levels]), expected)
     t = jnp.array([1.0, 0.0])  # the last time is the first level
-    np.testing.assert_array_equal(run.time_score_fn(x, t)[0], run.score_fn(x, run.sigmas[:1])[0])
+    np.testing.assert_array_equal(
+        run.time_score_fn(x, t)[0], run.score_fn(x, run.sigmas[:1].repeat(2))[0]
+    )
 
 
 def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):

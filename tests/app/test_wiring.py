@@ -39,7 +39,7 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_array_runs, test_build, test_classifier_training, test_samplers
+from tests.app import test_build, test_classifier_training, test_samplers
 from tests.app.modes import test_classifier, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
@@ -509,7 +509,6 @@ ELSEWHERE = {
     "training.keep_every": test_fields_of_the_training_loop_arrive,
     "training.precision": PRECISION,
     "sampling.precision": PRECISION,
-    "data.holdout": test_array_runs.test_a_run_on_a_given_array_wants_it_again,
     "plan.topology": test_plan.test_the_devices_are_those_of_the_topology,
     "sampling.method": test_samplers.test_a_method_runs_its_sampler_and_no_other,
     "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,

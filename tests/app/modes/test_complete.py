@@ -258,7 +258,8 @@ def test_inpainting_writes_images_what_is_known_and_completions(
     batches = [list(indices[i : i + 3]) for i in range(0, len(indices), 3)]
     assert [call["indices"] for call in chains] == batches
     assert all(
-        (call["size"], call["task"], call["seed"]) == (3, Stream.INPAINTING, 7) for call in chains
+        (call["size"], call["task"], call["seed"]) == (min(3, len(indices)), Stream.INPAINTING, 7)
+        for call in chains
     )
     runs.assert_ema(chains[0]["params"], config, ladder_run)
     shown = np.where(masks, originals, np.uint8(192))
