@@ -56,17 +56,6 @@ def test_readme_does_what_it_says(beside_a_run, capsys, monkeypatch):
     assert nats.shape == (1000,) and np.isfinite(nats).all()
 
 
-def test_page_on_likelihoods_does_what_it_says():
-    names = {
-        "key": jax.random.key(0),
-        "sigma_score": lambda x, sigma: -x / (1 + sigma**2)[:, None, None, None],
-        "bytes_of_images": jnp.zeros((2, 8, 8, 3), jnp.uint8),
-    }
-    for block in blocks("docs/likelihood.md"):
-        exec(block.replace("(8, 32, 32, 3)", "(2, 8, 8, 3)"), names)
-    assert names["bits"].shape == (2,) and names["between"].shape == (8, 8, 8, 3)
-
-
 def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
     use_a_run.main("runs/digits", "x.png")
     assert "Run(tiny, " in capsys.readouterr().out

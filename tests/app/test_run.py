@@ -128,11 +128,7 @@ def test_images_go_to_the_networks_range_and_back(run, centered):
 
 def test_a_work_directory_is_enough(workdir):
     """Overrides apply on top; those that would change the training are refused."""
-    done = main(f"--workdir={workdir}", "--mode=sample", "--config.sampling.num_samples=1.4e1")
-    assert done.returncode == 0, done.stderr
-    samples = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
-    assert len(samples) == 14
-    done = main(f"--workdir={workdir}", "--config.training.num_steps=80")
+    done = main(f"--workdir={workdir}", "--config.training.num_steps=8e1")
     assert done.returncode == 0 and (workdir / "samples" / "step_80").is_dir()
     done = main(f"--workdir={workdir}", "--config.training.batch_size=16")
     assert done.returncode == 1

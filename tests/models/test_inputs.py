@@ -60,12 +60,8 @@ def test_parameters_are_float32_and_the_score_has_the_type_of_x(name):
             assert jax.eval_shape(model.apply, params, x, LEVEL).dtype == dtype
 
 
-@pytest.mark.parametrize("kind", ["ladder", "diffusion"])
-def test_the_state_of_training_has_the_same_types_whatever_jaxs_default_is(kind):
-    if kind == "ladder":
-        objective, model = objectives.ladder(NETWORKS["NCSNv2"], LADDER), NETWORKS["NCSNv2"]
-    else:
-        objective, model = objectives.diffusion(NETWORKS["NCSNpp"], sde.VE()), NETWORKS["NCSNpp"]
+def test_the_state_of_training_has_the_same_types_whatever_jaxs_default_is():
+    objective, model = objectives.diffusion(NETWORKS["NCSNpp"], sde.VE()), NETWORKS["NCSNpp"]
     optimizer = training.make_optimizer(1e-3, warmup_steps=5, grad_clip=1.0, weight_decay=0.1)
     options = {"ema_decay": 0.9, "random_flip": True, "dequantize": True, "skip_nonfinite": True}
 
