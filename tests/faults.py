@@ -101,7 +101,7 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
         process = start(workdir, *extra)
         log = pathlib.Path(f"{workdir}.out")
         if rng.random() < 0.8:  # otherwise any moment of the start
-            while "estimate" not in log.read_text() and process.poll() is None:
+            while "  loss " not in log.read_text() and process.poll() is None:
                 time.sleep(0.01)
             delay = rng.expovariate(1.0)
         else:

@@ -38,10 +38,10 @@ def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
     workdir = tmp_path / "run"
     extra = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
     extra += ("--config.training.sample_every=0",)  # a preview would end at once
-    extra += ("--config.training.log_every=100000",)  # nothing else is due when it stops
+    extra += ("--config.training.log_every=1000",)
     process = faults.start(workdir, *extra)
     log = pathlib.Path(f"{workdir}.out")
-    while "estimate: " not in log.read_text():
+    while "step 1000/" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
