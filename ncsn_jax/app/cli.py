@@ -29,7 +29,7 @@ class _WholeNumber(flags.IntegerParser):
             with contextlib.suppress(ValueError, OverflowError):
                 if float(argument) == int(float(argument)):
                     return int(float(argument))
-            raise ValueError(f"{argument!r} is no whole number") from None
+            raise ValueError(f"{argument!r} is not a whole number") from None
 
 
 def define_config() -> flags.FlagHolder:

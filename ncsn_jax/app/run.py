@@ -102,7 +102,10 @@ class Run:
         schema.check(config, num_devices=1)
         if not config.data.value_range:
             config.data.value_range = (0.0, 1.0)  # floats, not bytes
-        runner = self._runners.setdefault(config.sampling.to_json(), run_samplers.Chains(config))
+        chosen = repr(sorted(overrides.items()))
+        if chosen not in self._runners:
+            self._runners[chosen] = run_samplers.Chains(config)
+        runner = self._runners[chosen]
         size = min(n, config.sampling.batch_size)
         params, made = devices.replicate(self.params), []
         with progress("sampling", -(-n // size) * runner.num_steps) as advanced:

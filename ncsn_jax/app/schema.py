@@ -128,8 +128,8 @@ SECTIONS = {
         "channels": _whole(1, "1 for grey, 3 for RGB. Arrays may have any number.", 4096),
         "value_range": Field((list,), _PAIR, ((_is_clip, _PAIR),),
                              "For arrays of floating point, which need it: the values that are 0 and 1 to "
-                             "the network, and black and white in pictures. Data may lie outside. Samples "
-                             "are written in the same units. () for bytes."),
+                             "the network, and black and white in pictures. Up to half of them may lie "
+                             "outside. Samples are written in the same units. () for bytes."),
         "holdout": _number(_FRACTION, "Fraction of the images, chosen by a hash of their content, that is "
                            "the test split of folders and arrays."),
         "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size; of a rectangle, the "

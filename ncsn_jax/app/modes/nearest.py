@@ -31,10 +31,8 @@ def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
     """
     shared.begin(config, workdir, "nearest", Stream.SAMPLES)
     loaded = shared.load(config, workdir)
-    dataset, value_range = (
-        shared.load_images(config, workdir, images=images),
-        config.data.value_range,
-    )
+    dataset = shared.load_images(config, workdir, images=images)
+    value_range = config.data.value_range
     workdirs.claim_images(dataset, workdir, read_only=True)
     samples = write_samples(loaded, run_samplers.Chains(config))
     if samples is None:

@@ -130,10 +130,8 @@ def find_devices(topology: str) -> list:
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        (
-            "TPU_ACCELERATOR_TYPE",
-            "v5litepod-4",
-        ),  # of this machine, which it otherwise misses loudly
+        # Of this machine; without it the compiler complains.
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
     ):
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
