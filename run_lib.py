@@ -31,6 +31,7 @@ from ncsn_jax.app import (
     units,
     workdirs,
 )
+from ncsn_jax.app.feed import Feed
 from ncsn_jax.app.metrics import Window, Writer
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.classifier import classconditional, classifier
@@ -61,6 +62,9 @@ _log = logging.getLogger("ncsn_jax")
 
 # After how many seconds the length of the run is estimated, where no line of the log has said it.
 _SECONDS_TO_ESTIMATE = 20
+
+# If steps wait for images for a larger share of the time, the log says what to do.
+_MOST_WAITING = 0.05
 
 
 @devices.jax_defaults()
@@ -102,19 +106,20 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
-            step, state = _first_state(config, store, dataset.shape)
+            step, state = _first_state(config, store, dataset)
             writer.write_text(step, "configuration", _table(config))
             runner = run_samplers.Chains(config)
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
                     preview(step, _weights(state))
-                train_steps = _compile(config, state)
-                # The first state's own arrays are freed, those on the devices are donated.
-                state = train_steps.to_devices(state)
-                state = _train_loop(
-                    config, dataset, train_steps, step, state, store, writer, preview
-                )
+                with _feed(config, dataset, step) as feed:
+                    train_steps = _compile(config, state)
+                    # The first state's own arrays are freed, those on the devices are donated.
+                    state = train_steps.to_devices(state)
+                    state = _train_loop(
+                        config, dataset, feed, train_steps, step, state, store, writer, preview
+                    )
                 step = options.num_steps
             params = devices.replicate(_weights(state))
             del state
@@ -134,14 +139,21 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
         )
 
 
-def _first_state(config, store, images_shape) -> tuple[int, training.TrainState]:
+def _first_state(config, store, dataset: data.Images) -> tuple[int, training.TrainState]:
     """Returns the step to go on from and its state, of the newest checkpoint or a new run."""
     key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
     if distributed.on_first("to look for checkpoints", store.steps):
         step, state = store.load(jax.eval_shape(init, key))
     else:
         step, state = 0, init(key)
-    _log.info("%d images of shape %s, from step %d", images_shape[0], images_shape[1:], step)
+    threads = build.num_workers(config)
+    _log.info(
+        "%d images of shape %s%s, from step %d",
+        len(dataset),
+        dataset.shape[1:],
+        f", decoded as they are needed by {threads} worker(s)" if dataset.source else "",
+        step,
+    )
     logs.describe(config, state, with_table=step == 0)
     if step > config.training.num_steps:
         _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
@@ -159,18 +171,30 @@ def _weights(state: training.TrainState):
     return state.ema_params or state.params
 
 
-def _train_loop(config, dataset, train_steps, step, state, store, writer, preview):
+def _feed(config, dataset: data.Images, step: int) -> Feed:
+    """Returns the batches of this process from a step on, as the training step takes them."""
+    options, index, count = config.training, jax.process_index(), distributed.count()
+    batches = data.Batches(dataset, config.seed, options.batch_size, index, count)
+
+    def prepare(images: np.ndarray) -> np.ndarray:
+        return devices.shard_batch(units.to_input(images, config.data.value_range))
+
+    threads, ahead = build.num_workers(config), config.data.prefetch
+    stream = batches.between(
+        step, options.num_steps, options.steps_per_call, threads=threads, ahead=ahead
+    )
+    return Feed(stream, prepare)
+
+
+def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, preview):
     """Trains from `step` to the last one with `state` on the devices; returns the last state on the host."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
-    batches = data.Batches(
-        dataset, config.seed, options.batch_size, jax.process_index(), distributed.count()
-    )
     sigmas = build.make_objective(config).sigmas
     optim = config.optim
     learning_rate = training.make_schedule(optim.learning_rate, optim.warmup_steps)
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
-    in_flight, stop, estimated = None, 0, False
+    in_flight, stop, estimated, advised = None, 0, False, False
     complete = pending = step
 
     def settle() -> None:
@@ -182,6 +206,9 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
                 window.add(at, metrics, store)
                 stop = int(np.max(devices.to_host(stop_signals)))
             in_flight = None
+
+    def is_computing() -> bool:
+        return in_flight is not None and not in_flight[1].loss.is_ready()
 
     def save(with_preview: bool) -> None:
         nonlocal complete, pending
@@ -201,10 +228,7 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
     window.restart(step)
     with signals.deferred(last_saved):
         while step < last and not stop:
-            started = time.perf_counter()
-            images = units.to_input(batches(step, per_call), config.data.value_range)
-            batch = devices.shard_batch(images)
-            window.input_seconds += time.perf_counter() - started
+            batch = feed.take(is_computing)
             stop_signal = signals.requested() or 0
             state, metrics, stop_signals = train_steps(state, batch, stop_signal)
             step += per_call
@@ -233,9 +257,15 @@ def _train_loop(config, dataset, train_steps, step, state, store, writer, previe
                 settle()
             if due["log"]:
                 estimated = True
-                scalars = window.scalars() | {"learning_rate": float(learning_rate(step - 1))}
+                scalars = window.scalars(feed.waited)
+                scalars["learning_rate"] = float(learning_rate(step - 1))
+                feed.waited = 0.0
+                shared.name_damaged(dataset)
                 writer.write_scalars(step, scalars)
                 _log.info("%s", window.line(step, last, scalars))
+                if scalars["input_share"] > _MOST_WAITING and not advised:
+                    advised = True
+                    logs.advise_on_input(config, dataset, scalars["input_share"])
                 window.restart(step)
             if due["log"] or due["save"]:
                 writer.flush(now=due["save"])

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     data.holdout = 0.0
     data.crop_size = 0  # -1: the largest square
     data.background = 255
+    data.cache_bytes = 4 * 10**9
+    data.prefetch = 4
+    data.workers = -1  # the cores to spare
     data.random_flip = True
     data.dequantize = True
     data.centered = False

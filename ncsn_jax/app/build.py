@@ -12,8 +12,9 @@ import optax
 from ml_collections import ConfigDict
 
 from ncsn_jax import models, objectives, sde, sigmas, training
-from ncsn_jax.app import data, storage
+from ncsn_jax.app import cpu, data, storage
 from ncsn_jax.app.data import arrays, transforms
+from ncsn_jax.app.data.sources import Labels
 from ncsn_jax.errors import UserError
 from ncsn_jax.types import ScoreFn
 
@@ -152,25 +153,29 @@ def make_train_steps(config: ConfigDict) -> Callable:
     )
 
 
-def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray, int]:
-    """Returns the classes of the images of one split, int32 `[N]`, and the number of classes."""
-    return data.load_labels(config.data.dataset, config.data.data_dir, split=split)
+def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray | Labels, int]:
+    """Returns the classes of the images of one split, `[N]`, and the number of classes."""
+    options = config.data
+    return data.load_labels(
+        options.dataset, options.data_dir, split=split, cache_bytes=options.cache_bytes
+    )
 
 
 def load_images(
     config: ConfigDict, split: str = "train", images: np.ndarray | None = None
-) -> np.ndarray | arrays.Rows:
+) -> data.Images:
     """Returns the images of one split of `config.data.dataset`, or of the array `images` if it is given.
 
     They are `[N, H, W, C]`, of floating point where there is a `config.data.value_range`, else uint8.
     """
     options = config.data
+    memory = {"cache_bytes": options.cache_bytes, "threads": num_workers(config)}
     source = images
     if images is None and arrays.is_array(options.dataset):
         source = os.path.join(storage.path(options.data_dir), storage.path(options.dataset))
     if source is not None:
         ranges, shape = options.value_range, image_shape(config)
-        return arrays.load(source, shape, ranges, split=split, holdout=options.holdout)
+        return arrays.load(source, shape, ranges, split=split, holdout=options.holdout, **memory)
     if options.value_range:
         raise UserError(
             f"data.value_range={tuple(options.value_range)} must be () for data.dataset="
@@ -190,7 +195,18 @@ def load_images(
         crop_size=options.crop_size,
         background=options.background,
         holdout=options.holdout,
+        **memory,
     )
+
+
+def num_workers(config: ConfigDict) -> int:
+    """Returns how many threads decode images; as many as there are cores to spare, if that is not said.
+
+    An accelerator needs one core of its host. On a CPU, where the cores train, half of them may decode.
+    """
+    if config.data.workers >= 0:
+        return config.data.workers
+    return max(1, cpu.cores() - 1 if jax.default_backend() != "cpu" else cpu.cores() // 2)
 
 
 def halvings(config: ConfigDict) -> int:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ncsn_jax import classifier, losses, training
 from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.app import build
-from ncsn_jax.app.data import Batches
+from ncsn_jax.app.data import Batches, Images
+from ncsn_jax.app.data.sources import Labels
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import to_float
@@ -24,7 +25,7 @@ _log = logging.getLogger("ncsn_jax")
 
 
 def train_classifier(
-    config: ConfigDict, model: NoisyClassifier, images: np.ndarray, labels: np.ndarray
+    config: ConfigDict, model: NoisyClassifier, images: Images, labels: np.ndarray | Labels
 ) -> tuple[Any, float]:
     """Trains a classifier with Adam on one device, as `config.classifier` says.
 
@@ -36,7 +37,7 @@ def train_classifier(
       config: the configuration.
       model: the network.
       images: uint8 `[N, H, W, C]`.
-      labels: integers `[N]` in [0, K).
+      labels: integers `[N]` in [0, K), also read when they are asked for.
 
     Returns:
       The parameters, and the mean loss in the last line of the log.
@@ -60,7 +61,8 @@ def train_classifier(
     with progress("training", options.num_steps) as advanced:
         for i in range(1, options.num_steps + 1):
             rows = batches.indices(i - 1)
-            state, metrics = step(state, images[rows], labels[rows], config.seed)
+            some = images[rows]  # Only then it is known which of them are sound.
+            state, metrics = step(state, some, labels[images.sound(rows)], config.seed)
             measured.append(metrics)
             if i % _STEPS_PER_LOG and i < options.num_steps:
                 continue
@@ -80,8 +82,8 @@ def evaluate(
     config: ConfigDict,
     model: NoisyClassifier,
     params: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Images,
+    labels: np.ndarray | Labels,
     *,
     num_bins: int = 10,
     batch_size: int = 250,
@@ -116,7 +118,9 @@ def evaluate(
         # The last batch is filled up, so that all have one shape.
         place = np.arange(start, start + batch_size)
         rows = place % len(images)
+        some = images[rows]
+        classes = labels[images.sound(rows)]
         for index in range(num_bins):
-            found = measure(params, place, images[rows], labels[rows], index)
+            found = measure(params, place, some, classes, index)
             right[index] += np.asarray(found)[place < len(images)].sum()
     return right / len(images)

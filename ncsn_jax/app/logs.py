@@ -11,7 +11,8 @@ import sys
 import jax
 from clu import parameter_overview
 
-from ncsn_jax.app import devices, distributed, storage
+from ncsn_jax.app import build, cpu, devices, distributed, storage
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.progress import human_bytes, human_count, human_time
 from ncsn_jax.errors import UserError
 from ncsn_jax.training import TrainState
@@ -56,6 +57,22 @@ def warn_of_average(config) -> None:
             100 * share,
             0.01 ** (1 / steps),
         )
+
+
+def advise_on_input(config, dataset: Images, share: float) -> None:
+    """Warns that steps wait for their images, and says what may help."""
+    if dataset.source is None:
+        advice = (
+            "they are mapped from a file: a faster disk, or enough memory to keep them all, helps"
+        )
+    else:
+        advice = (
+            f"they are decoded by {build.num_workers(config)} threads on {cpu.cores()} cores, "
+            f"{config.data.prefetch} batches ahead. More config.data.workers may help, a larger "
+            "config.data.prefetch if the times vary, and images that are stored in the size in which they "
+            f"are used; with config.data.cache_bytes above {dataset.nbytes} each is decoded only once"
+        )
+    _log.warning("steps wait for images %.0f %% of the time; %s", 100 * share, advice)
 
 
 def describe(config, state: TrainState, *, with_table: bool) -> None:

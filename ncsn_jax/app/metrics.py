@@ -131,7 +131,6 @@ class Window:
         """Forgets what happened before a step."""
         self.first_step = self.step = step
         self.started = time.perf_counter()
-        self.input_seconds = 0.0
         self.losses, self.grad_norms, self.skipped = [], [], 0
         self.level_loss = np.zeros(len(self.sigmas))
         self.level_count = np.zeros(len(self.sigmas))
@@ -172,8 +171,10 @@ class Window:
         self.level_loss += metrics.level_loss[sound].sum(axis=0)
         self.level_count += metrics.level_count[sound].sum(axis=0)
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self, waited: float) -> dict[str, float]:
         """Returns the means over the window, and the loss by level as a share of a zero score's.
+
+        `waited` is for how many seconds of it steps waited for their batches.
 
         Steps that were skipped are in `skipped` only, which is there if any may be.
         """
@@ -182,7 +183,7 @@ class Window:
             "loss": np.mean(self.losses) if self.losses else np.nan,
             "grad_norm": np.mean(self.grad_norms) if self.losses else np.nan,
             "steps_per_second": (self.step - self.first_step) / elapsed,
-            "input_share": self.input_seconds / elapsed,
+            "input_share": waited / elapsed,
         }
         if self.skip_nonfinite:
             scalars["skipped"] = self.skipped

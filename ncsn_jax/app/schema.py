@@ -119,9 +119,10 @@ SECTIONS = {
         "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows; or a file of "
                          "an array `[N, H, W]` or `[N, H, W, C]`, uint8 or floating point: 'FILE.npy', "
                          "'FILE.npz' or 'FILE.npz:KEY'."),
-        "data_dir": _text("Directory of the prepared datasets, of the images of 'image_folder' (PNG, JPEG, "
-                          "WebP, BMP, TIFF or GIF), or of the array's file. '': $TFDS_DATA_DIR or "
-                          "~/tensorflow_datasets.", changeable=True),
+        "data_dir": _text("Directory of the prepared datasets, or of the array's file. Of 'image_folder', that "
+                          "of the images (PNG, JPEG, WebP, BMP, TIFF or GIF, also in .tar and .zip files), or "
+                          "one such .tar or .zip file. May be a URL, such as gs://BUCKET/PATH. '': "
+                          "$TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
         "image_size": Field((int, list), "a number of pixels or (height, width)", (
             (_is_size, "one or two numbers from 1 to 4096"),
         ), "Side of the images, or their height and width. Arrays must have it: they are not resized."),
@@ -135,6 +136,13 @@ SECTIONS = {
         "crop_size": _whole(-1, "Side of the centre crop that is resized to image_size; of a rectangle, the "
                             "shorter one. -1: the largest square, or rectangle of that shape; 0: the images "
                             "fit as they are.", allowed="-1, 0 or a number of pixels"),
+        "cache_bytes": _whole(0, "Images that take less when decoded are decoded once, and kept in a file "
+                              "that is mapped into memory. Those of a larger dataset are decoded whenever "
+                              "they are needed. This changes no result.", 10**18, changeable=True),
+        "prefetch": _whole(1, "Of such a larger dataset: how many batches are decoded in advance, which "
+                           "bounds the memory for them.", 1000, changeable=True),
+        "workers": _whole(-1, "Threads that decode images. -1: one for each core that the host can "
+                          "spare; 0: none, a batch is decoded when it is needed.", 1000, changeable=True),
         "background": _whole(0, "Of people's own images: the grey value behind transparent pixels. 0: black; "
                              "255: white.", 255),
         "random_flip": _switch("Mirror an image left to right with probability 1/2."),

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Iterator
 
+import fsspec
 from etils import epath
 
 from ncsn_jax.app.signals import say
@@ -29,6 +30,9 @@ except ImportError:  # Windows has none
 
 # Object storage takes about one write a second of the same object, and each writes all of it.
 _SECONDS_BETWEEN_WRITES = 10.0
+
+# Of an object that is read from its beginning to its end, so much is asked for at a time.
+_BLOCK = 2**20
 
 
 def is_remote(path: str) -> bool:
@@ -98,6 +102,41 @@ def read(path: str) -> bytes:
     """Returns the content of a file."""
     with at(path) as there:
         return there.read_bytes()
+
+
+def read_part(path: str, start: int, size: int) -> bytes:
+    """Returns `size` bytes of a file from `start`, fewer at its end; of an object, by one request."""
+    if is_remote(path):
+        with at(path):
+            system, name = fsspec.url_to_fs(path)
+            return system.cat_file(name, start, start + size)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[io.BufferedIOBase]:
+    """Opens a file for reading from its beginning to its end, of an object a megabyte at a time."""
+    if is_remote(path):
+        with at(path):
+            system, name = fsspec.url_to_fs(path)
+            with system.open(name, "rb", block_size=_BLOCK, cache_type="readahead") as file:
+                yield file
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+def find_objects(url: str) -> list[tuple[str, int, str]]:
+    """Returns relative name, size and version of all objects below a URL, or of the object at it alone."""
+    with at(url):
+        system, root = fsspec.url_to_fs(url)
+        found = system.find(root, detail=True)
+        return [
+            (name.removeprefix(root).strip("/"), item["size"], str(item.get("updated", "")))
+            for name, item in found.items()
+        ]
 
 
 def read_json(path: str) -> dict | None:
@@ -234,7 +273,5 @@ def at(path: str) -> Iterator[epath.Path]:
 @functools.cache
 def _prepare() -> None:
     """Keeps gcsfs from remembering listings, which other processes may change, and from logging errors."""
-    import fsspec
-
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

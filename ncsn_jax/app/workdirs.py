@@ -8,16 +8,15 @@ out.
 import contextlib
 import json
 import os
-import zlib
 from collections.abc import Iterator
 
 import jax
 import ml_collections
-import numpy as np
 
 from ncsn_jax import training
 from ncsn_jax.app import checkpoints, distributed, storage
 from ncsn_jax.app.build import make_init
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
@@ -98,17 +97,8 @@ def load(
     return found
 
 
-def describe_images(dataset: np.ndarray) -> dict:
-    """Returns number, shape and a checksum of images."""
-    checksum = 0
-    stride = max(1, len(dataset) // 1000)
-    for i in range(0, len(dataset), stride):  # one by one: they may be larger than the memory
-        checksum = zlib.crc32(np.ascontiguousarray(dataset[i]), checksum)
-    return {"shape": list(dataset.shape), "crc32_of_a_thousand": checksum}
-
-
 def claim_images(
-    dataset: np.ndarray, workdir: str, *, read_only: bool = False, given: bool = False
+    dataset: Images, workdir: str, *, read_only: bool = False, given: bool = False
 ) -> None:
     """Writes down which images a run is trained on, or refuses others than those it began with.
 
@@ -122,7 +112,7 @@ def claim_images(
       UserError: if their number, shape or content differs, or is not the same in all processes.
     """
     path = os.path.join(workdir, "images.json")
-    here = describe_images(dataset)
+    here = dataset.describe()
 
     def claim() -> None:
         there = storage.read_json(path)

@@ -1,10 +1,12 @@
 """People's own arrays as images: uint8 or floating point, `[N, H, W]` or `[N, H, W, C]`.
 
 A `.npy` file is mapped into memory and only read where a batch needs it, so that it may be larger than the
-memory. A member of a `.npz` file is read into memory. `ncsn_jax.app.units` says what units the values have.
+memory; in object storage it is read by ranges. A member of a `.npz` file is read into memory.
+`ncsn_jax.app.units` says what units the values have.
 """
 
 import hashlib
+import io
 import math
 import os
 import re
@@ -16,6 +18,7 @@ import numpy as np
 from ncsn_jax.app import storage, units
 from ncsn_jax.app.data import cache
 from ncsn_jax.app.data.holdout import is_held_out
+from ncsn_jax.app.data.images import Images, Source
 from ncsn_jax.errors import UserError, show
 
 # A file, and the member of it, if it is named.
@@ -24,8 +27,10 @@ _FILE = re.compile(r"(.+\.npy)|(.+\.npz)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 # A larger share of values outside the range is taken for a mistake in the range.
 _MOST_OUTSIDE = 0.5
 
-# So many elements are looked at at once.
-_CHUNK = 2**20
+# So many elements are looked at at once, and of large arrays so many images.
+_CHUNK, _LOOKED_AT = 2**20, 1000
+# The header of a .npy file is shorter.
+_HEADER = 2**16
 
 
 def is_array(name: str) -> bool:
@@ -33,26 +38,73 @@ def is_array(name: str) -> bool:
     return _FILE.fullmatch(name) is not None
 
 
-class Rows:
-    """Some rows of an array, which are read only when they are asked for.
+class RemoteArray:
+    """A `.npy` file in object storage; a row, or a range of rows, is read when it is asked for.
 
     Args:
-      array: `[N, ...]`; may be mapped from a file.
-      rows: their places, int `[M]`.
+      url: of the file.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is no such file, or not in C order.
     """
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray):
-        self._array, self._rows = array, rows
-        self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
+    def __init__(self, url: str):
+        file = io.BytesIO(storage.read_part(url, 0, _HEADER))
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read:
+            raise ValueError(f"its format {version} is unknown")
+        self.shape, is_fortran, self.dtype = read[version](file)
+        if is_fortran or self.dtype.hasobject:
+            raise ValueError("it must hold numbers in C order")
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self._url, self._start = url, file.tell()
+        self._row = self.size // max(self.shape[0], 1) * self.dtype.itemsize if self.shape else 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.shape[0]
 
-    def __getitem__(self, which) -> np.ndarray:
-        return self._array[self._rows[which]]
+    def __getitem__(self, which: int | slice) -> np.ndarray:
+        first, last, step = (
+            (which, which + 1, 1) if isinstance(which, int) else which.indices(len(self))
+        )
+        count = max(last - first, 0)
+        data = storage.read_part(self._url, self._start + first * self._row, count * self._row)
+        rows = np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])[::step]
+        return rows[0] if isinstance(which, int) else rows
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
+
+class Rows(Source):
+    """Some images of an array, as a source; see `ncsn_jax.app.data.images.Source`.
+
+    Args:
+      array: `[N, H, W]` or `[N, H, W, C]`; may be mapped from a file.
+      rows: their places, int `[M]`.
+      what: the images belong to, for messages.
+    """
+
+    def __init__(self, array: np.ndarray | RemoteArray, rows: np.ndarray, what: str):
+        self._array, self._rows, self.what = array, rows, what
+        self._image_shape = (*array.shape[1:], 1)[:3]
+        self.shape, self.dtype = (len(rows), *self._image_shape), array.dtype
+
+    def name(self, index: int) -> str:
+        """Returns what an image is called."""
+        return f"image {self._rows[index]}"
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns an image, which must be finite."""
+        try:
+            image = np.array(self._array[int(self._rows[index])])
+        except (OSError, ValueError) as error:  # ValueError: there are fewer bytes than there were
+            raise UserError(f"{self.what}: {self.name(index)} cannot be read: {error}") from None
+        if self.dtype != np.uint8 and not np.isfinite(image).all():
+            raise UserError(f"{self.what} holds a value that is not finite, in {self.name(index)}")
+        return image.reshape(self._image_shape)
 
 
 def load(
@@ -63,7 +115,9 @@ def load(
     split: str = "train",
     holdout: float = 0.0,
     field: str = "data.dataset",
-) -> np.ndarray | Rows:
+    cache_bytes: int = 4 * 10**9,
+    threads: int = 1,
+) -> Images:
     """Returns the images of an array.
 
     Args:
@@ -71,8 +125,10 @@ def load(
       image_shape: (H, W, C) that the images must have; `[N, H, W]` has one channel.
       value_range: (low, high) for floating-point values, `()` for uint8.
       split: "train" or "test", which is the fraction `holdout` of the images that `is_held_out` chooses.
-      holdout: in [0, 1).
+      holdout: in [0, 1). Above 0, the whole array is read once.
       field: where the array comes from, for messages.
+      cache_bytes: of a larger array, a thousand images are checked now, and each when it is asked for.
+      threads: that read images, >= 0.
 
     Returns:
       `[N, H, W, C]`, N >= 1, of the array's type; of a `.npy` file mapped into memory.
@@ -96,33 +152,46 @@ def load(
             array = np.asarray(source)
         except Exception as error:  # of any class that gives arrays
             raise UserError(f"images={show(source)} is no array ({type(error).__name__})") from None
-    array = _checked(array, image_shape, value_range, field)
-    if array.dtype == np.uint8 and not holdout:
-        return array
+    _check(array, image_shape, value_range, field)
+    is_large = array.size * array.dtype.itemsize >= cache_bytes and source is not array
+    if isinstance(array, RemoteArray) and not is_large:
+        array = cache.images("array", version, lambda: (array[:], ""))[0]
+    rows = np.arange(len(array))
+    if array.dtype != np.uint8 or holdout:
+        stride = -(-len(array) // _LOOKED_AT) if is_large and not holdout else 1
 
-    def make() -> tuple[np.ndarray, str]:
-        return _examine(array, value_range, holdout, field), ""
+        def make() -> tuple[np.ndarray, str]:
+            return _examine(array, value_range, holdout, field, stride), ""
 
-    if version:
-        held_out, _ = cache.images("array", [*version, list(value_range), holdout], make)
-    else:
-        held_out, _ = make()
-    if not holdout:
-        return array
-    rows = np.flatnonzero(held_out if split == "test" else ~held_out)
+        if version:
+            held_out, _ = cache.images(
+                "array", [*version, list(value_range), holdout, stride], make
+            )
+        else:
+            held_out, _ = make()
+        if holdout:
+            rows = np.flatnonzero(held_out if split == "test" else ~held_out)
     if not len(rows):
         raise UserError(f"data.holdout={holdout} leaves no image of {field} for the {split} split")
-    return Rows(array, rows)
+    if is_large:
+        return Images(Rows(array, rows, field), threads)
+    return Images(
+        array if array.ndim == 4 else array[..., None], threads, rows=rows if holdout else None
+    )
 
 
-def _open(name: str, field: str) -> tuple[np.ndarray, list]:
+def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
     """Returns the array that a name stands for, and what tells that its content is the same."""
     npy, npz, key = _FILE.fullmatch(name).groups()
-    path = os.path.abspath(npy or npz)
+    path = npy or npz
     what = f"{field}={name!r}"
-    if storage.is_remote(name):
-        raise UserError(f"{what} must be on a disk, from which arrays are mapped")
     try:
+        if storage.is_remote(path):
+            storage.check(path, field)
+            if npz:
+                raise UserError(f"{what} must be a .npy file: a .npz file is not read by ranges")
+            return RemoteArray(path), storage.find_objects(path)[0][1:]
+        path = os.path.abspath(path)
         status = os.stat(path)
         version = [path, key, status.st_size, status.st_mtime_ns]
         if npy:
@@ -133,6 +202,8 @@ def _open(name: str, field: str) -> tuple[np.ndarray, list]:
                 (key,) = names
             if key in names:
                 return file[key], version
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from None
     # Damaged files raise all kinds of exceptions.
@@ -146,8 +217,8 @@ def _open(name: str, field: str) -> tuple[np.ndarray, list]:
     raise UserError(f"{what}: the file has no array {key!r}, only: {shown}")
 
 
-def _checked(array, image_shape, value_range, field: str) -> np.ndarray:
-    """Returns the array as `[N, H, W, C]`; refuses other types and shapes than those that are wanted."""
+def _check(array, image_shape, value_range, field: str) -> None:
+    """Refuses other types and shapes than those that are wanted."""
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if array.dtype != np.uint8 and not floating:
         raise UserError(f"{field} is of type {array.dtype}, must be uint8 or floating point")
@@ -155,9 +226,7 @@ def _checked(array, image_shape, value_range, field: str) -> np.ndarray:
         raise UserError(
             f"{field} is of shape {array.shape}, must be [N, H, W] or [N, H, W, C], none of them 0"
         )
-    if array.ndim == 3:
-        array = array[..., None]
-    (height, width, channels), found = image_shape, array.shape[1:]
+    (height, width, channels), found = image_shape, (*array.shape[1:], 1)[:3]
     if found[2] != channels:
         raise UserError(f"data.channels={channels}, but {field} has {found[2]} channels")
     if found[:2] != (height, width):
@@ -169,15 +238,18 @@ def _checked(array, image_shape, value_range, field: str) -> np.ndarray:
         raise UserError(
             f"data.value_range={tuple(value_range)} must be () for {field}, which is of type uint8"
         )
-    return array
 
 
-def _examine(array: np.ndarray, value_range, holdout: float, field: str) -> np.ndarray:
-    """Returns which images are held out, bool `[N]`; refuses values that are not finite or have no range."""
-    held_out, extremes, outside = np.zeros(len(array), bool), [], 0
-    size = max(1, _CHUNK // math.prod(array.shape[1:]))
-    for first in range(0, len(array), size):
+def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.ndarray:
+    """Returns which images are held out, bool `[N]`; refuses values that are not finite or have no range.
+
+    Only every `stride`-th image is looked at.
+    """
+    held_out, extremes, outside, looked = np.zeros(len(array), bool), [], 0, 0
+    size = max(1, _CHUNK // math.prod(array.shape[1:])) if stride == 1 else 1
+    for first in range(0, len(array), size * stride):
         rows = array[first : first + size]
+        looked += rows.size
         if array.dtype != np.uint8:
             with np.errstate(all="ignore"):  # what overflows is not finite
                 values = units.to_unit(rows, value_range) if value_range else rows
@@ -197,7 +269,7 @@ def _examine(array: np.ndarray, value_range, holdout: float, field: str) -> np.n
             f"data.value_range=() must be (low, high) for the floating-point values of {field}, which go "
             f"from {min(extremes):g} to {max(extremes):g}"
         )
-    share = outside / array.size
+    share = outside / max(looked, 1)
     if share > _MOST_OUTSIDE:
         raise UserError(
             f"data.value_range={tuple(value_range)} must hold most of the values of {field}, which go from "

@@ -10,18 +10,14 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
-from etils import epath
 
 from ncsn_jax.app import storage
-from ncsn_jax.errors import UserError
 
 # Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.
-_VERSION = 2
+_VERSION = 3
 
 
 def directory() -> str:
@@ -44,8 +40,7 @@ def images(
     Returns:
       The array, read-only and mapped into memory wherever that is possible, and the note.
     """
-    digest = hashlib.sha256(json.dumps([_VERSION, key], sort_keys=True).encode()).hexdigest()[:16]
-    base = os.path.join(directory(), f"{name.replace('/', '_')}-{digest}")
+    base = os.path.join(directory(), f"{name.replace('/', '_')}-{digest([_VERSION, key])}")
     # A damaged entry raises all kinds of exceptions, and is made again.
     with contextlib.suppress(Exception), open(f"{base}.txt", encoding="utf-8") as file:
         return np.load(f"{base}.npy", mmap_mode="r"), file.read()
@@ -62,64 +57,6 @@ def images(
         return array, note
 
 
-def local(data_dir: str, below: str = "") -> str:
-    """Returns a directory of data on the disk: itself, or a copy in the cache if it is in object storage.
-
-    Args:
-      data_dir: a directory, or the URL of one.
-      below: the part of it that suffices.
-
-    Raises:
-      UserError: if the URL cannot be read, or holds no file.
-    """
-    if storage.is_remote(data_dir):
-        storage.check(data_dir, "data.data_dir")
-        data_dir = _copy(data_dir, below)
-    return os.path.abspath(storage.path(data_dir))
-
-
-def _copy(url: str, below: str) -> str:
-    """Returns a directory of the cache with the files of a URL, of which the missing ones are fetched."""
-    digest = hashlib.sha256(f"{url} {below}".encode()).hexdigest()[:16]
-    target = os.path.join(directory(), f"copy-{digest}")
-    manifest = os.path.join(target, ".copied.json")
-    had = {}
-    with contextlib.suppress(OSError, ValueError), open(manifest, encoding="utf-8") as file:
-        had = json.load(file)
-    try:
-        found = dict(_walk(epath.Path(url) / below, below))
-        missing = [
-            name
-            for name, version in found.items()
-            if had.get(name) != version or not os.path.isfile(os.path.join(target, name))
-        ]
-        if missing:
-            print(f"copying {len(missing)} files from {url}", file=sys.stderr)
-        for name in missing:
-            path = os.path.join(target, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with storage.replacing(path) as file, (epath.Path(url) / name).open("rb") as source:
-                shutil.copyfileobj(source, file)
-        for name in had.keys() - found.keys():
-            with contextlib.suppress(OSError):  # another process may have done it
-                os.remove(os.path.join(target, name))
-        if missing or had.keys() - found.keys():
-            storage.write(manifest, json.dumps(found).encode())
-    # The clients of object storage raise exceptions of their own.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"data.data_dir={url!r} cannot be copied to {target}: {reason}") from None
-    if not found:
-        raise UserError(f"data.data_dir={os.path.join(url, below)!r} holds no file")
-    return target
-
-
-def _walk(url: epath.Path, prefix: str) -> Iterator[tuple[str, list[int]]]:
-    """Yields relative name, and size and time of change, of all files below a URL."""
-    for entry in url.iterdir():
-        name = os.path.join(prefix, entry.name)
-        if entry.is_dir():
-            yield from _walk(entry, name)
-        else:
-            status = entry.stat()
-            yield name, [status.length, int(status.mtime)]
+def digest(value: object) -> str:
+    """Returns 16 hexadecimal digits that tell JSON-serialisable values apart."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

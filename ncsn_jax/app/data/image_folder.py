@@ -1,146 +1,196 @@
-"""People's own pictures: a directory tree of image files as one array.
+"""People's own pictures: the image files of a directory tree, or of tar and zip archives.
 
-Files are taken in the order of their path below the directory; links are followed, to every directory once.
-What is no image or cannot be decoded is left out, counted and named.
+Images are in the order of the names of their files. A file that has the suffix of an image, or begins like
+one, is taken for an image; the others are left out, counted and named.
 """
 
-import collections
 import concurrent.futures
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from ncsn_jax.app.data import reading, transforms
+from ncsn_jax.app import storage
+from ncsn_jax.app.data import cache, files, reading, transforms
 from ncsn_jax.app.data.holdout import is_held_out
+from ncsn_jax.app.data.images import Damaged, Source
+from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
 # So many files of a kind are named.
 _NAMED = 5
+# So many threads read files to list them, which mostly wait for the disk or the network.
+_READERS = 16
 
 
-def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[str, list[str]]]:
-    """Yields every directory of a tree with the sorted names of what is no directory in it.
-
-    Links are followed and every directory is visited once, so that links upwards end; directories that
-    cannot be read, and those whose names begin with one of `ignored`, are left out.
-    """
-    waiting, seen = collections.deque([directory]), set()
-    while waiting:
-        folder = waiting.popleft()  # by depth, so that of two ways the shorter is taken
-        try:
-            status = os.stat(folder)
-            names = sorted(os.listdir(folder))
-        except (OSError, ValueError):  # ValueError: a name that no file system has
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        is_folder = {name: os.path.isdir(os.path.join(folder, name)) for name in names}
-        yield folder, [name for name in names if not is_folder[name]]
-        below = [name for name in names if is_folder[name] and not name.startswith(ignored)]
-        waiting += [os.path.join(folder, name) for name in below]
-
-
-def find(directory: str) -> list[str]:
-    """Returns the sorted relative paths of all files; hidden ones are ignored."""
-    return sorted(
-        os.path.relpath(os.path.join(folder, name), directory)
-        for folder, names in walk(directory)
-        for name in names
-        if not name.startswith(".")
-    )
-
-
-class _Picture(NamedTuple):
-    """A picture that is taken, `[size, size, channels]`, and what `reading.Found` says of it."""
-
-    pixels: np.ndarray
-    transparent: bool
-    dark: str
-
-
-def read(
-    directory: str,
-    size: int | Sequence[int],
-    channels: int,
-    crop_size: int,
-    field: str = "data.data_dir",
-    *,
-    background: int = 255,
-    split: str = "train",
-    holdout: float = 0.0,
-) -> tuple[np.ndarray, str]:
-    """Decodes a directory tree of images.
+class Folder(Source):
+    """The images of a directory or an archive, decoded when they are asked for.
 
     Args:
-      directory: its path.
+      path: of the directory or the archive, or its URL.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
       field: where the path comes from, for messages.
       background: see `ncsn_jax.app.data.reading.decode`.
       split: "train", or "test" for the files that `is_held_out` holds out by their content.
-      holdout: the share of them, in [0, 1).
+      holdout: the share of them, in [0, 1). Above 0, all files are read once to find them.
+
+    Attributes:
+      shape, dtype: of the images.
+      what: the images belong to, for messages.
+      identity, version: of the files, see `files.Listing`.
+      left_out: names files that are no images, or "".
+      remarks: of images by number, whether they are transparent, and why almost black; None to keep none.
+
+    Raises:
+      UserError: if there is no such directory or archive, or no image in it.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        path: str,
+        size: int | Sequence[int],
+        channels: int,
+        crop_size: int,
+        field: str = "data.data_dir",
+        *,
+        background: int = 255,
+        split: str = "train",
+        holdout: float = 0.0,
+    ):
+        self.what = f"{field}={path!r}"
+        if not (storage.is_remote(path) or os.path.isdir(path) or files.is_archive(path)):
+            raise UserError(f"{self.what} is not a directory of images, nor a .tar or .zip file")
+        listing = files.find(path, field)
+        kept, others = self._images_of(listing.files)
+        self.left_out = ""
+        if others:
+            self.left_out = "left out " + _name(f"not {reading.KINDS}", dict.fromkeys(others, ""))
+        if kept and holdout:
+            held_out = self._held_out(kept, holdout, listing.version)
+            kept = [f for f, out in zip(kept, held_out, strict=True) if out == (split == "test")]
+        if not kept:
+            reason = f" in split {split!r} with data.holdout={holdout}" if holdout else ""
+            reason += f": {one_line(self.left_out)}" if self.left_out else ""
+            raise UserError(f"{self.what} holds no {reading.KINDS} image{reason}")
+        self.shape = (len(kept), *transforms.sides(size), channels)
+        self.identity, self.version = listing.identity, listing.version
+        self._files, self._fit, self._background = kept, (size, channels, crop_size), background
+        self.remarks: dict[int, tuple[bool, str]] | None = {}
+        self._least = 2 * max(self.shape[1:3]) if crop_size == transforms.LARGEST_SQUARE else 0
+
+    def name(self, index: int) -> str:
+        """Returns the name of the file of an image."""
+        return self._files[index].name
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns an image; see `ncsn_jax.app.data.images.Source`."""
+        try:
+            content = self._read(self._files[index])
+            with reading.opened(io.BytesIO(content), self._least) as file:
+                found = reading.decode(file, self._background)
+                pixels = transforms.fit(found.image, *self._fit)
+        except UserError:
+            raise
+        except UnidentifiedImageError:
+            raise Damaged(f"not {reading.KINDS}") from None
+        # Pillow raises whatever its decoders run into.
+        except Exception as error:
+            raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None
+        if self.remarks is not None and (found.transparent or found.dark):
+            self.remarks[index] = found.transparent, found.dark
+        return pixels
+
+    def note(self) -> str:
+        """Returns a line about what was left out and what is remarkable in images decoded so far, or ""."""
+        remarks = self.remarks or {}
+        clear = sum(transparent for transparent, _ in remarks.values())
+        on = f"{clear} with transparency, on data.background={self._background}" if clear else ""
+        dark = {self.name(i): reason for i, (_, reason) in sorted(remarks.items()) if reason}
+        return one_line("; ".join(filter(None, [self.left_out, on, _name("almost black", dark)])))
+
+    def _read(self, file: files.File) -> bytes:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UserError(
+                f"{self.what}: {one_line(file.name)} cannot be read: {error.strerror or error}"
+            ) from None
+
+    def _images_of(self, found: list[files.File]) -> tuple[list[files.File], list[str]]:
+        """Returns the files that are images, and the names of the others."""
+        unclear = [f for f in found if not f.name.lower().endswith(reading.SUFFIXES)]
+
+        def looks_like_one(file: files.File) -> bool:
+            if file.kind > 0:  # It is compressed.
+                return reading.is_image(self._read(file)[: reading.PREFIX])
+            size = min(file.size, reading.PREFIX)
+            return reading.is_image(self._read(file._replace(size=size)))
+
+        images = _in_threads(looks_like_one, unclear)
+        others = [f.name for f, is_one in zip(unclear, images, strict=True) if not is_one]
+        out = set(others)
+        return [f for f in found if f.name not in out], others
+
+    def _held_out(self, kept: list[files.File], holdout: float, version: str) -> np.ndarray:
+        """Returns which files are held out, bool `[N]`; this is kept in the cache."""
+
+        def digest(file: files.File) -> bytes:
+            return hashlib.sha256(self._read(file)).digest()
+
+        def make() -> tuple[np.ndarray, str]:
+            with progress("choosing the test split", len(kept), "files") as advanced:
+                digests = _in_threads(digest, kept, advanced)
+                return np.array([is_held_out(d, holdout) for d in digests], bool), ""
+
+        return cache.images("held-out", [version, holdout], make)[0]
+
+
+def first(folder: Folder, count: int) -> tuple[np.ndarray, str]:
+    """Returns the first images of a folder that can be decoded.
+
+    Args:
+      folder: where they are.
+      count: how many to return at most, >= 1.
 
     Returns:
-      uint8 `[N, H, W, channels]` with N >= 1, and one line that names what was left out and what is
+      uint8 `[N, H, W, C]` with 1 <= N <= count, and one line that names what was left out and what is
       remarkable, or "".
 
     Raises:
-      UserError: if there is no such directory or no image that can be read.
+      UserError: if no image can be decoded.
     """
-    if not os.path.isdir(directory):
-        raise UserError(f"{field}={directory!r} is not a directory of images")
-    paths = find(directory)
-    least = 2 * max(transforms.sides(size)) if crop_size == transforms.LARGEST_SQUARE else 0
-
-    def decode(name: str) -> _Picture | str | None:
-        """Returns a picture of the split, or why it is none, "" for a file of another kind."""
-        path = os.path.join(directory, name)
-        try:
-            with reading.opened(path, least) as image:
-                if holdout and is_held_out(_digest(path), holdout) != (split == "test"):
-                    return None
-                found = reading.decode(image, background)
-                pixels = transforms.fit(found.image, size, channels, crop_size)
-                return _Picture(pixels, found.transparent, found.dark)
-        except UnidentifiedImageError:
-            return ""
-        # Pillow raises whatever its decoders run into; the file is named, with the reason.
-        except Exception as error:
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-    with reading.pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
-        results = dict(zip(paths, pool.map(decode, paths), strict=True))
-    taken = {path: r for path, r in results.items() if isinstance(r, _Picture)}
-    left_out = [
-        _name(f"not {reading.KINDS}", {path: r for path, r in results.items() if r == ""}),
-        _name("unreadable", {path: r for path, r in results.items() if r and path not in taken}),
-    ]
-    left_out = "left out " + " and ".join(filter(None, left_out)) if any(left_out) else ""
-    if not taken:
-        reason = f": {one_line(left_out)}" if left_out else ""
-        if holdout and None in results.values():
-            reason = f" in split {split!r} with data.holdout={holdout}{reason}"
-        raise UserError(f"{field}={directory!r} holds no readable {reading.KINDS} image{reason}")
-    clear = sum(picture.transparent for picture in taken.values())
-    notes = [
-        left_out,
-        f"{clear} with transparency, on data.background={background}" if clear else "",
-        _name("almost black", {path: r.dark for path, r in taken.items() if r.dark}),
-    ]
-    return np.stack([r.pixels for r in taken.values()]), one_line("; ".join(filter(None, notes)))
+    images, damaged = [], {}
+    with reading.pillow():
+        for index in range(folder.shape[0]):
+            try:
+                images.append(folder.image(index))
+            except Damaged as error:
+                damaged[folder.name(index)] = str(error)
+            if len(images) == count:
+                break
+    note = "; ".join(filter(None, [folder.note(), _name("unreadable", damaged)]))
+    if not images:
+        raise UserError(f"{folder.what} holds no readable {reading.KINDS} image: {one_line(note)}")
+    return np.stack(images), one_line(note)
 
 
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _in_threads(
+    function: Callable, values: Sequence, advanced: Callable = lambda _: None
+) -> Iterable:
+    """Yields a function's results in order, made by several threads."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        for result in pool.map(function, values):
+            yield result
+            advanced(1)
 
 
-def _name(what: str, files: dict[str, str]) -> str:
+def _name(what: str, named: dict[str, str]) -> str:
     """Returns how many files are `what`, with the first of them and the reasons, or "" for none."""
-    named = [f"{path}: {reason}" if reason else path for path, reason in files.items()]
-    more = ", ..." if len(named) > _NAMED else ""
-    return f"{len(named)} {what} ({', '.join(named[:_NAMED])}{more})" if named else ""
+    some = [f"{path}: {reason}" if reason else path for path, reason in named.items()]
+    more = ", ..." if len(some) > _NAMED else ""
+    return f"{len(some)} {what} ({', '.join(some[:_NAMED])}{more})" if some else ""

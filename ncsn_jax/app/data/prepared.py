@@ -11,16 +11,20 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from PIL import Image
 
 from ncsn_jax.app import storage
-from ncsn_jax.app.data import cache, image_folder
+from ncsn_jax.app.data import files, transforms
+from ncsn_jax.app.data.images import Damaged, Source
 from ncsn_jax.errors import UserError
 
 # What tensorflow-datasets takes for a name, such as ns:set/config:1.0.0; never a path out of data_dir.
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
+
+_MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
 def find(dataset: str, data_dir: str) -> tuple[str, str]:
@@ -36,10 +40,19 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
     if not _NAME.fullmatch(dataset):
         raise _unknown(dataset)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data_dir = cache.local(data_dir, dataset)
+    if storage.is_remote(data_dir):
+        storage.check(data_dir, "data.data_dir")
+    else:
+        data_dir = os.path.abspath(storage.path(data_dir))
     directory = os.path.join(data_dir, dataset)
+    try:
+        is_there = any(path.endswith("dataset_info.json") for path, *_ in fingerprint(directory))
+    except OSError as error:
+        raise UserError(f"data.data_dir={data_dir!r} cannot be read: {error.strerror}") from None
+    if not is_there and storage.is_remote(data_dir):
+        raise _not_prepared(dataset, data_dir)
     # tensorflow-datasets renames a dataset into place when it is complete.
-    if not any(path.endswith("dataset_info.json") for path, *_ in fingerprint(directory)):
+    if not is_there:
         with _alone(dataset, data_dir), reading(dataset, data_dir) as builder:
             _prepare(builder, dataset, data_dir)
     return data_dir, directory
@@ -102,14 +115,76 @@ def fingerprint(directory: str) -> list:
 
     Hidden files are left out, and what tensorflow-datasets has begun and not finished.
     """
+    if storage.is_remote(directory):
+        return sorted(map(list, storage.find_objects(directory)))
     found = []
-    for folder, names in image_folder.walk(directory, (".", "incomplete.")):
+    for folder, names in files.walk(directory, (".", "incomplete.")):
         for path in (os.path.join(folder, name) for name in names):
             with contextlib.suppress(OSError):  # such as a dangling link
                 status = os.stat(path)
                 relative = os.path.relpath(path, directory)
                 found.append([relative, status.st_size, status.st_mtime_ns])
     return found
+
+
+class Examples(Source):
+    """The images of a split, decoded, cropped and resized when they are asked for.
+
+    Args:
+      dataset: its name.
+      source: tensorflow-datasets' data source of the split.
+      size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
+
+    Attributes:
+      shape, dtype, what: see `ncsn_jax.app.data.images.Source`.
+
+    Raises:
+      UserError: if the dataset has no images, or of another number of channels.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self, dataset: str, source, size: int | Sequence[int], channels: int, crop_size: int
+    ):
+        self.what = f"data.dataset={dataset!r}"
+        features = source.dataset_info.features
+        if "image" not in features:
+            raise UserError(f"{self.what} has no feature named 'image'")
+        if (found := features["image"].shape[-1]) not in (channels, None):
+            raise UserError(f"data.channels={channels}, but the images of {self.what} have {found}")
+        self.shape = (len(source), *transforms.sides(size), channels)
+        self._source, self._fit = source, (size, channels, crop_size)
+
+    def name(self, index: int) -> str:
+        """Returns what an example is called."""
+        return f"example {index}"
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns an image; see `ncsn_jax.app.data.images.Source`."""
+        with _sound():
+            return self._fitted(self._source[index])
+
+    def images(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Returns some images, whose records are read together."""
+        with _sound():
+            return [self._fitted(example) for example in self._source.__getitems__(list(rows))]
+
+    def _fitted(self, example: dict) -> np.ndarray:
+        image = np.asarray(example["image"])
+        if image.shape == self.shape[1:] and not self._fit[2]:
+            return image
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        return transforms.fit(picture, *self._fit)
+
+
+@contextlib.contextmanager
+def _sound() -> Iterator[None]:
+    """Makes `Damaged` of all kinds of exceptions, which damaged shards raise."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None
 
 
 def _unknown(dataset: str) -> UserError:
@@ -132,6 +207,13 @@ def _alone(dataset: str, data_dir: str) -> Iterator[None]:
         yield
 
 
+def _not_prepared(dataset: str, data_dir: str) -> UserError:
+    return UserError(
+        f"{_MISSING.format(dataset, data_dir)}; prepare it there with tensorflow-datasets "
+        "(file_format='array_record'), or use data.dataset='image_folder' with a directory of its images"
+    )
+
+
 def _prepare(builder, dataset: str, data_dir: str) -> None:
     """Makes an absent dataset present: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
     import tensorflow_datasets as tfds
@@ -139,16 +221,12 @@ def _prepare(builder, dataset: str, data_dir: str) -> None:
 
     if builder.is_prepared():
         return
-    advice = f"data.dataset={dataset!r} is not prepared under data.data_dir={data_dir!r}"
     generators = {"cifar10": _cifar10_examples, "mnist": _mnist_examples}
     if dataset in generators:
         builder._generate_examples = generators[dataset]
         print(f"downloading {dataset} to {data_dir}", file=sys.stderr)
     elif dataset != "digits":
-        raise UserError(
-            f"{advice}; prepare it there with tensorflow-datasets (file_format='array_record'), "
-            "or use data.dataset='image_folder' with a directory of its images"
-        )
+        raise _not_prepared(dataset, data_dir)
     downloader.MAX_RETRIES = 1
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -157,14 +235,12 @@ def _prepare(builder, dataset: str, data_dir: str) -> None:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(
-            f"{advice} and cannot be made there ({type(error).__name__}: {reason[:120]}); "
-            "check the network, or copy a prepared directory there"
+            f"{_MISSING.format(dataset, data_dir)} and cannot be made there "
+            f"({type(error).__name__}: {reason[:120]}); check the network, or copy a prepared directory there"
         ) from None
 
 
 def _cifar10_examples(prefix, files):
-    from PIL import Image
-
     rows = (row for f in files for row in np.fromfile(f, np.uint8).reshape(-1, 1 + 3 * 32 * 32))
     for index, row in enumerate(rows):
         image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -172,8 +248,6 @@ def _cifar10_examples(prefix, files):
 
 
 def _mnist_examples(num_examples, data_path, label_path):
-    from PIL import Image
-
     def payload(path, header):
         with open(path, "rb") as file:
             raw = file.read()

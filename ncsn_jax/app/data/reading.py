@@ -5,6 +5,7 @@ background where it is transparent.
 """
 
 import contextlib
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+# So many bytes of a file say whether it is one of them.
+PREFIX = 16
 # Larger images are refused, and of those beyond Pillow's own limit one is in memory at a time.
 _MOST_PIXELS, _LARGE = 2**29, 2**27
 _one_large = threading.Lock()
@@ -36,6 +40,12 @@ class Found(NamedTuple):
     dark: str
 
 
+def is_image(prefix: bytes) -> bool:
+    """Returns whether a file that begins with these `PREFIX` bytes is one of `KINDS`."""
+    Image.init()
+    return any(Image.OPEN[kind][1](prefix) for kind in _FORMATS)
+
+
 @contextlib.contextmanager
 def pillow() -> Iterator[None]:
     """Leaves it to `opened` what is too large, and keeps Pillow's warnings out of the output.
@@ -45,18 +55,19 @@ def pillow() -> Iterator[None]:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what it can read all the same
+            # They are about what it can read all the same.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextlib.contextmanager
-def opened(path: str, least: int = 0) -> Iterator[Image.Image]:
+def opened(file: str | io.BytesIO, least: int = 0) -> Iterator[Image.Image]:
     """Gives the image in a file for `decode`, of several its first; to be used inside `pillow`.
 
     Args:
-      path: of the file.
+      file: its path, or its content.
       least: if not 0, a JPEG file may be decoded smaller, to no less than this many pixels a side.
 
     Raises:
@@ -64,7 +75,7 @@ def opened(path: str, least: int = 0) -> Iterator[Image.Image]:
       Exception: whatever else Pillow runs into.
     """
     with contextlib.ExitStack() as stack:
-        image = stack.enter_context(Image.open(path, formats=_FORMATS))
+        image = stack.enter_context(Image.open(file, formats=_FORMATS))
         if least:
             image.draft("RGB", (least, least))
         pixels = image.width * image.height

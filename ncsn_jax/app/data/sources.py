@@ -1,15 +1,26 @@
-"""Where the images and labels come from: tensorflow-datasets, our own digits, or a directory of pictures."""
+"""Where the images and labels come from: tensorflow-datasets, our own digits, or people's pictures."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from ncsn_jax.app.data import arrays, cache, image_folder, prepared, transforms
+from ncsn_jax.app import storage
+from ncsn_jax.app.data import arrays, cache, image_folder, prepared
+from ncsn_jax.app.data.images import Images, describe_damaged
+from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
+# Larger datasets are decoded again whenever an image is asked for, unless the caller says otherwise.
+CACHE_BYTES = 4 * 10**9
+# Labels are read in parts of so many.
 _CHUNK = 1000
+# Of these, so many images are looked at when they are opened.
+_LOOKED_AT = 100
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -22,14 +33,16 @@ def load(
     crop_size: int = 0,
     background: int = 255,
     holdout: float = 0.0,
-) -> np.ndarray:
-    """Returns the images of a dataset, decoded, cropped and resized once.
+    cache_bytes: int = CACHE_BYTES,
+    threads: int = 1,
+) -> Images:
+    """Returns the images of a dataset, cropped and resized.
 
     Args:
       dataset: "digits", "image_folder", or a name that tensorflow-datasets knows.
       data_dir: the directory of prepared datasets, which may be in object storage; "" for
-        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        For "image_folder" the directory tree of image files itself.
+        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. For "image_folder" the directory tree of image files, or
+        the tar or zip file, itself.
       image_size: side of the images in pixels, or (height, width).
       channels: 1 or 3.
       split: "train", "test" or a slice such as "train[:10%]"; an image folder has no slices, and a test
@@ -39,12 +52,15 @@ def load(
       background: of an image folder, the grey value behind transparent pixels, from 0 to 255.
       holdout: of an image folder, the share of the files that is the test split and not that of training,
         in [0, 1); see `ncsn_jax.app.data.holdout`.
+      cache_bytes: what takes less when it is decoded is decoded once, and mapped from a cache file.
+      threads: that decode, >= 0.
 
     Returns:
-      uint8 `[N, H, W, channels]`, N >= 1, usually mapped from a cache file.
+      uint8 `[N, H, W, channels]`, N >= 1.
 
     Raises:
-      UserError: if the dataset is unknown, not there, or does not fit the arguments.
+      UserError: if the dataset is unknown, not there, or does not fit the arguments; or if more than a tenth
+        of the images is damaged.
     """
     if dataset == "image_folder":
         if split not in (("train", "test") if holdout else ("train",)):
@@ -54,30 +70,79 @@ def load(
                 "completed and interpolated with config.inpainting.images, and those of training judged "
                 "with config.likelihood.split='train'"
             )
+        if not data_dir:
+            raise UserError(
+                "data.data_dir must name the directory of images when data.dataset='image_folder'"
+            )
         options = {"background": background, "split": split, "holdout": holdout}
-        return _load_folder(data_dir, image_size, channels, crop_size, options)
+        path = data_dir if storage.is_remote(data_dir) else os.path.abspath(storage.path(data_dir))
+        storage.check(path, "data.data_dir")
+        arguments = image_size, channels, crop_size
+        folder = image_folder.Folder(path, *arguments, **options)
+        key = ["image_folder", *arguments, options, folder.version]
+        return _open(folder, folder.identity, dataset, key, cache_bytes, threads, folder)
     if holdout:
         raise UserError(
             f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
         )
     data_dir, directory = prepared.find(dataset, data_dir)
+    with prepared.reading(dataset, data_dir) as builder:
+        source = builder.as_data_source(split=split)
+        examples = prepared.Examples(dataset, source, image_size, channels, crop_size)
+        files = prepared.fingerprint(directory)
+        key = [dataset, split, image_size, channels, crop_size, files]
+        identity = cache.digest([split, *([name, size] for name, size, _ in files)])
+        return _open(examples, identity, dataset, key, cache_bytes, threads)
+
+
+def _open(
+    source, identity: str, name: str, key: list, cache_bytes: int, threads: int, folder=None
+) -> Images:
+    """Returns the images of a source: from the cache if they fit there, else decoded when asked for.
+
+    The log gets a line about what is damaged or remarkable, of those that are looked at now.
+    """
+    images = Images(source, threads, identity=identity)
+    count = len(images)
 
     def make() -> tuple[np.ndarray, str]:
-        with prepared.reading(dataset, data_dir) as builder:
-            source = builder.as_data_source(split=split)
-            return _decode(dataset, source, image_size, channels, crop_size), ""
+        pixels, done = np.empty(images.shape, images.dtype), 0
+        with progress("decoding", count, "images") as advanced:
+            for block in images.blocks(range(count)):
+                pixels[done : done + len(block)] = block
+                done += len(block)
+                advanced(len(block))
+        return pixels, json.dumps([images.damaged, folder.note() if folder else ""])
 
-    key = [dataset, split, image_size, channels, crop_size, prepared.fingerprint(directory)]
-    return cache.images(dataset, key, make)[0]
+    if images.nbytes < cache_bytes:
+        pixels, kept = cache.images(name, key, make)
+        damaged, note = json.loads(kept)
+        damaged = {int(i): reason for i, reason in damaged.items()}
+        images = Images(pixels, threads, damaged=damaged, identity=identity)
+    else:
+        images[:: -(-count // _LOOKED_AT)]
+        damaged, note = images.damaged, folder.note() if folder else ""
+        if note:
+            note = f"of {min(count, _LOOKED_AT)} images: {note}"
+        if folder:
+            folder.remarks = None
+    images.news()  # They are named here.
+    for line in (note, describe_damaged(source, damaged) if damaged else ""):
+        if line:
+            _log.warning("%s: %s", one_line(source.what), line)
+    return images
 
 
-def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[np.ndarray, int]:
+def load_labels(
+    dataset: str, data_dir: str, *, split: str = "train", cache_bytes: int = CACHE_BYTES
+) -> tuple["np.ndarray | Labels", int]:
     """Returns the classes of the images that `load` returns for the same split, in the same order.
 
     Args:
       dataset: "digits", or a name that tensorflow-datasets knows, of a dataset with a feature 'label'.
       data_dir: as for `load`.
       split: as for `load`.
+      cache_bytes: of a split of more bytes on the disk, labels are read when asked for.
 
     Returns:
       int32 `[N]` in [0, K), kept in a cache file, and the number of classes K >= 1.
@@ -88,32 +153,64 @@ def load_labels(dataset: str, data_dir: str, *, split: str = "train") -> tuple[n
     if dataset == "image_folder" or arrays.is_array(dataset):
         raise _unlabelled(dataset)
     data_dir, directory = prepared.find(dataset, data_dir)
+    with prepared.reading(dataset, data_dir) as builder:
+        labels = Labels(dataset, builder, split)
 
-    def make() -> tuple[np.ndarray, str]:
-        with prepared.reading(dataset, data_dir) as builder:
-            return _decode_labels(dataset, builder, split)
+        def make() -> tuple[np.ndarray, str]:
+            return labels[:], ""
 
-    key = ["labels and classes", dataset, split, prepared.fingerprint(directory)]
-    labels, classes = cache.images(f"{dataset}-labels", key, make)
-    return np.array(labels), int(classes)  # Not every class need occur.
+        if labels.nbytes >= cache_bytes:
+            return labels, labels.classes
+        key = ["labels", dataset, split, prepared.fingerprint(directory)]
+        return np.array(cache.images(f"{dataset}-labels", key, make)[0]), labels.classes
 
 
-def _load_folder(
-    data_dir: str, size: int, channels: int, crop_size: int, options: dict
-) -> np.ndarray:
-    if not data_dir:
-        raise UserError(
-            "data.data_dir must name the directory of images when data.dataset='image_folder'"
-        )
-    directory = cache.local(data_dir)
-    arguments = directory, size, channels, crop_size
-    key = ["image_folder", *arguments, options, prepared.fingerprint(directory)]
-    images, note = cache.images(
-        "image_folder", key, lambda: image_folder.read(*arguments, **options)
-    )
-    if note:
-        logging.getLogger(__name__).warning("%s: %s", one_line(directory), note)
-    return images
+class Labels:
+    """The labels of a split, read when they are asked for.
+
+    Args:
+      dataset: its name.
+      builder: of tensorflow-datasets.
+      split: of the dataset.
+
+    Attributes:
+      classes: their number; not every class need occur.
+      nbytes: what is read for all of them.
+
+    Raises:
+      UserError: if there are no labels.
+    """
+
+    def __init__(self, dataset: str, builder, split: str):
+        import tensorflow_datasets as tfds
+
+        features = dict(builder.info.features)
+        feature = features.get("label")
+        if not isinstance(feature, tfds.features.ClassLabel) or not feature.num_classes:
+            raise _unlabelled(dataset)
+        decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
+        self._source = builder.as_data_source(split=split, decoders=decoders)
+        self._what, self.classes = (dataset, split), feature.num_classes
+        self.nbytes = builder.info.splits[split].num_bytes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        rows = np.arange(len(self))[rows].tolist()
+        labels = []
+        for first in range(0, len(rows), _CHUNK):
+            some = self._source.__getitems__(rows[first : first + _CHUNK])
+            labels += [example["label"] for example in some]
+        labels = np.array(labels, np.int32)
+        outside = labels[(labels < 0) | (labels >= self.classes)]
+        if outside.size:  # -1 is the custom where the labels are not published.
+            dataset, split = self._what
+            raise UserError(
+                f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "
+                f"which is none of its {self.classes} classes"
+            )
+        return labels
 
 
 def _unlabelled(dataset: str) -> UserError:
@@ -121,51 +218,3 @@ def _unlabelled(dataset: str) -> UserError:
         f"data.dataset={dataset!r} has no labels: use 'digits', or a dataset of tensorflow-datasets "
         "with a feature 'label' of classes, such as 'mnist' or 'cifar10'"
     )
-
-
-def _examples(source) -> Iterator[dict]:
-    """Yields the examples of a data source, which it reads in chunks."""
-    for start in range(0, len(source), _CHUNK):
-        yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
-
-
-def _decode(dataset: str, source, size: int, channels: int, crop_size: int) -> np.ndarray:
-    """Reads all images of a data source; crops and resizes those that need it."""
-    if "image" not in source[0]:
-        raise UserError(f"data.dataset={dataset!r} has no feature named 'image'")
-    found = np.asarray(source[0]["image"]).shape
-    if found[-1] != channels:
-        raise UserError(
-            f"data.channels={channels}, but the images of data.dataset={dataset!r} have {found[-1]}"
-        )
-    images = np.empty((len(source), *transforms.sides(size), channels), np.uint8)
-    for i, example in enumerate(_examples(source)):
-        image = np.asarray(example["image"])
-        if image.shape != images.shape[1:] or crop_size:
-            picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-            try:
-                image = transforms.fit(picture, size, channels, crop_size)
-            except ValueError as error:
-                raise UserError(f"an image of data.dataset={dataset!r} {error}") from None
-        images[i] = image
-    return images
-
-
-def _decode_labels(dataset: str, builder, split: str) -> tuple[np.ndarray, str]:
-    """Returns the label of every example of a split, int32 `[N]`, and the number of classes."""
-    import tensorflow_datasets as tfds
-
-    features = dict(builder.info.features)
-    feature = features.get("label")
-    if not isinstance(feature, tfds.features.ClassLabel) or not feature.num_classes:
-        raise _unlabelled(dataset)
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
-    source = builder.as_data_source(split=split, decoders=decoders)
-    labels = np.array([example["label"] for example in _examples(source)], np.int32)
-    outside = labels[(labels < 0) | (labels >= feature.num_classes)]
-    if outside.size:  # -1 is the custom where the labels are not published.
-        raise UserError(
-            f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "
-            f"which is none of its {feature.num_classes} classes"
-        )
-    return labels, str(feature.num_classes)

@@ -48,9 +48,7 @@ def classifier(config, workdir: str) -> None:
     shared.log.info("training a classifier of %d classes on %d noisy images", count, len(dataset))
     model = NoisyClassifier(count, config.classifier.features)
     params, loss = classifier_training.train_classifier(config, model, dataset, labels)
-    accuracy = classifier_training.evaluate(
-        config, model, params, np.asarray(unseen), unseen_labels
-    )
+    accuracy = classifier_training.evaluate(config, model, params, unseen, unseen_labels)
     t = (np.arange(len(accuracy)) + 0.5) / len(accuracy)
     sigma = np.asarray(build.make_sde(config).sigma(jnp.asarray(t)))
     for row in zip(t, sigma, accuracy, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ncsn_jax.app import devices, distributed, run_flows, storage, units, workdirs
+from ncsn_jax.app import devices, distributed, run_flows, storage, units
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
@@ -23,7 +23,7 @@ def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
     shared.begin(config, workdir, "likelihood")
     options = config.likelihood
     dataset = shared.load_images(config, workdir, options.split, images)
-    described = workdirs.describe_images(dataset)
+    described = dataset.describe()
     dataset = np.asarray(dataset[: options.num_images])
     loaded = shared.load(config, workdir)
     directory = loaded.directory("likelihood")

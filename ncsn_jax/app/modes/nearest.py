@@ -1,21 +1,22 @@
 """`--mode=nearest`: samples beside the training images nearest to them, which shows copies."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ncsn_jax._random import Stream
 from ncsn_jax.app import devices, pictures, run_samplers, units, workdirs
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.sample import write_samples
 from ncsn_jax.app.progress import progress
 
-# Training images shown beside a sample, and samples compared at once.
-_NEIGHBOURS, _COMPARED_AT_ONCE = 6, 100
+# Training images shown beside a sample.
+_NEIGHBOURS = 6
 
-# Of the images, so many elements are compared at once, which bounds the memory.
-_ELEMENTS = 2**24
+# Of the images, so many elements are in memory at once, and so many distances.
+_ELEMENTS, _DISTANCES = 2**24, 2**24
 
 # So many more images are ranked again in float64, since the first ranking is rounded.
 _SPARE = 8
@@ -39,13 +40,8 @@ def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
         return
     samples = samples[: config.sampling.num_samples]
     count = min(_NEIGHBOURS, len(dataset))
-    found = []
-    with progress("comparing", len(samples)) as advanced:
-        for first in range(0, len(samples), _COMPARED_AT_ONCE):
-            some = samples[first : first + _COMPARED_AT_ONCE]
-            found.append(find_nearest(some, dataset, count, value_range))
-            advanced(len(some))
-    indices, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    with progress("comparing", len(dataset), "images") as advanced:
+        indices, distances = find_nearest(samples, dataset, count, value_range, advanced)
     directory = loaded.directory("samples")
     pictures.write_npz(os.path.join(directory, "nearest.npz"), indices=indices, distances=distances)
     shown = samples[: config.sampling.preview_samples]
@@ -53,8 +49,9 @@ def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
     picture = pictures.grid(units.to_picture(np.concatenate(rows), value_range), columns=count + 1)
     pictures.write_png(os.path.join(directory, "nearest.png"), picture)
     shared.log.info(
-        "distance to the nearest training image: smallest %.3g, median %.3g; wrote nearest.png and "
+        "distance to the nearest of %d training images: smallest %.3g, median %.3g; wrote nearest.png and "
         "nearest.npz to %s",
+        len(dataset),
         distances[:, 0].min(),
         np.median(distances[:, 0]),
         directory,
@@ -62,15 +59,21 @@ def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
 
 
 def find_nearest(
-    queries: np.ndarray, images: np.ndarray, count: int, value_range: Sequence[float] = ()
+    queries: np.ndarray,
+    images: np.ndarray | Images,
+    count: int,
+    value_range: Sequence[float] = (),
+    advanced: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the nearest images of each query in Euclidean distance, the nearest first.
 
     Args:
       queries: `[M, ...]`, in the units of the data.
-      images: `[N, ...]` likewise, N >= `count`. It may be mapped from a file: a block is read at a time.
+      images: `[N, ...]` likewise, N >= `count`. They may be larger than the memory: each is read once, a
+        block at a time, and once more if it is near.
       count: how many to find for each query, >= 1.
       value_range: (low, high) of the data, `()` for bytes; see `ncsn_jax.app.units`.
+      advanced: called with a number of images whenever they were compared.
 
     Returns:
       (indices, distances), `[M, count]` each; distances in units of high - low, which is 255 for bytes. Of
@@ -81,7 +84,7 @@ def find_nearest(
     squared = np.square(points).sum(axis=1)[:, None]
     best = np.full((len(points), 0), np.inf, np.float32)
     which = np.zeros((len(points), 0), int)
-    size = max(1, _ELEMENTS // points.shape[1])
+    size = max(1, min(_ELEMENTS // points.shape[1], _DISTANCES // len(points)))
     for first in range(0, len(images), size):
         block = units.to_unit(images[first : first + size], value_range)
         block = block.reshape(len(block), -1)
@@ -90,6 +93,7 @@ def find_nearest(
         best, which = np.hstack([best, distances]), np.hstack([which, indices])
         order = np.argsort(best, axis=1, kind="stable")[:, : count + _SPARE]
         best, which = (np.take_along_axis(a, order, axis=1) for a in (best, which))
+        advanced(len(block))
     which = np.sort(which, axis=1)
     exact = np.empty(which.shape)
     for row, (query, indices) in enumerate(zip(queries, which, strict=True)):

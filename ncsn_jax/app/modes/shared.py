@@ -14,6 +14,7 @@ import numpy as np
 from ncsn_jax._random import Stream
 from ncsn_jax.app import (
     build,
+    data,
     devices,
     distributed,
     logs,
@@ -30,6 +31,9 @@ from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError, one_line
 
 log = logging.getLogger("ncsn_jax")
+
+# Of the damaged images that a process finds, so many are named at a time.
+_NAMED = 8
 
 
 class Loaded(NamedTuple):
@@ -91,7 +95,7 @@ def load(config, workdir: str) -> Loaded:
 
 def load_images(
     config, workdir: str, split: str = "train", images: np.ndarray | None = None
-) -> np.ndarray | arrays.Rows:
+) -> data.Images:
     """Returns the images of a run, as `build.load_images`; `images` is what the run was begun with, if any.
 
     Raises:
@@ -100,6 +104,27 @@ def load_images(
     if images is None:
         workdirs.require_images(workdir)
     return build.load_images(config, split, images)
+
+
+def name_damaged(dataset: data.Images) -> None:
+    """Logs which images were found damaged since the last call, in whatever process; call it in all."""
+    if dataset.source is None:
+        return
+    found = dataset.news()
+    some = np.full(_NAMED, -1)
+    some[: len(found)] = found[:_NAMED]
+    counts, rows = distributed.gather(np.int32(len(found))), distributed.gather(some)
+    if counts.sum():
+        names = ", ".join(one_line(dataset.source.name(row)) for row in np.unique(rows[rows >= 0]))
+        reason = f" ({dataset.damaged[found[0]]})" if found else ""
+        more = "; and others" if counts.sum() > (rows >= 0).sum() else ""
+        log.warning(
+            "%d damaged images, each replaced by the next one: %s%s%s",
+            counts.sum(),
+            names,
+            reason,
+            more,
+        )
 
 
 def load_originals(
@@ -112,25 +137,27 @@ def load_originals(
       count: how many, at most.
       images: as for `load_images`.
     """
-    directory, options = storage.path(config.inpainting.images), config.data
-    if not directory:
+    path, options = storage.path(config.inpainting.images), config.data
+    if not path:
         return np.asarray(load_images(config, workdir, "test", images)[:count])
-    if arrays.is_array(directory):
-        shape, field = build.image_shape(config), "config.inpainting.images"
-        return np.asarray(arrays.load(directory, shape, options.value_range, field=field)[:count])
+    field = "config.inpainting.images"
+    if arrays.is_array(path):
+        shape = build.image_shape(config)
+        return np.asarray(arrays.load(path, shape, options.value_range, field=field)[:count])
     if options.value_range or options.channels not in (1, 3):
         raise UserError(
-            f"config.inpainting.images={directory!r} must be a .npy or .npz file for a run on floating-point "
+            f"config.inpainting.images={path!r} must be a .npy or .npz file for a run on floating-point "
             "data or on other than 1 or 3 channels"
         )
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
-    field, background = "config.inpainting.images", options.background
-    found, note = image_folder.read(
-        directory, size, channels, crop_size, field, background=background
+    storage.check(path, field)
+    folder = image_folder.Folder(
+        path, size, channels, crop_size, field, background=options.background
     )
+    found, note = image_folder.first(folder, count)
     if note:
-        log.warning("%s: %s", one_line(directory), note)
-    return np.asarray(found[:count])
+        log.warning("%s: %s", one_line(path), note)
+    return found
 
 
 def make_samples(
