@@ -24,6 +24,9 @@ import numpy as np
 
 from tests.running import ROOT, command, environment, final_state, run
 
+# Runs that nothing happens to have their images decoded once, and the others whenever they are needed.
+_STREAMED = ("--config.data.cache_bytes=0", "--config.data.workers=2")
+
 # No process may outlast it.
 _LIMIT = 300
 
@@ -98,7 +101,7 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
     had, started = 0, time.time()
     for number in range(count):
         before = complete(workdir)
-        process = start(workdir, *extra)
+        process = start(workdir, *extra, *_STREAMED)
         log = pathlib.Path(f"{workdir}.out")
         if rng.random() < 0.8:  # otherwise any moment of the start
             while "  loss " not in log.read_text() and process.poll() is None:
@@ -120,7 +123,7 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
         say(
             f"kill {number + 1} of {count}, steps {complete(workdir)}, {time.time() - started:.0f} s"
         )
-    finish(workdir, *extra)
+    finish(workdir, *extra, *_STREAMED)
     compare(workdir, reference)
     demand(had > 0 or count < 5, "no process was killed after a save")
     say(f"{count} kills, {had} of them after a new checkpoint: the same bits as without")
@@ -249,7 +252,7 @@ def losses(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) 
     lost = 0
     for number in range(count):
         victim = rng.randrange(2)
-        processes = start_two(workdir, *extra)
+        processes = start_two(workdir, *extra, *_STREAMED)
         wait_for("step ", workdir, processes)
         time.sleep(rng.uniform(0, 1))
         sign = rng.choice((signal.SIGKILL, signal.SIGSTOP))
@@ -265,7 +268,7 @@ def losses(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) 
         lost += 1
         say(f"loss {number + 1}: {sign.name} of {victim}, the other {status} after {took:.1f} s")
     demand(lost > 0, "no process was lost in time")
-    demand(wait_two(start_two(workdir, *extra)) == [0, 0], "did not finish", said(workdir))
+    demand(wait_two(start_two(workdir, *extra, *_STREAMED)) == [0, 0], "did not finish", said(workdir))
     compare(workdir, reference)
     say(f"{lost} lost processes: the same bits as without")
 

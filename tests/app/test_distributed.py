@@ -13,15 +13,19 @@ from ncsn_jax.errors import UserError
 from tests import faults, tiny
 from tests.running import final_state, run
 
+STREAMED = ("--config.data.cache_bytes=0", "--config.data.workers=2")
 STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The work directory of a run by two processes, of which one was killed on the way."""
+    """The work directory of a run by two processes, of which one was killed on the way.
+
+    Its images are decoded when they are needed, those of the runs that it is compared with are kept.
+    """
     build.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
-    processes = faults.start_two(workdir, *STEPS, devices=4)
+    processes = faults.start_two(workdir, *STEPS, *STREAMED, devices=4)
     faults.wait_for("step 12/", workdir, processes)
     while not faults.complete(workdir):
         time.sleep(0.05)
@@ -30,7 +34,7 @@ def two(tmp_path_factory):
     # The runtime's message depends on where the other process waits; the status is never 0.
     assert processes[0].wait(60) != 0
     saved = faults.complete(workdir)
-    processes = faults.start_two(workdir, *STEPS, devices=4)
+    processes = faults.start_two(workdir, *STEPS, *STREAMED, devices=4)
     assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
     log = (workdir / "log.txt").read_text()
     assert f"from step {saved[-1]}" in log and saved[-1] >= 10
