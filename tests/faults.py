@@ -268,7 +268,9 @@ def losses(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) 
         lost += 1
         say(f"loss {number + 1}: {sign.name} of {victim}, the other {status} after {took:.1f} s")
     demand(lost > 0, "no process was lost in time")
-    demand(wait_two(start_two(workdir, *extra, *_STREAMED)) == [0, 0], "did not finish", said(workdir))
+    demand(
+        wait_two(start_two(workdir, *extra, *_STREAMED)) == [0, 0], "did not finish", said(workdir)
+    )
     compare(workdir, reference)
     say(f"{lost} lost processes: the same bits as without")
 

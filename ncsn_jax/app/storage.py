@@ -16,8 +16,8 @@ import platform
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
-import fsspec
 from etils import epath
 
 from ncsn_jax.app.signals import say
@@ -108,7 +108,7 @@ def read_part(path: str, start: int, size: int) -> bytes:
     """Returns `size` bytes of a file from `start`, fewer at its end; of an object, by one request."""
     if is_remote(path):
         with at(path):
-            system, name = fsspec.url_to_fs(path)
+            system, name = _object(path)
             return system.cat_file(name, start, start + size)
     with open(path, "rb") as file:
         file.seek(start)
@@ -120,7 +120,7 @@ def reading(path: str) -> Iterator[io.BufferedIOBase]:
     """Opens a file for reading from its beginning to its end, of an object a megabyte at a time."""
     if is_remote(path):
         with at(path):
-            system, name = fsspec.url_to_fs(path)
+            system, name = _object(path)
             with system.open(name, "rb", block_size=_BLOCK, cache_type="readahead") as file:
                 yield file
     else:
@@ -131,7 +131,7 @@ def reading(path: str) -> Iterator[io.BufferedIOBase]:
 def find_objects(url: str) -> list[tuple[str, int, str]]:
     """Returns relative name, size and version of all objects below a URL, or of the object at it alone."""
     with at(url):
-        system, root = fsspec.url_to_fs(url)
+        system, root = _object(url)
         found = system.find(root, detail=True)
         return [
             (name.removeprefix(root).strip("/"), item["size"], str(item.get("updated", "")))
@@ -270,8 +270,17 @@ def at(path: str) -> Iterator[epath.Path]:
         raise OSError(getattr(error, "errno", None), reason or repr(error), path) from None
 
 
+def _object(url: str) -> tuple[Any, str]:
+    """Returns the storage that an object is in, as fsspec has it, and its name there."""
+    import fsspec
+
+    return fsspec.url_to_fs(url)
+
+
 @functools.cache
 def _prepare() -> None:
     """Keeps gcsfs from remembering listings, which other processes may change, and from logging errors."""
+    import fsspec
+
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -26,8 +26,8 @@ from ncsn_jax.errors import UserError
 
 _ARCHIVES = (".tar", ".zip")
 
-# The kinds of members: of a tar file, and the methods of zip that are read.
-_TAR, _STORED, _DEFLATED = -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+# The kinds of files: one, a member of a tar file, and the methods of zip that are read.
+_PLAIN, _TAR, _STORED, DEFLATED = -2, -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 # In a zip file a member follows a header of so many bytes, a name and extra fields, usually below a kilobyte.
 _HEADER, _EXTRA = 30, 1024
 
@@ -39,15 +39,15 @@ class File(NamedTuple):
       name: relative to what was searched, with `/`; of a member, that of the archive comes first.
       path: of the file, or of the archive.
       size: in bytes, of a member as it is stored.
-      start: where in the archive it begins; -1 for a file.
-      kind: of a member.
+      start: where in the archive it begins; 0 for a file.
+      kind: of a file, of a member of a tar file, or the method of a zip file.
     """
 
     name: str
     path: str
     size: int
-    start: int = -1
-    kind: int = 0
+    start: int = 0
+    kind: int = _PLAIN
 
     def read(self) -> bytes:
         """Returns the content.
@@ -56,16 +56,20 @@ class File(NamedTuple):
           OSError: if the file cannot be read.
           Exception: of other kinds, if a member is damaged.
         """
-        if self.start < 0:
-            return storage.read_part(self.path, 0, self.size)
-        if self.kind == _TAR:
-            return storage.read_part(self.path, self.start, self.size)
-        data = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.size)
-        begin = _HEADER + sum(struct.unpack("<2H", data[26:_HEADER]))
-        if len(data) < begin + self.size:
-            data, begin = storage.read_part(self.path, self.start + begin, self.size), 0
-        data = data[begin : begin + self.size]
+        if self.kind < _STORED:
+            return self._part(self.start, self.size)
+        head = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.size)
+        begin = _HEADER + sum(struct.unpack("<2H", head[26:_HEADER]))
+        data = head[begin : begin + self.size]
+        if len(data) < self.size:
+            data = self._part(self.start + begin, self.size)
         return data if self.kind == _STORED else zlib.decompress(data, -zlib.MAX_WBITS)
+
+    def _part(self, start: int, size: int) -> bytes:
+        data = storage.read_part(self.path, start, size)
+        if len(data) < size:
+            raise OSError("the file is shorter than it was")
+        return data
 
 
 class Listing(NamedTuple):
@@ -200,7 +204,7 @@ def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int]]:
         for member in archive.infolist():
             if member.is_dir():
                 continue
-            if member.flag_bits & 1 or member.compress_type not in (_STORED, _DEFLATED):
+            if member.flag_bits & 1 or member.compress_type not in (_STORED, DEFLATED):
                 raise zipfile.BadZipFile(
                     f"{member.filename} is encrypted, or compressed by another method than deflate"
                 )

@@ -126,10 +126,9 @@ class Folder(Source):
         unclear = [f for f in found if not f.name.lower().endswith(reading.SUFFIXES)]
 
         def looks_like_one(file: files.File) -> bool:
-            if file.kind > 0:  # It is compressed.
-                return reading.is_image(self._read(file)[: reading.PREFIX])
-            size = min(file.size, reading.PREFIX)
-            return reading.is_image(self._read(file._replace(size=size)))
+            if file.kind != files.DEFLATED:
+                file = file._replace(size=min(file.size, reading.PREFIX))
+            return reading.is_image(self._read(file)[: reading.PREFIX])
 
         images = _in_threads(looks_like_one, unclear)
         others = [f.name for f, is_one in zip(unclear, images, strict=True) if not is_one]

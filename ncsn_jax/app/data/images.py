@@ -22,7 +22,7 @@ _FEWEST = 100
 # So many images are decoded by a thread at a time, where more than one is asked for.
 _BLOCK = 32
 # So many damaged images are named.
-_NAMED = 5
+_NAMED = 8
 
 
 class Damaged(Exception):
@@ -74,6 +74,7 @@ class Images:
       shape, dtype, identity: as above.
       source: of images that are decoded when asked for, or None.
       damaged: grows while images are decoded.
+      told: those of them that the log has named.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Images:
         self._rows, self.dtype, self.identity = rows, images.dtype, identity
         self._threads = threads
         self.damaged = dict(damaged or {})
-        self._looked, self._told, self._lock = 0, set(self.damaged), threading.Lock()
+        self._looked, self.told, self._lock = 0, set(self.damaged), threading.Lock()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -159,10 +160,10 @@ class Images:
         """Returns which images stand for those of some numbers, after they were asked for."""
         return np.array([next(r for r in self._from(row) if r not in self.damaged) for row in rows])
 
-    def news(self) -> list[int]:
-        """Returns which images were found damaged since the last call."""
-        found = sorted(set(self.damaged) - self._told)
-        self._told.update(found)
+    def news(self, most: int) -> list[int]:
+        """Returns which images were found damaged and are not in `told` yet, and adds them to it."""
+        found = sorted(set(self.damaged) - self.told)[:most]
+        self.told.update(found)
         return found
 
     def describe(self) -> dict:

@@ -126,7 +126,7 @@ def _open(
             note = f"of {min(count, _LOOKED_AT)} images: {note}"
         if folder:
             folder.remarks = None
-    images.news()  # They are named here.
+    images.told.update(damaged)  # below
     for line in (note, describe_damaged(source, damaged) if damaged else ""):
         if line:
             _log.warning("%s: %s", one_line(source.what), line)

@@ -26,13 +26,14 @@ from ncsn_jax.app import (
     workdirs,
 )
 from ncsn_jax.app.data import arrays, image_folder
+from ncsn_jax.app.data.images import describe_damaged
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError, one_line
 
 log = logging.getLogger("ncsn_jax")
 
-# Of the damaged images that a process finds, so many are named at a time.
+# Of the damaged images that a process finds, the log names so many at a time.
 _NAMED = 8
 
 
@@ -110,21 +111,16 @@ def name_damaged(dataset: data.Images) -> None:
     """Logs which images were found damaged since the last call, in whatever process; call it in all."""
     if dataset.source is None:
         return
-    found = dataset.news()
-    some = np.full(_NAMED, -1)
-    some[: len(found)] = found[:_NAMED]
-    counts, rows = distributed.gather(np.int32(len(found))), distributed.gather(some)
-    if counts.sum():
-        names = ", ".join(one_line(dataset.source.name(row)) for row in np.unique(rows[rows >= 0]))
-        reason = f" ({dataset.damaged[found[0]]})" if found else ""
-        more = "; and others" if counts.sum() > (rows >= 0).sum() else ""
-        log.warning(
-            "%d damaged images, each replaced by the next one: %s%s%s",
-            counts.sum(),
-            names,
-            reason,
-            more,
+    told, found = set(dataset.told), dataset.news(_NAMED)
+    rows = np.full(_NAMED, -1)
+    rows[: len(found)] = found
+    rows = set(distributed.gather(rows).ravel().tolist()) - told - {-1}
+    if rows:
+        dataset.told.update(rows)
+        named = describe_damaged(
+            dataset.source, {row: dataset.damaged.get(row, "") for row in rows}
         )
+        log.warning("%s: %s, each replaced by the next one", one_line(dataset.source.what), named)
 
 
 def load_originals(
