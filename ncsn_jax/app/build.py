@@ -169,13 +169,19 @@ def load_images(
     They are `[N, H, W, C]`, of floating point where there is a `config.data.value_range`, else uint8.
     """
     options = config.data
-    memory = {"cache_bytes": options.cache_bytes, "threads": num_workers(config)}
-    source = images
+    source, cache_bytes = images, options.cache_bytes
     if images is None and arrays.is_array(options.dataset):
         source = os.path.join(storage.path(options.data_dir), storage.path(options.dataset))
     if source is not None:
         ranges, shape = options.value_range, image_shape(config)
-        return arrays.load(source, shape, ranges, split=split, holdout=options.holdout, **memory)
+        return arrays.load(
+            source,
+            shape,
+            ranges,
+            split=split,
+            holdout=options.holdout,
+            cache_bytes=cache_bytes,
+        )
     if options.value_range:
         raise UserError(
             f"data.value_range={tuple(options.value_range)} must be () for data.dataset="
@@ -195,12 +201,12 @@ def load_images(
         crop_size=options.crop_size,
         background=options.background,
         holdout=options.holdout,
-        **memory,
+        cache_bytes=cache_bytes,
     )
 
 
 def num_workers(config: ConfigDict) -> int:
-    """Returns how many threads decode images; as many as there are cores to spare, if that is not said.
+    """Returns how many threads decode the images of training: all cores to spare, if that is not said.
 
     An accelerator needs one core of its host. On a CPU, where the cores train, half of them may decode.
     """

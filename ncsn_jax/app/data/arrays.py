@@ -116,7 +116,6 @@ def load(
     holdout: float = 0.0,
     field: str = "data.dataset",
     cache_bytes: int = 4 * 10**9,
-    threads: int = 1,
 ) -> Images:
     """Returns the images of an array.
 
@@ -128,7 +127,6 @@ def load(
       holdout: in [0, 1). Above 0, the whole array is read once.
       field: where the array comes from, for messages.
       cache_bytes: of a larger array, a thousand images are checked now, and each when it is asked for.
-      threads: that read images, >= 0.
 
     Returns:
       `[N, H, W, C]`, N >= 1, of the array's type; of a `.npy` file mapped into memory.
@@ -174,10 +172,8 @@ def load(
     if not len(rows):
         raise UserError(f"data.holdout={holdout} leaves no image of {field} for the {split} split")
     if is_large:
-        return Images(Rows(array, rows, field), threads)
-    return Images(
-        array if array.ndim == 4 else array[..., None], threads, rows=rows if holdout else None
-    )
+        return Images(Rows(array, rows, field))
+    return Images(array if array.ndim == 4 else array[..., None], rows=rows if holdout else None)
 
 
 def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:

@@ -19,8 +19,6 @@ from ncsn_jax.errors import UserError, one_line
 _MOST_DAMAGED = 0.1
 # Of fewer images than these no share is taken.
 _FEWEST = 100
-# So many images are decoded by a thread at a time, where more than one is asked for.
-_BLOCK = 32
 # So many damaged images are named.
 _NAMED = 8
 
@@ -36,11 +34,15 @@ class Source(Protocol):
       shape: `(N, H, W, C)`.
       dtype: of the images.
       what: the images belong to, for messages, such as a field with its value.
+      block: how many images a thread asks for at a time, where many are wanted.
+      threads: how many threads then ask; None for a few more than there are cores.
     """
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
     what: str
+    block: int = 1
+    threads: int | None = None
 
     def name(self, index: int) -> str:
         """Returns what an image is called in messages."""
@@ -65,7 +67,6 @@ class Images:
 
     Args:
       images: the images, which may be mapped from a file; or a source of them.
-      threads: that decode images when more than one is asked for.
       rows: of an array, which of its images these are; all by default.
       damaged: why images cannot be decoded, by their numbers, as far as that is known.
       identity: what tells these images from others; by default a checksum of a thousand of them.
@@ -80,7 +81,6 @@ class Images:
     def __init__(
         self,
         images: np.ndarray | Source,
-        threads: int = 1,
         *,
         rows: np.ndarray | None = None,
         damaged: dict[int, str] | None = None,
@@ -90,7 +90,6 @@ class Images:
         self._array, self.source = (images, None) if is_array else (None, images)
         self.shape = (images.shape[0] if rows is None else len(rows), *images.shape[1:])
         self._rows, self.dtype, self.identity = rows, images.dtype, identity
-        self._threads = threads
         self.damaged = dict(damaged or {})
         self._looked, self.told, self._lock = 0, set(self.damaged), threading.Lock()
 
@@ -117,8 +116,9 @@ class Images:
 
     def blocks(self, rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
         """Yields the images of a source with these numbers in order, several at a time."""
-        blocks = [rows[first : first + _BLOCK] for first in range(0, len(rows), _BLOCK)]
-        with reading.pillow(), concurrent.futures.ThreadPoolExecutor(self._threads or 1) as pool:
+        size, threads = self.source.block, self.source.threads
+        blocks = [rows[first : first + size] for first in range(0, len(rows), size)]
+        with reading.pillow(), concurrent.futures.ThreadPoolExecutor(threads) as pool:
             try:
                 yield from pool.map(self._block, blocks)
             except BaseException:

@@ -143,6 +143,8 @@ class Examples(Source):
     """
 
     dtype = np.dtype(np.uint8)
+    # A record costs less beside others, and threads have little to do at the same time with small ones.
+    block, threads = 1000, 1
 
     def __init__(
         self, dataset: str, source, size: int | Sequence[int], channels: int, crop_size: int

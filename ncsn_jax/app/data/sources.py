@@ -34,7 +34,6 @@ def load(
     background: int = 255,
     holdout: float = 0.0,
     cache_bytes: int = CACHE_BYTES,
-    threads: int = 1,
 ) -> Images:
     """Returns the images of a dataset, cropped and resized.
 
@@ -53,7 +52,6 @@ def load(
       holdout: of an image folder, the share of the files that is the test split and not that of training,
         in [0, 1); see `ncsn_jax.app.data.holdout`.
       cache_bytes: what takes less when it is decoded is decoded once, and mapped from a cache file.
-      threads: that decode, >= 0.
 
     Returns:
       uint8 `[N, H, W, channels]`, N >= 1.
@@ -80,7 +78,7 @@ def load(
         arguments = image_size, channels, crop_size
         folder = image_folder.Folder(path, *arguments, **options)
         key = ["image_folder", *arguments, options, folder.version]
-        return _open(folder, folder.identity, dataset, key, cache_bytes, threads, folder)
+        return _open(folder, folder.identity, dataset, key, cache_bytes, folder)
     if holdout:
         raise UserError(
             f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
@@ -92,17 +90,15 @@ def load(
         files = prepared.fingerprint(directory)
         key = [dataset, split, image_size, channels, crop_size, files]
         identity = cache.digest([split, *([name, size] for name, size, _ in files)])
-        return _open(examples, identity, dataset, key, cache_bytes, threads)
+        return _open(examples, identity, dataset, key, cache_bytes)
 
 
-def _open(
-    source, identity: str, name: str, key: list, cache_bytes: int, threads: int, folder=None
-) -> Images:
+def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=None) -> Images:
     """Returns the images of a source: from the cache if they fit there, else decoded when asked for.
 
     The log gets a line about what is damaged or remarkable, of those that are looked at now.
     """
-    images = Images(source, threads, identity=identity)
+    images = Images(source, identity=identity)
     count = len(images)
 
     def make() -> tuple[np.ndarray, str]:
@@ -118,7 +114,7 @@ def _open(
         pixels, kept = cache.images(name, key, make)
         damaged, note = json.loads(kept)
         damaged = {int(i): reason for i, reason in damaged.items()}
-        images = Images(pixels, threads, damaged=damaged, identity=identity)
+        images = Images(pixels, damaged=damaged, identity=identity)
     else:
         images[:: -(-count // _LOOKED_AT)]
         damaged, note = images.damaged, folder.note() if folder else ""
