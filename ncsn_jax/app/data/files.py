@@ -1,7 +1,8 @@
 """Finds files in directory trees and in tar and zip archives, on a disk or in object storage.
 
-An archive stands for a directory of its members. A file is read when it is asked for, an object or a member
-of an archive by its range of bytes, and nothing is copied.
+An archive stands for a directory of its members, unless images lie beside it, which may be the same ones. A
+file is read when it is asked for, an object or a member of an archive by its range of bytes. Nothing is
+copied.
 """
 
 import collections
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ncsn_jax.app import storage
-from ncsn_jax.app.data import cache
+from ncsn_jax.app.data import cache, reading
 from ncsn_jax.errors import UserError
 
 _ARCHIVES = (".tar", ".zip")
@@ -104,10 +105,12 @@ def find(path: str, field: str) -> Listing:
     found, full = [], path
     version = hashlib.sha256(path.encode(errors="surrogateescape"))
     try:
-        for name, size, changed in _entries(path):
+        entries = list(_entries(path))
+        has_images = any(name.lower().endswith(reading.SUFFIXES) for name, *_ in entries)
+        for name, size, changed in entries:
             full = os.path.join(path, name) if name else path
             version.update(f"{name} {size} {changed}\0".encode(errors="surrogateescape"))
-            if is_archive(full):
+            if is_archive(full) and not has_images:
                 found += _members(full, name, [size, changed])
             else:
                 found.append(File(name, full, size))

@@ -94,7 +94,7 @@ class Folder(Source):
             with reading.opened(io.BytesIO(content), self._least) as file:
                 found = reading.decode(file, self._background)
                 pixels = transforms.fit(found.image, *self._fit)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except UnidentifiedImageError:
             raise Damaged(f"not {reading.KINDS}") from None

@@ -171,10 +171,8 @@ class Images:
         if self.identity:
             return {"shape": list(self.shape), "files": self.identity}
         checksum, stride = 0, max(1, len(self) // 1000)
-        for first in range(0, len(self), 100 * stride):
-            some = self[
-                first : first + 100 * stride : stride
-            ]  # They may be larger than the memory.
+        for first in range(0, len(self), 100 * stride):  # They may be larger than the memory.
+            some = self[first : first + 100 * stride : stride]
             checksum = zlib.crc32(np.ascontiguousarray(some), checksum)
         return {"shape": list(self.shape), "crc32_of_a_thousand": checksum}
 

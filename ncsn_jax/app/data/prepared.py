@@ -134,6 +134,7 @@ class Examples(Source):
       dataset: its name.
       source: tensorflow-datasets' data source of the split.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
+      is_remote: whether it is in object storage.
 
     Attributes:
       shape, dtype, what: see `ncsn_jax.app.data.images.Source`.
@@ -147,7 +148,13 @@ class Examples(Source):
     block, threads = 1000, 1
 
     def __init__(
-        self, dataset: str, source, size: int | Sequence[int], channels: int, crop_size: int
+        self,
+        dataset: str,
+        source,
+        size: int | Sequence[int],
+        channels: int,
+        crop_size: int,
+        is_remote: bool = False,
     ):
         self.what = f"data.dataset={dataset!r}"
         features = source.dataset_info.features
@@ -156,7 +163,7 @@ class Examples(Source):
         if (found := features["image"].shape[-1]) not in (channels, None):
             raise UserError(f"data.channels={channels}, but the images of {self.what} have {found}")
         self.shape = (len(source), *transforms.sides(size), channels)
-        self._source, self._fit = source, (size, channels, crop_size)
+        self._source, self._fit, self._is_remote = source, (size, channels, crop_size), is_remote
 
     def name(self, index: int) -> str:
         """Returns what an example is called."""
@@ -164,13 +171,29 @@ class Examples(Source):
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image; see `ncsn_jax.app.data.images.Source`."""
-        with _sound():
+        with self._reading():
             return self._fitted(self._source[index])
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Returns some images, whose records are read together."""
-        with _sound():
+        with self._reading():
             return [self._fitted(example) for example in self._source.__getitems__(list(rows))]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Makes `Damaged` of all kinds of exceptions, which damaged shards raise.
+
+        In object storage nothing tells them from failures of the network.
+        """
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if self._is_remote:
+                raise UserError(f"{self.what} cannot be read: {reason}") from None
+            raise Damaged(reason) from None
 
     def _fitted(self, example: dict) -> np.ndarray:
         image = np.asarray(example["image"])
@@ -178,15 +201,6 @@ class Examples(Source):
             return image
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return transforms.fit(picture, *self._fit)
-
-
-@contextlib.contextmanager
-def _sound() -> Iterator[None]:
-    """Makes `Damaged` of all kinds of exceptions, which damaged shards raise."""
-    try:
-        yield
-    except Exception as error:
-        raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None
 
 
 def _unknown(dataset: str) -> UserError:

@@ -86,7 +86,8 @@ def load(
     data_dir, directory = prepared.find(dataset, data_dir)
     with prepared.reading(dataset, data_dir) as builder:
         source = builder.as_data_source(split=split)
-        examples = prepared.Examples(dataset, source, image_size, channels, crop_size)
+        remote = storage.is_remote(data_dir)
+        examples = prepared.Examples(dataset, source, image_size, channels, crop_size, remote)
         files = prepared.fingerprint(directory)
         key = [dataset, split, image_size, channels, crop_size, files]
         identity = cache.digest([split, *([name, size] for name, size, _ in files)])
