@@ -112,7 +112,8 @@ class Images:
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), self.dtype)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
+        found = np.asarray(self[:], dtype)
+        return found.copy() if copy else found  # NumPy leaves it to this method.
 
     def blocks(self, rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
         """Yields the images of a source with these numbers in order, several at a time."""
