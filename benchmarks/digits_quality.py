@@ -68,7 +68,7 @@ def frechet_distance(x: np.ndarray, reference: np.ndarray) -> float:
 
 def real_digits(split: str) -> np.ndarray:
     """Returns the digits of a split, `[N, 64]` in [0, 1]."""
-    return data.load("digits", "", 8, 1, split=split).reshape(-1, 64) / 255.0
+    return data.load("digits", "", 8, 1, split=split)[:].reshape(-1, 64) / 255.0
 
 
 def main(path: str) -> None:

@@ -22,7 +22,7 @@ STEPS = 2000
 
 def main(path: str = "figure1.png", num_steps: int = STEPS) -> None:
     """Trains twice and draws both losses."""
-    images = jnp.asarray(data.load("digits", "", 8, 1).reshape(-1, 64) / np.float32(255))
+    images = jnp.asarray(data.load("digits", "", 8, 1)[:].reshape(-1, 64) / np.float32(255))
 
     def curve(sigma: float):
         def sample(key):

@@ -48,7 +48,7 @@ def _spent(x, **_):
 def record_library(patch) -> Recorder:
     """A recorder of what the application calls in the library; samplers and solvers do nothing."""
     recorder = Recorder(patch)
-    recorder.watch(data, "load", lambda **_: IMAGES)
+    recorder.watch(data, "load", lambda **_: data.Images(IMAGES))
     recorder.watch(data, "load_labels", lambda **_: (np.arange(10, dtype=np.int32) % 3, 3))
     recorder.watch(training, "train_steps", lambda **_: None)
     recorder.watch(training, "make_optimizer")

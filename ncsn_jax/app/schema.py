@@ -119,10 +119,10 @@ SECTIONS = {
         "dataset": _text("'digits', 'image_folder', or a name that tensorflow-datasets knows; or a file of "
                          "an array `[N, H, W]` or `[N, H, W, C]`, uint8 or floating point: 'FILE.npy', "
                          "'FILE.npz' or 'FILE.npz:KEY'."),
-        "data_dir": _text("Directory of the prepared datasets, or of the array's file. Of 'image_folder', that "
-                          "of the images (PNG, JPEG, WebP, BMP, TIFF or GIF, also in .tar and .zip files), or "
-                          "one such .tar or .zip file. May be a URL, such as gs://BUCKET/PATH. '': "
-                          "$TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
+        "data_dir": _text("Directory of the prepared datasets, or of the array's file. Of 'image_folder', "
+                          "that of the images (PNG, JPEG, WebP, BMP, TIFF or GIF, also in .tar and .zip "
+                          "files), or one such .tar or .zip file. May be a URL, such as gs://BUCKET/PATH. "
+                          "'': $TFDS_DATA_DIR or ~/tensorflow_datasets.", changeable=True),
         "image_size": Field((int, list), "a number of pixels or (height, width)", (
             (_is_size, "one or two numbers from 1 to 4096"),
         ), "Side of the images, or their height and width. Arrays must have it: they are not resized."),

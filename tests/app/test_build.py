@@ -295,17 +295,31 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
     for name in ("load", "load_labels"):
         keep = lambda *a, name=name, **k: calls.append((name, a, k))
         monkeypatch.setattr(build.data, name, keep)
-    others = dict(crop_size=17, background=9, holdout=0.25)
+    monkeypatch.setattr(build, "num_workers", lambda config: 5)
+    memory = dict(cache_bytes=12)
+    others = dict(crop_size=17, background=9, holdout=0.25) | memory
     fields = dict(dataset="mnist", data_dir="there", image_size=24, channels=3) | others
     config = load_config(**{f"data.{name}": value for name, value in fields.items()})
     build.load_images(config)
     build.load_images(config, "test")
     build.load_labels(config, "test")
     assert calls == [
-        ("load", ("mnist", "there", 24, 3), others | {"split": "train"}),
-        ("load", ("mnist", "there", 24, 3), others | {"split": "test"}),
-        ("load_labels", ("mnist", "there"), {"split": "test"}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "train", "threads": 5}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "test", "threads": 5}),
+        ("load_labels", ("mnist", "there"), memory | {"split": "test"}),
     ]
+
+
+def test_as_many_threads_decode_as_there_are_cores_to_spare(monkeypatch):
+    for backend, cores, expected in (
+        *(("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 9, 4)),
+        *(("gpu", 1, 1), ("gpu", 2, 1), ("tpu", 9, 8)),
+    ):
+        monkeypatch.setattr(build.jax, "default_backend", lambda backend=backend: backend)
+        monkeypatch.setattr(build.cpu, "cores", lambda cores=cores: cores)
+        assert build.num_workers(load_config()) == expected
+        for given in (0, 7):
+            assert build.num_workers(load_config(**{"data.workers": given})) == given
 
 
 def test_a_step_and_a_state_are_made_of_every_field(monkeypatch):

@@ -13,7 +13,7 @@ from configs import digits_ve
 from ncsn_jax import classifier, sde, training
 from ncsn_jax._random import Stream, stream_key
 from ncsn_jax.app import classifier_training
-from ncsn_jax.app.data import Batches
+from ncsn_jax.app.data import Batches, Images
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
 from tests.running import load_diffusion_config
@@ -33,7 +33,8 @@ def stripes():
     rng = np.random.default_rng(0)
     upright = np.broadcast_to(np.arange(4) % 2 * 200, (4, 4))
     x = np.stack([upright] * 24 + [upright.T] * 24)[..., None]
-    return (x + rng.integers(0, 50, x.shape)).astype(np.uint8), np.arange(48) // 24
+    x = (x + rng.integers(0, 50, x.shape)).astype(np.uint8)
+    return Images(x), np.arange(48) // 24
 
 
 class Linear(nn.Module):
@@ -103,7 +104,9 @@ def test_evaluation_is_by_noise_and_not_by_batch():
     x = np.repeat(np.array([64, 191], np.uint8), 500).reshape(1000, 1, 1, 1)
     y = np.arange(1000) // 500
     config = make_config(sigma_end=0.02, sigma_begin=2.0)
-    evaluate = functools.partial(classifier_training.evaluate, config, Threshold(), 0.5, x, y)
+    evaluate = functools.partial(
+        classifier_training.evaluate, config, Threshold(), 0.5, Images(x), y
+    )
     found = evaluate(num_bins=4)
     for i in range(4):
         sigma = 0.02 * 100 ** np.linspace(i / 4, (i + 1) / 4, 100)

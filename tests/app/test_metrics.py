@@ -34,7 +34,7 @@ def test_scalars_are_means_over_the_window_and_losses_by_level_are_shares_of_a_z
     window = metrics.Window(SIGMAS, (4, 4, 1), 0)
     window.add(2, measured([8, 4], [1, 2], [[24, 4], [0, 4]], [[3, 1], [0, 2]]), Store())
     window.add(3, measured([3], [6], [[0, 4]], [[0, 1]]), Store())
-    scalars = window.scalars()
+    scalars = window.scalars(0.0)
     assert scalars["loss"] == 5 and scalars["grad_norm"] == 3
     assert scalars["loss_by_level/0000_sigma_1"] == 24 / 3 / 8
     assert scalars["loss_by_level/0001_sigma_0.1"] == 12 / 4 / 8
@@ -46,7 +46,7 @@ def test_many_levels_are_written_in_ten_groups():
     sigmas, level = np.geomspace(10, 0.1, 23), np.arange(23)
     window = metrics.Window(sigmas, (4, 2, 3), 0)
     window.add(1, measured([1], [1], [level * 12.0], [level > 0]), Store())
-    found = {k: v for k, v in window.scalars().items() if k.startswith("loss_by_level/")}
+    found = {k: v for k, v in window.scalars(0.0).items() if k.startswith("loss_by_level/")}
     firsts = [0, 3, 6, 9, 11, 13, 15, 17, 19, 21]
     assert list(found) == [f"loss_by_level/{i:04d}_sigma_{sigmas[i]:.3g}" for i in firsts]
     assert list(found.values()) == [1.5, 4, 7, 9.5, 11.5, 13.5, 15.5, 17.5, 19.5, 21.5]
@@ -55,10 +55,9 @@ def test_many_levels_are_written_in_ten_groups():
 def test_a_window_forgets_everything_when_it_is_restarted():
     window = metrics.Window(SIGMAS, (4, 4, 1), 0, skip_nonfinite=1)
     window.add(2, measured([8, np.nan], [1, 2], [[24, 4], [0, 4]], [[3, 1], [0, 2]]), Store())
-    window.input_seconds = 1e6
     window.restart(2)
     window.add(3, measured([3], [6], [[4, 0]], [[1, 0]]), Store())
-    scalars = window.scalars()
+    scalars = window.scalars(0.0)
     assert scalars["loss"] == 3 and scalars["grad_norm"] == 6 and scalars["skipped"] == 0
     assert scalars["loss_by_level/0000_sigma_1"] == 0.5 and scalars["input_share"] == 0
     assert "loss_by_level/0001_sigma_0.1" not in scalars  # no example had this level
@@ -69,11 +68,10 @@ def test_speed_and_time_left_are_those_of_the_window_without_its_pauses(monkeypa
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
     window = metrics.Window(SIGMAS, (4, 4, 1), 10)
     window.add(20, measured([8], [1.5], [[24, 4]], [[3, 1]]), Store())
-    window.input_seconds += 1.0
     now += 4.0
     with window.paused():
         now += 1000.0
-    scalars = window.scalars()
+    scalars = window.scalars(1.0)
     assert scalars["steps_per_second"] == 2.5 and scalars["input_share"] == 0.25
     assert window.time_for(25) == "10 s"
     line = "step 20/45  loss 8  grad 1.5  2.5 steps/s  input 25 %  10 s left"
@@ -88,14 +86,14 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
         window.add(step, measured(loss, np.ones(len(loss)), levels, np.ones_like(levels)), Store())
 
     add(4, 8.0, np.nan, np.inf, 4.0)
-    scalars = window.scalars()
+    scalars = window.scalars(0.0)
     assert scalars["loss"] == 6.0 and scalars["skipped"] == 2
     assert scalars["loss_by_level/0000_sigma_1"] == 6.0 / 8
     add(5, np.nan)
-    assert window.scalars()["skipped"] == 3
+    assert window.scalars(0.0)["skipped"] == 3
     window.restart(5)
     add(6, np.nan)
-    assert np.isnan(window.scalars()["loss"]) and "nan" in window.line(6, 9, window.scalars())
+    assert np.isnan(window.scalars(0.0)["loss"]) and "nan" in window.line(6, 9, window.scalars(0.0))
     message = "the loss is inf and the gradient's norm 1.0 at step 7; stopped, .* of step 3"
     with pytest.raises(UserError, match=message):
         add(8, np.inf, 1.0)

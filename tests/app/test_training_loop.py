@@ -11,7 +11,16 @@ import pytest
 import run_lib
 from ncsn_jax import training
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, checkpoints, data, devices, metrics, run_samplers, workdirs
+from ncsn_jax.app import (
+    build,
+    checkpoints,
+    data,
+    devices,
+    feed,
+    metrics,
+    run_samplers,
+    workdirs,
+)
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.app.modes import runs
@@ -28,6 +37,22 @@ def make_state(step):
     weights = {"params": {"weight": np.zeros(2, np.float32)}}
     average = {"params": {"weight": np.full(2, step, np.float32)}}
     return training.TrainState(np.asarray(step, np.int32), weights, average, ())
+
+
+class Feed(feed.Feed):
+    """Makes a batch when it is asked for, without a thread, and waits for it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def take(self, is_computing):
+        began = time.perf_counter()
+        batch = self._make()
+        self.waited += time.perf_counter() - began
+        return batch
 
 
 class World:
@@ -71,7 +96,8 @@ class World:
                     raise UserError("a chain diverged")
                 return run_samplers.Samples(np.zeros((len(indices), 8, 8, 1), np.uint8), None, [])
 
-        patch.setattr(data, "load", lambda *_, **__: IMAGES)
+        patch.setattr(data, "load", lambda *_, **__: data.Images(IMAGES))
+        patch.setattr(run_lib, "Feed", Feed)
         patch.setattr(build, "make_init", lambda config: lambda key: make_state(0))
         patch.setattr(devices, "TrainSteps", Steps)
         patch.setattr(run_samplers, "Chains", Chains)
@@ -150,6 +176,8 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
     ):
         assert line in output
     assert not any(line.startswith("estimate") for line in output)  # the log has said it
+    (line,) = (line for line in output if line.startswith("steps wait for images"))
+    assert line.startswith("steps wait for images 25 % of the time; they are mapped from a file")
 
 
 def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(world, capsys):

@@ -111,6 +111,9 @@ ROWS = [
     Row("data.image_size", (16, 8), "model.image_size", 8, given=SDE | {"data.image_size": 16}),
     Row("data.channels", 3, "make_init.image_shape", (8, 8, 3)),
     Row("data.crop_size", -1, "load.crop_size"),
+    Row("data.cache_bytes", 7, "load.cache_bytes"),
+    Row("data.cache_bytes", 7, "load_labels.cache_bytes"),
+    Row("data.workers", 100, "load.threads"),
     Row("data.background", 0, "load.background"),
     Row("data.holdout", 0.25, "load.holdout"),
     Row("data.random_flip", True, "train_steps.random_flip"),
@@ -350,14 +353,16 @@ def read(path):
 
 def test_fields_of_inpainting_arrive(trained, tmp_path):
     trained.watch(complete, "make_masks")
-    trained.watch(image_folder, "read", lambda **_: (IMAGES[5:], ""))
+    trained.watch(image_folder, "Folder", lambda **_: "the folder")
+    trained.watch(image_folder, "first", lambda count, **_: (IMAGES[5 : 5 + count], ""))
     changes = {"num_images": 2, "num_completions": 3, "mask": "box", "images": "pictures"}
     config = load_config(**{f"inpainting.{name}": value for name, value in changes.items()})
     config.sampling.batch_size, config.sampling.name, config.seed = 4, "named", 9
     config.data.background = 3
     complete.inpaint(config, str(tmp_path))
-    (pictures,) = trained.calls["read"]
-    assert (pictures["directory"], pictures["crop_size"]) == ("pictures", -1)
+    (pictures,), (first,) = trained.calls["Folder"], trained.calls["first"]
+    assert (pictures["path"], pictures["crop_size"]) == ("pictures", -1)
+    assert first == {"folder": "the folder", "count": 2}
     masks = trained.calls["make_masks"][0]
     assert (masks["mask"], masks["count"], masks["seed"]) == ("box", 2, 9)
     assert (masks["background"], pictures["background"]) == (3, 3)
@@ -377,7 +382,7 @@ def test_images_to_inpaint_are_of_the_test_split_by_default(trained, tmp_path):
 
 def test_the_grey_of_an_image_is_the_mean_of_its_channels(trained, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
-    trained.watch(data, "load", lambda **_: images)
+    trained.watch(data, "load", lambda **_: data.Images(images))
     colours = lambda self, params, indices, size, *known, **_: (
         self.known.append((indices, known))
         or run_samplers.Samples(images[: len(indices)], None, [])
@@ -434,6 +439,7 @@ def test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn(
 def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
     """All of them in one run, from what it leaves behind."""
     record = Recorder(monkeypatch)
+    record.watch(data.Batches, "between")
     for owner, name in ((data, "Batches"), (devices, "TrainSteps"), (run_lib, "Window")):
         record.watch(owner, name)
     keys, make_init = [], training.make_init
@@ -455,6 +461,8 @@ def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
     config.update_from_flattened_dict(
         {
             "seed": 9,
+            "data.prefetch": 5,
+            "data.workers": 3,
             "training.batch_size": 16,
             "training.steps_per_call": 2,
             "training.num_steps": 20,
@@ -484,6 +492,9 @@ def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
     assert sizes == [(3, 3), (4, 4), (1, 4), (4, 4)]  # preview, two batches, film
     (batches,), (steps,), (window,) = (record.calls[n] for n in ("Batches", "TrainSteps", "Window"))
     assert (batches["seed"], batches["batch_size"]) == (9, 16)
+    (between,) = record.calls["between"]
+    assert (between["first"], between["last"], between["num_steps"]) == (0, 20, 2)
+    assert (between["threads"], between["ahead"]) == (3, 5)
     assert keys[-1] == jax.random.fold_in(jax.random.key(9), Stream.PARAMETERS)
     assert (
         steps["seed"] == 9
@@ -499,6 +510,7 @@ PRECISION = (
 
 ELSEWHERE = {
     "seed": test_noise_of_a_sample_is_that_of_the_seed_and_its_index,
+    "data.prefetch": test_fields_of_the_training_loop_arrive,
     "training.batch_size": test_fields_of_the_training_loop_arrive,
     "training.num_steps": test_fields_of_the_training_loop_arrive,
     "training.steps_per_call": test_fields_of_the_training_loop_arrive,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ncsn_jax.app import schema, workdirs
+from ncsn_jax.app.data import Images
 from ncsn_jax.errors import UserError
 from tests import tiny
 from tests.running import load_config
@@ -26,7 +27,7 @@ def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp
 def test_a_run_goes_on_with_other_values_of_these_fields_and_no_others(tmp_path):
     """A network with a ladder, which uses no field of SDEs and of NCSN++."""
     changeable = {
-        "data.data_dir",
+        *(f"data.{name}" for name in ("data_dir", "cache_bytes", "prefetch", "workers")),
         *(f"training.{name}" for name in ("microbatches", "remat", "num_steps", "log_every")),
         *(f"training.{name}" for name in ("checkpoint_every", "checkpoints_kept", "keep_every")),
         *("training.sample_every", "training.skip_nonfinite", "model.beta_min", "model.beta_max"),
@@ -96,22 +97,42 @@ def test_checkpoints_without_a_config_json_are_refused(tmp_path):
 
 def test_other_images_than_those_of_the_run_are_refused(tmp_path):
     images = np.arange(4 * 3, dtype=np.uint8).reshape(3, 2, 2, 1)
-    workdirs.claim_images(images, str(tmp_path), read_only=True)
+    claim = lambda images, **options: workdirs.claim_images(
+        Images(images), str(tmp_path), **options
+    )
+    claim(images, read_only=True)
     assert list(tmp_path.iterdir()) == []
-    workdirs.claim_images(images, str(tmp_path))
-    workdirs.claim_images(images.copy(), str(tmp_path))
+    claim(images)
+    claim(images.copy())
     for other in (images[:2], images + 1):
         with pytest.raises(UserError, match="holds a run on other images"):
-            workdirs.claim_images(other, str(tmp_path))
+            claim(other)
+
+
+def test_files_are_told_apart_by_their_names_and_sizes_and_not_by_their_pixels(tmp_path):
+    """As `Images.identity` says, so that nothing is decoded for it."""
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    claim = lambda images, files: workdirs.claim_images(
+        Images(images, identity=files), str(tmp_path)
+    )
+    claim(images, "abc")
+    assert json.loads((tmp_path / "images.json").read_text()) == {
+        "shape": [3, 2, 2, 1],
+        "files": "abc",
+    }
+    claim(images + 1, "abc")
+    for other, files, message in ((images[:2], "abc", "shape is"), (images, "abd", "files is")):
+        with pytest.raises(UserError, match=f"holds a run on other images: {message}"):
+            claim(other, files)
 
 
 @pytest.mark.parametrize("index", [0, 1000, 1998])
 def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
     images = np.zeros((2000, 2, 2, 1), np.uint8)
-    workdirs.claim_images(images, str(tmp_path))
+    workdirs.claim_images(Images(images), str(tmp_path))
     images[index, 1, 1] = 1
     with pytest.raises(UserError, match="on other images: crc32_of_a_thousand is"):
-        workdirs.claim_images(images, str(tmp_path))
+        workdirs.claim_images(Images(images), str(tmp_path))
 
 
 def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_path):

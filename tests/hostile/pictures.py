@@ -147,7 +147,8 @@ def make_inpainting_images(case):
     arguments, named = _folder_case(case)
 
     def call():
-        x, text = image_folder.read(*arguments, "config.inpainting.images")
+        folder = image_folder.Folder(*arguments, "config.inpainting.images")
+        x, text = image_folder.first(folder, 9)
         _judge_images(x, *arguments[1:3])
         if text:
             judge(text, None)

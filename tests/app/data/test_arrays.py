@@ -9,10 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ncsn_jax.app import units, workdirs
+from ncsn_jax.app import units
 from ncsn_jax.app.data import arrays
 from ncsn_jax.app.data.batches import Batches
 from ncsn_jax.app.data.holdout import is_held_out
+from ncsn_jax.app.data.images import Images
 from ncsn_jax.errors import UserError
 from tests.conftest import DATA
 
@@ -29,6 +30,7 @@ def test_the_cases_are_read_as_they_are():
     for name in ("kelvin_float32.npz:temperature", "kelvin_float32.npz"):
         kelvin = arrays.load(str(CASES / name), (16, 16, 5), (260, 320))
         assert kelvin.shape == (12, 16, 16, 5) and kelvin.dtype == np.float32
+        kelvin = kelvin[:]
         assert 260 < kelvin.min() < 261 and 322 < kelvin.max() < 323
 
 
@@ -102,7 +104,7 @@ def test_a_mapped_array_takes_the_memory_of_what_is_read(tmp_path):
     tracemalloc.start()
     images = arrays.load(path, (256, 256, 1), (-1, 1))
     batch = units.to_input(Batches(images, 0, 8)(3), (-1, 1))
-    workdirs.describe_images(images)
+    images.describe()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert batch.shape == (1, 8, 256, 256, 1) and (batch == 0.5).all()
@@ -112,8 +114,9 @@ def test_a_mapped_array_takes_the_memory_of_what_is_read(tmp_path):
 def test_the_checksum_of_rows_is_that_of_all_of_them_together():
     images = RNG.integers(0, 256, (2500, 2, 2, 1), dtype=np.uint8)
     expected = {"shape": [2500, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images[::2].tobytes())}
-    assert workdirs.describe_images(images) == expected
-    assert workdirs.describe_images(arrays.Rows(images, np.arange(2500))) == expected
+    rows = np.arange(2500)
+    assert Images(images).describe() == Images(images, rows=rows).describe() == expected
+    assert Images(arrays.Rows(images, rows, "x"), 2).describe() == expected
 
 
 def not_finite(value):

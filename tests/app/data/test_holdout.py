@@ -80,4 +80,4 @@ def test_the_cache_tells_backgrounds_apart(tmp_path):
     changes = {"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}
     for background in (255, 9):
         config = load_config(**changes, **{"data.background": background})
-        assert np.all(build.load_images(config) == background)
+        assert np.all(build.load_images(config)[:] == background)

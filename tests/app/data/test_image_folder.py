@@ -5,62 +5,78 @@ import pytest
 from PIL import Image
 
 from ncsn_jax.app import data
-from ncsn_jax.app.data import image_folder, transforms
+from ncsn_jax.app.data import files, image_folder, images, transforms
 from ncsn_jax.errors import UserError
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures of known content, and files that are not pictures."""
+    """Three pictures of known content, two damaged ones, and what is ignored or no picture."""
     root = tmp_path / "pictures"
     (root / "below").mkdir(parents=True)
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = (255, 0, 0)
     Image.fromarray(wide).save(root / "a wide.PNG")
     Image.fromarray(np.full((16, 16), 128, np.uint8)).save(root / "below" / "grey.jpg", quality=95)
-    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(root / "below" / "deep.png")
-    (root / "torn.jpg").write_bytes((root / "below" / "grey.jpg").read_bytes()[:100])
+    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(root / "below" / "deep", "PNG")
+    (root / "b torn.jpg").write_bytes((root / "below" / "grey.jpg").read_bytes()[:100])
     (root / "text.png").write_text("not a picture")
     (root / "notes.txt").write_text("not even by name")
     (root / ".hidden.png").write_text("")
     (root / "dangling.png").symlink_to("nowhere")
+    os.mkfifo(root / "pipe.png")
     return root
 
 
-def test_image_folder_crops_resizes_and_names_what_it_leaves_out(folder, caplog):
-    x = data.load("image_folder", str(folder), 8, 3, crop_size=-1)
-    assert x.shape == (3, 8, 8, 3) and x.dtype == np.uint8
-    assert np.all(x[0] == (255, 0, 0))  # the middle of the wide picture
-    assert np.all(x[1] == 40000 >> 8)
-    assert np.abs(x[2].astype(int) - 128).max() <= 1
-    data.load("image_folder", str(folder), 8, 3, crop_size=-1)  # from the cache, and still named
-    message, again = [r.getMessage() for r in caplog.records if r.name.startswith("ncsn_jax")]
-    assert "2 not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt, text.png)" in message
-    assert again == message
-    assert "2 unreadable" in message and "dangling.png: " in message and "torn.jpg: " in message
-    assert data.load("image_folder", str(folder), 8, 1, crop_size=-1).shape == (3, 8, 8, 1)
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
+    cache_bytes, folder, caplog, monkeypatch
+):
+    """A damaged image is replaced by the next; the last one's next is the first."""
+    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    load = lambda channels: data.load(
+        "image_folder", str(folder), 8, channels, crop_size=-1, cache_bytes=cache_bytes
+    )
+    x = load(3)
+    assert x.shape == (5, 8, 8, 3) and x.dtype == np.uint8
+    for row in (0, 4):
+        assert np.all(x[row] == (255, 0, 0))  # the middle of the wide picture
+    for row in (1, 2):
+        assert np.all(x[row] == 40000 >> 8)
+    assert np.abs(x[3].astype(int) - 128).max() <= 1
+    load(3)  # from the cache, and still named
+    first, damaged, *again = [r.getMessage() for r in caplog.records if "ncsn_jax" in r.name]
+    what, count = f"data.data_dir={str(folder)!r}", "" if cache_bytes else "of 5 images: "
+    left_out = "left out 1 not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt)"
+    assert first == f"{what}: {count}{left_out}"
+    torn, text = "b torn.jpg: ", "text.png: not PNG, JPEG, WebP, BMP, TIFF or GIF)"
+    assert damaged.startswith(f"{what}: 2 damaged ({torn}") and damaged.endswith(f", {text}")
+    assert again == [first, damaged]
+    assert load(1).shape == (5, 8, 8, 1)
 
 
 def test_a_crop_is_cut_out_of_a_jpeg_before_it_is_made_smaller(tmp_path):
     image = np.zeros((64, 64), np.uint8)
     image[16:48, 16:48] = 255
     Image.fromarray(image).save(tmp_path / "x.jpg", quality=95)
-    assert data.load("image_folder", str(tmp_path), 8, 1, crop_size=32).min() > 250
+    assert data.load("image_folder", str(tmp_path), 8, 1, crop_size=32)[:].min() > 250
     whole = data.load("image_folder", str(tmp_path), 8, 1, crop_size=-1)  # not from the cache
     assert np.all(whole[0, 0] < 5) and np.all(whole[0, 3:5, 3:5] > 250)
 
 
-def test_image_folder_without_cropping_takes_only_images_that_fit(folder):
-    x = data.load("image_folder", str(folder), 16, 1)
-    assert x.shape == (2, 16, 16, 1)
-    with pytest.raises(UserError, match=r"no readable.*a wide.PNG: is 40x20, not 32x32"):
-        data.load("image_folder", str(folder), 32, 1)
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_image_folder_without_cropping_takes_only_images_that_fit(cache_bytes, folder):
+    """An image of another size is a damaged one, and here most of them are."""
+    message = r"data.data_dir=.*: more than a tenth of the images cannot be used: \d damaged \("
+    with pytest.raises(UserError, match=message + r"a wide.PNG: is 40x20, not 16x16; set data.cro"):
+        data.load("image_folder", str(folder), 16, 1, cache_bytes=cache_bytes)
 
 
-def test_image_folder_notices_changed_files(folder):
-    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 3
-    os.remove(folder / "a wide.PNG")
-    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 2
+def test_image_folder_notices_changed_files(folder, monkeypatch):
+    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 5
+    os.remove(folder / "b torn.jpg")
+    assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 4
 
 
 def test_images_are_in_the_order_of_their_paths(tmp_path):
@@ -81,10 +97,10 @@ def test_the_cache_tells_sizes_channels_directories_and_nested_changes_apart(tmp
     load = lambda folder, size=8, channels=1, crop=-1: data.load(
         "image_folder", str(folder), size, channels, crop_size=crop
     )
-    assert np.all(load(root) == 10) and np.all(load(other) == 200)
+    assert np.all(load(root)[:] == 10) and np.all(load(other)[:] == 200)
     assert load(root, size=4).shape == (1, 4, 4, 1) and load(root, 8, 3).shape == (1, 8, 8, 3)
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(root / "deep" / "er" / "x.png")
-    assert np.all(load(root) == 99)
+    assert np.all(load(root)[:] == 99)
     Image.fromarray(np.full((8, 8), 11, np.uint8)).save(root / "deep" / "a.png")
     assert load(root)[:, 0, 0, 0].tolist() == [11, 99]
 
@@ -108,10 +124,10 @@ def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
             (tmp_path / f"d{i}" / name).symlink_to(f"../d{i + 1}")
     (tmp_path / "up").symlink_to(".")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "d29" / "x.png")
-    assert image_folder.find(str(tmp_path)) == ["d29/a", "d29/b", "d29/x.png"]
+    assert [file.name for file in files.find(str(tmp_path), "x").files] == ["d29/x.png"]
 
 
-def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monkeypatch):
+def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "pictures"
     root.mkdir()
@@ -119,11 +135,13 @@ def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monke
     (root / "two\nlines.png").write_text("")
     (root / "\udcff.txt").write_text("")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "x.png")
-    x, text = image_folder.read(str(root), 8, 1, 0)
+    x, text = image_folder.first(image_folder.Folder(str(root), 8, 1, 0), 9)
     assert x.shape == (1, 8, 8, 1)
-    assert text.isprintable() and "link.png: " in text
-    assert r"two\nlines.png" in text and r", \udcff.txt)" in text
-    assert data.load("image_folder", str(root), 8, 1).shape == (1, 8, 8, 1)
+    assert text.isprintable() and "link.png" not in text
+    assert r"(two\nlines.png: not PNG" in text and r" GIF (\udcff.txt)" in text
+    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    assert data.load("image_folder", str(root), 8, 1).shape == (2, 8, 8, 1)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
 def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
@@ -133,7 +151,8 @@ def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
     found = data.load("image_folder", str(tmp_path), 8, 1, background=200)
     np.testing.assert_array_equal(found[:, 0, 0, 0], [200, 122, 43, 99])
     (record,) = caplog.records
-    assert record.getMessage() == f"{tmp_path}: 3 with transparency, on data.background=200"
+    what = f"data.data_dir={str(tmp_path)!r}"
+    assert record.getMessage() == f"{what}: 3 with transparency, on data.background=200"
 
 
 @pytest.mark.parametrize(("crop_size", "box"), [(-1, (0, 1, 30, 19)), (6, (10, 7, 20, 13))])

@@ -17,6 +17,7 @@ from ncsn_jax import classifier as library_classifier
 from ncsn_jax import sampling, sde, sigmas
 from ncsn_jax._random import Stream
 from ncsn_jax.app import build, classifier_file, classifier_training, storage
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.modes import classifier
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -51,9 +52,7 @@ def test_a_classifier_is_trained_on_one_split_and_tested_on_the_other(workdir):
         for split in ("train", "test")
     )
     params, _ = classifier_training.train_classifier(config, model, images, labels)
-    accuracy = classifier_training.evaluate(
-        config, model, params, np.asarray(test_images), test_labels
-    )
+    accuracy = classifier_training.evaluate(config, model, params, test_images, test_labels)
     described = classifier_file.describe(config, model)
     found, meta = classifier_file.load(f"{workdir}/classifier/classifier.npz", described)
     jax.tree.map(np.testing.assert_array_equal, found, params)
@@ -158,9 +157,9 @@ def test_a_file_of_a_classifier_says_what_it_is_of(workdir, monkeypatch):
 
 def test_a_classifier_of_other_images_is_not_trained(workdir, monkeypatch):
     config = runs.vp_config()
-    images = np.asarray(build.load_images(config))[::-1]
+    images = Images(np.asarray(build.load_images(config)), identity="others")
     monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
-    with pytest.raises(UserError, match="holds a run on other images: crc32"):
+    with pytest.raises(UserError, match="holds a run on other images: files is"):
         run_lib.classifier(config, workdir)
     assert not os.path.exists(f"{workdir}/classifier")
 

@@ -8,6 +8,7 @@ import pytest
 
 import run_lib
 from ncsn_jax.app import build, storage
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.modes import nearest
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -47,8 +48,9 @@ def test_samples_are_compared_with_every_training_image(ladder_run):
     np.testing.assert_array_equal(fewer, found["indices"][:2])
 
 
-def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains):
-    """More than are compared at once; the samples are noise."""
+def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains, monkeypatch):
+    """Training images are compared 97 at a time; the samples are noise."""
+    monkeypatch.setattr(nearest, "_DISTANCES", 97 * 103 + 1)
     config = runs.ladder_config(
         **{"sampling.num_samples": 103, "sampling.batch_size": 60, "sampling.preview_samples": 102},
         **{"sampling.name": "many"},
@@ -73,7 +75,8 @@ def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains):
     runs.assert_shows(f"{directory}/nearest.png", rows)
     log = storage.read(f"{ladder_run}/log.txt").decode()
     first = expected[:, 0]
-    assert f"smallest {first.min():.3g}, median {np.median(first):.3g}; wrote" in log
+    numbers = f"smallest {first.min():.3g}, median {np.median(first):.3g}"
+    assert f"distance to the nearest of 1500 training images: {numbers}; wrote" in log
 
 
 def test_few_training_images_are_all_neighbours_and_others_are_refused(
@@ -81,9 +84,9 @@ def test_few_training_images_are_all_neighbours_and_others_are_refused(
 ):
     workdir = str(shutil.copytree(ladder_run, tmp_path / "run"))
     config = runs.ladder_config(**{"sampling.name": "few", "sampling.preview_samples": 2})
-    images = np.asarray(build.load_images(config))[:4]
+    images = Images(np.asarray(build.load_images(config))[:4], identity="of four")
     monkeypatch.setattr(build, "load_images", lambda config, *_: images)
-    with pytest.raises(UserError, match="holds a run on other images: crc32"):
+    with pytest.raises(UserError, match="holds a run on other images: files is"):
         run_lib.nearest(config, workdir)
     os.remove(f"{workdir}/images.json")
     run_lib.nearest(config, workdir)

@@ -11,6 +11,7 @@ import run_lib
 from configs import digits, digits_vp
 from ncsn_jax import sigmas
 from ncsn_jax.app import build
+from ncsn_jax.app.data import Images
 from ncsn_jax.app.modes import suggest as suggest_mode
 from ncsn_jax.errors import UserError
 from tests.recording import IMAGES
@@ -39,7 +40,7 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys
         assert printed.pop(4) == "..."
         shown = np.concatenate([ladder[:4], ladder[-4:]])
     np.testing.assert_allclose([float(s) for s in printed], shown, rtol=1e-3)
-    images = build.load_images(config) / 255
+    images = build.load_images(config)[:] / 255
     flat = images.reshape(len(images), -1)
     distances = [np.linalg.norm(flat - point, axis=1).max() for point in flat]
     assert ladder[0] == pytest.approx(width * max(distances), rel=1e-3)
@@ -56,7 +57,7 @@ def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monke
     """Of 10 images, of which memory has place for four, each third is compared."""
     changes = {"model.name": name, "model.sigma_end": 0.07, "sampling.steps_per_level": 11}
     changes |= {"sampling.epsilon": 0.25, "model.sigma_begin": 0.9, "model.num_levels": 4}
-    monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
+    monkeypatch.setattr(build.data, "load", lambda *_, **__: Images(IMAGES))
     monkeypatch.setattr(suggest_mode, "_NUMBERS_TO_COMPARE", 4 * 64)
     run_lib.suggest(load_config(**changes))
     lines = capsys.readouterr().out.splitlines()
@@ -83,7 +84,7 @@ def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monke
 
 
 def test_a_smallest_sigma_above_all_distances_is_refused(monkeypatch):
-    monkeypatch.setattr(build.data, "load", lambda *_, **__: IMAGES)
+    monkeypatch.setattr(build.data, "load", lambda *_, **__: Images(IMAGES))
     with pytest.raises(UserError, match="config.model.sigma_end=50.0, for these images: sigma_end"):
         run_lib.suggest(load_config(**{"model.sigma_end": 50.0, "model.sigma_begin": 60.0}))
 
@@ -94,5 +95,5 @@ def test_what_is_left_out_of_a_folder_is_named_as_in_training(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("not a picture")
     run_lib.suggest(load_config(**{"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}))
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith(f"{tmp_path}: left out 1 not PNG, JPEG, ")
+    assert first.startswith(f"data.data_dir={str(tmp_path)!r}: left out 1 not PNG, JPEG, ")
     assert "(notes.txt)" in first and second.startswith("2 images of shape (8, 8, 1)")
