@@ -176,6 +176,7 @@ def load(
     return Images(array if array.ndim == 4 else array[..., None], rows=rows if holdout else None)
 
 
+@np.errstate(all="ignore")  # NumPy warns of shapes that no array can have, and then refuses them.
 def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
     """Returns the array that a name stands for, and what tells that its content is the same."""
     npy, npz, key = _FILE.fullmatch(name).groups()

@@ -5,6 +5,7 @@ one, is taken for an image; the others are left out, counted and named.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import os
@@ -120,6 +121,8 @@ class Folder(Source):
             raise UserError(
                 f"{self.what}: {one_line(file.name)} cannot be read: {error.strerror or error}"
             ) from None
+        except Exception as error:  # a member of an archive, which is compressed
+            raise Damaged(str(error)) from None
 
     def _images_of(self, found: list[files.File]) -> tuple[list[files.File], list[str]]:
         """Returns the files that are images, and the names of the others."""
@@ -128,7 +131,9 @@ class Folder(Source):
         def looks_like_one(file: files.File) -> bool:
             if file.kind != files.DEFLATED:
                 file = file._replace(size=min(file.size, reading.PREFIX))
-            return reading.is_image(self._read(file)[: reading.PREFIX])
+            with contextlib.suppress(Damaged):
+                return reading.is_image(self._read(file)[: reading.PREFIX])
+            return False
 
         images = _in_threads(looks_like_one, unclear)
         others = [f.name for f, is_one in zip(unclear, images, strict=True) if not is_one]
@@ -139,7 +144,10 @@ class Folder(Source):
         """Returns which files are held out, bool `[N]`; this is kept in the cache."""
 
         def digest(file: files.File) -> bytes:
-            return hashlib.sha256(self._read(file)).digest()
+            content = b""  # of a damaged one, which is found and counted when it is asked for
+            with contextlib.suppress(Damaged):
+                content = self._read(file)
+            return hashlib.sha256(content).digest()
 
         def make() -> tuple[np.ndarray, str]:
             with progress("choosing the test split", len(kept), "files") as advanced:
