@@ -1,15 +1,17 @@
-"""Pictures and bombs, directories of them with hostile names, masks, data sets and the cache of images."""
+"""Pictures and bombs, directories and archives of them, masks, arrays, data sets and the cache of images."""
 
 import io
 import os
 import pathlib
 import struct
+import tarfile
+import zipfile
 import zlib
 
 import numpy as np
 
 from tests.hostile import HARMLESS, NAMES, STRINGS, Failure, entry, judge, mutate, place, special
-from tests.hostile.workdirs import json_text, npy
+from tests.hostile.workdirs import json_text, npy, npz
 
 
 def _picture(rng) -> bytes:
@@ -154,6 +156,94 @@ def make_inpainting_images(case):
             judge(text, None)
 
     return call, named
+
+
+def _archive(rng, suffix: str) -> bytes:
+    """Returns an archive of pictures, damaged ones, and members of all kinds with hostile names."""
+    buffer = io.BytesIO()
+    names = [name for name in NAMES if name.isprintable()] + ["a/b.png", "../x.png", "/x.png", "a/"]
+    names = rng.sample([name[:80] for name in names], rng.choice([0, 1, 3, 8]))
+    pictures = [_picture(rng) if rng.random() < 0.9 else _bomb(rng) for _ in names]
+    pictures = [p if rng.random() < 0.9 else mutate(rng, p) for p in pictures]
+    if suffix == ".zip":
+        kinds = [zipfile.ZIP_STORED] * 3 + [zipfile.ZIP_DEFLATED] * 3 + [zipfile.ZIP_BZIP2]
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, picture in zip(names, pictures, strict=True):
+                archive.writestr(name, picture, rng.choice(kinds))
+    else:
+        kind = rng.choice([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+        with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+            for name, picture in zip(names, pictures, strict=True):
+                member = tarfile.TarInfo(name)
+                member.size = len(picture)
+                if rng.random() < 0.1:
+                    member.type, member.size = rng.choice([b"1", b"2", b"3", b"5", b"6", b"S"]), 0
+                archive.addfile(member, io.BytesIO(picture))
+    data = buffer.getvalue()
+    return data if rng.random() < 0.3 else mutate(rng, data)
+
+
+@entry(6, "ncsn_jax.app.data")
+def make_archive(case):
+    """A tar or zip file of training images, or a directory with one."""
+    from ncsn_jax.app import data
+
+    rng = case.rng
+    suffix = rng.choice([".tar", ".zip", ".zip", ".TAR"])
+    folder = case.path("below")
+    os.mkdir(folder)
+    path = os.path.join(folder, rng.choice(["a", "\udcff", "new\nline", "é"]) + suffix)
+    place(rng, path, lambda: _archive(rng, suffix.lower()), 0.05)
+    given = rng.choice([path, path, folder])
+    holdout, cache_bytes = rng.choice([0, 0, 0.5]), rng.choice([0, 10**9])
+    options = {"crop_size": rng.choice([0, -1]), "holdout": holdout, "cache_bytes": cache_bytes}
+
+    def call():
+        for _ in range(2):  # the second time the list is in the cache
+            x = data.load("image_folder", given, 8, 1, **options)
+            _judge_images(x, 8, 1)
+            _judge_images(x[:], 8, 1)
+
+    return call, None if given == folder else path
+
+
+@entry(4, "ncsn_jax.app.data.arrays")
+def make_array(case):
+    """A file of an array as the dataset."""
+    from ncsn_jax.app.data import arrays
+
+    rng = case.rng
+    images = np.frombuffer(rng.randbytes(320), np.uint8).reshape(5, 8, 8, 1)
+    images = rng.choice([images, images, images[..., 0], images / np.float32(255)])
+    suffix = rng.choice([".npy", ".npz"])
+    path = case.path(rng.choice(["a", "\udcff", "new\nline", "é"]) + suffix)
+    buffer = io.BytesIO()
+    np.save(buffer, images)
+    valid = buffer.getvalue()
+    shapes = [(10**18, 8, 8, 1), (2**62, 8), (5, 8, 8), (-1, 8, 8, 1), (5, 8, 8, 2), (0,), ()]
+    header = {
+        "descr": rng.choice(["|u1", "<f4", ">f8", "|O", "V3", "", None]),
+        "fortran_order": False,
+    }
+    others = [npy(header | {"shape": shape}, bytes(320)) for shape in shapes]
+    others += [
+        npy({}, b""),
+        npy("(" * 9000, b""),
+        b"",
+        valid,
+        *(mutate(rng, valid) for _ in shapes),
+    ]
+    place(rng, path, lambda: rng.choice(others) if suffix == ".npy" else npz(rng, "a", images))
+    name = path + (rng.choice(["", "", ":a", ":b", ":", "::"]) if suffix == ".npz" else "")
+    value_range = () if images.dtype == np.uint8 else (0.0, 1.0)
+    options = {"holdout": rng.choice([0, 0, 0.5]), "cache_bytes": rng.choice([0, 10**9])}
+
+    def call():
+        x = arrays.load(name, (8, 8, 1), value_range, **options)
+        if x.shape[1:] != (8, 8, 1) or x[:].shape != x.shape:
+            raise Failure(f"returned {x.dtype} {x.shape}")
+
+    return call, path
 
 
 @entry(8, "ncsn_jax.app.data.masks")

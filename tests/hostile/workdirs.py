@@ -42,7 +42,7 @@ def json_text(rng, valid: dict) -> bytes:
 def make_workdir(case):
     """`config.json` and `images.json`, what else has its place there, and the directory itself."""
     from configs import digits
-    from ncsn_jax.app import schema, workdirs
+    from ncsn_jax.app import data, schema, workdirs
 
     rng, config = case.rng, digits.get_config()
     images = np.zeros((3, 2, 2, 1), np.uint8)
@@ -66,7 +66,7 @@ def make_workdir(case):
         workdirs.compare(config, workdir)
         workdirs.make(workdir)
         with workdirs.lock(workdir):
-            workdirs.claim_images(images, workdir, read_only=read_only)
+            workdirs.claim_images(data.Images(images), workdir, read_only=read_only)
             workdirs.write_config(config, workdir)
         workdirs.require_run(config, workdir)
 
