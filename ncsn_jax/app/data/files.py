@@ -136,6 +136,7 @@ def _entries(path: str) -> Iterator[tuple[str, int, object]]:
         status = os.stat(path)
         yield "", status.st_size, status.st_mtime_ns
     else:
+        os.scandir(path).close()  # It says why, if that cannot be read.
         for folder, names in walk(path):
             for full in (os.path.join(folder, name) for name in names if not name.startswith(".")):
                 with contextlib.suppress(OSError):  # such as a dangling link
