@@ -1,0 +1,176 @@
+"""Which files are found in a directory, a tar or a zip file, and that what is read of them is what is there."""
+
+import io
+import os
+import struct
+import tarfile
+import zipfile
+
+import pytest
+
+from ncsn_jax.app.data import files, image_folder
+from ncsn_jax.errors import UserError
+
+# The order of their names, in which "!" comes before "/".
+CONTENT = {"a!.png": b"first", "a/b.png": b"", "a/z": 9000 * b"long", "c d é.png": b"fourth"}
+HIDDEN = {".x.png": b"hidden", "a/.hidden/x.png": b"hidden"}
+
+
+def write_folder(path, content=CONTENT):
+    for name, data in (content | HIDDEN).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    (path / "link.png").symlink_to("nowhere")
+    os.mkfifo(path / "pipe.png")
+    return path
+
+
+def write_tar(path, content=CONTENT, **options):
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in reversed((content | HIDDEN).items()):
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, kind in (("link.png", tarfile.SYMTYPE), ("d.png", tarfile.DIRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a/z"
+            archive.addfile(member)
+    return path
+
+
+def write_zip(path, method=zipfile.ZIP_STORED, content=CONTENT, extra=b""):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("a")
+        for name, data in reversed((content | HIDDEN).items()):
+            member = zipfile.ZipInfo(name)
+            member.extra = extra
+            archive.writestr(member, data, method)
+    return path
+
+
+def found(path):
+    return {file.name: file.read() for file in files.find(str(path), "x").files}
+
+
+# The header of a member ends beyond what is read at first of a small one.
+LONG = struct.pack("<HH", 0xCAFE, 5000) + bytes(5000)
+WRITERS = {
+    "folder": lambda path: write_folder(path / "x"),
+    "ustar": lambda path: write_tar(path / "x.tar", format=tarfile.USTAR_FORMAT),
+    "gnu": lambda path: write_tar(path / "x.TAR", format=tarfile.GNU_FORMAT),
+    "pax": lambda path: write_tar(path / "x.tar", format=tarfile.PAX_FORMAT),
+    "stored": lambda path: write_zip(path / "x.zip"),
+    "deflated": lambda path: write_zip(path / "x.ZIP", zipfile.ZIP_DEFLATED),
+    "long": lambda path: write_zip(path / "x.zip", extra=LONG),
+    "long and deflated": lambda path: write_zip(path / "x.zip", zipfile.ZIP_DEFLATED, extra=LONG),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_files_are_found_in_the_order_of_their_names_and_read_as_they_are(kind, tmp_path):
+    """Without hidden ones, links to nothing, and what is no file."""
+    path = WRITERS[kind](tmp_path)
+    assert list(found(path).items()) == list(CONTENT.items())
+    assert list(found(path).items()) == list(CONTENT.items())  # its list is in the cache
+
+
+def test_archives_inside_a_directory_stand_for_directories(tmp_path):
+    write_folder(tmp_path / "x")
+    write_tar(tmp_path / "x" / "a.tar")
+    write_zip(tmp_path / "x" / "a" / "b.zip", zipfile.ZIP_DEFLATED)
+    (tmp_path / "x" / ".hidden.zip").write_bytes(b"no archive")
+    inside = {f"{a}/{name}": data for a in ("a.tar", "a/b.zip") for name, data in CONTENT.items()}
+    assert list(found(tmp_path / "x").items()) == sorted((CONTENT | inside).items())
+
+
+def test_long_names_of_members_are_whole(tmp_path):
+    content = {f"{'d' * 90}/{'e' * 90}/{'f' * 90}.png": b"deep"}
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        assert found(write_tar(tmp_path / f"{kind}.tar", content, format=kind)) == content
+
+
+def test_the_identity_is_that_of_names_and_sizes_wherever_they_lie(tmp_path):
+    identity = lambda path: files.find(str(path), "x").identity
+    there = identity(write_folder(tmp_path / "a"))
+    other = CONTENT | {"a!.png": b"FIRST"}
+    same = [
+        write_folder(tmp_path / "b", other),
+        write_tar(tmp_path / "x.tar", other),
+        write_zip(tmp_path / "x.zip", content=other),
+    ]
+    assert {identity(path) for path in same} == {there}
+    renamed = {name.replace("!", "?"): data for name, data in CONTENT.items()}
+    others = [CONTENT | {"a!.png": b"longer"}, renamed, CONTENT | {"e": b""}]
+    found = {identity(write_folder(tmp_path / f"{i}", c)) for i, c in enumerate(others)}
+    assert len(found | {there}) == 4
+
+
+def test_the_version_changes_with_the_place_and_when_a_file_is_written_again(tmp_path):
+    version = lambda path: files.find(str(path), "x").version
+    paths = [write_folder(tmp_path / "a"), write_tar(tmp_path / "x.tar")]
+    before = [version(path) for path in paths]
+    assert [version(path) for path in paths] == before
+    assert version((tmp_path / "a").rename(tmp_path / "b")) != before[0]
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "a" / "a!.png").write_bytes(b"FIRST")
+    write_tar(tmp_path / "x.tar")
+    for name in ("a/a!.png", "x.tar"):
+        os.utime(tmp_path / name, ns=(1, 1))  # a clock may be coarse
+    assert not set(before) & {version(path) for path in paths}
+
+
+def test_an_archive_that_is_written_again_is_listed_again(tmp_path):
+    for content in (CONTENT, {"other": b"content"}):
+        os.utime(write_zip(tmp_path / "x.zip", content=content), ns=(1, len(content)))
+        assert found(tmp_path / "x.zip") == content
+
+
+def refusal(path):
+    with pytest.raises(UserError) as refused:
+        files.find(str(path), "data.data_dir")
+    assert str(refused.value).isprintable()
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["itself", "inside"])
+def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
+    """It names the archive, also one inside the directory that was given."""
+
+    def line(path):
+        return refusal(path if where == "itself" else tmp_path)
+
+    path = write_tar(tmp_path / "x.tar")
+    whole, begin = path.read_bytes(), f"data.data_dir={str(path)!r} cannot be read as an archive: "
+    for data, message in (
+        (whole[:-1], "it is cut short"),
+        (whole[: 3 * 512], ""),
+        (whole[:100] + b"\xff" + whole[101:], ""),
+        (b"no archive", "it is cut short"),
+    ):
+        path.write_bytes(data)
+        assert line(path).startswith(begin + message)
+    path.unlink()
+    path = write_zip(tmp_path / "x.zip")
+    whole, begin = path.read_bytes(), f"data.data_dir={str(path)!r} cannot be read as an archive: "
+    for data in (whole[:-1], whole[:100], b"", b"no archive"):
+        path.write_bytes(data)
+        assert line(path).startswith(begin + "File is not a zip file")
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        write_zip(path, method)
+        assert "a/.hidden/x.png is encrypted, or compressed by another method" in line(path)
+    data, entry = bytearray(whole), b"PK\x01\x02"
+    data[data.index(entry, data.index(entry) + 1) + 8] |= 1  # of the first member that is a file
+    path.write_bytes(data)
+    assert begin in line(path) and "is encrypted, or compressed by another method" in line(path)
+
+
+def test_what_is_no_directory_and_no_archive_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    for name, reason in (("no.tar", "No such file or dir"), ("pipe.tar", "Not a directory")):
+        message = f"data.data_dir={str(tmp_path / name)!r} cannot be read: {reason}"
+        assert refusal(tmp_path / name).startswith(message)
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    for name in ("x.tar.gz", "nowhere"):
+        message = f"{name}' is not a directory of images, nor a .tar or .zip file"
+        with pytest.raises(UserError, match=message):
+            image_folder.Folder(str(tmp_path / name), 8, 1, 0)
