@@ -1,6 +1,7 @@
 """The short form of `tests.fuzz`: some hundred malformed inputs, the same ones every time."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -50,33 +51,39 @@ def broken(case):
 
 
 def test_faults_are_found(tmp_path):
-    """In processes that have the broken entry point besides."""
+    """In processes that have the broken entry point besides: one, and one for the case that ends it."""
     script = """
-import os, sys
+import json, os, sys
 sys.path[0] = os.getcwd()
 from tests import fuzz, hostile, test_fuzz
 hostile.ENTRIES["broken"] = hostile.Entry(test_fuzz.broken, 1, limit=0.5)
 sys.modules["tests.fuzz"] = fuzz
-fuzz.work(0, [("broken", int(sys.argv[1]))])
+fuzz.work(0, [("broken", number) for number in json.loads(sys.argv[1])])
 """
-    expected = [
-        "accepted",
-        "ZeroDivisionError",
-        "wrote outside",
-        None,
-        "not one printable line",
-        "warned: UserWarning: noise",
-        "hang: took more than 0.5 seconds",
-    ]
-    for number, text in enumerate(expected):
+
+    def work(*numbers):
         result = subprocess.run(
-            [sys.executable, "-c", script, str(number)],
+            [sys.executable, "-c", script, json.dumps(numbers)],
             cwd=fuzz.ROOT,
             capture_output=True,
             text=True,
             timeout=60,
         )
-        if text is None:
-            assert result.returncode == 3 and '"end"' not in result.stdout
-        else:
-            assert text in result.stdout.splitlines()[-1], result.stderr
+        reports = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [kind for kind, *_ in reports[::2]] == ["begin"] * len(numbers), result.stderr
+        return result.returncode, [report[2:] for report in reports[1::2]]
+
+    # What one writes where it must not stays there, so it is the last one.
+    status, found = work(0, 1, 4, 5, 6, 2)
+    expected = [
+        ("accepted", ""),
+        ("failed", "ZeroDivisionError"),
+        ("failed", "not one printable line"),
+        ("failed", "warned: UserWarning: noise"),
+        ("failed", "hang: took more than 0.5 seconds"),
+        ("failed", "wrote outside"),
+    ]
+    assert status == 0 and len(found) == len(expected)
+    for (outcome, reason), (as_expected, text) in zip(found, expected, strict=True):
+        assert outcome == as_expected and text in reason
+    assert work(3) == (3, [])
