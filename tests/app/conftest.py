@@ -30,12 +30,17 @@ def workdir(uninterrupted, tmp_path):
     return shutil.copytree(uninterrupted(1)[0], tmp_path / "copy")
 
 
-@pytest.fixture
-def closed_logs():
+def close_logs():
     """Closes the log of a run in this process."""
-    yield
     for handler in list(logging.getLogger("ncsn_jax").handlers):
         handler.close()
+
+
+@pytest.fixture
+def closed_logs():
+    """Closes the log of a run in this process after the test."""
+    yield
+    close_logs()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import run_lib
 from ncsn_jax import objectives, sigmas, training
 from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
+from tests.app.conftest import close_logs
 from tests.running import (
     ROOT,
     command,
@@ -32,9 +33,9 @@ OPTIMIZER = dict(
 )
 
 
-@pytest.fixture(params=[1, 5], ids=["single_steps", "five_steps_per_call"])
-def short_run(request, tmp_path, closed_logs):
-    """Ten steps on eight devices in this process: the work directory."""
+@pytest.fixture(scope="module", params=[1, 5], ids=["single_steps", "five_steps_per_call"])
+def short_run(request, tmp_path_factory):
+    """Ten steps on eight devices in this process: the work directory, which no test changes."""
     config = tiny.get_config()
     config.seed = SEED
     config.model.update(num_levels=3, sigma_begin=0.9, sigma_end=0.1, ema_decay=0.7)
@@ -52,8 +53,10 @@ def short_run(request, tmp_path, closed_logs):
         anneal_power=1.5,
     )
     config.sampling.num_samples = 1
-    run_lib.train(config, str(tmp_path / "run"))
-    return tmp_path / "run"
+    workdir = tmp_path_factory.mktemp("short") / "run"
+    run_lib.train(config, str(workdir))
+    close_logs()
+    return workdir
 
 
 @functools.cache
