@@ -71,7 +71,7 @@ def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
 def test_two_moons_are_learnt(tmp_path, monkeypatch, capsys):
     """In a few steps, the density of the data comes near to what it is without learning the shape."""
     monkeypatch.setattr(two_moons, "COUNT", 50)
-    two_moons.main(str(tmp_path / "moons.png"), num_steps=300)
+    two_moons.main(str(tmp_path / "moons.png"), num_steps=150)
     assert (tmp_path / "moons.png").read_bytes().startswith(b"\x89PNG")
     nats = float(re.search(r"data: (\S+) nats", capsys.readouterr().out)[1])
     x = two_moons.moons(jax.random.key(0), 1000)
