@@ -20,7 +20,7 @@ _MOST_DAMAGED = 0.1
 # Of fewer images than these no share is taken.
 _FEWEST = 100
 # So many damaged images are named.
-_NAMED = 8
+_NAMED = 5
 
 
 class Damaged(Exception):
@@ -193,8 +193,10 @@ class Images:
 
 
 def describe_damaged(source: Source, damaged: dict[int, str]) -> str:
-    """Returns how many images are damaged, and names the first of them with the reasons."""
-    some = sorted(damaged)[:_NAMED]
-    named = [f"{source.name(i)}: {damaged[i]}" if damaged[i] else source.name(i) for i in some]
-    more = ", ..." if len(damaged) > len(some) else ""
-    return one_line(f"{len(damaged)} damaged ({', '.join(named)}{more})")
+    """Returns how many images are damaged, and names the first of them by their reasons."""
+    names: dict[str, list[str]] = {}
+    for row in sorted(damaged)[:_NAMED]:
+        names.setdefault(damaged[row], []).append(source.name(row))
+    named = [", ".join(some) + (f": {reason}" if reason else "") for reason, some in names.items()]
+    more = "; ..." if len(damaged) > _NAMED else ""
+    return one_line(f"{len(damaged)} damaged ({'; '.join(named)}{more})")

@@ -187,7 +187,7 @@ class Examples(Source):
         """
         try:
             yield
-        except MemoryError:
+        except (Damaged, MemoryError):
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -200,7 +200,10 @@ class Examples(Source):
         if image.shape == self.shape[1:] and not self._fit[2]:
             return image
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        return transforms.fit(picture, *self._fit)
+        try:
+            return transforms.fit(picture, *self._fit)
+        except ValueError as error:
+            raise Damaged(str(error)) from None
 
 
 def _unknown(dataset: str) -> UserError:

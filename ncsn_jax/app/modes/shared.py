@@ -34,7 +34,7 @@ from ncsn_jax.errors import UserError, one_line
 log = logging.getLogger("ncsn_jax")
 
 # Of the damaged images that a process finds, the log names so many at a time.
-_NAMED = 8
+_NAMED = 5
 
 
 class Loaded(NamedTuple):

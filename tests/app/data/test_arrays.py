@@ -116,7 +116,7 @@ def test_the_checksum_of_rows_is_that_of_all_of_them_together():
     expected = {"shape": [2500, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images[::2].tobytes())}
     rows = np.arange(2500)
     assert Images(images).describe() == Images(images, rows=rows).describe() == expected
-    assert Images(arrays.Rows(images, rows, "x"), 2).describe() == expected
+    assert Images(arrays.Rows(images, rows, "x")).describe() == expected
 
 
 def not_finite(value):

@@ -1,4 +1,4 @@
-"""Which files are found in a directory, a tar or a zip file, and that what is read of them is what is there."""
+"""Which files are found in a directory, a tar or a zip file, and what is read of them."""
 
 import io
 import os
@@ -75,12 +75,19 @@ def test_files_are_found_in_the_order_of_their_names_and_read_as_they_are(kind, 
 
 
 def test_archives_inside_a_directory_stand_for_directories(tmp_path):
-    write_folder(tmp_path / "x")
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    (tmp_path / "x" / "notes.txt").write_bytes(b"notes")
     write_tar(tmp_path / "x" / "a.tar")
     write_zip(tmp_path / "x" / "a" / "b.zip", zipfile.ZIP_DEFLATED)
     (tmp_path / "x" / ".hidden.zip").write_bytes(b"no archive")
     inside = {f"{a}/{name}": data for a in ("a.tar", "a/b.zip") for name, data in CONTENT.items()}
-    assert list(found(tmp_path / "x").items()) == sorted((CONTENT | inside).items())
+    assert list(found(tmp_path / "x").items()) == sorted(({"notes.txt": b"notes"} | inside).items())
+
+
+def test_archives_beside_images_are_files_as_they_may_hold_the_same_images(tmp_path):
+    write_folder(tmp_path / "x")
+    write_tar(tmp_path / "x" / "a.tar")
+    assert list(found(tmp_path / "x")) == sorted([*CONTENT, "a.tar"])
 
 
 def test_long_names_of_members_are_whole(tmp_path):

@@ -18,8 +18,9 @@ class Some(images.Source):
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, count=100, damaged=()):
+    def __init__(self, count=100, damaged=(), block=1):
         self.shape, self.what = (count, 2, 3, 1), "data.data_dir='there'"
+        self.block = block
         self._damaged, self.decoded, self._lock = set(damaged), [], threading.Lock()
 
     def name(self, index):
@@ -47,14 +48,13 @@ INDICES = [
 ]
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("which", INDICES, ids=range(len(INDICES)))
-def test_an_index_gives_what_it_gives_of_an_array(which, threads):
+def test_an_index_gives_what_it_gives_of_an_array(which):
     expected = PIXELS[which]
     rows = np.random.default_rng(1).permutation(100)
     shuffled = np.empty_like(PIXELS)
     shuffled[rows] = PIXELS
-    for found in (Images(PIXELS), Images(Some(), threads), Images(shuffled, rows=rows)):
+    for found in (Images(PIXELS), Images(Some()), Images(shuffled, rows=rows)):
         assert (found.shape, len(found), found.nbytes) == ((100, 2, 3, 1), 100, 600)
         assert found[which].dtype == np.uint8 and found[which].shape == expected.shape
         np.testing.assert_array_equal(found[which], expected)
@@ -69,7 +69,7 @@ def test_an_index_beyond_the_end_is_refused_as_an_array_does():
 
 def test_an_image_is_decoded_once_for_each_time_it_is_asked_for():
     source = Some()
-    found = Images(source, 3)
+    found = Images(source)
     found[np.array([5, 70, 5])], found[2]
     assert sorted(source.decoded) == [2, 5, 5, 70]
 
@@ -83,25 +83,25 @@ def test_an_array_of_images_is_a_copy_where_numpy_wants_one():
     assert np.asarray(Images(Some(4)), np.float32).dtype == np.float32
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_a_damaged_image_is_replaced_by_the_next_one_that_is_sound(threads):
+@pytest.mark.parametrize("block", [1, 32])
+def test_a_damaged_image_is_replaced_by_the_next_one_that_is_sound(block):
     """After the last one comes the first."""
     expected = np.arange(100)
     expected[[0, 30, 31, 32, 98, 99]] = [1, 33, 33, 33, 1, 1]
     damaged = np.flatnonzero(expected != np.arange(100))
-    source = Some(damaged=damaged)
+    source = Some(damaged=damaged, block=block)
     for rows in (np.arange(100), np.array([99, 31]), np.array([98]), np.array([30, 0, 30])):
-        found = Images(source, threads)
+        found = Images(source)
         np.testing.assert_array_equal(found[rows], PIXELS[expected[rows]])
         np.testing.assert_array_equal(found.sound(rows), expected[rows])
-    found = Images(Some(damaged=damaged), threads)
+    found = Images(Some(damaged=damaged))
     for row in range(100):
         np.testing.assert_array_equal(found[row], PIXELS[expected[row]])
     assert found.damaged == {row: f"reason {row}" for row in damaged}
 
 
 def test_blocks_are_the_single_images_in_order():
-    found = Images(Some(damaged=[3, 40]), 3)
+    found = Images(Some(damaged=[3, 40], block=32))
     rows = [*range(100), 7, 40]
     blocks = list(found.blocks(rows))
     assert [len(block) for block in blocks] == [32, 32, 32, 6]
@@ -119,27 +119,27 @@ def test_a_damaged_image_is_not_decoded_again():
 
 def test_each_damaged_image_is_news_once():
     found = Images(Some(damaged=[3, 40, 41]))
-    assert found.news() == []
+    assert found.news(9) == []
     found[10], found[3], found[40]
-    assert found.news() == [3, 40, 41] and found.news() == []
+    assert found.news(2) == [3, 40] and found.news(2) == [41] and found.news(2) == []
     known = Images(PIXELS, damaged={7: "known before"})
-    assert known.news() == []
+    assert known.news(9) == []
     np.testing.assert_array_equal(known.sound(np.array([6, 7])), [6, 8])
 
 
 def test_more_than_a_tenth_of_what_was_looked_at_stops_and_names_the_reasons():
     """Of fewer than 100 it is a tenth of 100, or of all there are."""
-    assert Images(Some(damaged=range(10)), 2)[:].shape == (100, 2, 3, 1)
+    assert Images(Some(damaged=range(10)))[:].shape == (100, 2, 3, 1)
     message = (
         r"data.data_dir='there': more than a tenth of the images cannot be used: 11 damaged \("
-        r"0.png: reason 0, 1.png: reason 1, .*, 4.png: reason 4, ...\)$"
+        r"0.png: reason 0; 1.png: reason 1; .*; 4.png: reason 4; ...\)$"
     )
     with pytest.raises(UserError, match=message):
         Images(Some(damaged=range(11)))[:]
     assert Images(Some(50, damaged=range(5)))[:].shape == (50, 2, 3, 1)
     for index in (0, slice(None)):
         with pytest.raises(UserError, match="more than a tenth .* 6 damaged "):
-            Images(Some(50, damaged=range(6)), 3)[index]
+            Images(Some(50, damaged=range(6)))[index]
 
 
 def test_of_many_images_those_that_were_looked_at_count(monkeypatch):
@@ -166,12 +166,12 @@ def test_what_cannot_be_read_ends_all_threads_with_its_line():
                 raise UserError("x.png cannot be read: gone")
             return super().image(index)
 
-    for threads in (1, 3):
+    for block in (1, 32):
         with pytest.raises(UserError, match="x.png cannot be read: gone"):
-            Images(Vanished(), threads)[:]
+            Images(Vanished(block=block))[:]
 
 
 def test_images_are_described_by_their_files_or_by_a_checksum_of_a_thousand():
     assert Images(Some(), identity="abc").describe() == {"shape": [100, 2, 3, 1], "files": "abc"}
     expected = {"shape": [100, 2, 3, 1], "crc32_of_a_thousand": zlib.crc32(PIXELS.tobytes())}
-    assert Images(PIXELS).describe() == Images(Some(), 2).describe() == expected
+    assert Images(PIXELS).describe() == Images(Some()).describe() == expected

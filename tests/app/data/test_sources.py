@@ -191,7 +191,7 @@ def test_images_are_in_the_order_of_the_source_and_cropped_if_that_is_wanted():
         def __getitems__(self, rows):
             return [{"image": images[i]} for i in rows]
 
-    decode = lambda *arguments: np.asarray(Images(prepared.Examples("x", Source(), *arguments), 3))
+    decode = lambda *arguments: np.asarray(Images(prepared.Examples("x", Source(), *arguments)))
     found = decode(4, 3, 0)
     np.testing.assert_array_equal(found, images)
     found = decode(2, 3, 2)
@@ -213,7 +213,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("digits", "", 8, 3), "data.channels=3, but the images of data.dataset='digits' have 1"),
         (
             ("digits", "", 16, 1),
-            "data.dataset='digits': more than a tenth .* damaged .example 0: is 8x8, not 16x16",
+            "data.dataset='digits': more than a tenth .* damaged .example 0, .*, example 4: is 8x8, not 16x16",
         ),
     ]:
         with pytest.raises(UserError, match=message) as caught:
