@@ -50,7 +50,7 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
     left_out = "left out 1 not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt)"
     assert first == f"{what}: {count}{left_out}"
     torn, text = "b torn.jpg: ", "text.png: not PNG, JPEG, WebP, BMP, TIFF or GIF)"
-    assert damaged.startswith(f"{what}: 2 damaged ({torn}") and damaged.endswith(f", {text}")
+    assert damaged.startswith(f"{what}: 2 damaged ({torn}") and damaged.endswith(f"; {text}")
     assert again == [first, damaged]
     assert load(1).shape == (5, 8, 8, 1)
 

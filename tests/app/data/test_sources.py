@@ -213,7 +213,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("digits", "", 8, 3), "data.channels=3, but the images of data.dataset='digits' have 1"),
         (
             ("digits", "", 16, 1),
-            "data.dataset='digits': more than a tenth .* damaged .example 0, .*, example 4: is 8x8, not 16x16",
+            "data.dataset='digits': more than a tenth .* damaged .example 0, .*, example 4: is 8x8, not 16",
         ),
     ]:
         with pytest.raises(UserError, match=message) as caught:
