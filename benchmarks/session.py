@@ -15,7 +15,7 @@ from benchmarks.workers import LARGE_PAGES, Worker
 from ncsn_jax.app import cpu
 
 # Of both sides: large pages, and nobody's compiled programs.
-_ENVIRONMENT = LARGE_PAGES | {
+ENVIRONMENT = LARGE_PAGES | {
     name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
 }
 
@@ -190,7 +190,7 @@ class Session:
           cache: a directory for compiled programs, however small; None for no such cache.
         """
         devices = devices or self.options.devices
-        environment = dict(_ENVIRONMENT)
+        environment = dict(ENVIRONMENT)
         if cache is not None:
             environment["JAX_COMPILATION_CACHE_DIR"] = cache
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -221,7 +221,7 @@ class Session:
             "threads": cpu.cores(),
             "flush_denormals": flush_denormals,
         }
-        return Worker("benchmarks.original", settings, _ENVIRONMENT)
+        return Worker("benchmarks.original", settings, ENVIRONMENT)
 
     def pair(self, network: Network, flush_denormals: bool = False) -> tuple[Worker, Worker | None]:
         """Returns the workers of a network, this library's and the authors'; see `start_original`."""

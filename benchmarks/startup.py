@@ -1,6 +1,6 @@
-"""How long `python main.py` takes from its start to the log line of its first step.
+"""How long `python main.py` takes from its start to the log line of its first step, and its memory.
 
-Starts the process in a work directory of its own, with images made for it, and stops it at that line.
+Starts the process in a work directory of its own, with images made for it, and stops it then.
 """
 
 import contextlib
@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.workers import LARGE_PAGES, ROOT, MeasurementError, last_line
 from ncsn_jax.app.signals import STATUS
 
@@ -21,12 +23,36 @@ from ncsn_jax.app.signals import STATUS
 _PATIENCE = 120
 
 
+class FirstSteps(NamedTuple):
+    """How a training run began.
+
+    Attributes:
+      seconds: from its start to the end of the first step.
+      after_compiling: of these, the seconds since the step was compiled.
+      memory_before: the largest resident memory when compiling began, in bytes; 0 where it is not known.
+      peak_memory: the same until the last step.
+      line: of the log, of the last step.
+    """
+
+    seconds: float
+    after_compiling: float
+    memory_before: int
+    peak_memory: int
+    line: str
+
+
 def seconds_to_first_step(flags: list[str], cache: str) -> float:
-    """Returns the seconds from the start of a training run to its first step.
+    """Returns the seconds from the start of a training run to its first step; see `first_steps`."""
+    return first_steps(flags, cache).seconds
+
+
+def first_steps(flags: list[str], cache: str, count: int = 1) -> FirstSteps:
+    """Trains for some steps and returns what was seen.
 
     Args:
       flags: of `main.py`, without the work directory.
       cache: the directory for decoded images and compiled programs, which is filled.
+      count: of the steps, >= 1.
 
     Raises:
       MeasurementError: if the run ends before, or does not end as it should when it is told to.
@@ -45,15 +71,23 @@ def seconds_to_first_step(flags: list[str], cache: str) -> float:
             env=environment,
             start_new_session=True,
         )
+        compiled = first = before = 0
         try:
             for line in process.stdout:
-                if line.startswith("step 1/"):
-                    seconds = time.perf_counter() - started
+                now = time.perf_counter() - started
+                if line.startswith("compiling the training step"):
+                    before = machine.peak_memory(process.pid)
+                elif line.startswith("training step compiled"):
+                    compiled = now
+                elif line.startswith("step 1/"):
+                    first = now
+                if line.startswith(f"step {count}/"):
+                    peak = machine.peak_memory(process.pid)
                     process.terminate()  # It saves its state before it ends.
                     process.communicate(timeout=_PATIENCE)
                     if process.returncode != STATUS[signal.SIGTERM]:
                         break
-                    return seconds
+                    return FirstSteps(first, first - compiled, before, peak, line.strip())
             raise MeasurementError(f"main.py ended with {process.wait()}: {last_line(log)}")
         except subprocess.TimeoutExpired:
             raise MeasurementError(f"main.py did not end within {_PATIENCE} s of SIGTERM") from None

@@ -529,3 +529,45 @@ def test_a_run_that_does_not_start_says_why(tmp_path, monkeypatch):
 def test_the_command_itself_imports_neither_jax_nor_torch():
     code = "import sys, benchmarks.__main__; sys.exit(bool({'jax', 'torch'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=workers.ROOT).returncode == 0
+
+
+# `python -m benchmarks.input` that reads images in its own process, which starts sooner.
+_INPUT = """
+import os, runpy, time
+from benchmarks import reader, session, workers
+
+class Here(reader.Reader):
+    ask = lambda self, command, **arguments: getattr(self, command)(**arguments)
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *_: time.sleep(0.1)  # what is being read arrives before the server ends
+
+def start(module, settings, environment=None, worker=workers.Worker):
+    os.environ.update(environment or {})
+    return Here(**settings) if module == "benchmarks.reader" else worker(module, settings)
+
+workers.Worker = start  # after `session`, which names it in types
+runpy.run_module("benchmarks.input", run_name="__main__")
+"""
+
+
+def test_the_input_is_measured_from_every_source(tmp_path):
+    pytest.importorskip("gcsfs")
+    flags = ["--count=6", "--seconds=0.01", f"--directory={tmp_path}", "--side=12"]
+    flags += ["--config.data.image_size=8", "--config.data.crop_size=-1"]
+    flags += ["--config.training.batch_size=8"]
+    done = subprocess.run(
+        [sys.executable, "-c", _INPUT, "--config=configs/cifar10.py", *flags],
+        capture_output=True,
+        text=True,
+        cwd=workers.ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^\| (.+?) \| ([\d,]+) \|.*MB \([\d,]+ MB\) \|$", done.stdout, re.MULTILINE)
+    assert [title for title, _ in found] == [
+        "array in memory",
+        "decoded once, mapped",
+        *("array_record", "image folder", "tar file", "zip file"),
+        *("array_record on `gs://`", "image folder on `gs://`", "tar file on `gs://`"),
+    ], done.stdout
+    assert "- pictures of 12x12, JPEG of" in done.stdout
+    assert "it is too large to be measured here, and --topology is not given" in done.stdout

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.fake_gcs import FakeGcs
 from ncsn_jax.app import metrics, storage
 from ncsn_jax.app.data import cache, load, masks
 from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from tests import faults
-from tests.fake_gcs import FakeGcs
 from tests.running import ROOT, kill_at, load_config, run
 
 

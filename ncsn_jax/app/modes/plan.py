@@ -116,6 +116,24 @@ def plan(config) -> None:
         )
 
 
+def step_seconds(config, topology: str) -> tuple[float, int]:
+    """Plans the training step alone; returns its seconds on the devices of a topology, and their hosts.
+
+    Raises:
+      TooLarge: if it does not fit.
+      UserError: if the topology is unknown, or there are no figures for its devices.
+    """
+    targets = find_devices(topology)
+    schema.check(config, len(targets))
+    chip, options = CHIPS.get(targets[0].device_kind), config.training
+    if chip is None:
+        raise UserError(f"there are no figures for {targets[0].device_kind}")
+    program = _compile_step("training step", config, targets)
+    _describe(program, chip, options.microbatches)
+    hosts = len({device.process_index for device in targets})
+    return _step_time(program, chip, options, options.microbatches), hosts
+
+
 def find_devices(topology: str) -> list:
     """Returns the devices at hand for 'local', and else all devices of a TPU topology such as 'v5e:4x4'.
 

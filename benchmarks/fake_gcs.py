@@ -1,10 +1,10 @@
-"""A stand-in for Google Cloud Storage on 127.0.0.1, for tests of `gs://` paths without a network.
+"""A stand-in for Google Cloud Storage on 127.0.0.1, for `gs://` paths without a network.
 
-It speaks as much of the JSON API (https://cloud.google.com/storage/docs/json_api/v1) as three clients
+It speaks as much of the JSON API (https://cloud.google.com/storage/docs/json_api/v1) as four clients
 need that meet below one `gs://` path: gcsfs, under `etils.epath` (which orbax uses for directories,
-metadata and `commit_success.txt`); TensorStore's driver `gcs` (array data); and google-cloud-storage
-(which orbax asks whether a bucket has folders). All three are pointed here by `environment`, so that
-unchanged programs, also in other processes, use it:
+metadata and `commit_success.txt`); TensorStore's driver `gcs` (array data); google-cloud-storage (which
+orbax asks whether a bucket has folders); and that of array_record. All are pointed here by `environment`,
+so that unchanged programs, also in other processes, use it:
 
     with FakeGcs() as gcs, mock.patch.dict(os.environ, gcs.environment):
         epath.Path("gs://bucket/run/a.txt").write_text("a")
@@ -25,11 +25,14 @@ import email.policy
 import http.server
 import itertools
 import json
+import pathlib
 import re
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable
+
+from benchmarks import workers
 
 
 @dataclasses.dataclass
@@ -89,6 +92,7 @@ class FakeGcs:
             "NO_GCE_CHECK": "true",  # google-auth: nor ask the network for them
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs: no gRPC call for the bucket's kind
             "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,  # array_record
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore: look for no credentials
             "EPATH_USE_TF": "false",  # etils: gcsfs, also where there is TensorFlow
         }
@@ -309,3 +313,24 @@ _ROUTES = (
     (("POST",), f"/upload{_BUCKET}/o", _Handler._upload),
     (("PUT",), f"/upload{_BUCKET}/o", _Handler._continue),
 )
+
+
+class _Served:
+    """A server of the files in some directories, in a process of its own; see `benchmarks.workers`."""
+
+    def __init__(self, directories: list[str], bucket: str):
+        self._gcs = FakeGcs()
+        for directory in map(pathlib.Path, directories):
+            for path in directory.rglob("*"):
+                if path.is_file():
+                    name = path.relative_to(directory.parent).as_posix()
+                    self._gcs.put(bucket, name, {}, path.read_bytes())
+        self._gcs.__enter__()
+
+    def environment(self) -> dict[str, str]:
+        """Returns the variables that point clients here."""
+        return self._gcs.environment
+
+
+if __name__ == "__main__":
+    workers.serve(_Served)

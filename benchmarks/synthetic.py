@@ -1,0 +1,108 @@
+"""Synthetic pictures, smooth with noise, as JPEG files of quality 90, in each form that datasets come in.
+
+A few hundred are drawn, and repeated. What is in a directory is complete and is used again.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import pathlib
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from ncsn_jax.app.progress import progress
+
+NAME = "synthetic"  # of the dataset of tensorflow-datasets
+_DRAWN, _GRAIN, _SHARD = 300, 8.0, 25_000
+
+
+def make_files(parent: str, size: tuple[int, int], channels: int, count: int) -> str:
+    """Writes pictures as a folder, a tar and a zip file, if they are not there; returns the directory.
+
+    Args:
+      parent: of the directory.
+      size: height and width.
+      channels: 1 or 3.
+      count: of the pictures.
+    """
+    with _once(parent, "files", size, channels, count) as (directory, target):
+        if target:
+            (target / "folder").mkdir()
+            with (
+                tarfile.open(target / "images.tar", "w") as tar,
+                zipfile.ZipFile(target / "images.zip", "w") as archive,
+            ):
+                for i, picture in _pictures(size, channels, count):
+                    path = target / "folder" / f"{i:06d}.jpg"
+                    path.write_bytes(picture)
+                    tar.add(path, path.name)
+                    archive.write(path, path.name)
+    return directory
+
+
+def make_dataset(parent: str, size: tuple[int, int], channels: int, count: int) -> str:
+    """Writes pictures as array_record through tensorflow-datasets; else like `make_files`."""
+    import tensorflow_datasets as tfds
+
+    with _once(parent, NAME, size, channels, count) as (directory, target):
+        if target:
+            image = tfds.features.Image(shape=(*size, channels), encoding_format="jpeg")
+            place = target / NAME / "1.0.0"
+            place.mkdir(parents=True)
+            info = tfds.core.DatasetInfo(
+                builder=tfds.core.dataset_info.DatasetIdentity(
+                    NAME, tfds.core.Version("1.0.0"), str(place), module_name=""
+                ),
+                features=tfds.features.FeaturesDict({"image": image}),
+            )
+            # A generator of the library would sort the examples, and need TensorFlow to sort many.
+            writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
+            writer.initialize_splits(["train"])
+            pictures = _pictures(size, channels, count)
+            # Each call writes the metadata again.
+            while some := [{"image": io.BytesIO(p)} for _, p in itertools.islice(pictures, 1000)]:
+                writer.add_examples({"train": some})
+            writer.close_all()
+    return directory
+
+
+@contextlib.contextmanager
+def _once(
+    parent: str, what: str, size, channels, count
+) -> Iterator[tuple[str, pathlib.Path | None]]:
+    """Gives a directory, and if it is not there another one that will take its name."""
+    height, width = size
+    directory = os.path.join(parent, f"{what}-{count}x{height}x{width}x{channels}")
+    if os.path.isdir(directory):
+        yield directory, None
+        return
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as temporary:
+        target = pathlib.Path(temporary, "made")
+        target.mkdir()
+        yield directory, target
+        target.rename(directory)
+
+
+def _pictures(size: tuple[int, int], channels: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """Yields number and content of each picture."""
+    (height, width), rng = size, np.random.default_rng(0)
+    with progress("writing pictures", count, "pictures") as advanced:
+        drawn = []
+        for i in range(count):
+            if i < _DRAWN:
+                coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+                pixels = np.clip(smooth + rng.normal(0, _GRAIN, smooth.shape), 0, 255)
+                image = Image.fromarray(pixels.astype(np.uint8))
+                file = io.BytesIO()
+                image.convert("L" if channels == 1 else "RGB").save(file, "JPEG", quality=90)
+                drawn.append(file.getvalue())
+            yield i, drawn[i % _DRAWN]
+            advanced(1)
