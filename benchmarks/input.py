@@ -121,8 +121,11 @@ def _step(config, fields: dict) -> tuple[float, int, str]:
 
     batch = config.training.batch_size
     if _TOPOLOGY.value:
-        with contextlib.redirect_stdout(sys.stderr):
-            seconds, hosts = plan.step_seconds(config, _TOPOLOGY.value)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                seconds, hosts = plan.step_seconds(config, _TOPOLOGY.value)
+        except plan.TooLarge as error:
+            return math.nan, 1, f"on {_TOPOLOGY.value} it {error}"
         return batch / seconds, hosts, f"planned for {_TOPOLOGY.value}"
     if config.model.features**2 * math.prod(build.image_shape(config)) * batch > _LARGEST_STEP:
         return (

@@ -116,6 +116,7 @@ def plan(config) -> None:
         )
 
 
+@devices.jax_defaults()
 def step_seconds(config, topology: str) -> tuple[float, int]:
     """Plans the training step alone; returns its seconds on the devices of a topology, and their hosts.
 
