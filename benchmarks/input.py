@@ -149,7 +149,9 @@ def _compare(config, fields: dict, parent: str) -> list[str]:
         make(parent, *pictures) for make in (synthetic.make_files, synthetic.make_dataset)
     )
     threads = [0, *(2**i for i in range(cpu.cores().bit_length()))]
-    environment, measured = os.environ | {"NCSN_JAX_CACHE": f"{parent}/cache"}, []
+    # An accelerator is left alone.
+    environment = os.environ | {"NCSN_JAX_CACHE": f"{parent}/cache", "JAX_PLATFORMS": "cpu"}
+    measured = []
     sources = _sources(files, dataset)
     with (
         Worker("benchmarks.fake_gcs", {"directories": [files, dataset], "bucket": _BUCKET}) as gcs,
@@ -214,8 +216,11 @@ def _train_on_many(config, fields: dict, parent: str) -> list[str]:
 def main(_) -> None:
     """Measures and prints."""
     from ncsn_jax.app import schema
+    from ncsn_jax.app.modes import plan
 
     config = _CONFIG.value
+    if _TOPOLOGY.value:  # It fails now, if it does.
+        plan.find_devices(_TOPOLOGY.value)
     schema.check(config)
     fields = schema.flatten(config)
     with contextlib.ExitStack() as stack:

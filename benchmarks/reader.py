@@ -55,5 +55,4 @@ class Reader:
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"
     workers.serve(Reader)
