@@ -15,8 +15,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
-        # The older of XLA's two generators of code for CPUs, a third quicker; only jax 0.10 has both.
-        "--xla_cpu_use_fusion_emitters=false"
+        # The older of XLA's two generators of code for CPUs, a third quicker; only jax 0.10 has both. And
+        # one module for LLVM instead of up to 32, whose threads would have no core: an eighth quicker.
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         if metadata.version("jaxlib").startswith("0.10.")
         else "",
         os.environ.get("XLA_FLAGS", ""),
@@ -66,11 +67,16 @@ def stored_noise(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_directory(tmp_path_factory):
-    """Keeps the tests out of the user's caches, and lets their processes share what they compile."""
+    """Keeps the tests out of the user's caches, and lets their processes share what they compile.
+
+    With this process, which reads the environment before: many modules run the same small networks.
+    """
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NCSN_JAX_CACHE", str(directory))
         patch.setenv("TFDS_DATA_DIR", str(directory / "tfds"))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.01")
+        jax.config.update("jax_compilation_cache_dir", str(directory / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
         yield directory
