@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import types
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,8 @@ from ncsn_jax import classifier, sde, training
 from ncsn_jax._random import Stream, stream_key
 from ncsn_jax.app import classifier_training
 from ncsn_jax.app.data import Batches, Images
+from ncsn_jax.app.data import images as images_of
+from ncsn_jax.app.data.images import Source
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
 from tests.running import load_diffusion_config
@@ -82,6 +85,54 @@ def test_training_is_the_library_s_steps_on_the_batches_of_the_seed(centered, st
     for text, last, first in zip(caplog.messages, (50, 53), (0, 50), strict=True):
         step, _, loss = text.split()[1:4]
         assert int(step) == last and float(loss) == pytest.approx(np.mean(losses[first:last]), 1e-3)
+
+
+class Damaged(Source):
+    """Images whose brightness is their number; 3 and 7, the last, are damaged."""
+
+    shape, dtype, what = (8, 1, 1, 1), np.dtype(np.uint8), "eight"
+
+    def name(self, index):
+        return str(index)
+
+    def image(self, index):
+        if index in (3, 7):
+            raise images_of.Damaged("as it should be")
+        return np.full((1, 1, 1), 30 * index, np.uint8)
+
+
+def test_a_damaged_image_has_the_label_of_the_one_that_replaces_it(monkeypatch):
+    """In training and in the test; each label is the number of its image."""
+    monkeypatch.setattr(images_of, "_MOST_DAMAGED", 0.5)
+    seen = []
+
+    class Exact:
+        """Takes an image for the number that its brightness stands for."""
+
+        num_classes = 8
+
+        def apply(self, params, x, sigma):
+            brightness = jnp.arange(8)[None] * 30 / 255
+            return -1e6 * (x[:, :, 0, 0] - brightness) ** 2
+
+    config = make_config(num_steps=4, batch_size=8, sigma_end=1e-4, sigma_begin=2e-4)
+    found = classifier_training.evaluate(
+        config, Exact(), None, Images(Damaged()), np.arange(8), num_bins=2
+    )
+    np.testing.assert_array_equal(found, [1.0, 1.0])
+
+    def step(state, images, labels, seed, **_):
+        seen.append((images[:, 0, 0, 0] // 30, labels))
+        return state, classifier.Metrics(np.float32(1), np.float32(1))
+
+    monkeypatch.setattr(classifier_training.classifier, "train_step", step)
+    as_it_is = types.SimpleNamespace(jit=lambda f, **_: f, device_get=jax.device_get)
+    monkeypatch.setattr(classifier_training, "jax", as_it_is)
+    classifier_training.train_classifier(config, Linear(8), Images(Damaged()), np.arange(8))
+    for brightness, labels in seen:
+        np.testing.assert_array_equal(brightness, labels)
+        assert sorted(labels) == [0, 0, 1, 2, 4, 4, 5, 6]
+    assert len(seen) == 4
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(stripes):

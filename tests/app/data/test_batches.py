@@ -1,7 +1,14 @@
+"""Batches by seed, step and process, and the same ones where images are decoded in advance."""
+
+import collections
+import threading
+
 import numpy as np
 import pytest
 
 from ncsn_jax.app import data
+from ncsn_jax.app.data.images import Damaged, Source
+from ncsn_jax.errors import UserError
 
 
 def numbered(n):
@@ -40,3 +47,90 @@ def test_processes_share_a_batch():
 def test_a_dataset_may_be_smaller_than_a_batch():
     batch = data.Batches(numbered(3), seed=0, batch_size=10)(0).ravel()
     assert np.bincount(batch).tolist().count(3) >= 2 and len(batch) == 10
+
+
+class Counted(Source):
+    """Numbered images, of which 3 is damaged; keeps how often each is decoded, and by which thread."""
+
+    dtype, what = np.dtype(np.uint8), "numbers"
+
+    def __init__(self, count):
+        self.shape, self.decoded, self.threads = (count, 1, 1, 1), collections.Counter(), set()
+        self._lock = threading.Lock()
+
+    def name(self, index):
+        return str(index)
+
+    def image(self, index):
+        with self._lock:
+            self.decoded[index] += 1
+            self.threads.add(threading.get_ident())
+        if index == 3:
+            raise Damaged("as it should be")
+        return np.full((1, 1, 1), index, np.uint8)
+
+
+def sound(n):
+    images = numbered(n)
+    images[3] = 4
+    return images
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(0, 1), (1, 1), (3, 1), (3, 4)])
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("first", [0, 6])
+def test_a_stream_has_the_batches_of_its_steps(first, num_steps, threads, ahead):
+    """Also where it begins in the middle, and beyond the first epoch, which ends within step 5."""
+    options = dict(num_steps=num_steps, threads=threads, ahead=ahead)
+    for process in range(2):
+        of_array = data.Batches(sound(21), 0, 4, process, 2)
+        expected = [of_array(step, num_steps) for step in range(first, 12, num_steps)]
+        for images in (sound(21), data.Images(sound(21)), data.Images(Counted(21))):
+            batches = data.Batches(images, 0, 4, process, 2)
+            found = list(batches.between(first, 12, **options))
+            assert found[0].shape == (num_steps, 2, 1, 1, 1) and found[0].dtype == np.uint8
+            np.testing.assert_array_equal(np.stack(found), np.stack(expected))
+
+
+def test_processes_decode_each_image_of_their_batches_once_in_all():
+    """Two processes, and five steps of eight of forty images: an epoch."""
+    source, shares = Counted(40), []
+    for process in range(2):
+        batches = data.Batches(data.Images(source), 0, 8, process, 2)
+        decoded = source.decoded.copy()
+        list(batches.between(0, 5, 1, threads=2, ahead=2))
+        shares.append(set(source.decoded - decoded))
+    # 3 is in one share, which decodes in its place the next one, that may be in the other.
+    assert {row: n for row, n in source.decoded.items() if n != 1} == {4: 2}
+    assert set(source.decoded) == set(range(40)) and shares[0] & shares[1] <= {4}
+
+
+def test_images_are_decoded_by_threads_only_if_there_are_to_be_some():
+    for threads in (0, 2):
+        source = Counted(20)
+        stream = data.Batches(data.Images(source), 0, 4).between(0, 8, 1, threads=threads)
+        next(stream)
+        stream.close()
+        assert (source.threads == {threading.get_ident()}) == (threads == 0)
+
+
+def test_no_more_is_decoded_than_is_asked_for_and_the_buffer_holds():
+    source = Counted(100)
+    stream = data.Batches(data.Images(source), 0, 4).between(0, 25, 1, threads=1, ahead=2)
+    for taken in range(1, 5):
+        next(stream)
+        # And one more, which a thread may have begun.
+        assert 4 * taken <= sum(source.decoded.values()) <= 4 * (taken + 2) + 2
+    stream.close()
+
+
+def test_what_cannot_be_read_ends_a_stream_with_its_line():
+    class Gone(Counted):
+        def image(self, index):
+            raise UserError("a line")
+
+    for threads in (0, 2):
+        stream = data.Batches(data.Images(Gone(20)), 0, 4).between(0, 8, 1, threads=threads)
+        with pytest.raises(UserError) as ended:
+            next(stream)
+        assert str(ended.value) == "a line"

@@ -1,0 +1,159 @@
+"""Datasets that are decoded when images are asked for: the same bits as those that are decoded once."""
+
+import logging
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncsn_jax.app import data
+from ncsn_jax.app.data import arrays, image_folder, sources
+from ncsn_jax.errors import UserError
+
+INDICES = [3, -1, slice(None), slice(2, 30, 5), slice(25, 3, -2), np.array([7, 7, 0, 30])]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Forty pictures of several formats, one of them damaged: a directory, three archives, and an array."""
+    root, rng = tmp_path_factory.mktemp("stored"), np.random.default_rng(0)
+    (root / "folder" / "below").mkdir(parents=True)
+    pixels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    for i, grey in enumerate(pixels):
+        suffix = [".png", ".jpg", ".bmp", ".webp"][i % 4]
+        Image.fromarray(grey).save(root / "folder" / ["", "below"][i % 2] / f"{i:02d}{suffix}")
+    path = root / "folder" / "20.png"
+    path.write_bytes(path.read_bytes()[:60])
+    for suffix, mode in ((".tar", "tar"), (".zip", "zip")):
+        shutil.make_archive(str(root / "x"), mode, root / "folder")
+        assert (root / f"x{suffix}").exists()
+    with zipfile.ZipFile(root / "stored.zip", "w") as archive:
+        for name in (root / "folder").rglob("*.*"):
+            archive.write(name, name.relative_to(root / "folder"))
+    np.save(root / "bytes.npy", pixels)
+    np.save(root / "floats.npy", pixels[..., None] / np.float32(255))
+    return root
+
+
+def digits(root, **options):
+    return data.load("digits", "", 4, 1, crop_size=-1, split="train[:40]", **options)
+
+
+def folder(name, **more):
+    return lambda root, **options: data.load(
+        "image_folder", str(root / name), 4, 1, crop_size=-1, **more, **options
+    )
+
+
+def array(name, value_range, **more):
+    return lambda root, **options: arrays.load(
+        str(root / name), (8, 8, 1), value_range, **more, **options
+    )
+
+
+LOADS = {
+    "digits": digits,
+    "folder": folder("folder"),
+    "train": folder("folder", holdout=0.4),
+    "test": folder("x.zip", holdout=0.4, split="test"),
+    "tar": folder("x.tar"),
+    "deflated": folder("x.zip"),
+    "stored": folder("stored.zip"),
+    "bytes": array("bytes.npy", ()),
+    "floats": array("floats.npy", (0, 1)),
+    "test array": array("floats.npy", (0, 1), split="test", holdout=0.4),
+}
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("kind", LOADS)
+def test_images_are_the_same_whether_decoded_once_or_when_asked_for(kind, threads, stored):
+    cached = LOADS[kind](stored, cache_bytes=10**9)
+    streamed = LOADS[kind](stored, cache_bytes=0, threads=threads)
+    assert cached.source is None and streamed.source is not None
+    assert (streamed.shape, streamed.dtype) == (cached.shape, cached.dtype)
+    assert streamed.describe() == cached.describe()
+    count = len(cached)
+    for which in INDICES:
+        if isinstance(which, np.ndarray):
+            which = which % count
+        np.testing.assert_array_equal(streamed[which], cached[which])
+    assert streamed.damaged == cached.damaged
+
+
+def test_a_directory_and_archives_of_it_hold_the_same_images(stored):
+    """In the same order, since that is of the names, and they stand for each other."""
+    found = [LOADS[kind](stored) for kind in ("folder", "tar", "deflated", "stored")]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other[:], found[0][:])
+        assert list(other.damaged) == list(found[0].damaged) != []
+    # The sizes of deflated members are others.
+    assert found[0].describe() == found[1].describe() == found[3].describe()
+
+
+def test_one_damaged_picture_of_forty_is_named_and_replaced_by_the_next(stored, caplog):
+    for cache_bytes in (0, 10**9):
+        caplog.clear()
+        found = folder("folder")(stored, cache_bytes=cache_bytes)
+        ((row, _),) = found.damaged.items()
+        np.testing.assert_array_equal(found[row], found[row + 1])
+        (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+        assert line.startswith(f"data.data_dir={str(stored / 'folder')!r}: 1 damaged (20.png: ")
+        assert found.news() == []
+
+
+def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monkeypatch):
+    """At so many images, evenly spaced."""
+    monkeypatch.setattr(sources, "_LOOKED_AT", 10)
+    asked, real = [], image_folder.Folder.image
+    monkeypatch.setattr(
+        image_folder.Folder,
+        "image",
+        lambda self, index: asked.append(index) or real(self, index),
+    )
+    folder("folder")(stored, cache_bytes=0)
+    assert asked == list(range(0, 40, 4))
+
+
+def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
+    for cache_bytes in (0, 10**9):
+        with pytest.raises(UserError, match="more than a tenth .*[(]00.png: is 8x8, not 4x4; set data"):
+            data.load("image_folder", str(stored / "folder"), 4, 1, cache_bytes=cache_bytes)
+
+
+def test_a_file_that_vanishes_is_one_line(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+    found = data.load("image_folder", str(tmp_path), 8, 1, cache_bytes=0)
+    os.remove(tmp_path / "1.png")
+    with pytest.raises(UserError, match="1.png cannot be read: No such file or directory$"):
+        found[:]
+
+
+def test_a_value_that_is_not_finite_is_found_when_it_is_asked_for(tmp_path):
+    """Of a large array, some images only are looked at when it is opened."""
+    images = np.zeros((2500, 2, 2, 1), np.float32)
+    images[1001, 1, 0, 0] = np.nan
+    np.save(tmp_path / "x.npy", images)
+    load = lambda **options: arrays.load(str(tmp_path / "x.npy"), (2, 2, 1), (0, 1), **options)
+    message = "holds a value that is not finite, in image 1001"
+    with pytest.raises(UserError, match=message):
+        load()
+    found = load(cache_bytes=0)
+    assert not found[:1001].any()
+    with pytest.raises(UserError, match=message):
+        found[1000:1003]
+
+
+def test_labels_are_the_same_whether_kept_or_read_when_asked_for():
+    for split in ("train", "test", "train[10%:20%]"):
+        kept, classes = data.load_labels("digits", "", split=split)
+        read, of_read = data.load_labels("digits", "", split=split, cache_bytes=0)
+        assert not isinstance(read, np.ndarray) and of_read == classes == 10
+        assert len(read) == len(kept)
+        for which in (slice(None), np.array([5, 1, 5]), slice(20, 3, -4)):
+            np.testing.assert_array_equal(read[which], kept[which])
+            assert read[which].dtype == np.int32
