@@ -9,7 +9,6 @@ from ncsn_jax.app import feed
 from ncsn_jax.errors import UserError
 
 
-
 def never():
     return False
 

@@ -120,7 +120,9 @@ def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monk
 
 def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
     for cache_bytes in (0, 10**9):
-        with pytest.raises(UserError, match="more than a tenth .*[(]00.png: is 8x8, not 4x4; set data"):
+        with pytest.raises(
+            UserError, match="more than a tenth .*[(]00.png: is 8x8, not 4x4; set data"
+        ):
             data.load("image_folder", str(stored / "folder"), 4, 1, cache_bytes=cache_bytes)
 
 
