@@ -109,6 +109,7 @@ def ranges(gcs, ask):
         ("tar", "x.tar"),
         ("zip", "x.zip"),
         ("floats", "floats.npy"),
+        ("digits", "digits-train.array_record-00000-of-00001"),
     ],
 )
 def test_an_image_is_one_request(kind, name, there):
