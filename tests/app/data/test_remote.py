@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from fsspec.registry import _registry
 from PIL import Image
+from tests.fake_gcs import FakeGcs
 
 from ncsn_jax.app import data
 from ncsn_jax.app.data import arrays
 from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
-from tests.fake_gcs import FakeGcs
 from tests.running import load_config
 
 BIG = 256
