@@ -73,6 +73,7 @@ class FakeGcs:
     Attributes:
       objects: from (bucket, name) to the object.
       requests: (method, path with query) of every request so far.
+      sent: how many bytes of objects' content were sent so far.
       refuse: a function of method and path that returns a status to answer with, or None.
     """
 
@@ -80,6 +81,7 @@ class FakeGcs:
         self.objects: dict[tuple[str, str], Object] = {}
         self.uploads: dict[str, tuple[str, str, dict, bytearray]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         self.lock = threading.RLock()
         self._generations = itertools.count(int(time.time() * 1e6))
@@ -227,6 +229,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers["X-Goog-Generation"] = str(found.generation)
         size = len(found.data)
         if not (span := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))):
+            self.store.sent += size
             return 200, found.data
         first, last = span.groups()
         if not first:
@@ -234,6 +237,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         first, last = int(first), min(int(last or size - 1), size - 1)
         if first >= size:
             raise Refused(416, "requested range not satisfiable")
+        self.store.sent += last + 1 - first
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         return 206, found.data[first : last + 1]
 

@@ -151,6 +151,11 @@ def test_of_many_images_those_that_were_looked_at_count(monkeypatch):
     found = Images(Some(damaged=damaged))
     found[40:], found[:40]
     assert len(found.damaged) == 5
+    found = Images(Some(damaged=damaged))
+    for row in range(40, 100):
+        found[row]
+    found[35]
+    assert len(found.damaged) == 5
 
 
 def test_images_without_a_sound_one_are_refused(monkeypatch):
