@@ -1,5 +1,6 @@
 """Datasets that are decoded when images are asked for: the same bits as those that are decoded once."""
 
+import io
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ncsn_jax.app import data
 from ncsn_jax.app.data import arrays, image_folder, sources
+from ncsn_jax.app.data import images as images_of
 from ncsn_jax.errors import UserError
 
 INDICES = [3, -1, slice(None), slice(2, 30, 5), slice(25, 3, -2), np.array([7, 7, 0, 30])]
@@ -159,3 +161,37 @@ def test_labels_are_the_same_whether_kept_or_read_when_asked_for():
         for which in (slice(None), np.array([5, 1, 5]), slice(20, 3, -4)):
             np.testing.assert_array_equal(read[which], kept[which])
             assert read[which].dtype == np.int32
+
+
+def test_a_compressed_member_that_is_damaged_is_no_traceback(tmp_path, monkeypatch):
+    """One without a suffix is left out; one with a suffix is damaged, also where all are read for a split."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(12):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(buffer, "BMP")
+            archive.writestr("a" if i == 0 else f"{i:02d}.bmp", buffer.getvalue())
+        starts = {info.filename: info.header_offset for info in archive.infolist()}
+    content = bytearray(path.read_bytes())
+    for name in ("a", "03.bmp"):
+        begin = starts[name] + 30 + len(name)
+        content[begin : begin + 2] = b"\xff\xff"
+    path.write_bytes(content)
+    monkeypatch.setattr(images_of, "_MOST_DAMAGED", 0.5)  # of a split, too
+    for cache_bytes in (0, 10**9):
+        found = folder("x.zip")(tmp_path, cache_bytes=cache_bytes)
+        assert len(found) == 11 and list(found.damaged) == [2]
+        np.testing.assert_array_equal(found[2], found[3])
+        splits = [
+            folder("x.zip", holdout=0.5, split=split)(tmp_path, cache_bytes=cache_bytes)
+            for split in ("train", "test")
+        ]
+        assert sum(map(len, splits)) == 11
+
+
+def test_a_header_of_an_impossible_size_is_one_line_without_a_warning(tmp_path):
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000000, 8, 8, 1)}\n"
+    content = b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header.encode() + bytes(64)
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as an array \(ValueError"):
+        array("x.npy", ())(tmp_path)
