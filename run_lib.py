@@ -194,7 +194,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     optim = config.optim
     learning_rate = training.make_schedule(optim.learning_rate, optim.warmup_steps)
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
-    in_flight, stop, estimated, advised = None, 0, False, False
+    in_flight, stop, estimated, advised, windows = None, 0, False, False, 0
     complete = pending = step
 
     def settle() -> None:
@@ -206,9 +206,6 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 window.add(at, metrics, store)
                 stop = int(np.max(devices.to_host(stop_signals)))
             in_flight = None
-
-    def is_computing() -> bool:
-        return in_flight is not None and not in_flight[1].loss.is_ready()
 
     def save(with_preview: bool) -> None:
         nonlocal complete, pending
@@ -228,7 +225,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     window.restart(step)
     with signals.deferred(last_saved):
         while step < last and not stop:
-            batch = feed.take(is_computing)
+            batch = feed.take(in_flight and in_flight[1].loss)
             stop_signal = signals.requested() or 0
             state, metrics, stop_signals = train_steps(state, batch, stop_signal)
             step += per_call
@@ -257,13 +254,16 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 settle()
             if due["log"]:
                 estimated = True
-                scalars = window.scalars(feed.waited)
+                # The host that waits longest keeps the others waiting.
+                waited, feed.waited = distributed.gather(np.float32(feed.waited)).max(), 0.0
+                scalars = window.scalars(waited)
                 scalars["learning_rate"] = float(learning_rate(step - 1))
-                feed.waited = 0.0
                 shared.name_damaged(dataset)
                 writer.write_scalars(step, scalars)
                 _log.info("%s", window.line(step, last, scalars))
-                if scalars["input_share"] > _MOST_WAITING and not advised:
+                windows += 1
+                # The first window has the start of the input in it.
+                if scalars["input_share"] > _MOST_WAITING and windows > 1 and not advised:
                     advised = True
                     logs.advise_on_input(config, dataset, scalars["input_share"])
                 window.restart(step)

@@ -195,7 +195,7 @@ def _train_on_many(config, fields: dict, parent: str) -> list[str]:
     size = _picture_size(config, _SIDE.value or 128)
     path = synthetic.make_dataset(parent, size, config.data.channels, _IMAGES.value)
     usual = schema.flatten(default.get_config())
-    fields = fields | {"data.dataset": synthetic.NAME, "data.data_dir": path}
+    fields = fields | {"data.dataset": synthetic.NAME, "data.data_dir": path, "data.crop_size": -1}
     changed = [f"--config.{n}={value}" for n, value in fields.items() if value != usual[n]]
     started = startup.first_steps(
         ["--config=configs/default.py", *changed], f"{parent}/cache", _STEPS

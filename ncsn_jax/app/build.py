@@ -26,6 +26,7 @@ MODELS = {
     "ncsn_simplified": models.SimplifiedNCSN,
     "ncsnpp": models.NCSNpp,
 }
+_MOST_WORKERS = 16
 SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
 
 
@@ -206,13 +207,15 @@ def load_images(
 
 
 def num_workers(config: ConfigDict) -> int:
-    """Returns how many threads decode the images of training: all cores to spare, if that is not said.
+    """Returns how many threads decode the images of training: by default all spare cores.
 
-    An accelerator needs one core of its host. On a CPU, where the cores train, half of them may decode.
+    An accelerator needs one core of its host. On a CPU, where the cores train, half of them may decode. More
+    than 16 threads of one process keep each other waiting.
     """
     if config.data.workers >= 0:
         return config.data.workers
-    return max(1, cpu.cores() - 1 if jax.default_backend() != "cpu" else cpu.cores() // 2)
+    spare = cpu.cores() - 1 if jax.default_backend() != "cpu" else cpu.cores() // 2
+    return min(max(1, spare), _MOST_WORKERS)
 
 
 def halvings(config: ConfigDict) -> int:

@@ -67,12 +67,12 @@ def advise_on_input(config, dataset: Images, share: float) -> None:
         )
     else:
         advice = (
-            f"they are decoded by {build.num_workers(config)} threads on {cpu.cores()} cores, "
-            f"{config.data.prefetch} batches ahead. More config.data.workers may help, a larger "
-            "config.data.prefetch if the times vary, and images that are stored in the size in which they "
-            f"are used; with config.data.cache_bytes above {dataset.nbytes} each is decoded only once"
+            f"{build.num_workers(config)} config.data.workers decode them on {cpu.cores()} cores. Store them "
+            "in the size in which they are used; set config.data.cache_bytes above "
+            f"{dataset.nbytes}, so that each is decoded only once; or use more workers, if there are cores "
+            "(docs/input.md)"
         )
-    _log.warning("steps wait for images %.0f %% of the time; %s", 100 * share, advice)
+    _log.warning("steps spend %.0f %% of the time waiting for images: %s", 100 * share, advice)
 
 
 def describe(config, state: TrainState, *, with_table: bool) -> None:

@@ -133,8 +133,13 @@ def find_objects(url: str) -> list[tuple[str, int, str]]:
     with at(url):
         system, root = _object(url)
         found = system.find(root, detail=True)
+        versions = ("generation", "etag", "ETag", "updated", "LastModified", "mtime")
         return [
-            (name.removeprefix(root).strip("/"), item["size"], str(item.get("updated", "")))
+            (
+                name.removeprefix(root).strip("/"),
+                item["size"],
+                next((str(item[version]) for version in versions if version in item), ""),
+            )
             for name, item in found.items()
         ]
 

@@ -176,8 +176,8 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
     ):
         assert line in output
     assert not any(line.startswith("estimate") for line in output)  # the log has said it
-    (line,) = (line for line in output if line.startswith("steps wait for images"))
-    assert line.startswith("steps wait for images 25 % of the time; they are mapped from a file")
+    (line,) = (line for line in output if line.startswith("steps spend "))
+    assert line.startswith("steps spend 25 % of the time waiting for images: they are mapped")
 
 
 def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(world, capsys):

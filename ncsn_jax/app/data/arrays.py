@@ -153,7 +153,7 @@ def load(
     _check(array, image_shape, value_range, field)
     is_large = array.size * array.dtype.itemsize >= cache_bytes and source is not array
     if isinstance(array, RemoteArray) and not is_large:
-        array = cache.images("array", version, lambda: (array[:], ""))[0]
+        array = cache.array("array", version, lambda: (array[:], ""))[0]
     rows = np.arange(len(array))
     if array.dtype != np.uint8 or holdout:
         stride = -(-len(array) // _LOOKED_AT) if is_large and not holdout else 1
@@ -162,9 +162,7 @@ def load(
             return _examine(array, value_range, holdout, field, stride), ""
 
         if version:
-            held_out, _ = cache.images(
-                "array", [*version, list(value_range), holdout, stride], make
-            )
+            held_out, _ = cache.array("array", [*version, list(value_range), holdout, stride], make)
         else:
             held_out, _ = make()
         if holdout:
@@ -187,7 +185,7 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
             storage.check(path, field)
             if npz:
                 raise UserError(f"{what} must be a .npy file: a .npz file is not read by ranges")
-            return RemoteArray(path), storage.find_objects(path)[0][1:]
+            return RemoteArray(path), [path, *storage.find_objects(path)[0][1:]]
         path = os.path.abspath(path)
         status = os.stat(path)
         version = [path, key, status.st_size, status.st_mtime_ns]

@@ -1,13 +1,13 @@
 """Batches as a function of (seed, step): shuffled by epoch, sharded by process, without state."""
 
 import contextlib
-import functools
+import itertools
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-from ncsn_jax.app.data import reading
-from ncsn_jax.app.data.images import Images
+from ncsn_jax.app.data.images import Images, in_order
 
 
 class Batches:
@@ -39,9 +39,16 @@ class Batches:
         self._batch_size = batch_size
         share = batch_size // process_count
         self._mine = np.arange(process_index * share, (process_index + 1) * share)
-        self._permutation = functools.lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(images))
-        )
+        self._seed, self._lock, self._permutations = seed, threading.Lock(), {}
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        with self._lock:  # All threads need a new one at the same time.
+            if epoch not in self._permutations:
+                while len(self._permutations) > 1:
+                    del self._permutations[min(self._permutations)]
+                rng = np.random.default_rng([self._seed, epoch])
+                self._permutations[epoch] = rng.permutation(len(self._images))
+            return self._permutations[epoch]
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which examples this process has in the batch of `step`, `int64[B / count]`."""
@@ -58,10 +65,10 @@ class Batches:
     ) -> Iterator[np.ndarray]:
         """Yields the batches of steps `first` to `last - 1`, of `num_steps` steps at a time.
 
-        Images that are decoded when asked for are decoded by grain, in threads, in advance.
+        Images that are decoded on demand are decoded by grain, in threads, in advance.
 
         Args:
-          first, last: a multiple of `num_steps` apart.
+          first, last: `last - first` is a multiple of `num_steps`.
           num_steps: of what is yielded at a time, >= 1.
           threads: that decode images; 0 to decode when a batch is asked for.
           ahead: how many batches of `num_steps` steps may be decoded in advance, >= 1.
@@ -72,31 +79,16 @@ class Batches:
         if getattr(self._images, "source", None) is None:
             yield from (self(step, num_steps) for step in range(first, last, num_steps))
             return
-        import grain
+        share = len(self._mine)
+        size = num_steps * share
+        positions = range(first * share, last * share)
+        images = in_order(self._image, positions, threads, ahead * size)
+        with contextlib.closing(images):
+            while some := list(itertools.islice(images, size)):
+                yield np.stack(some).reshape(num_steps, share, *self._images.shape[1:])
 
-        size = num_steps * len(self._mine)
-        buffer = ahead * size if threads else 0
-        options = grain.ReadOptions(min(threads, buffer), buffer)
-        sequence = grain.MapDataset.source(_Sequence(self, first, last))
-        stream = iter(sequence.to_iter_dataset(options).batch(size))
-        # Pillow's state belongs to the process, and decoding goes on while nothing is asked for.
-        with reading.pillow(), contextlib.closing(stream):
-            for batch in stream:
-                yield batch.reshape(num_steps, -1, *batch.shape[1:])
-
-
-class _Sequence:
-    """The images of this process in the batches of some steps, one after another, as grain reads them."""
-
-    def __init__(self, batches: Batches, first: int, last: int):
-        self._batches, self._first = batches, first
-        self._share = len(batches._mine)
-        self._length = (last - first) * self._share
-        self._indices = functools.lru_cache(maxsize=64)(batches.indices)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, position: int) -> np.ndarray:
-        step, place = divmod(int(position), self._share)
-        return self._batches._images.image(int(self._indices(self._first + step)[place]))
+    def _image(self, position: int) -> np.ndarray:
+        """Returns the image at a position in the sequence of this process's images."""
+        step, place = divmod(int(position), len(self._mine))
+        epoch, row = divmod(step * self._batch_size + int(self._mine[place]), len(self._images))
+        return self._images.image(int(self._permutation(epoch)[row]))

@@ -1,8 +1,7 @@
 """Finds files in directory trees and in tar and zip archives, on a disk or in object storage.
 
-An archive stands for a directory of its members, unless images lie beside it, which may be the same ones. A
-file is read when it is asked for, an object or a member of an archive by its range of bytes. Nothing is
-copied.
+An archive stands for a directory of its members. A file is read when it is asked for, an object or a member
+of an archive by its range of bytes. Nothing is copied.
 """
 
 import collections
@@ -27,10 +26,13 @@ from ncsn_jax.errors import UserError
 
 _ARCHIVES = (".tar", ".zip")
 
-# The kinds of files: one, a member of a tar file, and the methods of zip that are read.
-_PLAIN, _TAR, _STORED, DEFLATED = -2, -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-# In a zip file a member follows a header of so many bytes, a name and extra fields, usually below a kilobyte.
+# A member of a zip file begins with a fixed header, its name and extra fields, usually below a kilobyte.
 _HEADER, _EXTRA = 30, 1024
+
+# A tar file ends with no more zeros.
+_LONGEST_END = 2**20
+
+_SHORTER = "the file is shorter than it was"
 
 
 class File(NamedTuple):
@@ -39,37 +41,46 @@ class File(NamedTuple):
     Attributes:
       name: relative to what was searched, with `/`; of a member, that of the archive comes first.
       path: of the file, or of the archive.
-      size: in bytes, of a member as it is stored.
-      start: where in the archive it begins; 0 for a file.
-      kind: of a file, of a member of a tar file, or the method of a zip file.
+      size: of the content, in bytes.
+      start: where in the archive the member begins; 0 for a file.
+      stored: how many bytes it takes there.
+      method: of a member of a zip file; -1 for others, whose bytes are the content.
     """
 
     name: str
     path: str
     size: int
     start: int = 0
-    kind: int = _PLAIN
+    stored: int = 0
+    method: int = -1
 
-    def read(self) -> bytes:
-        """Returns the content.
+    def read(self, most: int | None = None) -> bytes:
+        """Returns the content, or its first bytes, at most so many.
 
         Raises:
           OSError: if the file cannot be read.
           Exception: of other kinds, if a member is damaged.
         """
-        if self.kind < _STORED:
-            return self._part(self.start, self.size)
-        head = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.size)
+        size = self.size if most is None else min(self.size, most)
+        if self.method < 0:
+            return self._part(self.start, size)
+        head = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.stored)
+        if len(head) < _HEADER:
+            raise OSError(_SHORTER)
         begin = _HEADER + sum(struct.unpack("<2H", head[26:_HEADER]))
-        data = head[begin : begin + self.size]
-        if len(data) < self.size:
-            data = self._part(self.start + begin, self.size)
-        return data if self.kind == _STORED else zlib.decompress(data, -zlib.MAX_WBITS)
+        data = head[begin : begin + self.stored]
+        if len(data) < self.stored:
+            data = self._part(self.start + begin, self.stored)
+        if self.method == zipfile.ZIP_STORED:
+            return data[:size]
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+            data, size
+        )  # no more than it should be
 
     def _part(self, start: int, size: int) -> bytes:
         data = storage.read_part(self.path, start, size)
         if len(data) < size:
-            raise OSError("the file is shorter than it was")
+            raise OSError(_SHORTER)
         return data
 
 
@@ -78,12 +89,10 @@ class Listing(NamedTuple):
 
     Attributes:
       files: in the order of their names.
-      identity: a digest of names and sizes, which is the same wherever the files lie.
-      version: a digest that also changes with the place, and when a file is written again.
+      version: a digest that changes with the place, and when a file is written again.
     """
 
     files: list[File]
-    identity: str
     version: str
 
 
@@ -102,32 +111,29 @@ def find(path: str, field: str) -> Listing:
     Raises:
       UserError: if there is no such directory, or an archive cannot be read.
     """
-    found, full = [], path
-    version = hashlib.sha256(path.encode(errors="surrogateescape"))
+    found, version = [], hashlib.sha256(path.encode(errors="surrogateescape"))
     try:
         entries = list(_entries(path))
-        has_images = any(name.lower().endswith(reading.SUFFIXES) for name, *_ in entries)
-        for name, size, changed in entries:
-            full = os.path.join(path, name) if name else path
-            version.update(f"{name} {size} {changed}\0".encode(errors="surrogateescape"))
-            if is_archive(full) and not has_images:
-                found += _members(full, name, [size, changed])
-            else:
-                found.append(File(name, full, size))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{field}={full!r} cannot be read as an archive: {error}") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{field}={path!r} cannot be read: {reason}") from None
-    found.sort()
-    identity = hashlib.sha256()
-    for file in found:
-        identity.update(f"{file.name} {file.size}\0".encode(errors="surrogateescape"))
-    return Listing(found, identity.hexdigest()[:16], version.hexdigest()[:16])
+        raise UserError(f"{field}={path!r} cannot be read: {error.strerror or error}") from None
+    archives = [name for name, *_ in entries if is_archive(name)]
+    if archives and any(name.lower().endswith(reading.SUFFIXES) for name, *_ in entries):
+        raise UserError(
+            f"{field}={path!r} holds images and the archive {archives[0]}, which may hold the same ones: "
+            "name one of the two"
+        )
+    for name, size, changed in entries:
+        full = os.path.join(path, name) if name else path
+        version.update(f"{name} {size} {changed}\0".encode(errors="surrogateescape"))
+        if is_archive(full):
+            found += _members(full, name, size, changed, field)
+        else:
+            found.append(File(name, full, size))
+    return Listing(sorted(found), version.hexdigest()[:16])
 
 
 def _entries(path: str) -> Iterator[tuple[str, int, object]]:
-    """Yields relative name, size, and what changes when it is written, of each file; "" for one itself."""
+    """Yields (relative name, size, version) of each file; the name is "" if `path` is a file itself."""
     if storage.is_remote(path):
         for name, size, changed in storage.find_objects(path):
             if not any(part.startswith(".") for part in name.split("/")):
@@ -170,46 +176,67 @@ def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[st
         waiting += [os.path.join(folder, name) for name in below]
 
 
-def _members(path: str, prefix: str, version: list) -> list[File]:
-    """Returns the members of an archive; that list is kept in the cache, as a tar file has none."""
+def _members(path: str, prefix: str, size: int, changed: object, field: str) -> list[File]:
+    """Returns the members of an archive, from the cache if they were listed before."""
 
     def make() -> tuple[np.ndarray, str]:
         print(f"listing {path}", file=sys.stderr)
-        found = [
-            member
-            for member in (_in_zip if path.lower().endswith(".zip") else _in_tar)(path, version[0])
-            if not any(part.startswith(".") for part in member[0].split("/"))
-        ]
-        numbers = np.array([member[1:] for member in found], np.int64).reshape(-1, 3)
+        list_members = _in_zip if path.lower().endswith(".zip") else _in_tar
+        # Damaged archives raise all kinds of exceptions.
+        try:
+            found = [
+                member
+                for member in list_members(path, size)
+                if not any(part.startswith(".") for part in member[0].split("/"))
+            ]
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{field}={path!r} cannot be read as an archive: {reason}") from None
+        numbers = np.array([member[1:] for member in found], np.int64).reshape(-1, 4)
         return numbers, json.dumps([member[0] for member in found])
 
-    numbers, names = cache.images("archive", [path, version], make)
+    numbers, names = cache.array("archive", [path, size, changed], make)
     prefix = f"{prefix}/" if prefix else ""
     return [
-        File(f"{prefix}{name}", path, size, start, kind)
-        for name, (start, size, kind) in zip(json.loads(names), numbers.tolist(), strict=True)
+        File(f"{prefix}{name}", path, *member)
+        for name, member in zip(json.loads(names), numbers.tolist(), strict=True)
     ]
 
 
-def _in_tar(path: str, length: int) -> Iterator[tuple[str, int, int, int]]:
-    """Yields name, start, size and kind of each regular file in a tar file."""
-    if length % tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is cut short")
+def _in_tar(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yields name, size, start, size and -1 of each regular file in a tar file."""
     with storage.reading(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # It would keep them all.
+            archive.members.clear()  # Otherwise all stay in memory.
+            if member.size < 0:
+                raise tarfile.ReadError("a size is negative")
             if member.isreg() and not member.issparse():
-                yield member.name.removeprefix("./"), member.offset_data, member.size, _TAR
+                size = member.size
+                yield member.name.removeprefix("./"), size, member.offset_data, size, -1
+        # The list ends at the first header that cannot be read; the archive ends with blocks of zeros.
+        file.seek(archive.offset)
+        end = file.read(_LONGEST_END)
+        if length % tarfile.BLOCKSIZE or not end or any(end):
+            raise tarfile.ReadError("it is damaged or cut short")
 
 
-def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int]]:
-    """Yields name, start, size and kind of each file in a zip file."""
+def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yields name, size, start, stored size and method of each file in a zip file."""
     with storage.reading(path) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.is_dir():
                 continue
-            if member.flag_bits & 1 or member.compress_type not in (_STORED, DEFLATED):
+            method = member.compress_type
+            if member.flag_bits & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(
                     f"{member.filename} is encrypted, or compressed by another method than deflate"
                 )
-            yield member.filename, member.header_offset, member.compress_size, member.compress_type
+            yield (
+                member.filename,
+                member.file_size,
+                member.header_offset,
+                member.compress_size,
+                method,
+            )

@@ -1,18 +1,16 @@
 """People's own pictures: the image files of a directory tree, or of tar and zip archives.
 
-Images are in the order of the names of their files. A file that has the suffix of an image, or begins like
-one, is taken for an image; the others are left out, counted and named.
+Images are in the order of the names of their files. A file with the suffix of an image is taken for one, and
+so is a file without a suffix that begins like one. The others are left out, counted and named.
 """
 
 import concurrent.futures
 import contextlib
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from ncsn_jax.app import storage
 from ncsn_jax.app.data import cache, files, reading, transforms
@@ -41,7 +39,8 @@ class Folder(Source):
     Attributes:
       shape, dtype: of the images.
       what: the images belong to, for messages.
-      identity, version: of the files, see `files.Listing`.
+      identity: a digest of the names and sizes of the images, which is the same wherever they lie.
+      version: of the files, see `files.Listing`.
       left_out: names files that are no images, or "".
       remarks: of images by number, whether they are transparent, and why almost black; None to keep none.
 
@@ -64,13 +63,19 @@ class Folder(Source):
         holdout: float = 0.0,
     ):
         self.what = f"{field}={path!r}"
+        if not storage.is_remote(path) and not os.path.exists(path):
+            raise UserError(f"{self.what} does not exist")
         if not (storage.is_remote(path) or os.path.isdir(path) or files.is_archive(path)):
-            raise UserError(f"{self.what} is not a directory of images, nor a .tar or .zip file")
+            raise UserError(
+                f"{self.what} is not a directory of images, nor a .tar or .zip file; unpack other archives"
+            )
         listing = files.find(path, field)
         kept, others = self._images_of(listing.files)
         self.left_out = ""
         if others:
             self.left_out = "left out " + _name(f"not {reading.KINDS}", dict.fromkeys(others, ""))
+        self.identity = cache.digest([[file.name, file.size] for file in kept])
+        self.version = listing.version
         if kept and holdout:
             held_out = self._held_out(kept, holdout, listing.version)
             kept = [f for f, out in zip(kept, held_out, strict=True) if out == (split == "test")]
@@ -79,7 +84,6 @@ class Folder(Source):
             reason += f": {one_line(self.left_out)}" if self.left_out else ""
             raise UserError(f"{self.what} holds no {reading.KINDS} image{reason}")
         self.shape = (len(kept), *transforms.sides(size), channels)
-        self.identity, self.version = listing.identity, listing.version
         self._files, self._fit, self._background = kept, (size, channels, crop_size), background
         self.remarks: dict[int, tuple[bool, str]] | None = {}
         self._least = 2 * max(self.shape[1:3]) if crop_size == transforms.LARGEST_SQUARE else 0
@@ -90,18 +94,12 @@ class Folder(Source):
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image; see `ncsn_jax.app.data.images.Source`."""
-        try:
-            content = self._read(self._files[index])
-            with reading.opened(io.BytesIO(content), self._least) as file:
-                found = reading.decode(file, self._background)
-                pixels = transforms.fit(found.image, *self._fit)
-        except (UserError, MemoryError):
-            raise
-        except UnidentifiedImageError:
-            raise Damaged(f"not {reading.KINDS}") from None
-        # Pillow raises whatever its decoders run into.
-        except Exception as error:
-            raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None
+        pixels, found = reading.pixels(
+            self._read(self._files[index]),
+            *self._fit,
+            background=self._background,
+            least=self._least,
+        )
         if self.remarks is not None and (found.transparent or found.dark):
             self.remarks[index] = found.transparent, found.dark
         return pixels
@@ -114,31 +112,35 @@ class Folder(Source):
         dark = {self.name(i): reason for i, (_, reason) in sorted(remarks.items()) if reason}
         return one_line("; ".join(filter(None, [self.left_out, on, _name("almost black", dark)])))
 
-    def _read(self, file: files.File) -> bytes:
+    def _read(self, file: files.File, most: int | None = None) -> bytes:
         try:
-            return file.read()
+            return file.read(most)
         except OSError as error:
             raise UserError(
                 f"{self.what}: {one_line(file.name)} cannot be read: {error.strerror or error}"
             ) from None
+        except MemoryError:
+            raise
         except Exception as error:  # a member of an archive, which is compressed
             raise Damaged(str(error)) from None
 
     def _images_of(self, found: list[files.File]) -> tuple[list[files.File], list[str]]:
         """Returns the files that are images, and the names of the others."""
-        unclear = [f for f in found if not f.name.lower().endswith(reading.SUFFIXES)]
+        others, unclear = [], []
+        for file in found:
+            if not file.name.lower().endswith(reading.SUFFIXES):
+                has_suffix = os.path.splitext(file.name)[1]
+                (others if has_suffix else unclear).append(file)
 
         def looks_like_one(file: files.File) -> bool:
-            if file.kind != files.DEFLATED:
-                file = file._replace(size=min(file.size, reading.PREFIX))
             with contextlib.suppress(Damaged):
-                return reading.is_image(self._read(file)[: reading.PREFIX])
+                return reading.is_image(self._read(file, reading.PREFIX))
             return False
 
-        images = _in_threads(looks_like_one, unclear)
-        others = [f.name for f, is_one in zip(unclear, images, strict=True) if not is_one]
+        are_images = _in_threads(looks_like_one, unclear)
+        others += [f for f, is_one in zip(unclear, are_images, strict=True) if not is_one]
         out = set(others)
-        return [f for f in found if f.name not in out], others
+        return [f for f in found if f not in out], [f.name for f in sorted(out)]
 
     def _held_out(self, kept: list[files.File], holdout: float, version: str) -> np.ndarray:
         """Returns which files are held out, bool `[N]`; this is kept in the cache."""
@@ -154,7 +156,7 @@ class Folder(Source):
                 digests = _in_threads(digest, kept, advanced)
                 return np.array([is_held_out(d, holdout) for d in digests], bool), ""
 
-        return cache.images("held-out", [version, holdout], make)[0]
+        return cache.array("held-out", [version, holdout], make)[0]
 
 
 def first(folder: Folder, count: int) -> tuple[np.ndarray, str]:

@@ -1,62 +1,62 @@
-"""The images of a dataset by their number: from memory, mapped from a file, or decoded when asked for.
+"""Gives the images of a dataset by their number: from memory, from a mapped file, or decoded on demand.
 
-`Images` is one face of all three. What it returns does not depend on which of them it is.
+`Images` hides which of the three it is. The results are the same.
 """
 
-import concurrent.futures
+import contextlib
 import math
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from ncsn_jax.app import cpu
 from ncsn_jax.app.data import reading
+from ncsn_jax.app.data.reading import Damaged
 from ncsn_jax.errors import UserError, one_line
 
-# If more of the images that were looked at are damaged, the dataset is refused.
+# A dataset of which a larger share is damaged is refused.
 _MOST_DAMAGED = 0.1
-# Of fewer images than these no share is taken.
-_FEWEST = 100
-# So many damaged images are named.
+# A message names at most so many damaged images.
 _NAMED = 5
+# For each thread, so many blocks are decoded in advance.
+_AHEAD = 4
 
 
-class Damaged(Exception):
-    """An image that cannot be decoded, with the reason."""
-
-
-class Source(Protocol):
-    """What decodes images one by one, from several threads at once.
+class Source:
+    """Decodes the images of a dataset, for several threads at once.
 
     Attributes:
       shape: `(N, H, W, C)`.
       dtype: of the images.
       what: the images belong to, for messages, such as a field with its value.
-      block: how many images a thread asks for at a time, where many are wanted.
-      threads: how many threads then ask; None for a few more than there are cores.
+      block: how many images a thread decodes at a time, where many are wanted.
+      threads: how many threads decode then.
     """
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
     what: str
     block: int = 1
-    threads: int | None = None
+    threads: int = cpu.cores() + 4
 
     def name(self, index: int) -> str:
         """Returns what an image is called in messages."""
+        raise NotImplementedError
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image, `[H, W, C]`.
 
         Raises:
-          Damaged: if its content cannot be decoded, always.
+          Damaged: if its content cannot be decoded, on every host and attempt.
           UserError: if it cannot be read, or does not belong into the dataset.
         """
+        raise NotImplementedError
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """Returns several images, as `image` does, which may be faster."""
+        """Returns several images. This may be faster."""
         return [self.image(row) for row in rows]
 
 
@@ -91,7 +91,7 @@ class Images:
         self.shape = (images.shape[0] if rows is None else len(rows), *images.shape[1:])
         self._rows, self.dtype, self.identity = rows, images.dtype, identity
         self.damaged = dict(damaged or {})
-        self._looked, self.told, self._lock = 0, set(self.damaged), threading.Lock()
+        self.told, self._lock = set(self.damaged), threading.Lock()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -118,23 +118,17 @@ class Images:
     def blocks(self, rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
         """Yields the images of a source with these numbers in order, several at a time."""
         size, threads = self.source.block, self.source.threads
-        blocks = [rows[first : first + size] for first in range(0, len(rows), size)]
-        with reading.pillow(), concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            try:
-                yield from pool.map(self._block, blocks)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        yield from in_order(
+            lambda block: self._block(rows[block * size : (block + 1) * size]),
+            range(-(-len(rows) // size)),
+            threads,
+            _AHEAD * threads,
+        )
 
     def _block(self, rows: Sequence[int]) -> list[np.ndarray]:
         if self.damaged.keys().isdisjoint(rows):
-            try:
-                found = self.source.images(rows)
-            except Damaged:
-                pass
-            else:
-                self._looked += len(rows)
-                return found
+            with contextlib.suppress(Damaged):
+                return self.source.images(rows)
         return [self.image(row) for row in rows]
 
     def image(self, index: int) -> np.ndarray:
@@ -153,7 +147,6 @@ class Images:
             except Damaged as error:
                 self._count(row, str(error))
             else:
-                self._looked += 1
                 return image
         raise UserError(f"{self.source.what} holds no image that can be decoded")
 
@@ -184,12 +177,36 @@ class Images:
     def _count(self, row: int, reason: str) -> None:
         with self._lock:
             self.damaged[row] = reason
-            looked = self._looked + len(self.damaged)
-        if len(self.damaged) > _MOST_DAMAGED * min(len(self), max(looked, _FEWEST)):
+        self.check_damaged(len(self))
+
+    def check_damaged(self, looked_at: int) -> None:
+        """Raises UserError if more than a tenth of so many images were found damaged."""
+        if len(self.damaged) > _MOST_DAMAGED * looked_at:
             raise UserError(
-                f"{self.source.what}: more than a tenth of the images cannot be used: "
+                f"{self.source.what}: more than a tenth of {looked_at} images cannot be used: "
                 f"{describe_damaged(self.source, self.damaged)}"
             )
+
+
+def in_order(
+    function: Callable[[int], Any], values: range, threads: int, ahead: int
+) -> Iterator[Any]:
+    """Yields the results of a function in order, made by grain in threads, some in advance.
+
+    Args:
+      function: of one value; called inside of `reading.pillow`.
+      values: consecutive numbers.
+      threads: how many; 0 to call the function when a result is asked for.
+      ahead: how many results are made in advance, >= 1.
+    """
+    import grain
+
+    ahead = ahead if threads else 0
+    results = grain.MapDataset.range(values.start, values.stop).map(function)
+    stream = iter(results.to_iter_dataset(grain.ReadOptions(min(threads, ahead), ahead)))
+    # Results are made between the calls of `next`, too.
+    with reading.pillow(), contextlib.closing(stream):
+        yield from stream
 
 
 def describe_damaged(source: Source, damaged: dict[int, str]) -> str:

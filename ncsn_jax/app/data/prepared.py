@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -17,13 +18,16 @@ import numpy as np
 from PIL import Image
 
 from ncsn_jax.app import storage
-from ncsn_jax.app.data import files, transforms
-from ncsn_jax.app.data.images import Damaged, Source
+from ncsn_jax.app.data import files, reading, transforms
+from ncsn_jax.app.data.images import Source
+from ncsn_jax.app.data.reading import Damaged
 from ncsn_jax.errors import UserError
 
 # What tensorflow-datasets takes for a name, such as ns:set/config:1.0.0; never a path out of data_dir.
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
 
+# The pixels of an image that is decoded so fast that threads only keep each other waiting.
+_SMALL = 64 * 64
 _MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
@@ -53,13 +57,13 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
         raise _not_prepared(dataset, data_dir)
     # tensorflow-datasets renames a dataset into place when it is complete.
     if not is_there:
-        with _alone(dataset, data_dir), reading(dataset, data_dir) as builder:
+        with _alone(dataset, data_dir), opened(dataset, data_dir) as builder:
             _prepare(builder, dataset, data_dir)
     return data_dir, directory
 
 
 @contextlib.contextmanager
-def reading(dataset: str, data_dir: str) -> Iterator:
+def opened(dataset: str, data_dir: str) -> Iterator:
     """Gives the builder of tensorflow-datasets, and makes a UserError of whatever damaged files raise.
 
     Inside the block the library says nothing.
@@ -116,7 +120,9 @@ def fingerprint(directory: str) -> list:
     Hidden files are left out, and what tensorflow-datasets has begun and not finished.
     """
     if storage.is_remote(directory):
-        return sorted(map(list, storage.find_objects(directory)))
+        found = sorted(map(list, storage.find_objects(directory)))
+        skipped = (".", "incomplete.")
+        return [f for f in found if not any(p.startswith(skipped) for p in f[0].split("/"))]
     found = []
     for folder, names in files.walk(directory, (".", "incomplete.")):
         for path in (os.path.join(folder, name) for name in names):
@@ -124,7 +130,7 @@ def fingerprint(directory: str) -> list:
                 status = os.stat(path)
                 relative = os.path.relpath(path, directory)
                 found.append([relative, status.st_size, status.st_mtime_ns])
-    return found
+    return sorted(found)
 
 
 class Examples(Source):
@@ -132,9 +138,8 @@ class Examples(Source):
 
     Args:
       dataset: its name.
-      source: tensorflow-datasets' data source of the split.
+      source: tensorflow-datasets' data source of the split, with images as `contents` leaves them.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
-      is_remote: whether it is in object storage.
 
     Attributes:
       shape, dtype, what: see `ncsn_jax.app.data.images.Source`.
@@ -144,17 +149,10 @@ class Examples(Source):
     """
 
     dtype = np.dtype(np.uint8)
-    # A record costs less beside others, and threads have little to do at the same time with small ones.
-    block, threads = 1000, 1
+    block = 250  # A record costs less beside others.
 
     def __init__(
-        self,
-        dataset: str,
-        source,
-        size: int | Sequence[int],
-        channels: int,
-        crop_size: int,
-        is_remote: bool = False,
+        self, dataset: str, source, size: int | Sequence[int], channels: int, crop_size: int
     ):
         self.what = f"data.dataset={dataset!r}"
         features = source.dataset_info.features
@@ -163,7 +161,9 @@ class Examples(Source):
         if (found := features["image"].shape[-1]) not in (channels, None):
             raise UserError(f"data.channels={channels}, but the images of {self.what} have {found}")
         self.shape = (len(source), *transforms.sides(size), channels)
-        self._source, self._fit, self._is_remote = source, (size, channels, crop_size), is_remote
+        if math.prod(self.shape[1:3]) <= _SMALL:
+            self.threads = 1
+        self._source, self._fit = source, (size, channels, crop_size)
 
     def name(self, index: int) -> str:
         """Returns what an example is called."""
@@ -171,32 +171,32 @@ class Examples(Source):
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image; see `ncsn_jax.app.data.images.Source`."""
-        with self._reading():
-            return self._fitted(self._source[index])
+        with self._reading(index):
+            example = self._source[index]
+        return self._decode(example["image"])
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Returns some images, whose records are read together."""
-        with self._reading():
-            return [self._fitted(example) for example in self._source.__getitems__(list(rows))]
+        with self._reading(rows[0]):
+            examples = self._source.__getitems__(list(rows))
+        return [self._decode(example["image"]) for example in examples]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Makes `Damaged` of all kinds of exceptions, which damaged shards raise.
-
-        In object storage nothing tells them from failures of the network.
-        """
+    def _reading(self, index: int) -> Iterator[None]:
         try:
             yield
-        except (Damaged, MemoryError):
+        except MemoryError:
             raise
+        # The reader raises all kinds of exceptions.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if self._is_remote:
-                raise UserError(f"{self.what} cannot be read: {reason}") from None
-            raise Damaged(reason) from None
+            raise UserError(
+                f"{self.what}: {self.name(index)}, or one after it, cannot be read ({reason})"
+            ) from None
 
-    def _fitted(self, example: dict) -> np.ndarray:
-        image = np.asarray(example["image"])
+    def _decode(self, image: bytes | np.ndarray) -> np.ndarray:
+        if isinstance(image, bytes):
+            return reading.pixels(image, *self._fit)[0]
         if image.shape == self.shape[1:] and not self._fit[2]:
             return image
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -204,6 +204,15 @@ class Examples(Source):
             return transforms.fit(picture, *self._fit)
         except ValueError as error:
             raise Damaged(str(error)) from None
+
+
+def contents(builder) -> dict | None:
+    """Returns the decoders with which tensorflow-datasets leaves image files as they are."""
+    import tensorflow_datasets as tfds
+
+    feature = dict(builder.info.features).get("image")
+    is_file = isinstance(feature, tfds.features.Image)
+    return {"image": tfds.decode.SkipDecoding()} if is_file else None
 
 
 def _unknown(dataset: str) -> UserError:

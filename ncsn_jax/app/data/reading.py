@@ -8,11 +8,13 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ncsn_jax.app.data import transforms
 
 KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -22,8 +24,14 @@ PREFIX = 16
 # Larger images are refused, and of those beyond Pillow's own limit one is in memory at a time.
 _MOST_PIXELS, _LARGE = 2**29, 2**27
 _one_large = threading.Lock()
+# How many blocks of `pillow` there are, and Pillow's own limit outside of them.
+_blocks, _limit, _lock = 0, None, threading.Lock()
 # An image without a value as large as this, of 255, is almost black. It is 4096 of 65535.
 _DARK = 16
+
+
+class Damaged(Exception):
+    """An image that cannot be decoded, with the reason."""
 
 
 class Found(NamedTuple):
@@ -50,16 +58,22 @@ def is_image(prefix: bytes) -> bool:
 def pillow() -> Iterator[None]:
     """Leaves it to `opened` what is too large, and keeps Pillow's warnings out of the output.
 
-    It holds for all threads of the process, so it has to surround them.
+    Both are the process's, so that this has to surround all threads. Blocks may overlap.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    global _blocks, _limit
+    # The warnings are about what Pillow can read all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with _lock:
+        if not _blocks:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _blocks += 1
     try:
-        with warnings.catch_warnings():
-            # They are about what it can read all the same.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with _lock:
+            _blocks -= 1
+            if not _blocks:
+                Image.MAX_IMAGE_PIXELS = _limit
 
 
 @contextlib.contextmanager
@@ -116,3 +130,36 @@ def decode(image: Image.Image, background: int) -> Found:
     if np.max(image.getextrema()) < _DARK:
         dark = "12-bit data in a 16-bit file" if is_deep else "largest value below 16 of 255"
     return Found(image, transparent, dark)
+
+
+def pixels(
+    content: bytes,
+    size: int | Sequence[int],
+    channels: int,
+    crop_size: int,
+    *,
+    background: int = 255,
+    least: int = 0,
+) -> tuple[np.ndarray, Found]:
+    """Returns the image in a file as an array, `[height, width, channels]`, and what is remarkable in it.
+
+    Args:
+      content: of the file.
+      size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
+      background: see `decode`.
+      least: see `opened`.
+
+    Raises:
+      Damaged: if it cannot be decoded.
+    """
+    try:
+        with opened(io.BytesIO(content), least) as file:
+            found = decode(file, background)
+            return transforms.fit(found.image, size, channels, crop_size), found
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise Damaged(f"not {KINDS}") from None
+    # Pillow raises whatever its decoders run into.
+    except Exception as error:
+        raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None

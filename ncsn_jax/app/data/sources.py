@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -83,50 +83,52 @@ def load(
         raise UserError(
             f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
         )
-    data_dir, directory = prepared.find(dataset, data_dir)
-    with prepared.reading(dataset, data_dir) as builder:
-        source = builder.as_data_source(split=split)
-        remote = storage.is_remote(data_dir)
-        examples = prepared.Examples(dataset, source, image_size, channels, crop_size, remote)
-        files = prepared.fingerprint(directory)
-        key = [dataset, split, image_size, channels, crop_size, files]
-        identity = cache.digest([split, *([name, size] for name, size, _ in files)])
-        return _open(examples, identity, dataset, key, cache_bytes)
+    data_dir, _ = prepared.find(dataset, data_dir)
+    with prepared.opened(dataset, data_dir) as builder:
+        files = prepared.fingerprint(str(builder.data_path))
+        source = builder.as_data_source(split=split, decoders=prepared.contents(builder))
+        examples = prepared.Examples(dataset, source, image_size, channels, crop_size)
+    key = [dataset, split, image_size, channels, crop_size, str(builder.data_path), files]
+    identity = cache.digest([split, *([name, size] for name, size, _ in files)])
+    return _open(examples, identity, dataset, key, cache_bytes)
 
 
 def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=None) -> Images:
-    """Returns the images of a source: from the cache if they fit there, else decoded when asked for.
+    """Returns the images of a source: from the cache if they fit there, else decoded on demand.
 
     The log gets a line about what is damaged or remarkable, of those that are looked at now.
     """
     images = Images(source, identity=identity)
     count = len(images)
 
-    def make() -> tuple[np.ndarray, str]:
-        pixels, done = np.empty(images.shape, images.dtype), 0
+    def decode() -> Iterator[list[np.ndarray]]:
         with progress("decoding", count, "images") as advanced:
             for block in images.blocks(range(count)):
-                pixels[done : done + len(block)] = block
-                done += len(block)
+                yield block
                 advanced(len(block))
-        return pixels, json.dumps([images.damaged, folder.note() if folder else ""])
+
+    def describe() -> str:
+        return json.dumps([images.damaged, folder.note() if folder else ""])
 
     if images.nbytes < cache_bytes:
-        pixels, kept = cache.images(name, key, make)
+        pixels, kept = cache.images(name, key, images.shape, images.dtype, decode, describe)
         damaged, note = json.loads(kept)
         damaged = {int(i): reason for i, reason in damaged.items()}
         images = Images(pixels, damaged=damaged, identity=identity)
     else:
-        images[:: -(-count // _LOOKED_AT)]
-        damaged, note = images.damaged, folder.note() if folder else ""
-        if note:
-            note = f"of {min(count, _LOOKED_AT)} images: {note}"
+        looked_at = range(0, count, -(-count // _LOOKED_AT))
+        for _ in images.blocks(looked_at):
+            pass
+        images.check_damaged(len(looked_at))
+        damaged, note = images.damaged, ""
         if folder:
-            folder.remarks = None
+            note, folder.remarks = folder.note(), None
     images.told.update(damaged)  # below
-    for line in (note, describe_damaged(source, damaged) if damaged else ""):
-        if line:
-            _log.warning("%s: %s", one_line(source.what), line)
+    if damaged:
+        note += ("; " if note else "") + describe_damaged(source, damaged)
+        note += ", each replaced by the next one"
+    if note:
+        _log.warning("%s: %s", one_line(source.what), note)
     return images
 
 
@@ -149,17 +151,14 @@ def load_labels(
     """
     if dataset == "image_folder" or arrays.is_array(dataset):
         raise _unlabelled(dataset)
-    data_dir, directory = prepared.find(dataset, data_dir)
-    with prepared.reading(dataset, data_dir) as builder:
+    data_dir, _ = prepared.find(dataset, data_dir)
+    with prepared.opened(dataset, data_dir) as builder:
         labels = Labels(dataset, builder, split)
-
-        def make() -> tuple[np.ndarray, str]:
-            return labels[:], ""
-
         if labels.nbytes >= cache_bytes:
             return labels, labels.classes
-        key = ["labels", dataset, split, prepared.fingerprint(directory)]
-        return np.array(cache.images(f"{dataset}-labels", key, make)[0]), labels.classes
+        key = ["labels", dataset, split, prepared.fingerprint(str(builder.data_path))]
+        made = cache.array(f"{dataset}-labels", key, lambda: (labels[:], ""))[0]
+        return np.array(made), labels.classes
 
 
 class Labels:
@@ -197,7 +196,14 @@ class Labels:
         rows = np.arange(len(self))[rows].tolist()
         labels = []
         for first in range(0, len(rows), _CHUNK):
-            some = self._source.__getitems__(rows[first : first + _CHUNK])
+            try:
+                some = self._source.__getitems__(rows[first : first + _CHUNK])
+            except Exception as error:  # of all kinds
+                dataset, split = self._what
+                raise UserError(
+                    f"data.dataset={dataset!r}: the labels of split {split!r} cannot be read "
+                    f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+                ) from None
             labels += [example["label"] for example in some]
         labels = np.array(labels, np.int32)
         outside = labels[(labels < 0) | (labels >= self.classes)]

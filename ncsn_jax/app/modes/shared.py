@@ -33,8 +33,8 @@ from ncsn_jax.errors import UserError, one_line
 
 log = logging.getLogger("ncsn_jax")
 
-# Of the damaged images that a process finds, the log names so many at a time.
-_NAMED = 5
+# Of the damaged images that a process finds, the log names so many at a time, and so many in all.
+_NAMED, _MOST_NAMED = 5, 50
 
 
 class Loaded(NamedTuple):
@@ -108,19 +108,26 @@ def load_images(
 
 
 def name_damaged(dataset: data.Images) -> None:
-    """Logs which images were found damaged since the last call, in whatever process; call it in all."""
+    """Logs damaged images that were newly found, in any process. All processes must call it."""
     if dataset.source is None:
         return
-    told, found = set(dataset.told), dataset.news(_NAMED)
+    told = set(dataset.told)
     rows = np.full(_NAMED, -1)
+    found = dataset.news(_NAMED)
     rows[: len(found)] = found
-    rows = set(distributed.gather(rows).ravel().tolist()) - told - {-1}
-    if rows:
-        dataset.told.update(rows)
-        named = describe_damaged(
-            dataset.source, {row: dataset.damaged.get(row, "") for row in rows}
-        )
-        log.warning("%s: %s, each replaced by the next one", one_line(dataset.source.what), named)
+    new = set(distributed.gather(rows).ravel().tolist()) - told - {-1}
+    if not new:
+        return
+    dataset.told.update(new)
+    named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
+    if len(told) >= _MOST_NAMED:
+        named = "more images"
+    log.warning(
+        "%s: %s, each replaced by the next one; %d damaged images were found up to now",
+        one_line(dataset.source.what),
+        named,
+        len(dataset.told),
+    )
 
 
 def load_originals(

@@ -84,10 +84,12 @@ def test_archives_inside_a_directory_stand_for_directories(tmp_path):
     assert list(found(tmp_path / "x").items()) == sorted(({"notes.txt": b"notes"} | inside).items())
 
 
-def test_archives_beside_images_are_files_as_they_may_hold_the_same_images(tmp_path):
+def test_archives_beside_images_are_refused_as_they_may_hold_the_same_images(tmp_path):
     write_folder(tmp_path / "x")
     write_tar(tmp_path / "x" / "a.tar")
-    assert list(found(tmp_path / "x")) == sorted([*CONTENT, "a.tar"])
+    assert "holds images and the archive a.tar, which may hold the same ones" in refusal(
+        tmp_path / "x"
+    )
 
 
 def test_long_names_of_members_are_whole(tmp_path):
@@ -97,17 +99,19 @@ def test_long_names_of_members_are_whole(tmp_path):
 
 
 def test_the_identity_is_that_of_names_and_sizes_wherever_they_lie(tmp_path):
-    identity = lambda path: files.find(str(path), "x").identity
+    """Also of compressed ones, and without what is no image."""
+    identity = lambda path: image_folder.Folder(str(path), 8, 1, 0).identity
     there = identity(write_folder(tmp_path / "a"))
-    other = CONTENT | {"a!.png": b"FIRST"}
+    other = CONTENT | {"a!.png": b"FIRST", "notes.txt": b"no image"}
     same = [
         write_folder(tmp_path / "b", other),
         write_tar(tmp_path / "x.tar", other),
         write_zip(tmp_path / "x.zip", content=other),
+        write_zip(tmp_path / "y.zip", zipfile.ZIP_DEFLATED, other),
     ]
     assert {identity(path) for path in same} == {there}
     renamed = {name.replace("!", '"'): data for name, data in CONTENT.items()}
-    others = [CONTENT | {"a!.png": b"longer"}, renamed, CONTENT | {"e": b""}]
+    others = [CONTENT | {"a!.png": b"longer"}, renamed, CONTENT | {"e.png": b""}]
     found = {identity(write_folder(tmp_path / f"{i}", c)) for i, c in enumerate(others)}
     assert len(found | {there}) == 4
 
@@ -151,10 +155,15 @@ def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
     path = write_tar(tmp_path / "x.tar")
     whole, begin = path.read_bytes(), f"data.data_dir={str(path)!r} cannot be read as an archive: "
     for data, message in (
-        (whole[:-1], "it is cut short"),
+        (whole[:-1], "it is damaged or cut short"),
         (whole[: 3 * 512], ""),
         (whole[:100] + b"\xff" + whole[101:], ""),
-        (b"no archive", "it is cut short"),
+        (whole[:1024] + bytes(512) + whole[1536:], "it is damaged or cut short"),
+        (
+            whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512),
+            "it is damaged or cut short",
+        ),
+        (b"no archive", ""),
     ):
         path.write_bytes(data)
         assert line(path).startswith(begin + message)
@@ -179,7 +188,9 @@ def test_what_is_no_directory_and_no_archive_is_one_line(tmp_path):
         message = f"data.data_dir={str(tmp_path / name)!r} cannot be read: {reason}"
         assert refusal(tmp_path / name).startswith(message)
     (tmp_path / "x.tar.gz").write_bytes(b"")
-    for name in ("x.tar.gz", "nowhere"):
-        message = f"{name}' is not a directory of images, nor a .tar or .zip file"
+    for name, message in (
+        ("x.tar.gz", "x.tar.gz' is not a directory of images, nor a .tar or .zip file; unpack"),
+        ("nowhere", "nowhere' does not exist"),
+    ):
         with pytest.raises(UserError, match=message):
             image_folder.Folder(str(tmp_path / name), 8, 1, 0)

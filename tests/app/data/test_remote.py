@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fsspec.registry import _registry
 from PIL import Image
-from tests.fake_gcs import FakeGcs
 
+from benchmarks.fake_gcs import FakeGcs
 from ncsn_jax.app import data
 from ncsn_jax.app.data import arrays
 from ncsn_jax.app.modes import shared
@@ -87,7 +87,7 @@ def test_images_are_those_of_the_disk(kind, there):
     _, root = there
     local = LOADS[kind](root)
     for cache_bytes in (0, 10**9):
-        remote = LOADS[kind]("gs://bucket", cache_bytes=cache_bytes, threads=3)
+        remote = LOADS[kind]("gs://bucket", cache_bytes=cache_bytes)
         assert (remote.source is None) == (cache_bytes > 0) and remote.shape == local.shape
         np.testing.assert_array_equal(remote[:], local[:])
         for which in (1, slice(None, None, -3), np.array([2, 0, 2])):

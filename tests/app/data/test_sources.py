@@ -135,20 +135,23 @@ def test_all_that_an_entry_of_the_cache_depends_on_is_in_its_key(
     """Sets of the same files differ by their names."""
     keys = []
 
-    def images(name, key, make):
+    def kept(name, key, *_):
         keys.append(json.dumps(key))
-        return np.zeros((1, 1, 1, 1)), "[{}, 0]"
+        return np.zeros(1), '[{}, ""]'
 
-    class Source:
-        shape, dtype, what, identity = (1, 1, 1, 1), np.dtype(np.uint8), "", ""
-
-    monkeypatch.setattr(sources.cache, "images", images)
-    monkeypatch.setattr(sources.prepared, "find", lambda *_: ("", str(tmp_path)))
-    builder = types.SimpleNamespace(as_data_source=lambda split: None)
-    monkeypatch.setattr(sources.prepared, "reading", lambda *_: contextlib.nullcontext(builder))
-    monkeypatch.setattr(sources.prepared, "Examples", lambda *_: Source())
-    labels = types.SimpleNamespace(nbytes=0, classes=3)
-    monkeypatch.setattr(sources, "Labels", lambda *_: labels)
+    builder = types.SimpleNamespace(data_path=tmp_path, as_data_source=lambda **_: None)
+    source = types.SimpleNamespace(shape=(1, 1, 1, 1), dtype=np.dtype(np.uint8), what="")
+    labels = types.SimpleNamespace(nbytes=0, classes=1)
+    for where, name, fake in (
+        (sources.cache, "images", kept),
+        (sources.cache, "array", kept),
+        (sources.prepared, "find", lambda *_: ("", "")),
+        (sources.prepared, "opened", lambda *_: contextlib.nullcontext(builder)),
+        (sources.prepared, "contents", lambda _: None),
+        (sources.prepared, "Examples", lambda *_: source),
+        (sources, "Labels", lambda *_: labels),
+    ):
+        monkeypatch.setattr(where, name, fake)
     file = tmp_path / "below" / "file"
     file.parent.mkdir()
     file.write_text("old")
@@ -203,7 +206,7 @@ def test_images_are_in_the_order_of_the_source_and_cropped_if_that_is_wanted():
 def test_mistakes_are_one_line(tmp_path):
     for arguments, message in [
         (("image_folder", "", 8, 3), "data.data_dir must name the directory"),
-        (("image_folder", str(tmp_path / "no"), 8, 3), "is not a directory of images"),
+        (("image_folder", str(tmp_path / "no"), 8, 3), "no' does not exist"),
         (
             ("image_folder", str(tmp_path), 8, 3),
             "holds no PNG, JPEG, WebP, BMP, TIFF or GIF image",

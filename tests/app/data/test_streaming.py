@@ -70,11 +70,10 @@ LOADS = {
 }
 
 
-@pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize("kind", LOADS)
-def test_images_are_the_same_whether_decoded_once_or_when_asked_for(kind, threads, stored):
+def test_images_are_the_same_whether_decoded_once_or_when_asked_for(kind, stored):
     cached = LOADS[kind](stored, cache_bytes=10**9)
-    streamed = LOADS[kind](stored, cache_bytes=0, threads=threads)
+    streamed = LOADS[kind](stored, cache_bytes=0)
     assert cached.source is None and streamed.source is not None
     assert (streamed.shape, streamed.dtype) == (cached.shape, cached.dtype)
     assert streamed.describe() == cached.describe()
@@ -104,7 +103,7 @@ def test_one_damaged_picture_of_forty_is_named_and_replaced_by_the_next(stored, 
         np.testing.assert_array_equal(found[row], found[row + 1])
         (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
         assert line.startswith(f"data.data_dir={str(stored / 'folder')!r}: 1 damaged (20.png: ")
-        assert found.news() == []
+        assert found.news(9) == []
 
 
 def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monkeypatch):
@@ -123,7 +122,7 @@ def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monk
 def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
     for cache_bytes in (0, 10**9):
         with pytest.raises(
-            UserError, match="more than a tenth .*[(]00.png: is 8x8, not 4x4; set data"
+            UserError, match="more than a tenth of 40 .*[(]00.png, .*: is 8x8, not 4x4; set data"
         ):
             data.load("image_folder", str(stored / "folder"), 4, 1, cache_bytes=cache_bytes)
 
@@ -133,7 +132,7 @@ def test_a_file_that_vanishes_is_one_line(tmp_path):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
     found = data.load("image_folder", str(tmp_path), 8, 1, cache_bytes=0)
     os.remove(tmp_path / "1.png")
-    with pytest.raises(UserError, match="1.png cannot be read: No such file or directory$"):
+    with pytest.raises(UserError, match="1.png cannot be read: No such file or directory"):
         found[:]
 
 
