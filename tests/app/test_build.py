@@ -295,7 +295,6 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
     for name in ("load", "load_labels"):
         keep = lambda *a, name=name, **k: calls.append((name, a, k))
         monkeypatch.setattr(build.data, name, keep)
-    monkeypatch.setattr(build, "num_workers", lambda config: 5)
     memory = dict(cache_bytes=12)
     others = dict(crop_size=17, background=9, holdout=0.25) | memory
     fields = dict(dataset="mnist", data_dir="there", image_size=24, channels=3) | others
@@ -304,8 +303,8 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
     build.load_images(config, "test")
     build.load_labels(config, "test")
     assert calls == [
-        ("load", ("mnist", "there", 24, 3), others | {"split": "train", "threads": 5}),
-        ("load", ("mnist", "there", 24, 3), others | {"split": "test", "threads": 5}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "train"}),
+        ("load", ("mnist", "there", 24, 3), others | {"split": "test"}),
         ("load_labels", ("mnist", "there"), memory | {"split": "test"}),
     ]
 
@@ -313,7 +312,7 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
 def test_as_many_threads_decode_as_there_are_cores_to_spare(monkeypatch):
     for backend, cores, expected in (
         *(("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 9, 4)),
-        *(("gpu", 1, 1), ("gpu", 2, 1), ("tpu", 9, 8)),
+        *(("gpu", 1, 1), ("gpu", 2, 1), ("tpu", 9, 8), ("tpu", 200, 16)),
     ):
         monkeypatch.setattr(build.jax, "default_backend", lambda backend=backend: backend)
         monkeypatch.setattr(build.cpu, "cores", lambda cores=cores: cores)

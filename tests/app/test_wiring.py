@@ -113,7 +113,6 @@ ROWS = [
     Row("data.crop_size", -1, "load.crop_size"),
     Row("data.cache_bytes", 7, "load.cache_bytes"),
     Row("data.cache_bytes", 7, "load_labels.cache_bytes"),
-    Row("data.workers", 100, "load.threads"),
     Row("data.background", 0, "load.background"),
     Row("data.holdout", 0.25, "load.holdout"),
     Row("data.random_flip", True, "train_steps.random_flip"),
@@ -511,6 +510,7 @@ PRECISION = (
 ELSEWHERE = {
     "seed": test_noise_of_a_sample_is_that_of_the_seed_and_its_index,
     "data.prefetch": test_fields_of_the_training_loop_arrive,
+    "data.workers": test_fields_of_the_training_loop_arrive,
     "training.batch_size": test_fields_of_the_training_loop_arrive,
     "training.num_steps": test_fields_of_the_training_loop_arrive,
     "training.steps_per_call": test_fields_of_the_training_loop_arrive,

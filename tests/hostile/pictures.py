@@ -322,7 +322,7 @@ def make_cache(case):
     def files():
         return sorted(pathlib.Path(cache.directory()).glob("fuzz-*"))
 
-    cache.images("fuzz", key, lambda: (array, "note"))
+    cache.array("fuzz", key, lambda: (array, "note"))
     for path in files():
         others = [b"", npy({}, b""), npy("(" * 9000, b""), mutate(rng, path.read_bytes())]
         if rng.random() < 0.7:
@@ -330,8 +330,8 @@ def make_cache(case):
 
     def call():
         try:
-            found, _ = cache.images("fuzz", key, lambda: (array, "note"))
-            again, _ = cache.images("fuzz", [key], lambda: (array, text))
+            found, _ = cache.array("fuzz", key, lambda: (array, "note"))
+            again, _ = cache.array("fuzz", [key], lambda: (array, text))
             if not isinstance(found, np.ndarray) or not np.array_equal(again, array):
                 raise Failure("returned something else")
         finally:
