@@ -172,14 +172,14 @@ class Examples(Source):
     def image(self, index: int) -> np.ndarray:
         """Returns an image; see `ncsn_jax.app.data.images.Source`."""
         with self._reading(index):
-            example = self._source[index]
-        return self._decode(example["image"])
+            image = _content(self._source[index])
+        return self._decode(image)
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Returns some images, whose records are read together."""
         with self._reading(rows[0]):
-            examples = self._source.__getitems__(list(rows))
-        return [self._decode(example["image"]) for example in examples]
+            images = [_content(example) for example in self._source.__getitems__(list(rows))]
+        return [self._decode(image) for image in images]
 
     @contextlib.contextmanager
     def _reading(self, index: int) -> Iterator[None]:
@@ -204,6 +204,12 @@ class Examples(Source):
             return transforms.fit(picture, *self._fit)
         except ValueError as error:
             raise Damaged(str(error)) from None
+
+
+def _content(example: dict) -> bytes | np.ndarray:
+    if example["image"] is None:  # A shard that is cut short gives empty records.
+        raise ValueError("the record is empty")
+    return example["image"]
 
 
 def contents(builder) -> dict | None:

@@ -121,13 +121,9 @@ def name_damaged(dataset: data.Images) -> None:
     dataset.told.update(new)
     named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
     if len(told) >= _MOST_NAMED:
-        named = "more images"
-    log.warning(
-        "%s: %s, each replaced by the next one; %d damaged images were found up to now",
-        one_line(dataset.source.what),
-        named,
-        len(dataset.told),
-    )
+        named = f"{len(new)} more damaged images"
+    total = f" ({len(dataset.told)} damaged up to now)" if told else ""
+    log.warning("%s: %s, each replaced by the next one%s", dataset.source.what, named, total)
 
 
 def load_originals(

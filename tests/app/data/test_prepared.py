@@ -1,9 +1,11 @@
+import io
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ncsn_jax.app import data
 from ncsn_jax.app.data import prepared
@@ -78,3 +80,37 @@ data.load("digits", "", 4, 1, crop_size=-1)
     )
     assert (result.returncode, result.stdout) == (0, "between 20\n"), result.stderr
     assert "absl" not in result.stderr and "examples" not in result.stderr
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
+    found = data.load("digits", str(tmp_path), 8, 1, cache_bytes=0)
+    for path in tmp_path.rglob("*train.array_record*"):
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="data.dataset='digits': example .* cannot be read [(]"):
+        found[:]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_damaged_image_of_a_sound_shard_is_replaced(cache_bytes, tmp_path):
+    import tensorflow_datasets as tfds
+
+    place = tmp_path / "pictures" / "1.0.0"
+    place.mkdir(parents=True)
+    name = tfds.core.dataset_info.DatasetIdentity(
+        "pictures", tfds.core.Version("1.0.0"), str(place), module_name=""
+    )
+    feature = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
+    info = tfds.core.DatasetInfo(
+        builder=name, features=tfds.features.FeaturesDict({"image": feature})
+    )
+    writer = tfds.core.SequentialWriter(info, 100, file_format="array_record")
+    writer.initialize_splits(["train"])
+    for i in range(20):
+        file = io.BytesIO()
+        Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(file, "PNG")
+        content = file.getvalue()[: 30 if i == 7 else None]
+        writer.add_examples({"train": [{"image": io.BytesIO(content)}]})
+    writer.close_all()
+    found = data.load("pictures", str(tmp_path), 8, 1, cache_bytes=cache_bytes)
+    np.testing.assert_array_equal(found[:][:, 0, 0, 0], [10 * (i + (i == 7)) for i in range(20)])
+    assert list(found.damaged) == [7]
