@@ -21,8 +21,8 @@ from ncsn_jax.errors import UserError, one_line
 _MOST_DAMAGED = 0.1
 # A message names at most so many damaged images.
 _NAMED = 5
-# For each thread, so many blocks are decoded in advance.
-_AHEAD = 4
+# How many blocks per thread are decoded in advance.
+_AHEAD = 2
 
 
 class Source:

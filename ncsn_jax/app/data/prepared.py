@@ -28,6 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
 
 # The pixels of an image that is decoded so fast that threads only keep each other waiting.
 _SMALL = 64 * 64
+# A thread decodes up to this many bytes at a time.
+_BLOCK_BYTES = 2**22
 _MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
@@ -149,7 +151,6 @@ class Examples(Source):
     """
 
     dtype = np.dtype(np.uint8)
-    block = 250  # A record costs less beside others.
 
     def __init__(
         self, dataset: str, source, size: int | Sequence[int], channels: int, crop_size: int
@@ -161,6 +162,8 @@ class Examples(Source):
         if (found := features["image"].shape[-1]) not in (channels, None):
             raise UserError(f"data.channels={channels}, but the images of {self.what} have {found}")
         self.shape = (len(source), *transforms.sides(size), channels)
+        # Records cost less when they are read together.
+        self.block = max(1, min(250, _BLOCK_BYTES // math.prod(self.shape[1:])))
         if math.prod(self.shape[1:3]) <= _SMALL:
             self.threads = 1
         self._source, self._fit = source, (size, channels, crop_size)
