@@ -174,18 +174,18 @@ class Examples(Source):
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image; see `ncsn_jax.app.data.images.Source`."""
-        with self._reading(index):
+        with self._reading([index]):
             image = _content(self._source[index])
         return self._decode(image)
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Returns some images, whose records are read together."""
-        with self._reading(rows[0]):
+        with self._reading(rows):
             images = [_content(example) for example in self._source.__getitems__(list(rows))]
         return [self._decode(image) for image in images]
 
     @contextlib.contextmanager
-    def _reading(self, index: int) -> Iterator[None]:
+    def _reading(self, rows: Sequence[int]) -> Iterator[None]:
         try:
             yield
         except MemoryError:
@@ -193,9 +193,9 @@ class Examples(Source):
         # The reader raises all kinds of exceptions.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise UserError(
-                f"{self.what}: {self.name(index)}, or one after it, cannot be read ({reason})"
-            ) from None
+            first, last = self.name(rows[0]), self.name(rows[-1])
+            which = first if first == last else f"one of {first} to {last}"
+            raise UserError(f"{self.what}: {which} cannot be read ({reason})") from None
 
     def _decode(self, image: bytes | np.ndarray) -> np.ndarray:
         if isinstance(image, bytes):
