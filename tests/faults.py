@@ -4,7 +4,7 @@
 
 is the long form of `tests/test_faults.py`. Each scenario runs the application as a user does, breaks
 something at a moment that a random generator with a printed seed chooses, and then demands of what is left
-what the README promises. Runs are on the configuration `tests/tiny.py`.
+what `docs/workdirs.md` promises. Runs are on the configuration `tests/tiny.py`.
 """
 
 import argparse

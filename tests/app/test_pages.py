@@ -1,6 +1,6 @@
 """The Python of README.md and of the pages in docs, and the examples that open a run or train a network."""
 
-import importlib.util
+import functools
 import os
 import re
 
@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ncsn_jax
+import run_lib
 from examples import two_moons, use_a_run
 from ncsn_jax import models, scores
+from ncsn_jax.app import build, schema
 from tests.running import ROOT
 
 
@@ -37,23 +40,98 @@ def beside_a_run(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_readme_does_what_it_says(beside_a_run, capsys, monkeypatch):
+def run_page(page, **names):
+    """Runs the Python of a page, as a reader does from top to bottom, and returns its names."""
+    for block in blocks(page):
+        exec(block, names)
+    return names
+
+
+@pytest.fixture
+def one_run(beside_a_run, monkeypatch):
+    """Pages that open the run share it, with its compiled sampler."""
+    monkeypatch.setattr(ncsn_jax, "load_run", functools.cache(ncsn_jax.load_run))
+
+
+def test_the_readme_and_the_page_on_the_library_do_what_they_say(one_run, capsys, monkeypatch):
+    names = run_page("README.md")
+    assert names["run"].step == 60
+    assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
+    share = float(capsys.readouterr().out)
+    assert abs(share - 0.2) < 0.03  # 10,000 samples; the sampler's bias is more than their error
+
     # The network of two convolutions takes a second to compile. It begins with scores near 0.
     monkeypatch.setattr(models, "NCSN", lambda features, num_levels: Beginning())
+    opened, continuous, network = blocks("docs/library.md")
     names = {}
-    for block in blocks("README.md"):
-        if "import numpy as np, torch" not in block or importlib.util.find_spec("torch"):
-            exec(block, names)
-        if "load_run" in block:
-            assert names["images"].shape == (16, 8, 8, 1) and names["score"].shape == (16, 8, 8, 1)
-            assert names["nats"].shape == (16,) and np.isfinite(names["nats"]).all()
-    share, evaluations, loss = map(float, capsys.readouterr().out.splitlines())
-    assert abs(share - 0.2) < 0.03  # 10,000 samples; the sampler's bias is more than their error
+    exec(opened, names)
+    assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
+    assert names["nats"].shape == (16,) and np.isfinite(names["nats"]).all()
+    names = {}
+    exec(continuous, names)
+    assert names["x"].shape == (1000, 2) and names["nats"].shape == (1000,)
+    assert np.isfinite(names["nats"]).all()
+    names = {}
+    exec(network, names)
+    assert names["images"].shape == (8, 28, 28, 1)
+    evaluations, loss = map(float, capsys.readouterr().out.splitlines())
     assert evaluations == 35
     assert abs(loss / 392 - 1) < 4 * np.sqrt(2 / (8 * 784))  # half a chi square of 784, eight times
-    assert names["images"].shape == (8, 28, 28, 1) and names["run"].step == 60
-    nats = names["nats"]
-    assert nats.shape == (1000,) and np.isfinite(nats).all()
+
+
+def test_the_page_on_checkpoints_writes_a_file_of_the_authors_kind(beside_a_run):
+    torch = pytest.importorskip("torch")
+    run_page("docs/checkpoints.md")["arrays"].close()
+    (state,) = torch.load("checkpoint.pth")
+    assert state["w"].shape == (3,)
+
+
+def test_the_page_on_images_starts_a_run_on_an_array(monkeypatch):
+    """Training is `test_array_runs.py`'s to test."""
+    started = []
+    monkeypatch.setattr(run_lib, "train", lambda *args, images: started.append((*args, images)))
+    array = np.full((4, 24, 40, 5), 280, np.float32)
+    run_page("docs/images.md", array=array)
+    ((config, workdir, images),) = started
+    schema.check(config, num_devices=1)
+    assert workdir == "runs/kelvin" and images is array
+    assert build.image_shape(config) == array.shape[1:]
+
+
+def test_every_page_with_python_is_run():
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md") if blocks(f"docs/{p.name}")}
+    # `test_controllable.py` runs `conditioning.md`. The names of the page on likelihoods are the reader's.
+    assert pages == {"library", "checkpoints", "images", "conditioning", "likelihood"}
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def links(page):
+    """The files and anchors of this repository to which a page links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path if path else page).resolve(), anchor
+
+
+def test_links_between_pages_lead_somewhere_and_to_every_file_in_docs():
+    folders = (ROOT, ROOT / "docs", ROOT / "benchmarks")
+    linked = set()
+    for page in [page for folder in folders for page in folder.glob("*.md")]:
+        for path, anchor in links(page):
+            assert path.exists(), f"{page.name}: {path}"
+            assert not anchor or anchor in anchors(path.read_text()), (
+                f"{page.name}: {path}#{anchor}"
+            )
+            linked.add(path)
+    assert {p.resolve() for p in (ROOT / "docs").iterdir()} <= linked
+    assert {p for p, _ in links(ROOT / "README.md")} >= set((ROOT / "docs").resolve().glob("*.md"))
 
 
 def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
