@@ -5,6 +5,8 @@ mode once there is a run. Any field of the configuration can be overridden, as i
 --config.training.batch_size=64.
 """
 
+import sys
+
 from absl import flags
 
 from ncsn_jax.app import cli, cpu
@@ -88,7 +90,9 @@ def _required():
     return (_CONFIG,) if _MODE.value in _WITHOUT_WORKDIR else (_WORKDIR, _CONFIG)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] == ["--version"]:
+    print(cli.describe_versions())
+elif __name__ == "__main__":
     cli.run(
         main,
         _CONFIG,

@@ -99,6 +99,28 @@ def define_workdir() -> flags.FlagHolder:
     return define_path("workdir", "Directory for checkpoints, samples and logs; made if absent.")
 
 
+def describe_versions() -> str:
+    """Returns what a report of a bug should name: versions and devices, on one line."""
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    import ncsn_jax
+
+    packages = [f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy")]
+    kinds = jax.local_devices()
+    return ", ".join(
+        [
+            f"ncsn_jax {ncsn_jax.__version__}",
+            f"Python {platform.python_version()}",
+            *packages,
+            f"{len(kinds)} x {kinds[0].device_kind}",
+            platform.platform(),
+        ]
+    )
+
+
 def fail(message: str, code: int) -> None:
     """Prints one line and ends the process."""
     print("error:", one_line(" ".join(message.split())), file=sys.stderr)

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
+import ncsn_jax
 from ncsn_jax.app import distributed
-from tests.running import ROOT, run
+from tests.running import ROOT, environment, run
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,20 @@ cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrup
         timeout=60,
     )
     assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
+
+
+def test_a_report_of_a_bug_names_versions_and_devices():
+    result = subprocess.run(
+        [sys.executable, "main.py", "--version"],
+        cwd=ROOT,
+        env=environment(3),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0 and result.stdout.count("\n") == 1
+    for part in (f"ncsn_jax {ncsn_jax.__version__}, ", f", jax {jax.__version__}, ", ", 3 x cpu, "):
+        assert part in result.stdout
 
 
 def test_help_is_quick_to_import_and_names_the_flags():
