@@ -1,4 +1,4 @@
-"""Makes what a configuration describes: networks, SDEs, objectives, optimizers, images."""
+"""Builds what a configuration describes: networks, SDEs, objectives, optimizers, images."""
 
 import functools
 import os
@@ -40,7 +40,7 @@ def make_sigmas(config: ConfigDict) -> jax.Array:
 
 
 def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
-    """Returns the network, which computes in `dtype` and, with `remat`, keeps few activations."""
+    """Returns the network, which computes in `dtype`; with `remat` it keeps few activations."""
     model, network = config.model, MODELS[config.model.name]
     options = {"dtype": jnp.dtype(dtype), "remat": remat}
     if network is models.NCSN:
@@ -63,7 +63,7 @@ def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = Fals
 
 
 def make_sde(config: ConfigDict) -> sde.SDE:
-    """Returns the SDE; of a ladder, the variance-exploding one from its first to its last sigma."""
+    """Returns the SDE; for a ladder, the variance-exploding SDE from its first to its last sigma."""
     model, kind = config.model, config.training.sde
     if kind in ("none", "ve"):
         return sde.VE(model.sigma_end, model.sigma_begin)
@@ -71,12 +71,12 @@ def make_sde(config: ConfigDict) -> sde.SDE:
 
 
 def num_levels(config: ConfigDict) -> int | None:
-    """Returns how many levels an SDE's network was trained on, or None for continuous time."""
+    """Returns the number of levels an SDE's network was trained on, or None for continuous time."""
     return None if config.training.continuous else config.model.num_levels
 
 
 def make_score_fn(config: ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
-    """Returns a run's score as a function of sigma and of the SDE's time, for samplers."""
+    """Returns a run's score for samplers: as a function of sigma, and of the SDE's time."""
     model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
     precision = config.sampling.precision
     if config.training.sde == "none":
@@ -89,7 +89,7 @@ def make_score_fn(config: ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]
 
 
 def at_precision(function: Callable, precision: str) -> Callable:
-    """Returns the function with products of float32 at that precision, also in its derivatives."""
+    """Returns the function with its float32 products, and its derivatives', at that precision."""
 
     def call(*args):
         with jax.default_matmul_precision(precision):
@@ -109,7 +109,7 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
-    """Returns the function from a key to the state before the first step."""
+    """Returns the function that maps a key to the initial state."""
     model, ema = make_model(config), config.model.ema_decay > 0
     return training.make_init(model, make_optimizer(config), image_shape(config), ema=ema)
 
@@ -117,7 +117,7 @@ def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
 def make_objective(
     config: ConfigDict, *, dtype: str = "float32", remat: bool = False
 ) -> objectives.Objective:
-    """Returns what training minimises, with a network made for it."""
+    """Returns the objective that training minimises, with its network."""
     model, options = make_model(config, dtype=dtype, remat=remat), config.training
     if options.sde != "none":
         return objectives.diffusion(
@@ -133,7 +133,7 @@ def make_objective(
 
 
 def make_train_steps(config: ConfigDict) -> Callable:
-    """Returns `training.train_steps(state, images, seed, ...)` with the options of this configuration."""
+    """Returns `training.train_steps(state, images, seed, ...)` with this configuration's options."""
     options = config.training
     objective = make_objective(config, dtype=options.dtype, remat=options.remat)
 
@@ -155,7 +155,7 @@ def make_train_steps(config: ConfigDict) -> Callable:
 
 
 def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray | Labels, int]:
-    """Returns the classes of the images of one split, `[N]`, and the number of classes."""
+    """Returns the class of each image of a split, `[N]`, and the number of classes."""
     options = config.data
     return data.load_labels(
         options.dataset, options.data_dir, split=split, cache_bytes=options.cache_bytes
@@ -165,9 +165,9 @@ def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray | 
 def load_images(
     config: ConfigDict, split: str = "train", images: np.ndarray | None = None
 ) -> data.Images:
-    """Returns the images of one split of `config.data.dataset`, or of the array `images` if it is given.
+    """Returns the images of one split of `config.data.dataset`, or of the array `images` if given.
 
-    They are `[N, H, W, C]`, of floating point where there is a `config.data.value_range`, else uint8.
+    They are `[N, H, W, C]`: floating point if `config.data.value_range` is set, else uint8.
     """
     options = config.data
     source, cache_bytes = images, options.cache_bytes
@@ -207,10 +207,10 @@ def load_images(
 
 
 def num_workers(config: ConfigDict) -> int:
-    """Returns how many threads decode the images of training: by default all spare cores.
+    """Returns how many threads decode training images: by default all spare cores.
 
-    An accelerator needs one core of its host. On a CPU, where the cores train, half of them may decode. More
-    than 16 threads of one process keep each other waiting.
+    An accelerator needs one core of its host. On a CPU the cores also train, so half of them decode. More
+    than 16 threads in one process slow each other down.
     """
     if config.data.workers >= 0:
         return config.data.workers
@@ -219,7 +219,7 @@ def num_workers(config: ConfigDict) -> int:
 
 
 def halvings(config: ConfigDict) -> int:
-    """How often the network halves the sides of an image."""
+    """Returns how often the network halves the sides of an image."""
     if config.model.name == "ncsnpp":
         return max(len(config.ncsnpp.ch_mult) - 1, 0)
     return MODELS[config.model.name].HALVINGS

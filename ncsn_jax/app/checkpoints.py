@@ -1,12 +1,12 @@
-"""Checkpoints by orbax, in one place: complete or ignored, verified when read, never silently wrong.
+"""Saves and restores checkpoints with orbax: a checkpoint is complete or ignored, and verified when read.
 
 A checkpoint is a tree of host arrays under `<workdir>/checkpoints/<step>`, beside a small JSON item. The
-item holds a format version and the CRC-32 of every leaf and of itself: orbax keeps no checksum of array
-data, so that a flipped bit would come back as a wrong weight. Saving is asynchronous. A checkpoint that
-cannot be read, or whose checksums differ, is reported and set aside, and the next older one is used.
+item holds a format version and the CRC-32 of every leaf and of itself: orbax does not checksum array
+data, so a flipped bit would come back as a wrong weight. Saving is asynchronous. If a checkpoint cannot be
+read, or its checksums differ, it is reported and set aside, and the next older one is used.
 
-Of several processes, which all hold the same state, process 0 alone reads and writes, and the others get
-what it read. So only process 0 has to see the work directory.
+All processes hold the same state. Process 0 alone reads and writes, and sends the others what it read, so
+only process 0 has to see the work directory.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def _quiet_orbax() -> None:
-    """Keeps orbax's messages out of the log: dozens a save, and hundreds of lines for a failure.
+    """Keeps orbax's messages out of the log: dozens per save, and hundreds of lines per failure.
 
-    A failure also raises an exception, which `Checkpoints` tells in one line.
+    A failure also raises an exception, which `Checkpoints` reports in one line.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda r: "was never retrieved" not in r.getMessage())
 
 
 def _describe(tree: Any) -> dict[str, list]:
-    """Returns shape and data type of every leaf by its path: the structure a checkpoint must have."""
+    """Returns each leaf's shape and dtype by its path: the structure a checkpoint must have."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype)] for path, x in leaves}
 
@@ -65,8 +65,8 @@ class Checkpoints:
     Args:
       workdir: the work directory.
       keep: how many of the newest checkpoints to keep.
-      keep_every: keep the checkpoints of all steps that are multiples of it for good; 0: of none.
-      read_only: whether to leave everything as it is, since another process may be writing.
+      keep_every: keep checkpoints at multiples of this step for good; 0 keeps none for good.
+      read_only: whether to change nothing, because another process may be writing.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class Checkpoints:
                 self._manager.close()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a complete checkpoint, the newest first."""
+        """Returns the steps with a complete checkpoint, newest first."""
         return [] if self._manager is None else sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving a tree of numpy arrays; returns before it is on disk.
 
         Raises:
-          UserError: if it cannot be saved, or the one before could not be.
+          UserError: if this save or the previous one failed.
         """
         if self._manager is None:
             return
@@ -126,17 +126,17 @@ class Checkpoints:
             raise RuntimeError(f"orbax refused to save step {step} in {self._directory}")
 
     def wait(self) -> None:
-        """Waits until every save that was started is on disk; raises UserError if one failed."""
+        """Waits until every started save is on disk; raises UserError if one failed."""
         if self._manager is not None:
             with self._saving():
                 self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        """Makes a UserError of what a save raises that failed in its block, or before it."""
+        """Turns the exception of a save that failed in this block, or earlier, into a UserError."""
         try:
             yield
-        # Full disks and lost mounts raise all kinds of exceptions.
+        # Full disks and lost mounts raise many kinds of exceptions.
         except Exception as error:
             complete = []
             with contextlib.suppress(Exception):
@@ -151,15 +151,15 @@ class Checkpoints:
             ) from None
 
     def restore(self, step: int, like: Any) -> Any:
-        """Returns the state of one step.
+        """Returns the state at one step.
 
         Args:
           step: one of `steps()`.
-          like: a tree of arrays, or of their shapes, that the state must match.
+          like: a tree of arrays, or of their shapes, which the state must match.
 
         Raises:
           UserError: if the checkpoint is sound but holds something else.
-          Exception: whatever the damage makes orbax raise, or ValueError where a checksum differs.
+          Exception: whatever orbax raises on a damaged checkpoint, or ValueError if a checksum differs.
         """
         item = ocp.args.Composite
         meta = self._manager.restore(step, args=item(meta=ocp.args.JsonRestore())).meta
@@ -178,18 +178,17 @@ class Checkpoints:
         return state
 
     def load(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
-        """Returns (step, state) of the newest checkpoint that is sound, or None if there is none.
+        """Returns (step, state) of the newest sound checkpoint, or None if there are no checkpoints.
+
+        A warning names newer checkpoints that are damaged. Once an older one proves sound, they are moved to
+        `<workdir>/damaged/`, so that training can save these steps again.
 
         Args:
           like: as for `restore`.
-          step: of the one checkpoint to read, where it is not to be the newest.
-
-        Damaged ones that are newer are named in a warning and, once an older one has been found sound,
-        moved to `<workdir>/damaged/`, so that training can save these steps again.
+          step: read this step instead of the newest.
 
         Raises:
-          UserError: if there are checkpoints and none of them is sound, or none of this step; nothing is
-            moved then.
+          UserError: if there are checkpoints but none is sound, or none is at `step`; nothing is moved then.
         """
         state = None
 
@@ -213,7 +212,7 @@ class Checkpoints:
             return self.restore(step, like)
         except UserError:
             raise
-        except Exception as error:  # of all kinds, as below
+        except Exception as error:  # many kinds, as below
             reason = f"{type(error).__name__}: {one_line(str(error))[:100]}"
             raise UserError(f"{self._directory}/{step} is damaged ({reason})") from None
 
@@ -224,7 +223,7 @@ class Checkpoints:
                 state = self.restore(step, like)
             except UserError:
                 raise
-            # Truncated data, damaged metadata and missing files raise all kinds of exceptions.
+            # Truncated data, damaged metadata and missing files raise many kinds of exceptions.
             except Exception as error:
                 _log.warning(
                     "checkpoint %d is damaged (%s), trying the one before",
@@ -247,7 +246,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         folder = os.path.join(self._workdir, "damaged")
         storage.make_directory(folder)
-        # In object storage a directory is what has something in it.
+        # In object storage a directory exists only while it has something in it.
         storage.write(os.path.join(folder, "README.txt"), _ABOUT_DAMAGED)
         target, number = os.path.join(folder, str(step)), 1
         while storage.exists(target):

@@ -1,6 +1,6 @@
-"""The file of a classifier of noisy images: a `.npz` of its parameters by name, and `meta`.
+"""Reads and writes the file of a noisy-image classifier: a `.npz` of its parameters by name, and `meta`.
 
-`meta` is JSON: what `describe` returns, and whatever else was written with it.
+`meta` is JSON: what `describe` returns, and anything else written with it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ncsn_jax.models import NoisyClassifier
 
 
 def describe(config: ConfigDict, model: NoisyClassifier) -> dict:
-    """Returns what a file says of a classifier and of the run that it is for: JSON-serialisable values."""
+    """Returns a classifier's and its run's description for the file, as JSON-serialisable values."""
     process = build.make_sde(config)
     return {
         "num_classes": model.num_classes,
@@ -34,7 +34,7 @@ def describe(config: ConfigDict, model: NoisyClassifier) -> dict:
 
 
 def rebuild(meta: dict) -> tuple[NoisyClassifier, Any]:
-    """Returns the network that `meta` describes, and its parameters without values."""
+    """Returns the network that `meta` describes, and the shapes of its parameters."""
     model = NoisyClassifier(meta["num_classes"], meta["features"], tuple(meta["ch_mult"]))
     images = jax.ShapeDtypeStruct((1, *meta["image_shape"]), jnp.float32)
     sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -42,7 +42,7 @@ def rebuild(meta: dict) -> tuple[NoisyClassifier, Any]:
 
 
 def save(path: str, params: Any, meta: dict) -> None:
-    """Writes a classifier, complete or not at all; `meta` may hold more than `describe` returns."""
+    """Writes a classifier completely or not at all; `meta` may hold more than `describe` returns."""
     arrays = traverse_util.flatten_dict(params, sep="/")
     write_npz(path, meta=np.asarray(json.dumps(meta)), **arrays)
 
@@ -51,11 +51,11 @@ def load(path: str, expected: dict) -> tuple[Any, dict]:
     """Returns the parameters and `meta` of a file.
 
     Args:
-      path: of the file, which may be in object storage.
-      expected: what `describe` returns. `meta` must agree with it, but for classes and features.
+      path: the file, which may be in object storage.
+      expected: what `describe` returns. `meta` must agree with it, except for classes and features.
 
     Raises:
-      UserError: if there is no such file, or it is damaged, of something else, or does not agree.
+      UserError: if the file does not exist, is damaged, holds something else, or does not agree.
     """
     differing = ""
     try:
@@ -69,7 +69,7 @@ def load(path: str, expected: dict) -> tuple[Any, dict]:
             arrays = dict(zip(flat, read_npz(path, *flat), strict=True))
             for name, like in flat.items():
                 _check_parameter(name, arrays[name], like)
-    # Damaged files raise all kinds of exceptions.
+    # Damaged files raise many kinds of exceptions.
     except Exception as error:
         reason = f"{type(error).__name__}: {show(str(error))}"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Trains the classifier of noisy images on one device, and measures it by noise."""
+"""Trains the noisy-image classifier on one device, and measures its accuracy by noise level."""
 
 import functools
 import logging
@@ -29,18 +29,18 @@ def train_classifier(
 ) -> tuple[Any, float]:
     """Trains a classifier with Adam on one device, as `config.classifier` says.
 
-    It learns the noise of the configuration's SDE at times uniform in (1e-5, 1]. The order of the images,
-    the times, the noise and the initial parameters are functions of `config.seed`. Every 50 steps the log
-    gets their mean loss and accuracy.
+    It sees the noise of the configuration's SDE at times uniform in (1e-5, 1]. The order of the images,
+    the times, the noise and the initial parameters are functions of `config.seed`. Every 50 steps it logs
+    their mean loss and accuracy.
 
     Args:
       config: the configuration.
       model: the network.
       images: uint8 `[N, H, W, C]`.
-      labels: integers `[N]` in [0, K), also read when they are asked for.
+      labels: integers `[N]` in [0, K), in memory or read on demand.
 
     Returns:
-      The parameters, and the mean loss in the last line of the log.
+      The parameters, and the mean loss that was logged last.
 
     Raises:
       UserError: if the loss is not finite.
@@ -61,7 +61,7 @@ def train_classifier(
     with progress("training", options.num_steps) as advanced:
         for i in range(1, options.num_steps + 1):
             rows = batches.indices(i - 1)
-            some = images[rows]  # Only then it is known which of them are sound.
+            some = images[rows]  # reading them finds which are sound
             state, metrics = step(state, some, labels[images.sound(rows)], config.seed)
             measured.append(metrics)
             if i % _STEPS_PER_LOG and i < options.num_steps:
@@ -88,18 +88,18 @@ def evaluate(
     num_bins: int = 10,
     batch_size: int = 250,
 ) -> np.ndarray:
-    """Measures a classifier by noise: every image once in each of `num_bins` equal parts of (0, 1].
+    """Measures a classifier by noise: every image once in each of `num_bins` equal intervals of (0, 1].
 
     Args:
-      config: the configuration that it was trained with.
+      config: the configuration it was trained with.
       model, params: as for `classifier.log_likelihood`.
       images: uint8 `[N, H, W, C]`, which it was not trained on.
       labels: integers `[N]`.
       num_bins: >= 1.
-      batch_size: >= 1; it changes nothing.
+      batch_size: >= 1; it does not change the result.
 
     Returns:
-      The share of the images that is classified as its label, `[num_bins]`.
+      The accuracy in each bin, `[num_bins]`.
     """
     process = build.make_sde(config)
 
@@ -115,7 +115,7 @@ def evaluate(
     right = np.zeros(num_bins)
     batch_size = min(batch_size, len(images))
     for start in range(0, len(images), batch_size):
-        # The last batch is filled up, so that all have one shape.
+        # Padding the last batch gives all batches one shape.
         place = np.arange(start, start + batch_size)
         rows = place % len(images)
         some = images[rows]

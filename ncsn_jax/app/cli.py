@@ -1,6 +1,6 @@
-"""Command lines: flags from absl, and every mistake one line and an exit status, never a traceback.
+"""Parses command lines with absl; every mistake ends in one line and an exit status, never a traceback.
 
-`main.py` and `python -m ncsn_jax.convert` share it. It imports nothing that is slow to import.
+`main.py` and `python -m ncsn_jax.convert` share this module, which imports nothing slow.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ncsn_jax.errors import UserError, one_line
 
 
 class _WholeNumber(flags.IntegerParser):
-    """Takes 2e5 for a whole number too."""
+    """Accepts 2e5 as a whole number too."""
 
     def convert(self, argument: str) -> int:
         try:
@@ -33,12 +33,12 @@ class _WholeNumber(flags.IntegerParser):
 
 
 def define_config() -> flags.FlagHolder:
-    """Defines `--config=FILE`, and an override for every field of the configuration in it.
+    """Defines `--config=FILE`, and an override for every field of that configuration.
 
-    Without `--config` on the command line it is the configuration of the run in `--workdir`.
+    Without `--config` on the command line, the configuration is that of the run in `--workdir`.
     """
     config_flags.register_flag_parser_for_type(int, _WholeNumber())
-    # The definition looks for the file's name on the command line itself.
+    # ml_collections reads the file's name from sys.argv while it defines the flag.
     sys.argv = [_expand(argument) for argument in sys.argv]
     try:
         sys.argv = _with_config(sys.argv)
@@ -48,19 +48,19 @@ def define_config() -> flags.FlagHolder:
             "Configuration of the experiment, such as configs/digits.py.",
             lock_config=True,
         )
-    # It looks for the file's name on the command line already, through --flagfile too.
+    # While it looks for the file's name, it also opens every --flagfile.
     except (flags.Error, OSError, ValueError) as error:
         fail(f"--flagfile cannot be read: {error}", 2)
 
 
 def _with_config(arguments: list[str]) -> list[str]:
-    """Returns the command line with `--config` for the run in `--workdir`, where that alone is given."""
+    """Returns the command line with `--config` added for the run in `--workdir`, if only that is given."""
     given = flags.FlagValues()
     for name in ("config", "workdir"):
         flags.DEFINE_string(name, None, "", flag_values=given)
     try:
         given(arguments, known_only=True)
-    except flags.Error:  # It comes up again when all flags are parsed.
+    except flags.Error:  # raised again when all flags are parsed
         return arguments
     if given.config is None and given.workdir is not None:
         return [arguments[0], f"--config={run_config.__file__}:{given.workdir}", *arguments[1:]]
@@ -75,7 +75,7 @@ def _with_config(arguments: list[str]) -> list[str]:
 
 
 def _expand(argument: str) -> str:
-    """Returns `--config=~/FILE`, which a shell leaves as it is, with `~` expanded."""
+    """Expands `~` in `--config=~/FILE`, which a shell leaves alone."""
     if not argument.startswith(("--config=~", "-config=~")):
         return argument
     flag, _, text = argument.partition("=")
@@ -83,14 +83,14 @@ def _expand(argument: str) -> str:
 
 
 class _PathParser(flags.ArgumentParser):
-    """Of a flag that is a path; see `storage.path`."""
+    """Parses a path; see `storage.path`."""
 
     def parse(self, argument: str) -> str:
         return storage.path(argument)
 
 
 def define_path(name: str, meaning: str) -> flags.FlagHolder:
-    """Defines a flag that is a path, without a default."""
+    """Defines a path flag without a default."""
     return flags.DEFINE(_PathParser(), name, None, meaning)
 
 
@@ -139,14 +139,14 @@ def run(
     """Parses the flags and runs `main(arguments)`.
 
     Args:
-      main: gets the arguments that are not flags; its UserError ends the process with status 1.
+      main: takes the positional arguments; its UserError ends the process with status 1.
       config: as made by `define_config`.
-      required: returns the flags that must have a value; called when all are parsed.
-      max_arguments: how many arguments that are not flags are allowed.
-      program: how it is started, for messages.
-      interrupted: what to say after Ctrl-C.
+      required: returns the flags that must have a value; called after parsing.
+      max_arguments: how many positional arguments are allowed.
+      program: the command, for messages.
+      interrupted: the message after Ctrl-C.
     """
-    # Names of files need not be text.
+    # File names need not be valid text.
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")
     app.run(
@@ -156,7 +156,7 @@ def run(
 
 
 def _parse(argv, config, required, max_arguments: int, program: str) -> list[str]:
-    """Returns the arguments that are not flags, as absl wants them, or ends the process with one line."""
+    """Returns the positional arguments as absl wants them, or ends the process with one line."""
     logging.set_verbosity(logging.ERROR)
     try:
         try:
@@ -168,7 +168,7 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
         for flag in required():
             if flag.value is None:
                 fail(f"--{flag.name} is required; see {program} --help", 2)
-        config.value.keys()  # a file that could not be loaded says so only when it is used
+        config.value.keys()  # a file that failed to load raises only on use
         return rest
     except flags.UnrecognizedFlagError as error:
         name, more = error.flagname, ""
@@ -179,7 +179,7 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
         fail(str(error), 2)
     except flags.Error as error:
         text = str(error)
-        # What the user's file raised can come with its whole traceback.
+        # The text may contain the whole traceback of the user's file.
         fail(f"--config: {_last_line(text)}" if "Traceback (most" in text else text, 2)
     except (AttributeError, KeyError) as error:
         text = (
@@ -196,23 +196,23 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
 
 
 def _last_line(text: str) -> str:
-    """Returns the last line that says anything."""
+    """Returns the last line that is not blank."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
 def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted: str) -> None:
-    """Runs `main(arguments)`, and ends the process with one line if it raises."""
+    """Runs `main(arguments)`; if it raises, ends the process with one line."""
     logging.set_verbosity(logging.ERROR)  # the flags have set it
     try:
         try:
             main(arguments)
         finally:
-            std_logging.shutdown()  # a log in object storage is written by then
+            std_logging.shutdown()  # writes a log in object storage
         return
     except UserError as error:
         text = str(error)
     except OSError as error:
-        # A full disk, a directory that may not be written to: the user's to mend.
+        # The user has to fix a full disk or a read-only directory.
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}"
     except KeyboardInterrupt:
@@ -228,12 +228,12 @@ def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted:
     distributed.end(1)
 
 
-# Words of the runtime's messages about another process.
+# The runtime's messages about another process contain one of these.
 _OF_OTHERS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "oordination")
 
 
 def _explain(error: Exception) -> str | None:
-    """Returns what a failure of the runtime means, or None for any other exception."""
+    """Explains a failure of the runtime; returns None for any other exception."""
     import jax
 
     from ncsn_jax.app import distributed

@@ -1,4 +1,4 @@
-"""Chooses how many JAX devices a machine without an accelerator has. Nothing of JAX is imported here."""
+"""Chooses how many JAX devices to make of a CPU. This module does not import JAX."""
 
 import contextlib
 import os
@@ -7,43 +7,44 @@ import re
 
 from ncsn_jax.errors import UserError
 
-# A step of a network of fewer features takes a tenth less time on a device for each core than on one
-# device whose convolutions are spread over the cores; with 128 as long, and more memory (two cores).
+# On two cores, a network with fewer features trains in a tenth less time on one device per core than on one
+# device that spreads its convolutions over the cores. At 128 features both take as long, and one device per
+# core takes more memory.
 _FEATURES_FOR_ONE_DEVICE = 96
-# More devices than these, or smaller parts of a batch, cost memory and time for little.
+# More devices, or fewer examples on each, cost memory and time for little gain.
 _MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 
-# The share of the cores' time that a container has.
+# A container's share of the cores' time.
 _CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """Returns how many cores this process may use; in a container, of how many it may use the time."""
+    """Returns how many cores this process may use; in a container, how many cores' time."""
     count = os.cpu_count() or 1
-    with contextlib.suppress(AttributeError):  # only Linux tells
+    with contextlib.suppress(AttributeError):  # only Linux has it
         count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+    with contextlib.suppress(OSError, ValueError):  # "max" if there is no limit
         quota, period = _CPU_LIMIT.read_text().split()
         count = min(count, max(1, int(quota) // int(period)))
     return count
 
 
 def devices_for(config) -> int | None:
-    """Returns how many devices JAX should make of the CPU, where there is no accelerator.
+    """Returns how many devices JAX should make of the CPU if there is no accelerator.
 
-    One for each core, so that all compute parts of a batch; or one alone, which spreads its convolutions over
-    the cores, where that is as fast, as every device holds the whole state. Each gets as many examples of
-    `config.training.batch_size`, and computes them in `config.training.microbatches` parts.
+    One device per core shards the batch over the cores. A single device spreads its convolutions over them;
+    it is chosen where that is as fast, because every device holds the whole state. The devices share
+    `config.training.batch_size` evenly; each computes its share in `config.training.microbatches` parts.
 
     Returns:
       The number, or None if the environment chooses one or the configuration's check will refuse it.
 
     Raises:
-      UserError: if `$JAX_NUM_CPU_DEVICES` is no number. Importing JAX would fail then.
+      UserError: if `$JAX_NUM_CPU_DEVICES` is not a number, with which importing JAX would fail.
     """
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):
-        del os.environ["JAX_NUM_CPU_DEVICES"]  # JAX is also imported to end the run
+        del os.environ["JAX_NUM_CPU_DEVICES"]  # ending the run imports JAX too
         raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be a whole number, 1 or more")
     if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None

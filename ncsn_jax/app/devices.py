@@ -1,7 +1,7 @@
-"""The one place where `pmap` is used: the same program on every device, on one host or many.
+"""Runs one program on every device of one host or many; `pmap` is used here only.
 
-Replicates a state and reads it back, shards a batch, and maps the pure functions of `training` and
-`sampling` over the devices.
+This module replicates a state and reads it back, shards batches, and maps the pure functions of `training`
+and `sampling` over the devices.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ AXIS = "batch"
 
 @contextlib.contextmanager
 def jax_defaults() -> Iterator[None]:
-    """Gives JAX's settings their defaults where others would change a run's numbers, or stop it.
+    """Resets those JAX settings to their defaults that would change a run's numbers, or stop it.
 
-    The environment may set them, or a notebook. It decorates whatever computes something of a run.
+    The environment or a notebook may have set them. This decorates everything that computes part of a run.
     """
     with (
         jax.default_prng_impl("threefry2x32"),
@@ -42,10 +42,10 @@ def jax_defaults() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises UserError if there are no devices of the kind that `$JAX_PLATFORMS` names."""
+    """Raises UserError if there are no devices of the kind `$JAX_PLATFORMS` names."""
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:  # both mean that
+    except (AssertionError, RuntimeError) as error:  # JAX raises either
         named = jax.config.jax_platforms
         raise UserError(
             f"JAX finds no devices for $JAX_PLATFORMS={named!r}; leave it unset, or set it to 'cpu'"
@@ -54,21 +54,21 @@ def check() -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps what JAX compiles in the cache directory, unless the environment says otherwise."""
+    """Caches what JAX compiles in the cache directory, unless the environment says otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
         directory = os.path.join(cache.directory(), f"compiled-{machine}")
         jax.config.update("jax_compilation_cache_dir", directory)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # The many small programs that initialise a network take seconds together.
+        # Initialising a network compiles many small programs, which together take seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def replicate(tree: Any) -> Any:
     """Puts a host tree on every local device, with a leading axis `[local devices, ...]`.
 
-    Placed as `pmap` places what it returns, so that the first step and all later ones see the same. A CPU may
-    share memory with the tree, which must not be written to afterwards.
+    The placement is that of `pmap`'s outputs, so the first step sees the same as all later ones. A CPU may
+    share memory with the tree, so do not write to it afterwards.
     """
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
@@ -78,7 +78,7 @@ def replicate(tree: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Returns the first local replica as numpy arrays that alias nothing."""
+    """Returns the first local replica as numpy arrays that share no memory."""
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
 
@@ -89,31 +89,31 @@ def shard_batch(batch: np.ndarray) -> np.ndarray:
     return np.moveaxis(batch.reshape(steps, count, size // count, *batch.shape[2:]), 1, 0)
 
 
-# XLA for CPUs removes the barriers before which nothing of a rematerialized block may be computed again,
-# and then schedules all of it early, where it saves no memory. This keeps them.
+# XLA for CPUs removes the barriers that delay the recomputation of a rematerialized block. It then
+# schedules the recomputation early, which saves no memory. This option keeps the barriers.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# By default XLA for CPUs leaves reductions, matrix products and convolutions to YNNPACK, whose convolutions
-# run on one thread each. That is best if every core has a device. On one device, on two cores, XLA's own
-# make a step up to 1.6 times as fast.
+# By default XLA for CPUs leaves reductions, matrix products and convolutions to YNNPACK, which runs each
+# convolution on one thread. That is best with one device per core. With one device on two cores, XLA's own
+# convolutions make a step up to 1.6 times as fast.
 _OWN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def _cpu_options(remat: bool) -> dict[str, str] | None:
-    """Returns the options to compile the training step with, or None, which `{}` is not.
+    """Returns the compiler options of the training step, or None (not `{}`) if there are none.
 
-    Several processes call the mapped function, which finds only what was compiled with None.
+    Several processes call the mapped function, which finds only an executable compiled with None.
     """
     if jax.default_backend() != "cpu" or jax.process_count() > 1:
         return None
-    # XLA refuses an option that it does not know.
+    # XLA refuses options it does not know.
     own = jax.__version_info__ < (0, 13) and cpu.cores() >= 2 * jax.local_device_count()
     return (_OWN_CONVOLUTIONS if own else {}) | (KEEP_BARRIERS if remat else {}) or None
 
 
 @contextlib.contextmanager
 def _kept_out_of_cache(program_is_unsound: bool) -> Iterator[None]:
-    """Keeps JAX from writing what is compiled to its cache, if a program from there would be unsound."""
+    """Keeps compiled programs out of JAX's cache if a cached one would be unsound."""
     name = "jax_persistent_cache_min_compile_time_secs"
     least = getattr(jax.config, name)
     jax.config.update(name, math.inf if program_is_unsound else least)
@@ -127,16 +127,16 @@ class TrainSteps:
     """The training step, compiled for all devices of all processes.
 
     Args:
-      train_steps: `training.train_steps` as a `functools.partial` with its options, without `axis_name`.
-      state: a `TrainState` of arrays on the host; its values are not used.
+      train_steps: a `functools.partial` of `training.train_steps` with its options but `axis_name`.
+      state: a `TrainState` of host arrays; its values are not used.
       images: uint8 `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
-      seed: of the run.
+      seed: the run's seed.
       remat: whether the network is rematerialized.
 
     Attributes:
-      operations: floating-point operations on one device, by XLA's count, in which the body of a loop counts
-        once; None from some backends.
-      memory: what the compiler tells of the memory that the step needs; None from some backends.
+      operations: floating-point operations on one device as XLA counts them, which counts a loop's body once;
+        None from some backends.
+      memory: the compiler's figures for the memory of the step; None from some backends.
     """
 
     def __init__(
@@ -153,21 +153,21 @@ class TrainSteps:
         self._constant = seed, first_examples(images), replicate(packing.offsets if packing else ())
         mapped = _map_train_steps(train_steps, packing, jax.device_count())
         lowered = mapped.lower(*self._arguments(self.to_devices(state), images, 0))
-        # XLA for CPUs crashes in a loop of averages over devices that was compiled by another process.
+        # XLA for CPUs crashes in a loop of averages over devices if another process compiled it.
         is_loop = jax.device_count() > 1 and images.shape[1] > 1
         with _kept_out_of_cache(is_loop and is_cpu):
             compiled = lowered.compile(_cpu_options(remat))
         self.operations = (compiled.cost_analysis() or {}).get("flops")
         self.memory = compiled.memory_analysis()
-        # Only the mapped function takes arrays of several processes; it finds the executable.
+        # Only the mapped function takes arrays of several processes; it reuses the executable.
         self._run = mapped if jax.process_count() > 1 else compiled
 
     def to_devices(self, state: Any) -> Any:
-        """Returns a state of the host on every local device, in a form that only this object knows."""
+        """Puts a host state on every local device, in a form private to this object."""
         return replicate(self._packing.pack(state) if self._packing else state)
 
     def to_host(self, state: Any) -> Any:
-        """Undoes `to_devices`, of a state or of a part of one."""
+        """Undoes `to_devices` for a state or a part of one."""
         state = to_host(state)
         return self._packing.unpack(state) if self._packing else state
 
@@ -178,11 +178,11 @@ class TrainSteps:
 
         Args:
           state: as made by `to_devices`; it is donated.
-          images: like those that the step was compiled for.
+          images: of the shape and type the step was compiled for.
           stop_signal: the signal that this process received, or 0.
 
         Returns:
-          The next state, the metrics and, int32 `[local devices]`, the largest of all processes' signals.
+          The next state, the metrics, and the largest signal of all processes, int32 `[local devices]`.
         """
         return self._run(*self._arguments(state, images, stop_signal))
 
@@ -198,11 +198,11 @@ def _map_train_steps(
 
     Args:
       train_steps: as `TrainSteps` gets it.
-      packing: of the state's parameters, or None where they are as they are.
-      count: of all devices of all processes.
+      packing: packs the state's parameters; None if they are not packed.
+      count: the number of devices of all processes.
       targets: the devices, if not the local ones.
     """
-    # XLA for CPUs makes an operation, and copies, of an average over one device.
+    # XLA for CPUs spends an operation and copies on an average over one device.
     axis_name = AXIS if count > 1 else None
     objective = train_steps.keywords["objective"]
 
@@ -221,13 +221,13 @@ def _map_train_steps(
 def compile_train_steps(
     train_steps: Callable, state: Any, images: Any, targets: Sequence, *, remat: bool = False
 ) -> Any:
-    """Compiles the training step for devices that need not be at hand, as of a TPU topology.
+    """Compiles the training step for devices that need not be at hand, such as a TPU topology.
 
     Args:
       train_steps: as `TrainSteps` gets it.
-      state: a `TrainState` of shapes, without an axis of devices.
+      state: a `TrainState` of shapes, without a device axis.
       images: shape and type of a device's examples, `[steps, B / all devices, ...]`.
-      targets: all devices, of all hosts.
+      targets: all devices of all hosts.
       remat: whether the network is rematerialized.
     """
     is_cpu = targets[0].platform == "cpu"
@@ -243,12 +243,12 @@ def compile_train_steps(
 
 
 def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
-    """Compiles `advance`, as `map_chains` gets it, for devices that need not be at hand.
+    """Compiles `advance`, as `map_chains` takes it, for devices that need not be at hand.
 
     Args:
-      advance: without arguments after the step numbers.
-      params, indices, x: shapes and types on a device, without an axis of devices.
-      targets: all devices, of all hosts.
+      advance: takes no arguments after the step numbers.
+      params, indices, x: shapes and types on a device, without a device axis.
+      targets: all devices of all hosts.
     """
     params, indices, x = _on_each((params, indices, x), targets)
     number = jax.ShapeDtypeStruct((), np.int32)
@@ -257,14 +257,14 @@ def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets
 
 
 def _on_each(tree: Any, targets: Sequence) -> Any:
-    """Returns the shapes of `[devices, ...]` for each of a tree."""
+    """Returns each leaf's shape with a leading axis of devices."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(targets), *a.shape), a.dtype), tree)
 
 
 def first_examples(images: np.ndarray) -> np.ndarray:
-    """Returns the place in the global batch of each device's first example, int32 `[local devices]`.
+    """Returns the index in the global batch of each device's first example, int32 `[local devices]`.
 
-    Hosts take their shares of a batch in the order of their numbers, devices in that of `shard_batch`.
+    Hosts take their shards of a batch in the order of their numbers, devices in that of `shard_batch`.
 
     Args:
       images: `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
@@ -286,10 +286,10 @@ def map_chain_start(start: Callable) -> Callable:
 def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
     """Maps `advance(params, key_data, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
 
-    `key_data` are of one key, `params` replicated; `indices`, `x`, `more` and what follows the step numbers
-    are `[devices, b, ...]`. What is returned says whether the chains of all devices of all processes are
-    sound. Of several processes each compiles first and calls `ready`, which waits for the others: their
-    connections, which are made when the program begins, do not wait as long as a compilation may take.
+    `key_data` is that of one key, and `params` are replicated; `indices`, `x`, `more` and what follows the
+    step numbers are `[devices, b, ...]`. `sound` covers the chains of all devices of all processes. Each of
+    several processes compiles first and calls `ready`, which waits for the others: the program connects them
+    when it starts, and a connection times out sooner than a compilation may end.
     """
     is_compiled, mapped = False, _map_chains(advance)
 
@@ -317,6 +317,6 @@ def _map_chains(advance: Callable, targets: Sequence | None = None) -> Callable:
 def map_examples(function: Callable) -> Callable:
     """Maps `function(params, seed, indices, x)` over the local devices.
 
-    `params` are replicated; `indices`, `x` and all that is returned are `[devices, b, ...]`.
+    `params` are replicated; `indices`, `x` and the results are `[devices, b, ...]`.
     """
     return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))

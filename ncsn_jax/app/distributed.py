@@ -1,7 +1,7 @@
-"""Several processes as one run, on `jax.distributed`: how they find one another, agree, and give up waiting.
+"""Joins several processes into one run with `jax.distributed`: they find one another, agree, and time out.
 
-Process 0 alone reads and writes the work directory. The others get what it read, bit for bit, or the mistake
-that it found. Each wait for the others has a limit. With one process each function here does nothing, or
+Process 0 alone reads and writes the work directory. It sends the others what it read, bit for bit, or the
+error it found. Every wait for the others has a limit. With one process, each function here does nothing or
 returns its argument.
 """
 
@@ -23,12 +23,12 @@ from jax.experimental import multihost_utils
 from ncsn_jax.app.signals import say
 from ncsn_jax.errors import UserError, differences
 
-# JAX's runtime ends all processes once one of them has been silent for so long.
+# JAX's runtime ends all processes once one has been silent for this long.
 _HEARTBEAT_SECONDS = 30
 
-# In these variables Slurm and Open MPI say how many tasks there are.
+# Slurm and Open MPI put the number of tasks into these variables.
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# A machine with TPUs, which may be part of a pod, has JAX's library for them, and these devices.
+# A machine with TPUs, which may be part of a pod, has this library and these device files.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
 AGAIN = "the same command on all hosts continues from the last checkpoint"
@@ -50,11 +50,11 @@ def find(
       coordinator: HOST:PORT of process 0, or None for `$JAX_COORDINATOR_ADDRESS`.
       num_processes: their number, or None for `$JAX_NUM_PROCESSES`; 1 for this process alone, whatever
         the environment says.
-      process_id: which of them this is, from 0, or None for `$JAX_PROCESS_ID`.
+      process_id: this process's number, from 0, or None for `$JAX_PROCESS_ID`.
 
     Returns:
-      The three arguments, completed. All are None where JAX is to look for a TPU pod, Slurm or Open MPI:
-      this machine has TPUs, or the environment speaks of several tasks.
+      The three arguments, completed. All are None if JAX should look for a TPU pod, Slurm or Open MPI:
+      this machine has TPUs or the environment names several tasks.
 
     Raises:
       UserError: if the three do not fit together.
@@ -89,7 +89,7 @@ def _check_address(coordinator: str) -> None:
 
 
 def _number(value: int | None, name: str) -> int | None:
-    """Returns a flag's value, or that of its environment variable."""
+    """Returns a flag's value, or its environment variable's."""
     text = os.environ.get(f"JAX_{name.upper()}")
     if value is not None or text is None:
         return value
@@ -109,18 +109,18 @@ def _in_cluster() -> bool:
 def start(
     coordinator: str | None, num_processes: int | None, process_id: int | None, patience: float
 ) -> None:
-    """Joins the other processes of the run. Call it before any device is used.
+    """Joins the other processes of the run. Call it before using any device.
 
     Args:
       coordinator, num_processes, process_id: as `find` returns them.
-      patience: seconds to wait for the others, here and later, > 0.
+      patience: seconds to wait for the others, now and later, > 0.
 
     Raises:
-      UserError: if they cannot be found.
+      UserError: if it cannot find them.
     """
     global _patience
     _patience = patience
-    # `signals` handles SIGTERM, with one process and with several.
+    # `signals` handles SIGTERM instead.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _limit(f"to connect{f' at {coordinator}' if coordinator else ''}", patience):
@@ -132,10 +132,10 @@ def start(
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=int(patience) + 60,
             )
-            jax.process_count()  # This waits for the others again, to know all devices.
+            jax.process_count()  # waits for the others again, to learn their devices
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        # A machine with a TPU that is no part of a pod has nothing to be found.
+        # A TPU machine outside a pod has no others to find.
         if coordinator is None and "coordinator_address" in reason:
             return
         raise UserError(
@@ -150,14 +150,14 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that reads and writes the work directory."""
+    """Returns whether this process reads and writes the work directory."""
     return jax.process_index() == 0
 
 
 def limit(what: str, factor: float = 1.0) -> contextlib.AbstractContextManager:
     """Ends the process if its block, a wait for the others, outlasts `factor` times the patience.
 
-    It raises no exception, because the waiting thread is inside the runtime.
+    It cannot raise an exception, because the waiting thread is inside the runtime.
     """
     return contextlib.nullcontext() if count() == 1 else _limit(what, factor * _patience)
 
@@ -178,7 +178,7 @@ def _limit(what: str, seconds: float) -> Iterator[None]:
 
 
 def meet(what: str) -> None:
-    """Waits until all processes have come so far."""
+    """Waits until all processes have called it."""
     on_first(what, lambda: None)
 
 
@@ -186,8 +186,8 @@ def on_first(what: str, function: Callable[[], Any]) -> Any:
     """Runs a function in process 0 and returns its result, which JSON can express, in all of them.
 
     Args:
-      what: it does, for the message of a process that waits in vain.
-      function: takes nothing; its UserError is raised in all processes.
+      what: what it does, for the message when a wait times out.
+      function: takes no arguments; all processes raise its UserError.
     """
     if count() == 1:
         return function()
@@ -211,8 +211,8 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
     """Raises UserError unless all processes have the same values, which JSON can express.
 
     Args:
-      what: the values belong to, for the message.
-      values: by name.
+      what: what the values belong to, for the message.
+      values: the values by name.
     """
     mine = json.loads(json.dumps(dict(values)))
     first = on_first(f"to compare {what}", lambda: mine)
@@ -224,13 +224,13 @@ def broadcast(tree: Any, like: Any) -> Any:
     """Returns the tree of process 0, bit for bit, in all processes.
 
     Args:
-      tree: of numpy arrays; looked at in process 0 only.
+      tree: numpy arrays; only process 0's are used.
       like: a tree of arrays, or of their shapes, of the same structure.
     """
     if count() == 1:
         return tree
     mine = tree if is_first() else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    # As bytes, because a broadcast is a sum, which would turn -0.0 into 0.0.
+    # A broadcast is a sum, which would turn -0.0 into 0.0; bytes survive it.
     mine = jax.tree.map(lambda leaf: np.frombuffer(np.asarray(leaf).tobytes(), np.uint8), mine)
     with limit("to share the state"):
         found = multihost_utils.broadcast_one_to_all(mine)
@@ -240,7 +240,7 @@ def broadcast(tree: Any, like: Any) -> Any:
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-    """Returns the arrays of all processes `[processes, ...]`, in all of them."""
+    """Returns every process's array, `[processes, ...]`, in all processes."""
     if count() == 1:
         return array[None]
     with limit("to exchange results"):
@@ -248,7 +248,7 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def end(status: int) -> None:
-    """Ends a process that failed. Where others wait for it, it ends at once, so that they notice."""
+    """Ends a process that failed: at once if others wait for it, so that they notice."""
     if not jax.distributed.is_initialized():
         sys.exit(status)
     logging.shutdown()

@@ -1,4 +1,4 @@
-"""Makes the next batch while a step is computed, and measures how long steps wait for their batches."""
+"""Prepares the next batch while a step runs, and measures how long steps wait for their batches."""
 
 import concurrent.futures
 import contextlib
@@ -11,14 +11,14 @@ import numpy as np
 
 
 class Feed:
-    """Batches in order, one of which is always made ahead; use it as a context manager.
+    """Gives batches in order, always one ahead; use it as a context manager.
 
     Args:
       batches: yields them.
-      prepare: makes of a batch what a call takes.
+      prepare: turns a batch into what a call takes.
 
     Attributes:
-      waited: seconds in which the devices had nothing to do for lack of a batch; the caller resets it.
+      waited: seconds for which the devices idled for lack of a batch; the caller resets it.
     """
 
     def __init__(self, batches: Iterator[np.ndarray], prepare: Callable[[np.ndarray], np.ndarray]):
@@ -39,7 +39,7 @@ class Feed:
         """Returns the next batch.
 
         Args:
-          computing: what the call in flight returns; None if there is none.
+          computing: the result of the call in flight; None if there is none.
 
         Raises:
           UserError: if images cannot be read.

@@ -1,6 +1,6 @@
-"""The log of a run, and what it says at the start.
+"""Writes a run's log, and what it says at the start.
 
-Lines go to standard output and to the work directory's `log.txt`, in the first process only.
+The first process writes it to standard output and to the work directory's `log.txt`.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from ncsn_jax.app.progress import human_bytes, human_count, human_time
 from ncsn_jax.errors import UserError
 from ncsn_jax.training import TrainState
 
-# A larger share of the first parameters in the average at the end spoils the samples.
+# If the final EMA holds a larger share of the initial parameters, the samples are spoiled.
 _MOST_OF_FIRST = 0.05
 
 _log = logging.getLogger("ncsn_jax")
 
 
 def start(workdir: str | None) -> None:
-    """Sends the log to standard output and, where there is a work directory, to `<workdir>/log.txt`.
+    """Sends the log to standard output and, if there is a work directory, to `<workdir>/log.txt`.
 
-    Of several processes only the first has a log.
+    Only the first process has a log.
     """
     for handler in list(_log.handlers):
         handler.close()
@@ -35,7 +35,7 @@ def start(workdir: str | None) -> None:
     _log.handlers = [logging.NullHandler()]
     if distributed.is_first():
         output = logging.StreamHandler(sys.stdout)
-        output.setLevel(logging.INFO)  # the table of parameters is for the file
+        output.setLevel(logging.INFO)  # only the file gets the table of parameters
         handlers = [output]
         if workdir is not None:
             try:
@@ -46,7 +46,7 @@ def start(workdir: str | None) -> None:
 
 
 def warn_of_average(config) -> None:
-    """Warns of a run so short that the EMA, from which samples are made, is still near the first weights."""
+    """Warns if a run is so short that the EMA, which samples use, stays near the initial weights."""
     decay, steps = config.model.ema_decay, config.training.num_steps
     if (share := decay**steps) > _MOST_OF_FIRST:
         _log.warning(
@@ -60,7 +60,7 @@ def warn_of_average(config) -> None:
 
 
 def advise_on_input(config, dataset: Images, share: float) -> None:
-    """Warns that steps wait for their images, and says what may help."""
+    """Warns that steps wait for their images, and suggests a remedy."""
     if dataset.source is None:
         advice = (
             "they are mapped from a file: a faster disk, or enough memory to keep them all, helps"
@@ -76,7 +76,7 @@ def advise_on_input(config, dataset: Images, share: float) -> None:
 
 
 def describe(config, state: TrainState, *, with_table: bool) -> None:
-    """Logs the table of the parameters, what the state takes, and the devices."""
+    """Logs the table of parameters, the size of the state, and the devices."""
     if with_table:
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
         _log.debug("%s", table)
@@ -97,15 +97,15 @@ def describe(config, state: TrainState, *, with_table: bool) -> None:
 
 
 def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: float) -> None:
-    """Logs how long the training step took to compile, its operations, and its memory on each device.
+    """Logs the training step's compile time, its operations, and its memory on each device.
 
     Args:
       steps: the compiled step.
-      microbatches: its parts. XLA counts the body of a loop once: of the steps of a call, and of these.
+      microbatches: how many it has. XLA counts a loop's body once, both over steps and over microbatches.
       seconds: > 0.
     """
     line = f"training step compiled in {human_time(seconds)}"
-    if steps.operations is not None:  # Some backends tell neither.
+    if steps.operations is not None:  # some backends report neither
         line += f"; about {human_count(microbatches * steps.operations)}FLOP a step and device"
     if steps.memory is not None:
         state = steps.memory.argument_size_in_bytes
@@ -118,7 +118,7 @@ def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: f
 
 
 class _LogFile(logging.Handler):
-    """The log in a file, with the time. On a full disk it ends; what has to be written says so itself."""
+    """Logs to a file, with the time. On a full disk it stops; writes that matter raise their own errors."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -126,7 +126,7 @@ class _LogFile(logging.Handler):
         self._file = storage.Growing(path)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the file is closed
             self._file.write((self.format(record) + "\n").encode(errors="backslashreplace"))
             self._file.flush()
 

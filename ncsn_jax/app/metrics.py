@@ -1,7 +1,7 @@
-"""A run's numbers, and where they go: TensorBoard events, `metrics.jsonl` and the log.
+"""Writes a run's metrics to TensorBoard events, `metrics.jsonl` and the log.
 
 TensorBoard's `RecordWriter` writes the events. Its `EventFileWriter` and clu's writers import TensorFlow
-where that is installed, which costs seconds and half a gigabyte of memory.
+if it is installed, which costs seconds and half a gigabyte of memory.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from ncsn_jax.app import checkpoints, devices, distributed, storage
 from ncsn_jax.app.progress import human_time
 from ncsn_jax.errors import UserError
 
-# Bytes after which a file of events in object storage is followed by another.
+# In object storage, a file of events larger than this is followed by another.
 _MAX_EVENTS = 2**20
 
 
 class Writer:
-    """Writes scalars and images of a run below its work directory, always appending.
+    """Appends a run's scalars and images to files in its work directory.
 
-    Use it as a context manager, which closes the files. Of several processes only the first writes.
+    Use it as a context manager, which closes the files. Only the first process writes.
 
     Args:
       workdir: the work directory, which exists.
@@ -43,7 +43,7 @@ class Writer:
         return storage.Growing(os.path.join(self._workdir, name) if self._workdir else os.devnull)
 
     def _begin_events(self) -> None:
-        # TensorBoard reads all such files of a directory in the order of their names.
+        # TensorBoard reads the event files of a directory in the order of their names.
         self._file = self._grow(f"{self._name}.{self._files:06d}")
         self._files, self._size = self._files + 1, 0
         self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -65,17 +65,17 @@ class Writer:
                 raise
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes named numbers of one step."""
+        """Writes one step's numbers, by name."""
         values = [
             summary_pb2.Summary.Value(tag=tag, simple_value=float(v)) for tag, v in scalars.items()
         ]
         self._write(step, values)
-        # JSON has no NaN and no infinity.
+        # JSON has neither NaN nor infinity.
         line = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
         self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
 
     def write_image(self, step: int, tag: str, png: bytes, shape: tuple[int, int, int]) -> None:
-        """Writes a named picture, given as a PNG file, of height, width and channels `shape`."""
+        """Writes a named picture, a PNG file of height, width and channels `shape`."""
         height, width, channels = shape
         image = summary_pb2.Summary.Image(
             height=height, width=width, colorspace=channels, encoded_image_string=png
@@ -83,7 +83,7 @@ class Writer:
         self._write(step, [summary_pb2.Summary.Value(tag=tag, image=image)])
 
     def write_text(self, step: int, tag: str, text: str) -> None:
-        """Writes a named text, in Markdown."""
+        """Writes a named text in Markdown."""
         plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
         tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode()])
         tensor.tensor_shape.dim.add(size=1)
@@ -93,14 +93,14 @@ class Writer:
         self._write(step, [value])
 
     def flush(self, *, now: bool = False) -> None:
-        """Hands everything written so far on; to object storage only now and then, unless `now`."""
+        """Flushes everything written so far; to object storage only now and then, unless `now`."""
         self._file.flush(now=now)
         self._lines.flush(now=now)
 
     def _write(self, step, values) -> None:
         summary = summary_pb2.Summary(value=values)
         self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
-        # An object is written as a whole. If it fails here, the next event tries again.
+        # An object is written as a whole. If that fails, the next event tries again.
         if storage.is_remote(self._workdir) and self._size > _MAX_EVENTS:
             with contextlib.suppress(OSError):
                 self._file.flush(now=True)
@@ -109,13 +109,13 @@ class Writer:
 
 @dataclasses.dataclass
 class Window:
-    """What happened since the last line of the log.
+    """Collects metrics between two lines of the log.
 
     Args:
-      sigmas: of the objective's bins.
+      sigmas: the sigmas of the objective's bins.
       image_shape: (H, W, C).
       first_step: the step before the first.
-      skip_nonfinite: how many steps in a row may be not finite; they were skipped, and are only counted.
+      skip_nonfinite: how many steps in a row may be non-finite; training skips them, and they are counted.
     """
 
     sigmas: np.ndarray
@@ -137,16 +137,16 @@ class Window:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the clock from running."""
+        """Stops the clock."""
         began = time.perf_counter()
         yield
         self.started += time.perf_counter() - began
 
     def add(self, step: int, metrics: training.Metrics, store: checkpoints.Checkpoints) -> None:
-        """Waits for a call's metrics, ending at `step`, and takes them in.
+        """Waits for the metrics of a call that ends at `step`, and adds them.
 
         Raises:
-          UserError: at a step that is not finite, if more of them than may be are in a row.
+          UserError: if more steps in a row are non-finite than allowed.
         """
         metrics = devices.to_host(metrics)
         sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
@@ -172,11 +172,11 @@ class Window:
         self.level_count += metrics.level_count[sound].sum(axis=0)
 
     def scalars(self, waited: float) -> dict[str, float]:
-        """Returns the means over the window, and the loss by level as a share of a zero score's.
+        """Returns the means over the window, and the loss by level relative to a zero score's.
 
-        `waited` is for how many seconds of it steps waited for their batches.
+        `waited` is for how many of its seconds steps waited for their batches.
 
-        Steps that were skipped are in `skipped` only, which is there if any may be.
+        Skipped steps count in `skipped` only, which is present if steps may be skipped.
         """
         elapsed = time.perf_counter() - self.started
         scalars = {
@@ -196,7 +196,7 @@ class Window:
         return scalars
 
     def time_for(self, steps: int) -> str:
-        """Returns how long so many steps take at the window's speed, as text."""
+        """Returns how long this many steps take at the window's speed, as text."""
         elapsed = time.perf_counter() - self.started
         return human_time(steps * elapsed / (self.step - self.first_step))
 
