@@ -75,7 +75,7 @@ def main(path: str) -> None:
     """Prints the figures for one file of samples."""
     try:
         (samples,) = pictures.read_npz(path, "samples")
-    # Damaged files raise all kinds of exceptions.
+    # Damaged files can raise any exception.
     except Exception as error:
         sys.exit(one_line(f"error: {path} cannot be read ({type(error).__name__})"))
     if samples.dtype != np.uint8 or samples.shape[1:] != (8, 8, 1) or not len(samples):

@@ -136,7 +136,7 @@ class Checkpoints:
         """Turns the exception of a save that failed in this block, or earlier, into a UserError."""
         try:
             yield
-        # Full disks and lost mounts raise many kinds of exceptions.
+        # Full disks and lost mounts can raise any exception.
         except Exception as error:
             complete = []
             with contextlib.suppress(Exception):
@@ -223,7 +223,7 @@ class Checkpoints:
                 state = self.restore(step, like)
             except UserError:
                 raise
-            # Truncated data, damaged metadata and missing files raise many kinds of exceptions.
+            # Truncated data, damaged metadata and missing files can raise any exception.
             except Exception as error:
                 _log.warning(
                     "checkpoint %d is damaged (%s), trying the one before",

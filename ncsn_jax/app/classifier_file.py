@@ -69,7 +69,7 @@ def load(path: str, expected: dict) -> tuple[Any, dict]:
             arrays = dict(zip(flat, read_npz(path, *flat), strict=True))
             for name, like in flat.items():
                 _check_parameter(name, arrays[name], like)
-    # Damaged files raise many kinds of exceptions.
+    # Damaged files can raise any exception.
     except Exception as error:
         reason = f"{type(error).__name__}: {show(str(error))}"
         raise UserError(

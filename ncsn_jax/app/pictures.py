@@ -1,4 +1,4 @@
-"""Grids of samples, films and plots of a run, as arrays and as files; and files of arrays.
+"""Draws grids of samples, films and plots of a run; reads and writes pictures and arrays.
 
 `python -m ncsn_jax.app.pictures losses WORKDIR` draws the loss curves of a run to `WORKDIR/losses.png`.
 """
@@ -17,32 +17,32 @@ import numpy as np
 from ncsn_jax.app import storage
 from ncsn_jax.errors import one_line
 
-# The name of a level's loss in the metrics.
+# The name that the metrics give a level's loss.
 _LEVEL = r"loss_by_level/\d+_sigma_[-+.e\d]+"
 
-# matplotlib fails beyond this.
+# matplotlib fails on larger values.
 _MAX_PLOTTED = 1e300
 
-# Pixels above a grid for the names of its columns.
+# Pixels above a grid, which hold its column names.
 _HEADING = 20
-# Pixels of the smaller side of a picture that is written, at least; and how long frames of a film show.
+# The least number of pixels on the smaller side of a written picture, and how long a film's frames show.
 _MIN_SIDE, _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 400, 60, 2000
 
-# An array that is read may unpack to so many bytes, or to so many times what it takes in its file.
+# An array may unpack to this many bytes, or to this many times its size in the file.
 _ALWAYS_UNPACKED, _MAX_RATIO = 2**28, 100
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Rounds images in [0, 1] to 8 bits, clipping what lies outside: `[...]` to uint8 `[...]`."""
+    """Rounds images in [0, 1] to 8 bits and clips what lies outside: `[...]` to uint8 `[...]`."""
     return np.floor(np.clip(np.asarray(x), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Lays images out row by row on a grey ground, with a pixel between them and around them.
+    """Lays images out row by row on grey, with a pixel between and around them.
 
     Args:
       images: uint8 `[N, H, W, C]`. Channels that are neither 1 nor 3 are shown side by side, as grey.
-      columns: images per row; by default such that the grid is about square.
+      columns: images per row; by default the grid is about square.
 
     Returns:
       uint8 `[height, width, C]`, C of 1 or 3.
@@ -62,13 +62,13 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 def encode_png(image: np.ndarray, min_side: int = _MIN_SIDE, columns: Sequence[str] = ()) -> bytes:
     """Encodes uint8 `[H, W, C]`, C of 1 or 3, as PNG.
 
-    The image is enlarged by a whole factor until its smaller side has `min_side` pixels, so that small ones
-    can be seen.
+    A whole factor enlarges the image until its smaller side has `min_side` pixels, so that small images are
+    visible.
 
     Args:
       image: the picture.
       min_side: in pixels.
-      columns: names of a grid's columns, which are written above them.
+      columns: the names of a grid's columns, to be written above them.
     """
     from PIL import Image, ImageDraw, ImageOps
 
@@ -88,7 +88,7 @@ def encode_png(image: np.ndarray, min_side: int = _MIN_SIDE, columns: Sequence[s
 def encode_gif(frames: np.ndarray) -> bytes:
     """Encodes uint8 `[F, H, W, C]`, C of 1 or 3, as an endless GIF that rests on its last frame.
 
-    The frames are enlarged as `encode_png` does.
+    It enlarges the frames as `encode_png` does.
     """
     from PIL import Image
 
@@ -102,19 +102,19 @@ def encode_gif(frames: np.ndarray) -> bytes:
 
 
 def _enlarge(image: np.ndarray, min_side: int) -> np.ndarray:
-    """Enlarges uint8 `[H, W, C]` by a whole factor; grey images lose their axis of channels."""
+    """Enlarges uint8 `[H, W, C]` by a whole factor; grey images lose their channel axis."""
     factor = max(1, math.ceil(min_side / min(image.shape[:2])))
     image = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
     return image[..., 0] if image.shape[-1] == 1 else image
 
 
 def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Lays out the way of some samples, one sample a row, from its first frame to its last.
+    """Lays out how samples evolve: one sample per row, from its first frame to its last.
 
     Args:
       frames: uint8 `[F, N, H, W, C]`.
-      rows: the number of samples shown, the first ones, at most.
-      columns: the number of frames shown, evenly spread, at most.
+      rows: the most samples to show; the first ones are shown.
+      columns: the most frames to show, evenly spread.
 
     Returns:
       uint8 `[height, width, C]`.
@@ -126,40 +126,40 @@ def filmstrip(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def write_png(path: str, image: np.ndarray) -> None:
-    """Writes a picture as `encode_png` makes it, complete or not at all."""
+    """Writes a picture as `encode_png` makes it, completely or not at all."""
     storage.write(path, encode_png(image))
 
 
 def write_npz(path: str, **arrays: np.ndarray) -> None:
-    """Writes arrays to a compressed `.npz` file, complete or not at all."""
+    """Writes arrays to a compressed `.npz` file, completely or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     storage.write(path, buffer.getvalue())
 
 
 def read_npz(path: str, *names: str) -> list[np.ndarray]:
-    """Reads arrays of a `.npz` file; pickled objects never.
+    """Reads arrays of a `.npz` file, but never pickled objects.
 
     Raises:
-      Exception: of any kind, if the file is none, is damaged, or unpacks to far more than its size.
+      Exception: any, if the file is not a `.npz` file, is damaged, or unpacks to far more than its size.
     """
     arrays = []
     with zipfile.ZipFile(io.BytesIO(storage.read(path))) as archive:
         for info in (archive.getinfo(f"{name}.npy") for name in names):
             if info.file_size > max(_ALWAYS_UNPACKED, _MAX_RATIO * info.compress_size):
                 raise ValueError(f"{info.filename} unpacks to {info.file_size} bytes")
-            # A header may hold any numbers.
+            # A damaged header may hold any numbers.
             with archive.open(info) as file, np.errstate(all="ignore"):
                 arrays.append(np.lib.format.read_array(file, allow_pickle=False))
     return arrays
 
 
 def read_metrics(path: str) -> list[dict]:
-    """Returns the lines of a `metrics.jsonl`, without a last one that is still being written.
+    """Returns the lines of a `metrics.jsonl`, without a last line that is still being written.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it holds no line yet, or one that is no object with a step and numbers.
+      ValueError: if it holds no line yet, or a line that is not an object with a step and numbers.
     """
     text = storage.read(path).decode()
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -186,13 +186,13 @@ def plot_losses(records: list[dict]) -> bytes:
     """Draws the loss, and the loss by noise level, against the step.
 
     Args:
-      records: the lines of `metrics.jsonl` in order; of several for one step the last counts.
+      records: the lines of `metrics.jsonl` in order; the last line for a step counts.
 
     Returns:
       A PNG file.
     """
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, which would change a notebook's display
+    from matplotlib.figure import Figure  # pyplot would change a notebook's display
 
     by_step = {record["step"]: record for record in records}
     steps = sorted(by_step)
@@ -219,7 +219,7 @@ def plot_losses(records: list[dict]) -> bytes:
 
 
 def main(arguments: list[str]) -> None:
-    """The command line: `losses WORKDIR`."""
+    """Runs the command line `losses WORKDIR`."""
     if len(arguments) != 2 or arguments[0] != "losses":
         sys.exit("usage: python -m ncsn_jax.app.pictures losses WORKDIR")
     path = os.path.join(arguments[1], "metrics.jsonl")

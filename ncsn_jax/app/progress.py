@@ -1,4 +1,4 @@
-"""Shows how far a long task has come, and writes durations and sizes for people."""
+"""Shows the progress of long tasks, and formats durations and sizes for people."""
 
 import contextlib
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import tqdm.auto
 
-# Between two lines of progress in a log.
+# The time between two lines of progress in a log.
 _SECONDS = 20.0
 
 
@@ -16,16 +16,16 @@ _SECONDS = 20.0
 def progress(what: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """Shows progress and the time left on standard error.
 
-    It is a bar on a terminal and in a notebook, and elsewhere, as in the log of a job, a line every 20
-    seconds. Of several processes only the first shows it.
+    Terminals and notebooks show a bar. Elsewhere, as in a job's log, it is a line every 20 seconds. Only the
+    first process shows it.
 
     Args:
-      what: is done.
+      what: what is done.
       total: number of steps.
-      unit: of the steps, in the plural.
+      unit: what a step is called, in the plural.
 
     Yields:
-      A function to call with the number of steps whenever some are done.
+      A function to call with the number of steps just done.
     """
     if jax.process_index() > 0:
         yield lambda _: None
@@ -58,7 +58,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_count(number: float) -> str:
-    """Returns a number as text with a decimal prefix of its unit, which is to follow."""
+    """Returns a number as text with a decimal prefix, to which the unit is appended."""
     for prefix in ("", "k", "M", "G"):
         if number < 1000:
             return f"{number:.3g} {prefix}"
@@ -67,7 +67,7 @@ def human_count(number: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Returns a duration as text with the unit that suits it."""
+    """Returns a duration as text in a suitable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -6,7 +6,7 @@ from ncsn_jax.app import schema
 
 
 def reference(defaults: ml_collections.ConfigDict) -> str:
-    """Returns the table in Markdown: each field with its default, what it may hold, and its meaning."""
+    """Returns the table in Markdown: each field's default, allowed values, and meaning."""
     flat = schema.flatten(defaults)
     lines = [
         "# Configuration",

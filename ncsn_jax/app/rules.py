@@ -1,8 +1,8 @@
-"""The rules between the fields of a configuration.
+"""Checks the rules between the fields of a configuration.
 
-A rule takes a configuration whose fields are sound one by one, and yields `(field, holds, allowed)`. Where
-`holds` is False, `ncsn_jax.app.schema.check` stops with "config.<field>=<value> must be <allowed>". So what
-a rule does after a `yield` may rely on it.
+A rule takes a configuration whose fields are each sound, and yields `(field, holds, allowed)`. If `holds` is
+False, `ncsn_jax.app.schema.check` stops with "config.<field>=<value> must be <allowed>". So the code after a
+`yield` may rely on it.
 """
 
 import math
@@ -17,16 +17,16 @@ from ncsn_jax.errors import UserError, show
 
 Found = Iterator[tuple[str, bool, str]]
 
-# The normalizations that a network exists with, where they are not just instance normalization++.
+# The normalizations of networks that have others than instance normalization++.
 _NORMALIZATIONS = {"ncsn": tuple(models.ncsn.NORMALIZATIONS), "ncsn_simplified": ("instance",)}
-# Exact score matching takes one derivative for each of so many elements of an image.
+# Exact score matching takes one derivative per element of an image.
 _MAX_EXACT_ELEMENTS = 1024
-# Images that are in memory at once, in numbers, and steps of a chain.
+# How many numbers the images in memory at once may hold, and how many steps a chain may take.
 _MAX_ELEMENTS, MAX_CHAIN = 2**34, 10**7
 
 
 def objective_exists(config) -> Found:
-    """There is an objective for the images, the network and the SDE."""
+    """Requires an objective for the images, the network and the SDE."""
     model, training = config.model, config.training
     loss, count = training.loss, training.num_projections
     words = f"1 for config.training.loss={loss!r}; 'ssm' projects"
@@ -61,7 +61,7 @@ def objective_exists(config) -> Found:
 
 
 def network_exists(config) -> Found:
-    """The network has such a normalization, can halve the images, and can be made of its parts."""
+    """Requires that the network has the normalization, can halve the images, and can be built."""
     name = config.model.name
     allowed = _NORMALIZATIONS.get(name, ("instance++",))
     words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
@@ -90,7 +90,7 @@ def network_exists(config) -> Found:
 
 
 def steps_of_training(config) -> Found:
-    """Whatever happens every so many steps happens between two calls."""
+    """Requires that everything periodic falls between two calls."""
     training = config.training
     every, per_call = training.checkpoint_every, training.steps_per_call
     words = f"0 or a multiple of config.training.checkpoint_every={every}"
@@ -101,7 +101,7 @@ def steps_of_training(config) -> Found:
 
 
 def batches_on_devices(config, count: int) -> Found:
-    """The devices share a batch evenly, and images fit into some memory."""
+    """Requires that the devices share a batch evenly, and that images fit into some memory."""
     training, sampler = config.training, config.sampling
     parts = training.microbatches
     words = f"a multiple of the {count} devices"
@@ -120,7 +120,7 @@ def batches_on_devices(config, count: int) -> Found:
 
 
 def ladder_of_noise(config) -> Found:
-    """The ladder is one, its chain has an end, and its levels' weights are finite."""
+    """Requires a decreasing ladder, a chain that ends, and finite weights of the levels."""
     levels = config.model.num_levels
     words = f"at most {MAX_CHAIN // levels} with config.model.num_levels={levels}"
     count = levels * config.sampling.steps_per_level
@@ -135,7 +135,7 @@ def ladder_of_noise(config) -> Found:
 
 
 def predictor_and_corrector(config) -> Found:
-    """The predictor and the corrector exist for the SDE, and have enough steps."""
+    """Requires that the predictor and the corrector exist for the SDE and have enough steps."""
     options, process = config.sampling, build.make_sde(config)
     if options.method != "predictor_corrector":
         return
@@ -159,7 +159,7 @@ def predictor_and_corrector(config) -> Found:
 
 
 def sigmas_of_sampler(config) -> Found:
-    """The sampler's sigmas exist, and the SDE reaches them."""
+    """Requires that the sampler's sigmas exist and that the SDE reaches them."""
     options, model, kind = config.sampling, config.model, config.training.sde
     if options.method == "heun":
         try:

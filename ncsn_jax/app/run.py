@@ -1,4 +1,4 @@
-"""A run, trained by `main.py` or converted, for use in one's own code: what `ncsn_jax.load_run` returns."""
+"""Opens a run, trained by `main.py` or converted, for use in your own code; see `ncsn_jax.load_run`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,32 +18,32 @@ from ncsn_jax.errors import UserError, show
 from ncsn_jax.images import center, uncenter
 from ncsn_jax.types import ScoreFn, TimeScoreFn
 
-# Images in [0, 1] with noise on them may reach beyond 1, but not to here.
+# Noisy images in [0, 1] may exceed 1, but not this.
 _LARGEST = 50
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A trained network with what belongs to it.
+    """A trained network with its configuration, parameters, noise and scores.
 
-    Scores and densities are of the space that the run was trained in, images in [0, 1], or in [-1, 1] where
-    `config.data.centered`. `prepare` maps images to it and `restore` back.
+    Scores and densities refer to the space the run was trained in: images in [0, 1], or in [-1, 1] if
+    `config.data.centered`. `prepare` maps images to it, and `restore` maps them back.
 
     Attributes:
       config: the run's configuration.
-      step: of the checkpoint.
+      step: the checkpoint's step.
       model: the Flax network.
-      params: its parameters: their EMA, where there is one.
+      params: its parameters, or their EMA if there is one.
       sigmas: the noise ladder `[L]`, decreasing.
-      sde: the SDE; of a ladder, the variance-exploding one from its first to its last sigma.
+      sde: the SDE; for a ladder, the variance-exploding SDE from its first to its last sigma.
       score_fn: `score_fn(x [B, H, W, C], sigma [B]) -> score`, like x.
       time_score_fn: `time_score_fn(x, t [B]) -> score`, t from 0 (data) to 1 (noise).
 
-    The network of a ladder knows its L levels alone. Between two levels it gives the score of the nearest,
-    by the ratio of the sigmas. So along sigma or t its score is a staircase: an ODE solver
-    with small tolerances takes many steps at the edges, and likelihoods and latents are of the staircase's
-    flow, which is close to the flow of the scores only for ladders of many levels. Networks with continuous
-    time (`config.training.continuous`) have no such steps.
+    A ladder's network knows only its L levels. Between two levels it gives the score of the nearest, by the
+    ratio of the sigmas. So its score is a staircase in sigma or t: an ODE solver with small tolerances takes
+    many steps at the edges. Likelihoods and latents are those of the staircase's flow, which is close to the
+    flow of the scores only for ladders of many levels. Networks with continuous time
+    (`config.training.continuous`) have smooth scores.
     """
 
     config: ConfigDict
@@ -76,11 +76,11 @@ class Run:
           **overrides: fields of `config.sampling`, such as `steps_per_level=10`.
 
         Returns:
-          Images, float32 `[n, H, W, C]`, in [0, 1] but for what the sampler leaves of noise, or in the units
+          Images, float32 `[n, H, W, C]`, in [0, 1] except for the noise the sampler leaves, or in the units
           of floating-point data.
 
         Raises:
-          UserError: if a field cannot have this value, or a chain diverges.
+          UserError: if a field cannot have its value, or a chain diverges.
 
         Example:
           >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP
@@ -119,7 +119,7 @@ class Run:
         """Returns images `[B, H, W, C]` as the score functions take them.
 
         Args:
-          images: uint8 or floating point in [0, 1]; of a run on floating-point data, in their units.
+          images: uint8, or floating point in [0, 1]; for a run on floating-point data, in its units.
         """
         images, options = np.asarray(images), self.config.data
         allowed = ["float"] if options.value_range else ["float", "uint8"]
@@ -137,12 +137,12 @@ class Run:
         return low + (high - low) * uncenter(x, self.config.data.centered)
 
     def to_uint8(self, images: Any) -> np.ndarray:
-        """Rounds and clips what `sample` and `restore` return to uint8."""
+        """Rounds and clips the images that `sample` and `restore` return to uint8."""
         return units.to_picture(images, self.config.data.value_range or (0.0, 1.0))
 
 
 def _for_images(score_fn: Callable, shape: tuple[int, int, int]) -> Callable:
-    """Returns the score function, which refuses what is no batch of the run's images."""
+    """Returns the score function with a check that its input is a batch of the run's images."""
 
     def score(x: jax.Array, sigma_or_time: jax.Array) -> jax.Array:
         if np.shape(x)[1:] != shape:

@@ -1,6 +1,6 @@
-"""The configuration of a run, from its `config.json`.
+"""Reads the configuration of a run from its `config.json`.
 
-`main.py` takes this file for its configuration file where none is named.
+`main.py` uses this file as its configuration file if none is named.
 """
 
 import os
@@ -15,7 +15,7 @@ def get_config(workdir: str) -> ConfigDict:
     """Returns the configuration of the run in a work directory.
 
     Raises:
-      UserError: if there is no run.
+      UserError: if it holds no run.
     """
     workdir = storage.path(workdir)
     storage.check(workdir, "--workdir")
@@ -32,7 +32,7 @@ def get_config(workdir: str) -> ConfigDict:
             there = config
             if section:
                 there = config[section] = config.get(section, ConfigDict())
-            # JSON has no tuples, and no field is a list.
+            # JSON turns tuples into lists; no field is a list.
             there[short] = tuple(value) if isinstance(value, list) else value
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is no configuration: {error}") from None

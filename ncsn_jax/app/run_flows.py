@@ -1,7 +1,7 @@
-"""Likelihoods and latents of images under a run's probability flow, on all devices, in batches.
+"""Computes likelihoods and latents of images by a run's probability flow, on all devices, in batches.
 
-The random numbers of image i are a function of (seed, i) alone. The integration of an image takes as many
-network evaluations as its tolerance needs, and a batch takes as long as the slowest of its images.
+The random numbers of image i are a function of (seed, i) alone. Integrating an image takes as many network
+evaluations (NFE) as its tolerance needs, and a batch takes as long as its slowest image.
 """
 
 import functools
@@ -16,15 +16,15 @@ from ncsn_jax.images import center, dequantize, uncenter, width
 
 
 def on_devices(config, function: Callable) -> Callable:
-    """Returns `function`, which is one of those below, for a batch on all devices.
+    """Returns `function`, one of those below, for a batch on all devices.
 
     It is `run(params, array, size, indices) -> (values [n, ...], evaluations [n])`, where
 
     - `params` are the network's, replicated;
     - `array` is `[n, ...]`, with n <= `size`;
-    - `size` is that of the compiled program, which is rounded up to the devices;
-    - `indices` are the images' places in their dataset. Only `bits_per_dim` depends on them;
-    - `evaluations` are those of the network, for each image.
+    - `size` is the compiled program's batch size, rounded up to the devices;
+    - `indices` are the images' indices in their dataset. Only `bits_per_dim` depends on them;
+    - `evaluations` is each image's number of network evaluations.
     """
     mapped = devices.map_examples(functools.partial(function, config))
 
@@ -38,9 +38,9 @@ def on_devices(config, function: Callable) -> Callable:
 
 
 def bits_per_dim(config, params, seed, indices, images):
-    """Bits per dimension of images `[B, H, W, C]`, as `config.likelihood` says.
+    """Returns bits per dimension of images `[B, H, W, C]`, as `config.likelihood` says.
 
-    Of bytes, uint8, they are those of the dequantized image. Of floating-point data v, which come as
+    For bytes, uint8, they are those of the dequantized image. For floating-point data v, given as
     x = (v - low) / (high - low) by `units.to_unit`, they are -log2 p(v) / D, in the data's own units, with
     the density p(v) = p(x) / (high - low)^D.
     """
@@ -70,19 +70,19 @@ def bits_per_dim(config, params, seed, indices, images):
 
 
 def encode(config, params, seed, indices, images):
-    """Latents of images in [0, 1], with the tolerances and the end of `config.sampling`."""
+    """Returns latents of images in [0, 1], with the tolerances and the end of `config.sampling`."""
     return _flow(config, params, center(images, config.data.centered), config.sampling.end, 1.0)
 
 
 def decode(config, params, seed, indices, latents):
-    """Images, in [0, 1] but for errors, of latents, with tolerances and end of `config.sampling`."""
+    """Returns images of latents, in [0, 1] up to errors, with `config.sampling`'s tolerances and end."""
     z = config.sampling.temperature * latents
     x, evaluations = _flow(config, params, z, 1.0, config.sampling.end)
     return uncenter(x, config.data.centered), evaluations
 
 
 def _flow(config, params, x, start: float, end: float):
-    """Follows the probability flow from one time to another."""
+    """Integrates the probability flow from one time to another."""
     options = config.sampling
     x, info = sampling.probability_flow(
         build.make_sde(config),

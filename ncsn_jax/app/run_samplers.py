@@ -1,8 +1,8 @@
-"""Runs a sampler on all devices, a part of the steps at a time.
+"""Runs a sampler on all devices, a part of its steps at a time.
 
-The noise of sample i is a function of (seed, i) alone. Between two parts progress shows, a chain that
-diverges is noticed, and pictures of the way are taken. One compiled program serves every part and every
-batch of one size.
+The noise of sample i is a function of (seed, i) alone. Between two parts the run shows progress, notices a
+chain that diverges, and takes pictures of the way. One compiled program serves all parts of all batches of
+one size.
 """
 
 import logging
@@ -19,22 +19,22 @@ from ncsn_jax.errors import UserError
 from ncsn_jax.images import uncenter
 from ncsn_jax.sampling._loop import frame_stops
 
-# In how many parts the steps are run, where there are as many.
+# The steps run in this many parts, if there are as many.
 _PARTS = 25
 
-# Final pixels further from 1/2 than this belong to no image, be there a little noise on it.
+# A slightly noisy image has no pixel further from 1/2 than this.
 _FAR = 1.5
 
 _log = logging.getLogger(__name__)
 
 
 class Samples(NamedTuple):
-    """What a run of n chains returns.
+    """The samples of n chains.
 
     Attributes:
       images: `[n, H, W, C]`, uint8 or float32, in the units of the data.
-      frames: `[num_frames, n, H, W, C]` likewise; the last ones are the images.
-      evaluations: network evaluations of every sample, int `[n]`.
+      frames: `[num_frames, n, H, W, C]` likewise; the last frame is the images.
+      evaluations: each sample's network evaluations (NFE), int `[n]`.
     """
 
     images: np.ndarray
@@ -43,10 +43,10 @@ class Samples(NamedTuple):
 
 
 def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, Callable]:
-    """Returns `start(key_data, indices) -> x` and what `devices.map_chains` maps, for examples `[B]`."""
+    """Returns `start(key_data, indices) -> x` and `advance` for `devices.map_chains`, for `[B]` examples."""
 
     def keys(key_data, indices):
-        """Returns the keys of every sample's start and of its steps, `[B]` each."""
+        """Returns every sample's key for its start and its key for its steps, `[B]` each."""
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), task)
         return example_keys(key, indices, 2)
 
@@ -67,11 +67,11 @@ class Chains:
     Args:
       config: the configuration.
       task: one of `samplers.NAMES`.
-      classifier: the network that knows classes, for `Stream.CLASSES`.
+      classifier: the classifier, for `Stream.CLASSES`.
 
     Attributes:
-      num_steps: of a chain.
-      evaluations: network evaluations of a sample, or None where each sample has its own number.
+      num_steps: the steps of a chain.
+      evaluations: a sample's network evaluations (NFE), or None if samples differ in it.
     """
 
     def __init__(self, config, task: Stream = Stream.SAMPLES, classifier=None):
@@ -98,14 +98,13 @@ class Chains:
         """Makes the samples of the given indices.
 
         Args:
-          params: of the sampler, replicated.
-          indices: of the samples, at most `size`.
-          size: the number of chains in the compiled program, which is rounded up to the devices.
+          params: the sampler's, replicated.
+          indices: the samples' indices, at most `size`.
+          size: the number of chains in the compiled program, rounded up to the devices.
           *known: what is known of each sample, `[len(indices), ...]` each; see `samplers.Sampler`.
-          key: of all samples; by default that of `config.seed`.
-          num_frames: how many pictures of the way to return, evenly spread over the steps; there are no
-            more than steps.
-          advanced: called with a number of steps whenever they have been run.
+          key: the key of all samples; by default that of `config.seed`.
+          num_frames: how many frames to return, evenly spread over the steps, at most one per step.
+          advanced: called with the number of steps just run.
 
         Raises:
           UserError: if a chain diverges.
@@ -124,7 +123,7 @@ class Chains:
             x, finite, evaluations = self._advance(
                 params, key_data, places, x, np.int32(at), np.int32(stop), *known
             )
-            # What is run in one piece may take as long as what is run in many.
+            # A sampler of one step does all its work in one part.
             with distributed.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
                 all_finite = np.all(finite)
             if not all_finite:
@@ -160,10 +159,10 @@ class Chains:
 
 
 def shard(array: np.ndarray, size: int) -> np.ndarray:
-    """Repeats examples `[n, ...]` until there are `size` or more and all devices have as many.
+    """Repeats examples `[n, ...]` to at least `size`, until they fill all devices evenly.
 
     Returns:
-      Those of this process, `[local devices, per device, ...]`.
+      This process's shard, `[local devices, per device, ...]`.
     """
     per_device = -(-size // jax.device_count())
     rows = np.resize(np.arange(len(array)), (jax.device_count(), per_device))
@@ -173,5 +172,5 @@ def shard(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def gather(mine: np.ndarray, count: int) -> np.ndarray:
-    """Returns the first `count` examples of all processes, in all of them; undoes `shard`."""
+    """Gathers the first `count` examples of all processes in all of them; undoes `shard`."""
     return distributed.gather(mine).reshape(-1, *mine.shape[2:])[:count]

@@ -1,9 +1,9 @@
-"""Keeps the samples of one checkpoint on disk, in parts at first, so that none is made twice.
+"""Keeps the samples of one checkpoint on disk, first in parts, so that none is made twice.
 
-A directory holds `settings.json`, which says what determined the samples, `parts/` with what is not yet
-put together, and at the end `samples.npz` with the key `samples`, `[N, H, W, C]`, and `grid.png`.
-Sample i is a function of the settings and i. So an interrupted run goes on with those that are missing,
-and who asks for more later gets the new ones made alone.
+A directory holds `settings.json`, which says what determined the samples; `parts/` with samples not yet
+joined; and finally `samples.npz` with the key `samples`, `[N, H, W, C]`, and `grid.png`. Sample i is a
+function of the settings and i. So an interrupted run makes only the missing samples, and so does a later
+run that asks for more.
 """
 
 import itertools
@@ -21,16 +21,16 @@ class SampleStore:
     """The samples in one directory.
 
     Args:
-      directory: its path; it is made if need be.
+      directory: its path, made if need be.
       settings: JSON-serialisable values that determine every sample.
-      shape: of a sample, such as (H, W, C).
-      name: of the file, and of its array.
-      dtype: of a sample.
-      to_picture: turns images `[n, H, W, C]` of that type into uint8 ones. There is a `grid.png` of images
-        only, not of what has another number of axes.
+      shape: a sample's shape, such as (H, W, C).
+      name: the name of the file and of its array.
+      dtype: a sample's type.
+      to_picture: turns images `[n, H, W, C]` of that type into uint8 ones. Samples with another number of
+        axes are not images and get no `grid.png`.
 
     Raises:
-      UserError: if the directory holds samples that were made with other settings.
+      UserError: if the directory holds samples made with other settings.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class SampleStore:
         self._have = dict(self._read())
 
     def missing(self, count: int) -> list[int]:
-        """Returns the indices below `count` that are not there yet."""
+        """Returns the indices below `count` that are still missing."""
         return [i for i in range(count) if i not in self._have]
 
     def add(self, indices: list[int], samples: np.ndarray) -> None:
-        """Keeps samples, `[n, ...]`, under their indices."""
+        """Stores samples `[n, ...]` under their indices."""
         storage.make_directory(self._parts)
         path = os.path.join(self._parts, f"{indices[0]:08d}-{len(indices):08d}.npz")
         pictures.write_npz(path, indices=np.asarray(indices), samples=samples)
@@ -81,8 +81,8 @@ class SampleStore:
     def finish(self) -> np.ndarray:
         """Writes `samples.npz` and `grid.png` and returns their samples.
 
-        These are all from the first on up to the first gap, also if fewer were asked for. Parts are removed
-        unless some lie beyond a gap.
+        These are all samples up to the first gap, even if fewer were asked for. Parts are removed unless
+        some lie beyond a gap.
         """
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
@@ -95,11 +95,11 @@ class SampleStore:
         return samples
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields what earlier runs left: (index, sample). A part that cannot be read is made again."""
+        """Yields (index, sample) of what earlier runs left. An unreadable part is made again."""
         if storage.exists(self._path):
             try:
                 (samples,) = pictures.read_npz(self._path, self._name)
-            # Damaged files raise all kinds of exceptions.
+            # Damaged files can raise any exception.
             except Exception as error:
                 reason = type(error).__name__
                 raise UserError(f"{self._path} cannot be read ({reason}): move it away") from None
@@ -117,5 +117,5 @@ class SampleStore:
                 sound &= samples.dtype == self._dtype and samples.shape[1:] == self._shape
             except Exception:
                 continue
-            if sound:  # Of a torn or foreign file the samples count as missing.
+            if sound:  # the samples of a torn or foreign file count as missing
                 yield from zip(indices.tolist(), samples, strict=True)

@@ -1,8 +1,8 @@
-"""The samplers that a configuration describes, for every kind of run and for what is known of the samples.
+"""Makes the sampler that a configuration describes, for every kind of run and conditioning.
 
-A `Sampler` is a chain of steps of which parts can be run. Annealed Langevin dynamics and Heun's
-method take a score of sigma, the others one of an SDE's time. A run's network may give either, and its SDE
-may work on images in [-1, 1]; the conversions are here. `Stream` names what samples are made for.
+A `Sampler` is a chain of steps that can run in parts. Annealed Langevin dynamics and Heun's method take a
+score of sigma, the others a score of an SDE's time. A run's network may give either, and its SDE may work on
+images in [-1, 1]; this module converts. `Stream` names what samples are made for.
 """
 
 import functools
@@ -28,7 +28,7 @@ NAMES = {
     Stream.CLASSES: "classconditional",
 }
 
-# The methods that there are for it.
+# The methods available for it.
 _METHODS = {
     Stream.SAMPLES: schema.METHODS,
     Stream.INPAINTING: ("annealed_langevin", "predictor_corrector"),
@@ -36,8 +36,8 @@ _METHODS = {
     Stream.CLASSES: schema.METHODS,
 }
 
-# The fields that determine the samples of a method, besides seed and checkpoint. The library's functions have
-# arguments of the same names, but for `_OF_START`.
+# The fields that determine a method's samples, besides seed and checkpoint. All but `_OF_START` are also the
+# names of arguments of the library's functions.
 _FIELDS = {
     "annealed_langevin": "epsilon steps_per_level denoise clip init",
     "predictor_corrector": "predictor corrector snr corrector_steps num_steps end denoise",
@@ -52,12 +52,12 @@ class Sampler(NamedTuple):
 
     Attributes:
       num_steps: the number of steps.
-      evaluations: network evaluations of a sample, or None where only the samples tell.
+      evaluations: a sample's network evaluations (NFE), or None if only sampling tells.
       start: `start(keys [B]) -> x`, in the space of the SDE.
       advance: `advance(keys [B], params, x, (start, stop), *known) -> (x, evaluations int32 [B])`,
-        runs a part of the steps. What is known of the samples, `[B, ...]` each: observed images and masks,
-        grey images, or classes; images in [0, 1].
-      cause: what is wrong, most likely, where the samples are not finite.
+        runs a part of the steps. `known` is `[B, ...]` each: observed images and masks, grey images, or
+        classes; images are in [0, 1].
+      cause: the most likely cause of samples that are not finite.
     """
 
     num_steps: int
@@ -68,7 +68,7 @@ class Sampler(NamedTuple):
 
 
 def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
-    """Raises UserError if the configured method cannot do what the samples are made for."""
+    """Raises UserError if the configured method cannot do the task."""
     methods, name = _METHODS[task], NAMES[task]
     method = config.sampling.method
     if method not in methods:
@@ -85,11 +85,11 @@ def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
 
 
 def settings(config: ConfigDict) -> dict:
-    """Returns the fields that determine the samples of a checkpoint, with their values."""
+    """Returns the fields that determine a checkpoint's samples, with their values."""
     flat = schema.flatten(config)
     method = config.sampling.method
     fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype", "precision")]
-    # A ladder is that of the run; with an SDE, training may not use what the samplers along sigmas do.
+    # Without an SDE, the run fixes the ladder. With one, training may not use it, but these samplers do.
     if config.training.sde != "none" and method in ("annealed_langevin", "heun"):
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
     return {f: flat[f] for f in fields} | {"seed": config.seed}
@@ -100,11 +100,11 @@ def make(
 ) -> Sampler:
     """Returns the sampler that a configuration describes.
 
-    `params` of its `advance` are the network's; for `Stream.CLASSES` a pair, those and the parameters of the
+    Its `advance` takes the network's `params`; for `Stream.CLASSES` a pair of these and the parameters of the
     classifier `of_classes`.
 
     Raises:
-      UserError: if the method cannot do what the task is.
+      UserError: if the method cannot do the task.
     """
     check(config, task)
     score_fns = functools.partial(_score_fns, config, of_classes)
@@ -114,7 +114,7 @@ def make(
 def _score_fns(
     config, of_classes: nn.Module | None, params: Any, known: tuple
 ) -> tuple[Callable, Callable]:
-    """Returns the score functions of sigma and of the time; with a classifier, those of known classes."""
+    """Returns the score functions of sigma and of time; with a classifier, given the known classes."""
     if of_classes is None:
         return build.make_score_fn(config, params)
     params, classifier_params = params
@@ -126,19 +126,19 @@ def _score_fns(
 
 
 def _arguments(config) -> dict:
-    """Returns the arguments of the method's function that are fields of `config.sampling`."""
+    """Returns those fields of `config.sampling` that are arguments of the method's function."""
     names = _FIELDS[config.sampling.method].split()
     return {name: config.sampling[name] for name in names if name not in _OF_START}
 
 
 def _prior(config, keys: jax.Array) -> jax.Array:
-    """Draws from the SDE's prior, once with each key."""
+    """Draws from the SDE's prior, once per key."""
     shape, process = build.image_shape(config), build.make_sde(config)
     return jax.vmap(lambda key: process.prior_sample(key, shape))(keys)
 
 
 def _no_count(x: jax.Array) -> jax.Array:
-    """Stands for the evaluations of a batch where they are known beforehand."""
+    """Returns zeros for the evaluations of a batch if they are known beforehand."""
     return jnp.zeros(x.shape[0], jnp.int32)
 
 
@@ -206,7 +206,7 @@ def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
         del keys, steps
 
         def solve(x, *known):
-            # The solver is mapped over examples, so that each has steps of its own.
+            # Mapping the solver over examples lets each take its own steps.
             _, time_score_fn = score_fns(params, tuple(a[None] for a in known))
             x, info = sampling.probability_flow(
                 process, time_score_fn, x[None], **_arguments(config)

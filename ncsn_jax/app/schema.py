@@ -1,7 +1,7 @@
-"""The table of all fields of a configuration: what each may hold, and what it means.
+"""Holds the table of all configuration fields: what each may hold, and what it means.
 
-`check` refuses a value that cannot work, before anything is loaded or compiled. The rules between fields
-are in `ncsn_jax.app.rules`, and `ncsn_jax.app.reference` renders the table.
+`check` refuses a value that cannot work before anything is loaded or compiled. `ncsn_jax.app.rules` has the
+rules between fields, and `ncsn_jax.app.reference` renders the table.
 """
 
 import itertools
@@ -28,10 +28,10 @@ Limit = tuple[Callable[[Any], bool], str]
 
 
 class Field(NamedTuple):
-    """A field: its types and their name, what its value must satisfy, what it means.
+    """A field: its types and their name, what its value must satisfy, and what it means.
 
-    `changeable` says whether it may differ between two invocations on one work directory, because the
-    parameters that a given step arrives at do not depend on it.
+    `changeable` fields may differ between two invocations on one work directory, because the parameters at a
+    given step do not depend on them.
     """
 
     types: tuple[type, ...]
@@ -316,8 +316,8 @@ FIELDS: dict[str, Field] = {
     for name, field in fields.items()
 }
 
-# Fields, and beginnings of fields, that may differ between two invocations on one work directory. The
-# sections named are about what is made with a trained network.
+# Fields, and prefixes of fields, that may differ between two invocations on one work directory. The
+# sections named here concern what a trained network is used for.
 CHANGEABLE = (
     *(name for name, field in FIELDS.items() if field.changeable),
     *("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.", "plan."),
@@ -325,7 +325,7 @@ CHANGEABLE = (
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict:
-    """Returns the fields as one dictionary from dotted names to plain values."""
+    """Returns the fields as a dictionary from dotted names to plain values."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -336,7 +336,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict:
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int | None = None) -> None:
-    """Raises UserError for the first field whose value cannot work, on so many devices or on all at hand."""
+    """Raises UserError for the first field that cannot work on this many devices, or on all at hand."""
     try:
         flat = flatten(config)
     # A configuration is the user's code: it may hold itself, or fields without a value.

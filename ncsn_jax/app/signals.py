@@ -1,11 +1,11 @@
-"""What SIGTERM and Ctrl-C do: end the process at once, or after the step and a save where work would be lost.
+"""Handles SIGTERM and Ctrl-C: they end the process at once, or after a step and a save if work would be lost.
 
-A machine that is taken away sends SIGTERM and leaves half a minute. Python runs signal handlers in the main
-thread, between two of its instructions, so that one long compilation could use that time up. Here the
-signal's number goes through a pipe to a thread that is always ready. Outside `deferred` the thread ends the
-process. Inside, it notes the signal, and the training loop looks for it after each step. A second Ctrl-C
-always ends it. In a notebook, which does not call `install`, Ctrl-C (its stop button) is deferred likewise,
-and raises KeyboardInterrupt where a process would end.
+A machine that is preempted sends SIGTERM and leaves half a minute. Python runs signal handlers in the main
+thread, between two of its instructions, so one long compilation could use up that time. Here the signal's
+number goes through a pipe to a thread that is always ready. Outside `deferred` the thread ends the process.
+Inside, it notes the signal, and the training loop checks for it after each step. A second Ctrl-C always ends
+the process. A notebook does not call `install`; there `deferred` also defers Ctrl-C (the stop button), and
+raises KeyboardInterrupt where a process would end.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import NoReturn
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
-_lock = threading.RLock()  # a handler may run within the blocks that it guards
+_lock = threading.RLock()  # a handler may run inside the blocks it guards
 _deferred = False
 _requested: int | None = None
 _goodbye: str | None = None  # None: not installed
@@ -46,13 +46,13 @@ def install(goodbye: str) -> None:
 
 @contextlib.contextmanager
 def deferred(last_saved: Callable[[], str] | None = None) -> Iterator[None]:
-    """Inside the block a signal only sets `requested`; a second Ctrl-C still ends the process.
+    """Defers signals: inside the block they only set `requested`; a second Ctrl-C still ends the process.
 
     So does the end of the block, if a signal came and the block raised nothing.
 
     Args:
-      last_saved: returns what is saved, to be told at a second Ctrl-C. It only reads variables: nothing else
-        is heard meanwhile.
+      last_saved: says what is saved, for the message at a second Ctrl-C. It must only read variables, because
+        no signal is handled meanwhile.
     """
     global _deferred, _requested, _last_saved
     with _lock:
@@ -72,7 +72,7 @@ def deferred(last_saved: Callable[[], str] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Inside the block, within `deferred`, a signal ends the process at once, as does an earlier one."""
+    """Lets a signal, even an earlier one, end the process at once inside this block within `deferred`."""
     global _deferred
     with _lock:
         _deferred = False
@@ -91,7 +91,7 @@ def requested() -> int | None:
 
 
 def stop(number: int) -> NoReturn:
-    """Ends a run that has saved its state because of a signal, by SystemExit or KeyboardInterrupt."""
+    """Ends a run that saved its state on a signal, by SystemExit or KeyboardInterrupt."""
     global _requested
     if _goodbye is None:
         _requested = None
@@ -101,7 +101,7 @@ def stop(number: int) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Writes a line to standard error, from any thread, even where nobody reads it any more."""
+    """Writes a line to standard error from any thread, even if nobody reads it any more."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
@@ -131,7 +131,7 @@ def _receive(number: int) -> None:
 
 
 def _end(number: int) -> None:
-    """Ends the process; a log in object storage gets a moment to be written."""
+    """Ends the process, after a moment to write a log in object storage."""
     if _goodbye is None:
         raise KeyboardInterrupt
     say(f"{_NAMES[number]}: {_goodbye}")

@@ -1,9 +1,8 @@
-"""Files of a work directory, on a disk or in object storage such as gs://BUCKET/PATH, by the same calls.
+"""Reads and writes files on a disk or in object storage, such as gs://BUCKET/PATH, by the same calls.
 
 `etils.epath` reads and writes both kinds (gs:// needs the package gcsfs). This module adds three things. A
 file on a disk takes its name when it is complete, as an object does. A log can grow, although an object
-cannot. And each failure is an OSError with a name. Here is also what is done with paths that users write,
-and with locks.
+cannot. Every failure is an OSError with a name. The module also handles users' paths, and locks.
 """
 
 import contextlib
@@ -28,28 +27,28 @@ try:
 except ImportError:  # Windows has none
     fcntl = None
 
-# Object storage takes about one write a second of the same object, and each writes all of it.
+# Object storage takes about one write per second to one object, and each write sends all of it.
 _SECONDS_BETWEEN_WRITES = 10.0
 
-# Of an object that is read from its beginning to its end, so much is asked for at a time.
+# An object that is read from start to end is fetched in blocks of this many bytes.
 _BLOCK = 2**20
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is in object storage."""
+    """Returns whether a path is in object storage."""
     return "://" in path
 
 
 def path(text: str) -> str:
-    """Returns a path as the user wrote it in a flag, a field or the environment, with `~` expanded."""
+    """Expands `~` in a path that the user wrote in a flag, a field or the environment."""
     return text if is_remote(text) else os.path.expanduser(text)
 
 
 def lock(file: io.IOBase, *, wait: bool) -> None:
-    """Locks an open file until it is closed, where the system and the file system have such locks.
+    """Locks an open file until it is closed, if the system and the file system support locks.
 
     Raises:
-      BlockingIOError: if another process has locked it, and this one is not to wait.
+      BlockingIOError: if another process holds the lock and `wait` is false.
     """
     if fcntl is None:
         return
@@ -62,7 +61,7 @@ def lock(file: io.IOBase, *, wait: bool) -> None:
 
 
 def check(path: str, name: str) -> None:
-    """Raises UserError, which calls it `name`, if a path looks like a URL and cannot be used here."""
+    """Raises UserError, which calls the path `name`, if it looks like a URL that cannot be used here."""
     if not re.match(r"\w+:/", path):
         return
     if not re.match(r"\w+://[^/]", path):
@@ -75,25 +74,25 @@ def check(path: str, name: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is anything."""
+    """Returns whether the path exists."""
     with at(path) as there:
         return there.exists()
 
 
 def list_names(path: str) -> list[str]:
-    """Returns the sorted names in a directory, none if there is no such directory."""
+    """Returns the sorted names in a directory; none if it does not exist."""
     with at(path) as there:
         return sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
 
 
 def make_directory(path: str) -> None:
-    """Makes a directory with all above it, where there are directories."""
+    """Makes a directory and its parents, if the storage has directories."""
     with at(path) as there:
         there.mkdir(parents=True, exist_ok=True)
 
 
 def remove_directory(path: str) -> None:
-    """Removes a directory with all in it, as far as that is possible."""
+    """Removes a directory and its contents, as far as possible."""
     with contextlib.suppress(OSError), at(path) as there:
         there.rmtree()
 
@@ -105,7 +104,7 @@ def read(path: str) -> bytes:
 
 
 def read_part(path: str, start: int, size: int) -> bytes:
-    """Returns `size` bytes of a file from `start`, fewer at its end; of an object, by one request."""
+    """Returns `size` bytes of a file from `start`, fewer at its end; an object takes one request."""
     if is_remote(path):
         with at(path):
             system, name = _object(path)
@@ -117,7 +116,7 @@ def read_part(path: str, start: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[io.BufferedIOBase]:
-    """Opens a file for reading from its beginning to its end, of an object a megabyte at a time."""
+    """Opens a file for reading from start to end; an object is read a megabyte at a time."""
     if is_remote(path):
         with at(path):
             system, name = _object(path)
@@ -129,7 +128,7 @@ def reading(path: str) -> Iterator[io.BufferedIOBase]:
 
 
 def find_objects(url: str) -> list[tuple[str, int, str]]:
-    """Returns relative name, size and version of all objects below a URL, or of the object at it alone."""
+    """Returns relative name, size and version of all objects below a URL, or of the one object at it."""
     with at(url):
         system, root = _object(url)
         found = system.find(root, detail=True)
@@ -148,7 +147,7 @@ def read_json(path: str) -> dict | None:
     """Returns the object in a JSON file, or None if there is no such file.
 
     Raises:
-      UserError: if the file cannot be read, or holds anything else.
+      UserError: if the file cannot be read or holds anything else.
     """
     try:
         found = json.loads(read(path).decode())
@@ -162,10 +161,10 @@ def read_json(path: str) -> dict | None:
 
 
 def write(path: str, payload: bytes) -> None:
-    """Writes a file: it is complete or not there.
+    """Writes a file completely or not at all.
 
     Raises:
-      OSError: if it cannot be written, with its name.
+      OSError: with the file's name, if it cannot be written.
     """
     if is_remote(path):
         with at(path) as there:
@@ -177,10 +176,10 @@ def write(path: str, payload: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[io.BufferedWriter]:
-    """Opens a file on a disk for writing, which takes its name when it is complete.
+    """Opens a file on a disk for writing; it takes its name when it is complete.
 
     Raises:
-      OSError: if it cannot be written, with its name; nothing is left behind.
+      OSError: with the file's name, if it cannot be written; nothing is left behind.
     """
     temporary = f"{path}.{platform.node()}.{os.getpid()}.tmp"
     try:
@@ -196,7 +195,7 @@ def replacing(path: str) -> Iterator[io.BufferedWriter]:
 
 
 def remove_leftovers(directory: str) -> None:
-    """Removes what killed processes of this machine left in a directory of `replacing`."""
+    """Removes what killed processes of this machine left in a directory while in `replacing`."""
     if is_remote(directory):
         return
     pattern = re.compile(rf".*\.{re.escape(platform.node())}\.(\d+)\.tmp")
@@ -204,22 +203,22 @@ def remove_leftovers(directory: str) -> None:
         if found := pattern.fullmatch(name):
             with contextlib.suppress(OSError, OverflowError):
                 try:
-                    os.kill(int(found[1]), 0)  # This only asks whether the process is there.
+                    os.kill(int(found[1]), 0)  # only asks whether the process exists
                 except ProcessLookupError:
                     os.remove(os.path.join(directory, name))
 
 
 class Growing:
-    """A binary file that is added to, also across processes: what `open(path, "ab")` is on a disk.
+    """A binary file that grows, also across processes: what `open(path, "ab")` is on a disk.
 
-    In object storage the whole is kept in memory and written by `flush`, at most every ten seconds unless
-    it is to be now, and by `close`. Only these two fail then, if it cannot be written.
+    In object storage, memory holds the whole file. `flush` writes it, at most every ten seconds unless `now`,
+    and so does `close`. Only these two can fail then.
 
     Args:
-      path: where it is.
+      path: the file.
 
     Raises:
-      OSError: from any method, if the file cannot be written, with its name.
+      OSError: from any method, with the file's name, if it cannot be written.
     """
 
     def __init__(self, path: str):
@@ -231,12 +230,12 @@ class Growing:
             self._file.write(read(path))
 
     def write(self, data: bytes) -> int:
-        """Adds to the file."""
+        """Appends to the file."""
         with at(self._path):
             return self._file.write(data)
 
     def flush(self, *, now: bool = False) -> None:
-        """Hands what was added to the operating system; to object storage if it is time, or `now`."""
+        """Hands what was appended to the operating system; to object storage if it is time, or `now`."""
         if not self._remote:
             with at(self._path):
                 self._file.flush()
@@ -247,7 +246,7 @@ class Growing:
                 self._upload()
 
     def close(self) -> None:
-        """Writes what has not been written."""
+        """Writes the rest."""
         if self._remote and not self._file.closed:
             self._upload()
         with at(self._path):
@@ -260,7 +259,7 @@ class Growing:
 
 @contextlib.contextmanager
 def at(path: str) -> Iterator[epath.Path]:
-    """Gives the path as epath's, and makes an OSError with a name of whatever its block raises."""
+    """Gives the epath of a path; turns whatever the block raises into an OSError with a name."""
     try:
         if is_remote(path):
             _prepare()
@@ -269,14 +268,14 @@ def at(path: str) -> Iterator[epath.Path]:
         raise
     except KeyError:
         raise OSError(None, "there is no such kind of storage", path) from None
-    # Clients of object storage have exceptions of their own, and Python may leave the name out.
+    # Clients of object storage raise their own exceptions, and Python may omit the name.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise OSError(getattr(error, "errno", None), reason or repr(error), path) from None
 
 
 def _object(url: str) -> tuple[Any, str]:
-    """Returns the storage that an object is in, as fsspec has it, and its name there."""
+    """Returns an object's fsspec file system, and its name there."""
     import fsspec
 
     return fsspec.url_to_fs(url)
@@ -284,7 +283,7 @@ def _object(url: str) -> tuple[Any, str]:
 
 @functools.cache
 def _prepare() -> None:
-    """Keeps gcsfs from remembering listings, which other processes may change, and from logging errors."""
+    """Stops gcsfs from caching listings, which other processes may change, and from logging errors."""
     import fsspec
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)

@@ -1,9 +1,8 @@
-"""The checkpoint files of the authors' PyTorch scripts as arrays.
+"""Reads the checkpoint files of the authors' PyTorch scripts as arrays.
 
-Reads both formats that torch has written and every layout that the scripts saved. Adam's moments, and a
-moving average without names, are numbered there; they get the names of their parameters. A file is read
-with `weights_only=True`: one that would execute code is refused. The only module that imports torch, and
-only when a file is read.
+It reads both formats that torch has written and every layout that the scripts saved. Files number Adam's
+moments, and a moving average without names; they get the names of their parameters. `weights_only=True`
+refuses a file that would execute code. No other module imports torch, and this one does only to read a file.
 """
 
 import os
@@ -23,31 +22,31 @@ _LAYOUTS = (
 )
 _BUFFERS = ("sigmas",)
 
-# The only parameters that are not trained, the Fourier frequencies of NCSN++: Adam numbers them without a
-# state, and the moving average leaves them out.
+# The only untrained parameters are the Fourier frequencies of NCSN++: Adam numbers them but keeps no state,
+# and the moving average omits them.
 _FROZEN = ("all_modules.0.W",)
 
 # Before this version of torch a crafted file could execute code, or write to memory, even with
 # weights_only=True (CVE-2025-32434, CVE-2026-24747).
 _SAFE_TORCH = (2, 10)
 
-# What a step counter may be: it becomes an int32.
+# A step counter becomes an int32.
 _MAX_STEP = 2**31 - 1
 
-# The numpy scalars that are read, with their `struct` formats. They are all that a file needs of numpy:
-# NCSN++'s hold the learning rate, which the warm-up computes with it, in such.
+# The numpy scalars that are read, with their `struct` formats. Files need nothing else of numpy: NCSN++'s
+# hold the learning rate as such a scalar, because the warm-up computes it with numpy.
 _SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q"}
 
 
 class TorchCheckpoint(NamedTuple):
-    """What a file holds; the state dicts map names without 'module.' to arrays in PyTorch's layout.
+    """The contents of a file; its state dicts map names without 'module.' to arrays in PyTorch's layout.
 
     Attributes:
       model: the network's state dict.
       optimizer: the optimizer's state dict as torch has it, for `read_adam`, or None.
-      step: the number of optimizer steps, or None where the file does not have it.
-      ema: the state dict of the exponential moving average, or None.
-      ema_decay: its decay, where the file has it.
+      step: the number of optimizer steps, or None if the file lacks it.
+      ema: the EMA's state dict, or None.
+      ema_decay: the EMA's decay, or None if the file lacks it.
     """
 
     model: dict[str, np.ndarray]
@@ -62,7 +61,7 @@ class Adam(NamedTuple):
 
     Attributes:
       count: the number of its steps.
-      first, second: the moments, under the names of their parameters, in PyTorch's layout.
+      first, second: the moments, by parameter name, in PyTorch's layout.
       hyperparameters: by the names of `config.optim`.
     """
 
@@ -76,11 +75,11 @@ def read(path: str) -> TorchCheckpoint:
     """Reads a checkpoint of ermongroup/ncsn, ermongroup/ncsnv2, score_sde_pytorch or the simplified NCSN.
 
     Raises:
-      UserError: if the file is not there, is damaged, would execute code, or holds something else; or
+      UserError: if the file does not exist, is damaged, would execute code, or holds something else; or
         if torch is missing or too old to read it safely.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own deprecations
+        warnings.simplefilter("ignore")  # torch warns about its own deprecations
         content = _load(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         return _read_score_sde(path, content)
@@ -102,7 +101,7 @@ def read(path: str) -> TorchCheckpoint:
 
 
 def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
-    """Reads {optimizer, model, ema, step}, whose average is a list in the order of what is trained."""
+    """Reads {optimizer, model, ema, step}, whose EMA lists the trained parameters in order."""
     model = _state_dict(path, "state dict", content["model"])
     average, ema, decay = content.get("ema"), None, None
     if average is not None:
@@ -131,11 +130,11 @@ def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
 def read_adam(path: str, found: TorchCheckpoint) -> Adam:
     """Reads the optimizer of a checkpoint whose network is known to be sound.
 
-    The moments are numbered by position or, in old files, by `id`; the order of the parameters is that
-    of the network's state dict. A parameter without moments never had a gradient: its are zero.
+    The moments are numbered by position or, in old files, by `id`; the parameters are in the order of the
+    network's state dict. A parameter without moments never had a gradient, so its moments are zero.
 
     Raises:
-      UserError: if it is not Adam, or one of another network.
+      UserError: if it is not Adam, or belongs to another network.
     """
     names = [name for name in found.model if name not in _BUFFERS]
     first, second, count = {}, {}, 0
@@ -162,7 +161,7 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
             first[name], second[name] = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
     except UserError:
         raise
-    # What is not Adam's state raises all kinds of exceptions.
+    # Anything but Adam's state can raise any exception.
     except Exception as error:
         raise UserError(
             f"{path} holds an optimizer that is not Adam ({type(error).__name__}: {error})"
@@ -171,14 +170,14 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
 
 
 def _mapping(found: Any) -> Mapping:
-    """Returns a mapping; a tensor, for one, would take a string as an index and warn."""
+    """Returns `found` if it is a mapping; a tensor would take a string as an index and warn."""
     if not isinstance(found, Mapping):
         raise TypeError(f"{type(found).__name__} in place of a dict")
     return found
 
 
 class _Dtype:
-    """Stands for `numpy.dtype` while a file is read; takes every argument, for `_scalar` to judge."""
+    """Replaces `numpy.dtype` while a file is read; accepts any arguments, which `_scalar` checks."""
 
     __slots__ = ("kind", "state")
 
@@ -190,8 +189,8 @@ class _Dtype:
 
 
 def _scalar(dtype=None, data=None) -> float | int:
-    """Stands for numpy's scalars while a file is read, and makes plain numbers of them."""
-    # As numpy writes those of a little-endian machine: no fields, no sizes of its own.
+    """Replaces numpy's scalars while a file is read, and returns plain numbers."""
+    # numpy's state of a little-endian scalar: it has neither fields nor sizes of its own.
     plain = (3, "<", None, None, None, -1, -1, 0)
     kind = getattr(dtype, "kind", None)
     known = isinstance(dtype, _Dtype) and isinstance(kind, str) and kind in _SCALARS
@@ -204,7 +203,7 @@ def _scalar(dtype=None, data=None) -> float | int:
     return struct.unpack(_SCALARS[kind], data)[0]
 
 
-# By the names that numpy's old and new versions write. Nothing of numpy itself is ever called.
+# The names that numpy's old and new versions write. Reading never calls numpy itself.
 _STAND_INS = [
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),
@@ -236,7 +235,7 @@ def _load(path: str) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from None
-    # Truncated and foreign files raise all kinds of exceptions.
+    # Truncated and foreign files can raise any exception.
     except Exception as error:
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
@@ -269,7 +268,7 @@ def _describe(value: Any) -> str:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """Returns a dense tensor as an array, and None for anything else."""
+    """Returns a dense tensor as an array, or None for anything else."""
     try:
         return value.detach().numpy()
     except (AttributeError, TypeError, RuntimeError):

@@ -1,7 +1,7 @@
-"""From a PyTorch checkpoint to a work directory, and from a work directory to PyTorch's names.
+"""Converts a PyTorch checkpoint to a work directory, and a work directory to PyTorch's names.
 
-Everything that a file holds goes over: parameters, Adam's moments, the moving average, the step. So
-training continues where the authors' script stopped.
+It converts everything a file holds: parameters, Adam's moments, the EMA, the step. So training continues
+where the authors' script stopped.
 """
 
 import os
@@ -35,8 +35,8 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
       What was done, for the user to read.
 
     Raises:
-      UserError: if the file cannot be read or does not fit the configuration, or if there is a run in
-        the work directory.
+      UserError: if the file cannot be read or does not fit the configuration, or if the work directory holds
+        a run.
     """
     schema.check(config)
     state, notes = _make_state(config, path, torch_files.read(path))
@@ -49,7 +49,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
         try:
             with checkpoints.Checkpoints(workdir) as store:
                 store.save(step, jax.device_get(state))
-            # Last, since a work directory with a configuration and no checkpoint would be trained anew.
+            # Last, because a work directory without a checkpoint would be trained from scratch.
             workdirs.write_config(config, workdir)
         except BaseException:
             storage.remove_directory(saved)
@@ -62,13 +62,13 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
 def export(config, workdir: str, path: str) -> str:
     """Writes the newest checkpoint's parameters to a `.npz` file: `model/NAME` and, with EMA, `ema/NAME`.
 
-    The names of the model carry 'module.' where the authors' code saves and loads them so.
+    The model's names carry 'module.' if the authors' code saves and loads them so.
 
     Returns:
       What was done, for the user to read.
 
     Raises:
-      UserError: if the work directory holds no such run, or the file is there already.
+      UserError: if the work directory holds no such run, or the file already exists.
     """
     schema.check(config)
     if not path.endswith(".npz"):
@@ -82,7 +82,7 @@ def export(config, workdir: str, path: str) -> str:
     arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
     if state.ema_params:
         average = convert.to_torch(state.ema_params, model, ladder)
-        average.pop("sigmas", None)  # a buffer, which the authors' average does not have
+        average.pop("sigmas", None)  # a buffer, which the authors' EMA omits
         arrays |= {f"ema/{name}": array for name, array in average.items()}
     try:
         pictures.write_npz(path, **arrays)
@@ -94,7 +94,7 @@ def export(config, workdir: str, path: str) -> str:
 def _make_state(
     config, path: str, found: torch_files.TorchCheckpoint
 ) -> tuple[training.TrainState, list[str]]:
-    """Returns the training state that a file describes, and what the user should know of it."""
+    """Returns the training state that a file describes, and notes for the user."""
     model, channels = build.make_model(config), config.data.channels
 
     def convert_part(what: str, arrays):
@@ -133,7 +133,7 @@ def _make_state(
             f"config.model.ema_decay={config.model.ema_decay}"
         )
     if "sigmas" in found.model and getattr(model, "sigmas", None) is None:
-        # The network does without, so that another ladder is no reason to refuse the file.
+        # The network does not use the file's ladder, so a different one is no reason to refuse it.
         try:
             convert.check_ladder(found.model["sigmas"], np.asarray(build.make_sigmas(config)))
         except ValueError as error:
@@ -150,9 +150,9 @@ def _make_state(
 
 
 def _other_settings(config, adam: torch_files.Adam) -> list[str]:
-    """Returns a note for every setting of Adam that is not the configuration's."""
+    """Returns a note for every setting of Adam that differs from the configuration."""
     here = dict(config.optim)
-    # The file's rate is that of its last step.
+    # The file has the learning rate of its last step.
     if warmup := config.optim.warmup_steps:
         here["learning_rate"] *= min(max(adam.count - 1, 0) / warmup, 1.0)
     return [

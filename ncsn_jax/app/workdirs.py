@@ -1,8 +1,8 @@
-"""Work directories: which run one holds, and that no other run is mixed with it.
+"""Manages work directories: records which run each holds, and keeps other runs out.
 
-The first invocation writes `config.json` and `images.json`. Later ones are refused if a field or an image
-differs that the parameters depend on; the message names the field. A lock keeps a second training process
-out.
+The first invocation writes `config.json` and `images.json`. A later one is refused if it differs in a field
+or an image that the parameters depend on; the message names the field. A lock keeps a second training
+process out.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from ncsn_jax.app.data import Images
 from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
-# In images.json: they are an array that no file holds.
+# Marks images in images.json as an array that no file holds.
 _GIVEN = "given"
 
 
 def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
-    """Returns whether a work directory holds a run, which must be one of this configuration.
+    """Returns whether a work directory holds a run, which must have this configuration.
 
     Raises:
-      UserError: if the run's `config.json` differs in a field that must not, or cannot be read.
+      UserError: if the run's `config.json` cannot be read, or differs in a field that must not.
     """
     storage.check(workdir, "--workdir")
     found = storage.read_json(os.path.join(workdir, "config.json"))
@@ -59,7 +59,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
 
 
 def _unused(flat: dict) -> tuple[str, ...]:
-    """Returns the fields, or their beginnings, that training does not use with the values of others."""
+    """Returns the fields, or prefixes of fields, that training ignores given the other fields' values."""
     has_sigmas = flat["training.sde"] in ("none", "ve")
     unused = {
         "ncsnpp.": flat["model.name"] != "ncsnpp",
@@ -79,14 +79,14 @@ def require_run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def load(
     config: ml_collections.ConfigDict, workdir: str, step: int | None = None
 ) -> tuple[int, training.TrainState]:
-    """Returns (step, state) of a checkpoint of a work directory, and changes nothing there.
+    """Returns (step, state) of a work directory's checkpoint, and changes nothing there.
 
     Args:
-      config, workdir: of the run.
-      step: of the checkpoint; the newest by default.
+      config, workdir: the run's.
+      step: the checkpoint's step; the newest by default.
 
     Raises:
-      UserError: if there is none that fits the configuration.
+      UserError: if no checkpoint fits the configuration.
     """
     distributed.on_first("to find the run", lambda: require_run(config, workdir))
     like = jax.eval_shape(make_init(config), jax.random.key(0))
@@ -100,13 +100,13 @@ def load(
 def claim_images(
     dataset: Images, workdir: str, *, read_only: bool = False, given: bool = False
 ) -> None:
-    """Writes down which images a run is trained on, or refuses others than those it began with.
+    """Records which images a run is trained on, or refuses images other than those it began with.
 
     Args:
       dataset: the images.
-      workdir: of the run.
+      workdir: the run's.
       read_only: whether to write nothing.
-      given: whether they are an array that no file holds.
+      given: whether the images are an array that no file holds.
 
     Raises:
       UserError: if their number, shape or content differs, or is not the same in all processes.
@@ -130,7 +130,7 @@ def claim_images(
 
 
 def require_images(workdir: str) -> None:
-    """Raises UserError if a run was begun with an array that no file holds, which must be given again."""
+    """Raises UserError if a run began with an array that no file holds, which must be given again."""
 
     def look() -> None:
         there = storage.read_json(os.path.join(workdir, "images.json"))
@@ -148,7 +148,7 @@ def require_images(workdir: str) -> None:
 def lock(workdir: str) -> Iterator[None]:
     """Keeps a second training process out of a work directory; the lock ends with its process.
 
-    In object storage there are no locks, nor on Windows.
+    Object storage and Windows have no locks.
     """
     if storage.is_remote(workdir):
         yield
@@ -167,7 +167,7 @@ def lock(workdir: str) -> Iterator[None]:
 
 
 def make(workdir: str) -> None:
-    """Makes a work directory, or finds that it is there; `lock` finds whether it can be written to."""
+    """Makes a work directory if there is none; `lock` finds out whether it is writable."""
     if storage.is_remote(workdir):
         return
     try:
@@ -181,7 +181,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes the work directory's `config.json`."""
     flat = flatten(config)
     if (directory := storage.path(flat["data.data_dir"])) and not storage.is_remote(directory):
-        # The work directory alone has to do, from any directory.
+        # A later command may give only the work directory, from any directory.
         flat["data.data_dir"] = os.path.abspath(directory)
     text = json.dumps(flat, indent=2, sort_keys=True) + "\n"
     storage.write(os.path.join(workdir, "config.json"), text.encode())

@@ -1,8 +1,8 @@
-"""People's own arrays as images: uint8 or floating point, `[N, H, W]` or `[N, H, W, C]`.
+"""Takes users' arrays as images: uint8 or floating point, `[N, H, W]` or `[N, H, W, C]`.
 
-A `.npy` file is mapped into memory and only read where a batch needs it, so that it may be larger than the
-memory; in object storage it is read by ranges. A member of a `.npz` file is read into memory.
-`ncsn_jax.app.units` says what units the values have.
+A `.npy` file is mapped into memory and read only where a batch needs it, so it may be larger than memory;
+in object storage it is read by ranges. A member of a `.npz` file is read into memory.
+`ncsn_jax.app.units` describes the units of the values.
 """
 
 import hashlib
@@ -21,32 +21,32 @@ from ncsn_jax.app.data.holdout import is_held_out
 from ncsn_jax.app.data.images import Images, Source
 from ncsn_jax.errors import UserError, show
 
-# A file, and the member of it, if it is named.
+# A file, and optionally a member of it.
 _FILE = re.compile(r"(.+\.npy)|(.+\.npz)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
-# A larger share of values outside the range is taken for a mistake in the range.
+# If a larger share of values lies outside the range, the range is probably wrong.
 _MOST_OUTSIDE = 0.5
 
-# So many elements are looked at at once, and of large arrays so many images.
+# How many elements are examined at once, and how many images of a large array.
 _CHUNK, _LOOKED_AT = 2**20, 1000
-# The header of a .npy file is shorter.
+# A .npy header is shorter than this.
 _HEADER = 2**16
 
 
 def is_array(name: str) -> bool:
-    """Returns whether a name is that of a file of arrays: `FILE.npy`, `FILE.npz` or `FILE.npz:KEY`."""
+    """Returns whether a name is a file of arrays: `FILE.npy`, `FILE.npz` or `FILE.npz:KEY`."""
     return _FILE.fullmatch(name) is not None
 
 
 class RemoteArray:
-    """A `.npy` file in object storage; a row, or a range of rows, is read when it is asked for.
+    """A `.npy` file in object storage, which reads a row or a range of rows on demand.
 
     Args:
-      url: of the file.
+      url: the file's URL.
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is no such file, or not in C order.
+      ValueError: if it is not a `.npy` file, or not in C order.
     """
 
     def __init__(self, url: str):
@@ -83,8 +83,8 @@ class Rows(Source):
 
     Args:
       array: `[N, H, W]` or `[N, H, W, C]`; may be mapped from a file.
-      rows: their places, int `[M]`.
-      what: the images belong to, for messages.
+      rows: their indices, int `[M]`.
+      what: what the images belong to, for messages.
     """
 
     def __init__(self, array: np.ndarray | RemoteArray, rows: np.ndarray, what: str):
@@ -93,14 +93,14 @@ class Rows(Source):
         self.shape, self.dtype = (len(rows), *self._image_shape), array.dtype
 
     def name(self, index: int) -> str:
-        """Returns what an image is called."""
+        """Returns an image's name."""
         return f"image {self._rows[index]}"
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image, which must be finite."""
         try:
             image = np.array(self._array[int(self._rows[index])])
-        except (OSError, ValueError) as error:  # ValueError: there are fewer bytes than there were
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise UserError(f"{self.what}: {self.name(index)} cannot be read: {error}") from None
         if self.dtype != np.uint8 and not np.isfinite(image).all():
             raise UserError(f"{self.what} holds a value that is not finite, in {self.name(index)}")
@@ -123,16 +123,16 @@ def load(
       source: a name for which `is_array` is true, or the array itself.
       image_shape: (H, W, C) that the images must have; `[N, H, W]` has one channel.
       value_range: (low, high) for floating-point values, `()` for uint8.
-      split: "train" or "test", which is the fraction `holdout` of the images that `is_held_out` chooses.
+      split: "train" or "test"; `is_held_out` chooses the fraction `holdout` of the images for "test".
       holdout: in [0, 1). Above 0, the whole array is read once.
       field: where the array comes from, for messages.
-      cache_bytes: of a larger array, a thousand images are checked now, and each when it is asked for.
+      cache_bytes: a larger array has a thousand images checked now, and each when it is read.
 
     Returns:
-      `[N, H, W, C]`, N >= 1, of the array's type; of a `.npy` file mapped into memory.
+      `[N, H, W, C]`, N >= 1, of the array's type; a `.npy` file is mapped into memory.
 
     Raises:
-      UserError: if there is no such array, its type, shape or values do not fit, or the split is empty.
+      UserError: if the array does not exist, its type, shape or values do not fit, or the split is empty.
     """
     if split == "test" and not holdout:
         raise UserError(
@@ -148,7 +148,7 @@ def load(
         field = "images"
         try:
             array = np.asarray(source)
-        except Exception as error:  # of any class that gives arrays
+        except Exception as error:  # `source` may be of any class
             raise UserError(f"images={show(source)} is no array ({type(error).__name__})") from None
     _check(array, image_shape, value_range, field)
     is_large = array.size * array.dtype.itemsize >= cache_bytes and source is not array
@@ -174,9 +174,9 @@ def load(
     return Images(array if array.ndim == 4 else array[..., None], rows=rows if holdout else None)
 
 
-@np.errstate(all="ignore")  # NumPy warns of shapes that no array can have, and then refuses them.
+@np.errstate(all="ignore")  # NumPy warns of impossible shapes before it refuses them.
 def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
-    """Returns the array that a name stands for, and what tells that its content is the same."""
+    """Returns the array that a name stands for, and a version that changes with its content."""
     npy, npz, key = _FILE.fullmatch(name).groups()
     path = npy or npz
     what = f"{field}={name!r}"
@@ -201,7 +201,7 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
         raise
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from None
-    # Damaged files raise all kinds of exceptions.
+    # Damaged files can raise any exception.
     except Exception as error:
         raise UserError(
             f"{what} cannot be read as an array ({type(error).__name__}: {error})"
@@ -213,7 +213,7 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
 
 
 def _check(array, image_shape, value_range, field: str) -> None:
-    """Refuses other types and shapes than those that are wanted."""
+    """Refuses types and shapes other than those wanted."""
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if array.dtype != np.uint8 and not floating:
         raise UserError(f"{field} is of type {array.dtype}, must be uint8 or floating point")
@@ -238,7 +238,7 @@ def _check(array, image_shape, value_range, field: str) -> None:
 def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.ndarray:
     """Returns which images are held out, bool `[N]`; refuses values that are not finite or have no range.
 
-    Only every `stride`-th image is looked at.
+    It examines only every `stride`-th image.
     """
     held_out, extremes, outside, looked = np.zeros(len(array), bool), [], 0, 0
     size = max(1, _CHUNK // math.prod(array.shape[1:])) if stride == 1 else 1
@@ -246,7 +246,7 @@ def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.
         rows = array[first : first + size]
         looked += rows.size
         if array.dtype != np.uint8:
-            with np.errstate(all="ignore"):  # what overflows is not finite
+            with np.errstate(all="ignore"):  # an overflow is found as not finite
                 values = units.to_unit(rows, value_range) if value_range else rows
             finite = np.isfinite(values).reshape(len(rows), -1).all(axis=1)
             if not finite.all():

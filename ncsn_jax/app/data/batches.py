@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): shuffled by epoch, sharded by process, without state."""
+"""Computes batches as a function of (seed, step): shuffled by epoch, sharded by process, stateless."""
 
 import contextlib
 import itertools
@@ -14,14 +14,14 @@ class Batches:
     """The training batches of one process.
 
     The examples form one endless sequence in which each epoch is a permutation of the dataset drawn
-    from (seed, epoch); batch k is elements [k B, (k + 1) B) of it. A batch may straddle two epochs, so
-    that no example is left out and the dataset may be smaller than a batch.
+    from (seed, epoch); batch k is its elements [k B, (k + 1) B). A batch may straddle two epochs, so no
+    example is left out, and the dataset may be smaller than a batch.
 
     Args:
       images: `[N, H, W, C]`, N >= 1.
-      seed: the seed of the run, >= 0.
+      seed: the run's seed, >= 0.
       batch_size: global batch size B, over all processes.
-      process_index, process_count: which contiguous part of every batch is this process's; the count
+      process_index, process_count: which contiguous shard of every batch this process has; the count
         must divide B.
     """
 
@@ -42,7 +42,7 @@ class Batches:
         self._seed, self._lock, self._permutations = seed, threading.Lock(), {}
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        with self._lock:  # All threads need a new one at the same time.
+        with self._lock:  # all threads need a new permutation at the same time
             if epoch not in self._permutations:
                 while len(self._permutations) > 1:
                     del self._permutations[min(self._permutations)]
@@ -51,7 +51,7 @@ class Batches:
             return self._permutations[epoch]
 
     def indices(self, step: int) -> np.ndarray:
-        """Returns which examples this process has in the batch of `step`, `int64[B / count]`."""
+        """Returns the indices of this process's examples in the batch of `step`, `int64[B / count]`."""
         position = step * self._batch_size + self._mine
         epoch, place = np.divmod(position, len(self._images))
         return np.array([self._permutation(e)[p] for e, p in zip(epoch, place, strict=True)])
@@ -63,15 +63,15 @@ class Batches:
     def between(
         self, first: int, last: int, num_steps: int, *, threads: int = 1, ahead: int = 1
     ) -> Iterator[np.ndarray]:
-        """Yields the batches of steps `first` to `last - 1`, of `num_steps` steps at a time.
+        """Yields the batches of steps `first` to `last - 1`, `num_steps` steps at a time.
 
-        Images that are decoded on demand are decoded by grain, in threads, in advance.
+        If images are decoded on demand, grain's threads decode them in advance.
 
         Args:
           first, last: `last - first` is a multiple of `num_steps`.
-          num_steps: of what is yielded at a time, >= 1.
-          threads: that decode images; 0 to decode when a batch is asked for.
-          ahead: how many batches of `num_steps` steps may be decoded in advance, >= 1.
+          num_steps: how many steps to yield at a time, >= 1.
+          threads: how many threads decode images; 0 decodes when a batch is asked for.
+          ahead: how many batches of `num_steps` steps to decode in advance at most, >= 1.
 
         Yields:
           `[num_steps, b, H, W, C]`.

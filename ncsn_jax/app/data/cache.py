@@ -1,9 +1,9 @@
-"""A cache of arrays, such as decoded images, in files that are mapped into memory.
+"""Caches arrays, such as decoded images, in files that are mapped into memory.
 
 The directory is `$NCSN_JAX_CACHE`, or else `ncsn_jax` under `$XDG_CACHE_HOME` or `~/.cache`. An entry's
 name holds a digest of everything that determines its content, with the version of the decoding. An entry is
-complete or absent. Where the directory cannot be written, the arrays stay in memory. Everything in it may be
-deleted at any time.
+complete or absent. If the directory is not writable, arrays stay in memory. Its files may be deleted at any
+time.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import numpy as np
 
 from ncsn_jax.app import storage
 
-# Part of every entry's name: to be raised whenever images are decoded, cropped or resized differently.
+# Part of every entry's name. Raise it whenever decoding, cropping or resizing changes.
 _VERSION = 3
 
 
 def directory() -> str:
-    """Returns the cache directory, whether or not it exists."""
+    """Returns the cache directory, which need not exist."""
     if chosen := os.environ.get("NCSN_JAX_CACHE"):
         return storage.path(chosen)
     return os.path.join(storage.path(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "ncsn_jax")
@@ -30,7 +30,7 @@ def directory() -> str:
 def array(
     name: str, key: object, make: Callable[[], tuple[np.ndarray, str]]
 ) -> tuple[np.ndarray, str]:
-    """Returns the cached array and the note that belongs to it, or makes and keeps them.
+    """Returns the cached array and its note, or makes and caches them.
 
     Args:
       name: a readable prefix of the files' names.
@@ -38,10 +38,10 @@ def array(
       make: returns the array and a note, possibly empty, when there is no entry yet.
 
     Returns:
-      The array, read-only and mapped into memory wherever that is possible, and the note.
+      The array, read-only and mapped into memory if possible, and the note.
     """
     base = _base(name, key)
-    # A damaged entry raises all kinds of exceptions, and is made again.
+    # A damaged entry can raise any exception, and is made again.
     with contextlib.suppress(Exception):
         return _load(base)
     made, note = make()
@@ -63,13 +63,13 @@ def images(
     make: Callable[[], Iterator[np.ndarray]],
     describe: Callable[[], str],
 ) -> tuple[np.ndarray, str]:
-    """Returns a cached array of images, as `array` does, which may be larger than the memory.
+    """Returns a cached array of images as `array` does; it may be larger than memory.
 
     Args:
       name, key: see `array`.
-      shape, dtype: of the array.
-      make: yields parts of it, `[n, ...]`, in order.
-      describe: returns the note, when all parts are made.
+      shape, dtype: the array's.
+      make: yields its parts, `[n, ...]`, in order.
+      describe: returns the note once all parts are made.
     """
     base = _base(name, key)
     with contextlib.suppress(Exception):
@@ -92,7 +92,7 @@ def images(
 
 
 def _replacing(path: str) -> contextlib.AbstractContextManager:
-    """Opens a file of the cache for writing, and makes the directory if need be."""
+    """Opens a cache file for writing, and makes the directory if need be."""
     os.makedirs(directory(), exist_ok=True)
     storage.remove_leftovers(directory())
     return storage.replacing(path)
@@ -108,5 +108,5 @@ def _load(base: str) -> tuple[np.ndarray, str]:
 
 
 def digest(value: object) -> str:
-    """Returns 16 hexadecimal digits that tell JSON-serialisable values apart."""
+    """Returns a digest of a JSON-serialisable value, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""The `digits` dataset: 1,797 real 8x8 images of handwritten digits that ship with scikit-learn.
+"""Builds the `digits` dataset: 1,797 real 8x8 images of handwritten digits that ship with scikit-learn.
 
-A tensorflow-datasets builder that needs no download and no TensorFlow. The 17 grey levels 0 ... 16 are
-scaled to 0 ... 255. The first 1,500 images are the training split, the other 297, by other writers,
+This tensorflow-datasets builder needs neither a download nor TensorFlow. It scales the 17 grey levels
+0 ... 16 to 0 ... 255. The first 1,500 images are the training split; the other 297, by other writers, are
 the test split.
 """
 

@@ -1,7 +1,7 @@
 """Finds files in directory trees and in tar and zip archives, on a disk or in object storage.
 
-An archive stands for a directory of its members. A file is read when it is asked for, an object or a member
-of an archive by its range of bytes. Nothing is copied.
+An archive counts as a directory of its members. Files are read on demand, objects and members of archives by
+their range of bytes. Nothing is copied.
 """
 
 import collections
@@ -26,10 +26,10 @@ from ncsn_jax.errors import UserError
 
 _ARCHIVES = (".tar", ".zip")
 
-# A member of a zip file begins with a fixed header, its name and extra fields, usually below a kilobyte.
+# A zip member begins with a fixed header, its name and extra fields, usually less than a kilobyte.
 _HEADER, _EXTRA = 30, 1024
 
-# A tar file ends with no more zeros.
+# The most zeros that may end a tar file.
 _LONGEST_END = 2**20
 
 _SHORTER = "the file is shorter than it was"
@@ -39,12 +39,12 @@ class File(NamedTuple):
     """A file, or a member of an archive.
 
     Attributes:
-      name: relative to what was searched, with `/`; of a member, that of the archive comes first.
-      path: of the file, or of the archive.
-      size: of the content, in bytes.
+      name: its name relative to what was searched, with `/`; the archive's name precedes a member's.
+      path: the path of the file or the archive.
+      size: the size of the content, in bytes.
       start: where in the archive the member begins; 0 for a file.
       stored: how many bytes it takes there.
-      method: of a member of a zip file; -1 for others, whose bytes are the content.
+      method: a zip member's compression method; -1 for others, whose bytes are the content.
     """
 
     name: str
@@ -55,11 +55,11 @@ class File(NamedTuple):
     method: int = -1
 
     def read(self, most: int | None = None) -> bytes:
-        """Returns the content, or its first bytes, at most so many.
+        """Returns the content, or at most its first `most` bytes.
 
         Raises:
           OSError: if the file cannot be read.
-          Exception: of other kinds, if a member is damaged.
+          Exception: any other, if a member is damaged.
         """
         size = self.size if most is None else min(self.size, most)
         if self.method < 0:
@@ -75,7 +75,7 @@ class File(NamedTuple):
             return data[:size]
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(
             data, size
-        )  # no more than it should be
+        )  # a damaged member may unpack to more
 
     def _part(self, start: int, size: int) -> bytes:
         data = storage.read_part(self.path, start, size)
@@ -85,11 +85,11 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What was found.
+    """The files that were found.
 
     Attributes:
-      files: in the order of their names.
-      version: a digest that changes with the place, and when a file is written again.
+      files: the files in the order of their names.
+      version: a digest that changes with the location, and when a file is rewritten.
     """
 
     files: list[File]
@@ -97,19 +97,19 @@ class Listing(NamedTuple):
 
 
 def is_archive(path: str) -> bool:
-    """Returns whether a file is an archive, by its name."""
+    """Returns whether a file's name is that of an archive."""
     return path.lower().endswith(_ARCHIVES)
 
 
 def find(path: str, field: str) -> Listing:
-    """Returns the files below a directory, or in an archive; hidden ones and dangling links are ignored.
+    """Returns the files below a directory or in an archive, without hidden ones and dangling links.
 
     Args:
-      path: of the directory or the archive, or its URL.
+      path: the path or URL of the directory or the archive.
       field: where the path comes from, for messages.
 
     Raises:
-      UserError: if there is no such directory, or an archive cannot be read.
+      UserError: if the directory does not exist, or an archive cannot be read.
     """
     found, version = [], hashlib.sha256(path.encode(errors="surrogateescape"))
     try:
@@ -142,10 +142,10 @@ def _entries(path: str) -> Iterator[tuple[str, int, object]]:
         status = os.stat(path)
         yield "", status.st_size, status.st_mtime_ns
     else:
-        os.scandir(path).close()  # It says why, if that cannot be read.
+        os.scandir(path).close()  # raises if the directory cannot be read; `walk` would skip it
         for folder, names in walk(path):
             for full in (os.path.join(folder, name) for name in names if not name.startswith(".")):
-                with contextlib.suppress(OSError):  # such as a dangling link
+                with contextlib.suppress(OSError):  # a dangling link
                     status = os.stat(full)
                     if not stat.S_ISREG(status.st_mode):
                         continue
@@ -154,18 +154,18 @@ def _entries(path: str) -> Iterator[tuple[str, int, object]]:
 
 
 def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[str, list[str]]]:
-    """Yields every directory of a tree with the sorted names of what is no directory in it.
+    """Yields every directory of a tree with the sorted names of everything in it but directories.
 
-    Links are followed and every directory is visited once, so that links upwards end; directories that
-    cannot be read, and those whose names begin with one of `ignored`, are left out.
+    It follows links and visits every directory once, so links upwards end. It leaves out directories that
+    cannot be read, and those whose names begin with one of `ignored`.
     """
     waiting, seen = collections.deque([directory]), set()
     while waiting:
-        folder = waiting.popleft()  # by depth, so that of two ways the shorter is taken
+        folder = waiting.popleft()  # breadth first, which takes the shorter of two paths
         try:
             status = os.stat(folder)
             names = sorted(os.listdir(folder))
-        except (OSError, ValueError):  # ValueError: a name that no file system has
+        except (OSError, ValueError):  # ValueError: a name no file system allows
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -177,12 +177,12 @@ def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[st
 
 
 def _members(path: str, prefix: str, size: int, changed: object, field: str) -> list[File]:
-    """Returns the members of an archive, from the cache if they were listed before."""
+    """Returns an archive's members, from the cache if they were listed before."""
 
     def make() -> tuple[np.ndarray, str]:
         print(f"listing {path}", file=sys.stderr)
         list_members = _in_zip if path.lower().endswith(".zip") else _in_tar
-        # Damaged archives raise all kinds of exceptions.
+        # Damaged archives can raise any exception.
         try:
             found = [
                 member
@@ -209,13 +209,13 @@ def _in_tar(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
     """Yields name, size, start, size and -1 of each regular file in a tar file."""
     with storage.reading(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # Otherwise all stay in memory.
+            archive.members.clear()  # tarfile would keep all in memory
             if member.size < 0:
                 raise tarfile.ReadError("a size is negative")
             if member.isreg() and not member.issparse():
                 size = member.size
                 yield member.name.removeprefix("./"), size, member.offset_data, size, -1
-        # The list ends at the first header that cannot be read; the archive ends with blocks of zeros.
+        # The list ends at the first unreadable header. If zeros follow it, the archive is complete.
         file.seek(archive.offset)
         end = file.read(_LONGEST_END)
         if length % tarfile.BLOCKSIZE or not end or any(end):

@@ -1,7 +1,7 @@
-"""People's own pictures: the image files of a directory tree, or of tar and zip archives.
+"""Finds users' own pictures: the image files of a directory tree, or of tar and zip archives.
 
-Images are in the order of the names of their files. A file with the suffix of an image is taken for one, and
-so is a file without a suffix that begins like one. The others are left out, counted and named.
+Images are in the order of their file names. A file counts as an image if it has an image's suffix, or if it
+has no suffix and begins like an image. The others are left out, counted and named.
 """
 
 import concurrent.futures
@@ -19,33 +19,33 @@ from ncsn_jax.app.data.images import Damaged, Source
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
-# So many files of a kind are named.
+# A message names at most this many files of a kind.
 _NAMED = 5
-# So many threads read files to list them, which mostly wait for the disk or the network.
+# Threads that read files to list them. They mostly wait for the disk or the network.
 _READERS = 16
 
 
 class Folder(Source):
-    """The images of a directory or an archive, decoded when they are asked for.
+    """The images of a directory or an archive, decoded on demand.
 
     Args:
-      path: of the directory or the archive, or its URL.
+      path: the path or URL of the directory or the archive.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
       field: where the path comes from, for messages.
       background: see `ncsn_jax.app.data.reading.decode`.
       split: "train", or "test" for the files that `is_held_out` holds out by their content.
-      holdout: the share of them, in [0, 1). Above 0, all files are read once to find them.
+      holdout: their share, in [0, 1). Above 0, all files are read once to find them.
 
     Attributes:
-      shape, dtype: of the images.
-      what: the images belong to, for messages.
-      identity: a digest of the names and sizes of the images, which is the same wherever they lie.
-      version: of the files, see `files.Listing`.
-      left_out: names files that are no images, or "".
-      remarks: of images by number, whether they are transparent, and why almost black; None to keep none.
+      shape, dtype: the images'.
+      what: what the images belong to, for messages.
+      identity: a digest of the images' names and sizes, which does not depend on their location.
+      version: the files' version; see `files.Listing`.
+      left_out: names files that are not images, or "".
+      remarks: by image number, whether it is transparent and why it is almost black; None to keep none.
 
     Raises:
-      UserError: if there is no such directory or archive, or no image in it.
+      UserError: if the directory or archive does not exist or holds no image.
     """
 
     dtype = np.dtype(np.uint8)
@@ -89,7 +89,7 @@ class Folder(Source):
         self._least = 2 * max(self.shape[1:3]) if crop_size == transforms.LARGEST_SQUARE else 0
 
     def name(self, index: int) -> str:
-        """Returns the name of the file of an image."""
+        """Returns the name of an image's file."""
         return self._files[index].name
 
     def image(self, index: int) -> np.ndarray:
@@ -105,7 +105,7 @@ class Folder(Source):
         return pixels
 
     def note(self) -> str:
-        """Returns a line about what was left out and what is remarkable in images decoded so far, or ""."""
+        """Returns a line on the files left out and on remarkable images among those decoded so far, or ""."""
         remarks = self.remarks or {}
         clear = sum(transparent for transparent, _ in remarks.values())
         on = f"{clear} with transparency, on data.background={self._background}" if clear else ""
@@ -121,7 +121,7 @@ class Folder(Source):
             ) from None
         except MemoryError:
             raise
-        except Exception as error:  # a member of an archive, which is compressed
+        except Exception as error:  # from decompressing a member of an archive
             raise Damaged(str(error)) from None
 
     def _images_of(self, found: list[files.File]) -> tuple[list[files.File], list[str]]:
@@ -143,10 +143,10 @@ class Folder(Source):
         return [f for f in found if f not in out], [f.name for f in sorted(out)]
 
     def _held_out(self, kept: list[files.File], holdout: float, version: str) -> np.ndarray:
-        """Returns which files are held out, bool `[N]`; this is kept in the cache."""
+        """Returns which files are held out, bool `[N]`, and caches it."""
 
         def digest(file: files.File) -> bytes:
-            content = b""  # of a damaged one, which is found and counted when it is asked for
+            content = b""  # a damaged file is found and counted when it is decoded
             with contextlib.suppress(Damaged):
                 content = self._read(file)
             return hashlib.sha256(content).digest()
@@ -163,12 +163,12 @@ def first(folder: Folder, count: int) -> tuple[np.ndarray, str]:
     """Returns the first images of a folder that can be decoded.
 
     Args:
-      folder: where they are.
+      folder: the folder.
       count: how many to return at most, >= 1.
 
     Returns:
-      uint8 `[N, H, W, C]` with 1 <= N <= count, and one line that names what was left out and what is
-      remarkable, or "".
+      uint8 `[N, H, W, C]` with 1 <= N <= count, and one line on what was left out and what is remarkable,
+      or "".
 
     Raises:
       UserError: if no image can be decoded.
@@ -191,7 +191,7 @@ def first(folder: Folder, count: int) -> tuple[np.ndarray, str]:
 def _in_threads(
     function: Callable, values: Sequence, advanced: Callable = lambda _: None
 ) -> Iterable:
-    """Yields a function's results in order, made by several threads."""
+    """Yields a function's results in order, computed by several threads."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         for result in pool.map(function, values):
             yield result
@@ -199,7 +199,7 @@ def _in_threads(
 
 
 def _name(what: str, named: dict[str, str]) -> str:
-    """Returns how many files are `what`, with the first of them and the reasons, or "" for none."""
+    """Returns how many files are `what`, with the first names and reasons, or "" if there are none."""
     some = [f"{path}: {reason}" if reason else path for path, reason in named.items()]
     more = ", ..." if len(some) > _NAMED else ""
     return f"{len(some)} {what} ({', '.join(some[:_NAMED])}{more})" if some else ""

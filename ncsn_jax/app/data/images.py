@@ -1,6 +1,6 @@
-"""Gives the images of a dataset by their number: from memory, from a mapped file, or decoded on demand.
+"""Gives a dataset's images by index: from memory, from a mapped file, or decoded on demand.
 
-`Images` hides which of the three it is. The results are the same.
+`Images` hides which; the results are the same.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from ncsn_jax.app.data import reading
 from ncsn_jax.app.data.reading import Damaged
 from ncsn_jax.errors import UserError, one_line
 
-# A dataset of which a larger share is damaged is refused.
+# A dataset is refused if a larger share of it is damaged.
 _MOST_DAMAGED = 0.1
-# A message names at most so many damaged images.
+# A message names at most this many damaged images.
 _NAMED = 5
 # How many blocks per thread are decoded in advance.
 _AHEAD = 2
@@ -30,10 +30,10 @@ class Source:
 
     Attributes:
       shape: `(N, H, W, C)`.
-      dtype: of the images.
-      what: the images belong to, for messages, such as a field with its value.
-      block: how many images a thread decodes at a time, where many are wanted.
-      threads: how many threads decode then.
+      dtype: the images' type.
+      what: what the images belong to, for messages, such as a field with its value.
+      block: how many images a thread decodes at a time if many are wanted.
+      threads: how many threads then decode.
     """
 
     shape: tuple[int, int, int, int]
@@ -43,39 +43,39 @@ class Source:
     threads: int = cpu.cores() + 4
 
     def name(self, index: int) -> str:
-        """Returns what an image is called in messages."""
+        """Returns an image's name for messages."""
         raise NotImplementedError
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image, `[H, W, C]`.
 
         Raises:
-          Damaged: if its content cannot be decoded, on every host and attempt.
-          UserError: if it cannot be read, or does not belong into the dataset.
+          Damaged: if its content cannot be decoded, on any host, ever.
+          UserError: if it cannot be read, or does not belong in the dataset.
         """
         raise NotImplementedError
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """Returns several images. This may be faster."""
+        """Returns several images, which may be faster."""
         return [self.image(row) for row in rows]
 
 
 class Images:
     """Images `[N, H, W, C]`, as an array that is read where it is indexed.
 
-    A damaged image is replaced by the next sound one, on every host by the same.
+    The next sound image replaces a damaged one, the same on every host.
 
     Args:
       images: the images, which may be mapped from a file; or a source of them.
-      rows: of an array, which of its images these are; all by default.
-      damaged: why images cannot be decoded, by their numbers, as far as that is known.
-      identity: what tells these images from others; by default a checksum of a thousand of them.
+      rows: which images of an array these are; all by default.
+      damaged: why images cannot be decoded, by their indices, as far as known.
+      identity: tells these images from others; by default a checksum of a thousand of them.
 
     Attributes:
       shape, dtype, identity: as above.
-      source: of images that are decoded when asked for, or None.
+      source: the source of images decoded on demand, or None.
       damaged: grows while images are decoded.
-      told: those of them that the log has named.
+      told: the damaged images that the log has named.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        """What all images take when they are decoded."""
+        """The size of all images when decoded."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, which) -> np.ndarray:
@@ -113,10 +113,10 @@ class Images:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         found = np.asarray(self[:], dtype)
-        return found.copy() if copy else found  # NumPy leaves it to this method.
+        return found.copy() if copy else found  # NumPy leaves the copy to this method
 
     def blocks(self, rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        """Yields the images of a source with these numbers in order, several at a time."""
+        """Yields a source's images with these indices in order, several at a time."""
         size, threads = self.source.block, self.source.threads
         yield from in_order(
             lambda block: self._block(rows[block * size : (block + 1) * size]),
@@ -132,7 +132,7 @@ class Images:
         return [self.image(row) for row in rows]
 
     def image(self, index: int) -> np.ndarray:
-        """Returns one image, or in the place of a damaged one the next that is sound.
+        """Returns one image, or if it is damaged the next sound one.
 
         Raises:
           UserError: if too many are damaged, or one cannot be read.
@@ -151,21 +151,21 @@ class Images:
         raise UserError(f"{self.source.what} holds no image that can be decoded")
 
     def sound(self, rows: np.ndarray) -> np.ndarray:
-        """Returns which images stand for those of some numbers, after they were asked for."""
+        """Returns the indices of the images that were read in place of `rows`."""
         return np.array([next(r for r in self._from(row) if r not in self.damaged) for row in rows])
 
     def news(self, most: int) -> list[int]:
-        """Returns which images were found damaged and are not in `told` yet, and adds them to it."""
+        """Returns the damaged images that are not in `told` yet, and adds them to it."""
         found = sorted(set(self.damaged) - self.told)[:most]
         self.told.update(found)
         return found
 
     def describe(self) -> dict:
-        """Returns the shape, and what tells these images from others."""
+        """Returns the shape and what tells these images from others."""
         if self.identity:
             return {"shape": list(self.shape), "files": self.identity}
         checksum, stride = 0, max(1, len(self) // 1000)
-        for first in range(0, len(self), 100 * stride):  # They may be larger than the memory.
+        for first in range(0, len(self), 100 * stride):  # they may be larger than memory
             some = self[first : first + 100 * stride : stride]
             checksum = zlib.crc32(np.ascontiguousarray(some), checksum)
         return {"shape": list(self.shape), "crc32_of_a_thousand": checksum}
@@ -180,7 +180,7 @@ class Images:
         self.check_damaged(len(self))
 
     def check_damaged(self, looked_at: int) -> None:
-        """Raises UserError if more than a tenth of so many images were found damaged."""
+        """Raises UserError if more than a tenth of `looked_at` images were damaged."""
         if len(self.damaged) > _MOST_DAMAGED * looked_at:
             raise UserError(
                 f"{self.source.what}: more than a tenth of {looked_at} images cannot be used: "
@@ -191,26 +191,26 @@ class Images:
 def in_order(
     function: Callable[[int], Any], values: range, threads: int, ahead: int
 ) -> Iterator[Any]:
-    """Yields the results of a function in order, made by grain in threads, some in advance.
+    """Yields a function's results in order; grain's threads compute some in advance.
 
     Args:
-      function: of one value; called inside of `reading.pillow`.
+      function: takes one value; called inside `reading.pillow`.
       values: consecutive numbers.
-      threads: how many; 0 to call the function when a result is asked for.
-      ahead: how many results are made in advance, >= 1.
+      threads: how many; 0 calls the function when a result is asked for.
+      ahead: how many results to compute in advance, >= 1.
     """
     import grain
 
     ahead = ahead if threads else 0
     results = grain.MapDataset.range(values.start, values.stop).map(function)
     stream = iter(results.to_iter_dataset(grain.ReadOptions(min(threads, ahead), ahead)))
-    # Results are made between the calls of `next`, too.
+    # Threads compute results between the calls of `next`, too.
     with reading.pillow(), contextlib.closing(stream):
         yield from stream
 
 
 def describe_damaged(source: Source, damaged: dict[int, str]) -> str:
-    """Returns how many images are damaged, and names the first of them by their reasons."""
+    """Returns how many images are damaged, and the first of them with the reasons."""
     names: dict[str, list[str]] = {}
     for row in sorted(damaged)[:_NAMED]:
         names.setdefault(damaged[row], []).append(source.name(row))

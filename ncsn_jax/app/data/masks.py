@@ -1,4 +1,4 @@
-"""The masks of inpainting, which say what pixels are observed."""
+"""Makes the masks of inpainting, which say what pixels are observed."""
 
 import logging
 import os
@@ -19,19 +19,19 @@ def make_masks(
     """Returns which pixels of each image are observed.
 
     Args:
-      mask: 'left': the left half is observed, as in NCSN's figure 6; 'box': all but a box at random,
-        with sides from a third to two thirds of the image's; else the path of an image, in which white
+      mask: 'left': the left half is observed, as in NCSN's figure 6; 'box': all but a random box is, whose
+        sides are a third to two thirds of the image's; else the path of an image, in which white
         (128 and above) is observed and black is filled in. It is resized to (H, W) by nearest pixels.
       shape: (H, W, C) of the images.
       count: the number of images.
-      seed: of the boxes; the box of image i depends on the seed and i alone.
-      background: grey value of the transparent pixels of an image, from 0 to 255.
+      seed: the boxes' seed; the box of image i depends on the seed and i alone.
+      background: grey value of an image's transparent pixels, from 0 to 255.
 
     Returns:
       bool `[count, H, W, C]`.
 
     Raises:
-      UserError: if there is no such file, or it is no image that can be read.
+      UserError: if the file does not exist, or cannot be read as an image.
     """
     height, width, _ = shape
     if mask == "left":
@@ -63,7 +63,7 @@ def _read_mask(path: str, height: int, width: int, background: int) -> np.ndarra
             image, size = found.image.convert("L"), found.image.size
             if size != (width, height):
                 image = image.resize((width, height), Image.Resampling.NEAREST)
-    # Pillow raises whatever its decoders run into.
+    # Pillow's decoders can raise any exception.
     except Exception as error:
         raise UserError(
             f"{field} is no {reading.KINDS} image that can be read ({type(error).__name__})"

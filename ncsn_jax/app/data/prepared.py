@@ -1,7 +1,7 @@
-"""Datasets of tensorflow-datasets on the disk, as array_record, without TensorFlow.
+"""Opens datasets of tensorflow-datasets on disk, as array_record, without TensorFlow.
 
-`digits` is built here. CIFAR-10 and MNIST are downloaded and prepared. For these two, generators of our
-own turn the downloaded archive into examples, because those of the library need TensorFlow.
+It builds `digits`, and downloads and prepares CIFAR-10 and MNIST. For these two, our own generators turn the
+downloaded archive into examples, because the library's need TensorFlow.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from ncsn_jax.app.data.images import Source
 from ncsn_jax.app.data.reading import Damaged
 from ncsn_jax.errors import UserError
 
-# What tensorflow-datasets takes for a name, such as ns:set/config:1.0.0; never a path out of data_dir.
+# A name of tensorflow-datasets, such as ns:set/config:1.0.0; never a path out of data_dir.
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+:-]*(/[A-Za-z0-9_][\w.+:-]*)*", re.ASCII)
 
-# The pixels of an image that is decoded so fast that threads only keep each other waiting.
+# Smaller images decode so fast that threads only wait for each other.
 _SMALL = 64 * 64
 # A thread decodes up to this many bytes at a time.
 _BLOCK_BYTES = 2**22
@@ -34,14 +34,14 @@ _MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
 def find(dataset: str, data_dir: str) -> tuple[str, str]:
-    """Returns the directory of datasets and that of this one, which is prepared if need be.
+    """Returns the directory of datasets and that of this one; prepares the dataset if need be.
 
     Args:
       dataset: "digits", or a name that tensorflow-datasets knows.
       data_dir: see `ncsn_jax.app.data.load`.
 
     Raises:
-      UserError: if the dataset is unknown, or is not there and cannot be made.
+      UserError: if the dataset is unknown, or is missing and cannot be made.
     """
     if not _NAME.fullmatch(dataset):
         raise _unknown(dataset)
@@ -57,7 +57,7 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
         raise UserError(f"data.data_dir={data_dir!r} cannot be read: {error.strerror}") from None
     if not is_there and storage.is_remote(data_dir):
         raise _not_prepared(dataset, data_dir)
-    # tensorflow-datasets renames a dataset into place when it is complete.
+    # tensorflow-datasets renames a complete dataset into place.
     if not is_there:
         with _alone(dataset, data_dir), opened(dataset, data_dir) as builder:
             _prepare(builder, dataset, data_dir)
@@ -66,9 +66,9 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def opened(dataset: str, data_dir: str) -> Iterator:
-    """Gives the builder of tensorflow-datasets, and makes a UserError of whatever damaged files raise.
+    """Gives the tensorflow-datasets builder, and turns what damaged files raise into a UserError.
 
-    Inside the block the library says nothing.
+    Inside the block the library prints nothing.
     """
     try:
         with _silent():
@@ -85,7 +85,7 @@ def opened(dataset: str, data_dir: str) -> Iterator:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps the bars, the prints and the log of tensorflow-datasets out of our output."""
+    """Keeps tensorflow-datasets' progress bars, prints and log out of our output."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -119,7 +119,7 @@ def _builder(dataset: str, data_dir: str):
 def fingerprint(directory: str) -> list:
     """Returns path, size and modification time of every file below a directory.
 
-    Hidden files are left out, and what tensorflow-datasets has begun and not finished.
+    It leaves out hidden files and what tensorflow-datasets has not finished.
     """
     if storage.is_remote(directory):
         found = sorted(map(list, storage.find_objects(directory)))
@@ -128,7 +128,7 @@ def fingerprint(directory: str) -> list:
     found = []
     for folder, names in files.walk(directory, (".", "incomplete.")):
         for path in (os.path.join(folder, name) for name in names):
-            with contextlib.suppress(OSError):  # such as a dangling link
+            with contextlib.suppress(OSError):  # a dangling link
                 status = os.stat(path)
                 relative = os.path.relpath(path, directory)
                 found.append([relative, status.st_size, status.st_mtime_ns])
@@ -136,7 +136,7 @@ def fingerprint(directory: str) -> list:
 
 
 class Examples(Source):
-    """The images of a split, decoded, cropped and resized when they are asked for.
+    """The images of a split, decoded, cropped and resized on demand.
 
     Args:
       dataset: its name.
@@ -147,7 +147,7 @@ class Examples(Source):
       shape, dtype, what: see `ncsn_jax.app.data.images.Source`.
 
     Raises:
-      UserError: if the dataset has no images, or of another number of channels.
+      UserError: if the dataset has no images, or images with another number of channels.
     """
 
     dtype = np.dtype(np.uint8)
@@ -169,7 +169,7 @@ class Examples(Source):
         self._source, self._fit = source, (size, channels, crop_size)
 
     def name(self, index: int) -> str:
-        """Returns what an example is called."""
+        """Returns an example's name."""
         return f"example {index}"
 
     def image(self, index: int) -> np.ndarray:
@@ -190,7 +190,7 @@ class Examples(Source):
             yield
         except MemoryError:
             raise
-        # The reader raises all kinds of exceptions.
+        # The reader can raise any exception.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             first, last = self.name(rows[0]), self.name(rows[-1])
@@ -210,13 +210,13 @@ class Examples(Source):
 
 
 def _content(example: dict) -> bytes | np.ndarray:
-    if example["image"] is None:  # A shard that is cut short gives empty records.
+    if example["image"] is None:  # a truncated shard gives empty records
         raise ValueError("the record is empty")
     return example["image"]
 
 
 def contents(builder) -> dict | None:
-    """Returns the decoders with which tensorflow-datasets leaves image files as they are."""
+    """Returns decoders that make tensorflow-datasets leave image files undecoded."""
     import tensorflow_datasets as tfds
 
     feature = dict(builder.info.features).get("image")
@@ -233,9 +233,9 @@ def _unknown(dataset: str) -> UserError:
 
 @contextlib.contextmanager
 def _alone(dataset: str, data_dir: str) -> Iterator[None]:
-    """Lets one process at a time prepare a dataset; the next one finds it there."""
+    """Lets one process at a time prepare a dataset; the next finds it prepared."""
     with contextlib.ExitStack() as stack:
-        # Whoever cannot write there prepares nothing there either.
+        # A process that cannot write there cannot prepare anything there either.
         with contextlib.suppress(OSError):
             os.makedirs(data_dir, exist_ok=True)
             name = f".{dataset.replace('/', '_')}.lock"
@@ -252,7 +252,7 @@ def _not_prepared(dataset: str, data_dir: str) -> UserError:
 
 
 def _prepare(builder, dataset: str, data_dir: str) -> None:
-    """Makes an absent dataset present: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
+    """Prepares a missing dataset: builds `digits`, downloads CIFAR-10 and MNIST, refuses others."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
@@ -268,7 +268,7 @@ def _prepare(builder, dataset: str, data_dir: str) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
-    # Whatever goes wrong on the network or on the disk, the user's remedy is the same.
+    # Whatever fails on the network or the disk, the user's remedy is the same.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(

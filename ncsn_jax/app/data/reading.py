@@ -1,6 +1,6 @@
-"""The one reader of users' images: those of training, those to complete, and masks.
+"""Reads all users' images: those of training, those to complete, and masks.
 
-The content says what a file is, not its name. An image comes out upright, with 8 bits, and in front of the
+A file's content decides what it is, not its name. An image comes out upright, with 8 bits, and on the
 background where it is transparent.
 """
 
@@ -19,14 +19,14 @@ from ncsn_jax.app.data import transforms
 KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-# So many bytes of a file say whether it is one of them.
+# The first bytes of a file that show whether it is one of these.
 PREFIX = 16
-# Larger images are refused, and of those beyond Pillow's own limit one is in memory at a time.
+# Larger images are refused. Only one image beyond Pillow's own limit is in memory at a time.
 _MOST_PIXELS, _LARGE = 2**29, 2**27
 _one_large = threading.Lock()
-# How many blocks of `pillow` there are, and Pillow's own limit outside of them.
+# How many blocks of `pillow` are active, and Pillow's own limit outside them.
 _blocks, _limit, _lock = 0, None, threading.Lock()
-# An image without a value as large as this, of 255, is almost black. It is 4096 of 65535.
+# An image with no value this large, of 255, is almost black. In 16 bits it is 4096 of 65535.
 _DARK = 16
 
 
@@ -49,19 +49,19 @@ class Found(NamedTuple):
 
 
 def is_image(prefix: bytes) -> bool:
-    """Returns whether a file that begins with these `PREFIX` bytes is one of `KINDS`."""
+    """Returns whether a file with these first `PREFIX` bytes is one of `KINDS`."""
     Image.init()
     return any(Image.OPEN[kind][1](prefix) for kind in _FORMATS)
 
 
 @contextlib.contextmanager
 def pillow() -> Iterator[None]:
-    """Leaves it to `opened` what is too large, and keeps Pillow's warnings out of the output.
+    """Leaves the size limit to `opened`, and keeps Pillow's warnings out of the output.
 
-    Both are the process's, so that this has to surround all threads. Blocks may overlap.
+    Both settings are global to the process, so this must surround all threads. Blocks may overlap.
     """
     global _blocks, _limit
-    # The warnings are about what Pillow can read all the same.
+    # The warnings concern files that Pillow reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with _lock:
         if not _blocks:
@@ -78,15 +78,15 @@ def pillow() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: str | io.BytesIO, least: int = 0) -> Iterator[Image.Image]:
-    """Gives the image in a file for `decode`, of several its first; to be used inside `pillow`.
+    """Opens the first image in a file for `decode`; use it inside `pillow`.
 
     Args:
       file: its path, or its content.
       least: if not 0, a JPEG file may be decoded smaller, to no less than this many pixels a side.
 
     Raises:
-      PIL.UnidentifiedImageError: if the file is none of `KINDS`.
-      Exception: whatever else Pillow runs into.
+      PIL.UnidentifiedImageError: if the file is not one of `KINDS`.
+      Exception: whatever else Pillow raises.
     """
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(Image.open(file, formats=_FORMATS))
@@ -108,10 +108,10 @@ def decode(image: Image.Image, background: int) -> Found:
       background: grey value behind transparent pixels, from 0 to 255.
 
     Raises:
-      Exception: whatever Pillow's decoders run into.
+      Exception: whatever Pillow's decoders raise.
     """
     image = ImageOps.exif_transpose(image)
-    is_deep = image.mode.startswith("I")  # Of colours, Pillow takes the upper 8 bits itself.
+    is_deep = image.mode.startswith("I")  # Pillow itself takes the upper 8 bits of colours
     if is_deep:
         values = np.clip(np.asarray(image), 0, 2**16 - 1)
         clear = image.info.get("transparency")
@@ -141,10 +141,10 @@ def pixels(
     background: int = 255,
     least: int = 0,
 ) -> tuple[np.ndarray, Found]:
-    """Returns the image in a file as an array, `[height, width, channels]`, and what is remarkable in it.
+    """Returns a file's image as an array, `[height, width, channels]`, and what is remarkable in it.
 
     Args:
-      content: of the file.
+      content: the file's content.
       size, channels, crop_size: see `ncsn_jax.app.data.transforms.fit`.
       background: see `decode`.
       least: see `opened`.
@@ -160,6 +160,6 @@ def pixels(
         raise
     except UnidentifiedImageError:
         raise Damaged(f"not {KINDS}") from None
-    # Pillow raises whatever its decoders run into.
+    # Pillow's decoders can raise any exception.
     except Exception as error:
         raise Damaged(str(error).partition("\n")[0] or type(error).__name__) from None

@@ -1,4 +1,4 @@
-"""Where the images and labels come from: tensorflow-datasets, our own digits, or people's pictures."""
+"""Loads images and labels from tensorflow-datasets, our own digits, or users' pictures."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from ncsn_jax.app.data.images import Images, describe_damaged
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
-# Larger datasets are decoded again whenever an image is asked for, unless the caller says otherwise.
+# Larger datasets are decoded on demand every time, unless the caller says otherwise.
 CACHE_BYTES = 4 * 10**9
-# Labels are read in parts of so many.
+# Labels are read this many at a time.
 _CHUNK = 1000
-# Of these, so many images are looked at when they are opened.
+# How many images of larger datasets are examined when they are opened.
 _LOOKED_AT = 100
 
 _log = logging.getLogger(__name__)
@@ -40,25 +40,25 @@ def load(
     Args:
       dataset: "digits", "image_folder", or a name that tensorflow-datasets knows.
       data_dir: the directory of prepared datasets, which may be in object storage; "" for
-        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. For "image_folder" the directory tree of image files, or
+        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. For "image_folder", the directory tree of image files, or
         the tar or zip file, itself.
       image_size: side of the images in pixels, or (height, width).
       channels: 1 or 3.
-      split: "train", "test" or a slice such as "train[:10%]"; an image folder has no slices, and a test
-        split with `holdout`.
+      split: "train", "test" or a slice such as "train[:10%]"; an image folder has no slices, and has a test
+        split only with `holdout`.
       crop_size: side of the centre crop that is resized to `image_size`; -1 for the largest square;
-        0 for images that have the right size already.
-      background: of an image folder, the grey value behind transparent pixels, from 0 to 255.
-      holdout: of an image folder, the share of the files that is the test split and not that of training,
+        0 for images that already have the right size.
+      background: the grey value behind an image folder's transparent pixels, from 0 to 255.
+      holdout: the share of an image folder's files in the test split instead of the training split,
         in [0, 1); see `ncsn_jax.app.data.holdout`.
-      cache_bytes: what takes less when it is decoded is decoded once, and mapped from a cache file.
+      cache_bytes: a dataset that takes less when decoded is decoded once, and mapped from a cache file.
 
     Returns:
       uint8 `[N, H, W, channels]`, N >= 1.
 
     Raises:
-      UserError: if the dataset is unknown, not there, or does not fit the arguments; or if more than a tenth
-        of the images is damaged.
+      UserError: if the dataset is unknown, missing, or does not fit the arguments; or if more than a tenth
+        of the images are damaged.
     """
     if dataset == "image_folder":
         if split not in (("train", "test") if holdout else ("train",)):
@@ -94,9 +94,9 @@ def load(
 
 
 def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=None) -> Images:
-    """Returns the images of a source: from the cache if they fit there, else decoded on demand.
+    """Returns a source's images: from the cache if they fit there, else decoded on demand.
 
-    The log gets a line about what is damaged or remarkable, of those that are looked at now.
+    It logs a line about damaged or remarkable images among those it examines.
     """
     images = Images(source, identity=identity)
     count = len(images)
@@ -123,7 +123,7 @@ def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=
         damaged, note = images.damaged, ""
         if folder:
             note, folder.remarks = folder.note(), None
-    images.told.update(damaged)  # below
+    images.told.update(damaged)  # the note below names them
     if damaged:
         note += ("; " if note else "") + describe_damaged(source, damaged)
         note += ", each replaced by the next one"
@@ -138,16 +138,16 @@ def load_labels(
     """Returns the classes of the images that `load` returns for the same split, in the same order.
 
     Args:
-      dataset: "digits", or a name that tensorflow-datasets knows, of a dataset with a feature 'label'.
+      dataset: "digits", or the tensorflow-datasets name of a dataset with a feature 'label'.
       data_dir: as for `load`.
       split: as for `load`.
-      cache_bytes: of a split of more bytes on the disk, labels are read when asked for.
+      cache_bytes: labels of a split with more bytes on disk are read on demand.
 
     Returns:
       int32 `[N]` in [0, K), kept in a cache file, and the number of classes K >= 1.
 
     Raises:
-      UserError: if the dataset is unknown, not there, or has no labels.
+      UserError: if the dataset is unknown, missing, or has no labels.
     """
     if dataset == "image_folder" or arrays.is_array(dataset):
         raise _unlabelled(dataset)
@@ -162,16 +162,16 @@ def load_labels(
 
 
 class Labels:
-    """The labels of a split, read when they are asked for.
+    """The labels of a split, read on demand.
 
     Args:
       dataset: its name.
-      builder: of tensorflow-datasets.
-      split: of the dataset.
+      builder: its tensorflow-datasets builder.
+      split: its split.
 
     Attributes:
-      classes: their number; not every class need occur.
-      nbytes: what is read for all of them.
+      classes: the number of classes, not all of which need occur.
+      nbytes: how many bytes reading all labels takes.
 
     Raises:
       UserError: if there are no labels.
@@ -198,7 +198,7 @@ class Labels:
         for first in range(0, len(rows), _CHUNK):
             try:
                 some = self._source.__getitems__(rows[first : first + _CHUNK])
-            except Exception as error:  # of all kinds
+            except Exception as error:  # any exception
                 dataset, split = self._what
                 raise UserError(
                     f"data.dataset={dataset!r}: the labels of split {split!r} cannot be read "
@@ -207,7 +207,7 @@ class Labels:
             labels += [example["label"] for example in some]
         labels = np.array(labels, np.int32)
         outside = labels[(labels < 0) | (labels >= self.classes)]
-        if outside.size:  # -1 is the custom where the labels are not published.
+        if outside.size:  # by convention, unpublished labels are -1
             dataset, split = self._what
             raise UserError(
                 f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "

@@ -1,4 +1,4 @@
-"""Centre crop and resize of 8-bit images, by Pillow."""
+"""Crops and resizes 8-bit images with Pillow."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ LARGEST_SQUARE = -1
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns (height, width) of images whose size is a number, the side of a square, or such a pair."""
+    """Returns (height, width) for a size that is the side of a square, or already such a pair."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
@@ -17,19 +17,18 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 def fit(image: Image.Image, size: int | Sequence[int], channels: int, crop_size: int) -> np.ndarray:
     """Returns the image as an array of the wanted shape, uint8 `[height, width, channels]`.
 
-    Resizing is bilinear: the weight of a pixel falls linearly with its distance, to zero at the
-    spacing of the coarser of the two grids (Pillow's BILINEAR, which smooths what it makes smaller).
+    Resizing is bilinear: a pixel's weight falls linearly with its distance, to zero at the spacing of the
+    coarser of the two grids (Pillow's BILINEAR, which smooths as it shrinks).
 
     Args:
-      image: upright, of 8 bits; see `ncsn_jax.app.data.reading`.
+      image: upright, 8-bit; see `ncsn_jax.app.data.reading`.
       size: side of the result in pixels, or (height, width).
       channels: 1 for grey, 3 for RGB.
-      crop_size: side of the centre crop that is resized to `size`, of a rectangle like it the shorter one;
-        -1 for the largest square, or such rectangle; 0 for no change, where the image must have the right
-        size already.
+      crop_size: side of the centre crop that is resized to `size`, or the shorter side if `size` is a
+        rectangle; -1 for the largest crop of that shape; 0 for no change, which requires the right size.
 
     Raises:
-      ValueError: if the image is smaller than the crop, or has another size and must not be changed.
+      ValueError: if the image is smaller than the crop, or has the wrong size and must not be changed.
     """
     image = image.convert("L" if channels == 1 else "RGB")
     height, width = sides(size)
