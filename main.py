@@ -1,8 +1,7 @@
 """Trains a score network and samples from it: `python main.py --config=configs/digits.py --workdir=DIR`.
 
-The same command continues a run that was interrupted; so does `--workdir` alone, which suffices for every
-mode once there is a run. Any field of the configuration can be overridden, as in
---config.training.batch_size=64.
+The same command continues an interrupted run; so does `--workdir` alone, which suffices for every mode once
+there is a run. Override any field of the configuration, as in --config.training.batch_size=64.
 """
 
 import sys
@@ -79,11 +78,11 @@ def main(_) -> None:
         distributed.start(*processes, _PATIENCE.value)
     elif num_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_devices)
-    if _MODE.value != "plan":  # whose devices need not be at hand
+    if _MODE.value != "plan":  # its devices need not be at hand
         devices.check()
     arguments = (_CONFIG.value,) if alone else (_CONFIG.value, _WORKDIR.value)
     getattr(run_lib, _MODE.value)(*arguments)
-    distributed.meet("to finish")  # One that ended early would be missed by the others.
+    distributed.meet("to finish")  # if one ended early, the others would fail
 
 
 def _required():

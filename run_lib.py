@@ -1,7 +1,7 @@
-"""The modes of `main.py`; training stands here, from its start to the samples: read it from top to bottom.
+"""The modes of `main.py`. This file trains, from start to samples: read it from top to bottom.
 
 The mathematics is in `ncsn_jax.training` and `ncsn_jax.sampling`, everything about devices in
-`ncsn_jax.app.devices`, and each of the other modes in a file of `ncsn_jax.app.modes`.
+`ncsn_jax.app.devices`, and the other modes in `ncsn_jax.app.modes`.
 """
 
 import contextlib
@@ -60,10 +60,10 @@ __all__ = [
 
 _log = logging.getLogger("ncsn_jax")
 
-# After how many seconds the length of the run is estimated, where no line of the log has said it.
+# After this many seconds the length of the run is estimated, unless a line of the log has given it.
 _SECONDS_TO_ESTIMATE = 20
 
-# If steps wait for images for a larger share of the time, the log says what to do.
+# If steps wait for images for a larger share of the time, the log suggests a remedy.
 _MOST_WAITING = 0.05
 
 
@@ -73,13 +73,13 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
 
     Args:
       config: the configuration.
-      workdir: where the run is kept.
-      images: an array to train on in the place of `config.data.dataset`, `[N, H, W]` or `[N, H, W, C]`:
+      workdir: the run's directory.
+      images: an array to train on in place of `config.data.dataset`, `[N, H, W]` or `[N, H, W, C]`:
         uint8, or floating point with `config.data.value_range`. To continue the run, pass it again.
 
     Raises:
-      SystemExit: if SIGTERM or Ctrl-C ended the training and the state is saved; only where
-        `signals.install` was called, as by `main.py`.
+      SystemExit: if SIGTERM or Ctrl-C ended training and the state is saved; only after
+        `signals.install`, which `main.py` calls.
       KeyboardInterrupt: likewise after Ctrl-C in a notebook.
     """
     schema.check(config)
@@ -115,7 +115,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
                     preview(step, _weights(state))
                 with _feed(config, dataset, step) as feed:
                     train_steps = _compile(config, state)
-                    # The first state's own arrays are freed, those on the devices are donated.
+                    # Rebinding frees the host arrays of the first state; those on the devices are donated.
                     state = train_steps.to_devices(state)
                     state = _train_loop(
                         config, dataset, feed, train_steps, step, state, store, writer, preview
@@ -140,7 +140,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
 
 
 def _first_state(config, store, dataset: data.Images) -> tuple[int, training.TrainState]:
-    """Returns the step to go on from and its state, of the newest checkpoint or a new run."""
+    """Returns the first (step, state), from the newest checkpoint or for a new run."""
     key, init = stream_key(config.seed, Stream.PARAMETERS), build.make_init(config)
     if distributed.on_first("to look for checkpoints", store.steps):
         step, state = store.load(jax.eval_shape(init, key))
@@ -161,18 +161,18 @@ def _first_state(config, store, dataset: data.Images) -> tuple[int, training.Tra
 
 
 def _table(config) -> str:
-    """Returns the fields as a table in Markdown."""
+    """Returns the fields as a Markdown table."""
     rows = (f"| {name} | `{value!r}` |" for name, value in schema.flatten(config).items())
     return "\n".join(["| field | value |", "|---|---|", *rows])
 
 
 def _weights(state: training.TrainState):
-    """Returns the parameters to sample with: their EMA, where there is one."""
+    """Returns the parameters to sample with: their EMA if there is one."""
     return state.ema_params or state.params
 
 
 def _feed(config, dataset: data.Images, step: int) -> Feed:
-    """Returns the batches of this process from a step on, as the training step takes them."""
+    """Returns this process's batches from a step on, as the training step takes them."""
     options, index, count = config.training, jax.process_index(), distributed.count()
     batches = data.Batches(dataset, config.seed, options.batch_size, index, count)
 
@@ -198,7 +198,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     complete = pending = step
 
     def settle() -> None:
-        """Waits for the call in flight, and learns whether any process is to stop."""
+        """Waits for the call in flight, and learns whether any process must stop."""
         nonlocal in_flight, stop
         if in_flight is not None:
             at, metrics, stop_signals = in_flight
@@ -210,10 +210,10 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     def save(with_preview: bool) -> None:
         nonlocal complete, pending
         saved = train_steps.to_host(state)
-        store.save(step, saved)  # It waits for the save before.
+        store.save(step, saved)  # waits for the previous save
         complete, pending = pending, step
         if with_preview:
-            # What is saved is not lost, and previews may take long.
+            # A preview may take long, so make sure that the checkpoint is on disk first.
             store.wait()
             complete = step
             with window.paused(), signals.at_once():
@@ -230,7 +230,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
             state, metrics, stop_signals = train_steps(state, batch, stop_signal)
             step += per_call
 
-            # One call stays in flight, so that the next batch is made while this one is computed.
+            # One call stays in flight, so that the next batch is made meanwhile.
             settle()
             in_flight = (step, metrics, stop_signals)
             if not estimated and time.perf_counter() - window.started > _SECONDS_TO_ESTIMATE:
@@ -249,12 +249,12 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                     ("sample", options.sample_every),
                 )
             }
-            # Several processes stop after the same call, since all hear of it with its metrics.
+            # Several processes learn of a signal with the metrics, so all stop after the same call.
             if any(due.values()) or (stop_signal and distributed.count() == 1):
                 settle()
             if due["log"]:
                 estimated = True
-                # The host that waits longest keeps the others waiting.
+                # The host that waits longest delays all others.
                 waited, feed.waited = distributed.gather(np.float32(feed.waited)).max(), 0.0
                 scalars = window.scalars(waited)
                 scalars["learning_rate"] = float(learning_rate(step - 1))
@@ -262,7 +262,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 writer.write_scalars(step, scalars)
                 _log.info("%s", window.line(step, last, scalars))
                 windows += 1
-                # The first window has the start of the input in it.
+                # The first window includes the start of the input.
                 if scalars["input_share"] > _MOST_WAITING and windows > 1 and not advised:
                     advised = True
                     logs.advise_on_input(config, dataset, scalars["input_share"])
@@ -283,7 +283,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
 
 
 def _compile(config, state) -> devices.TrainSteps:
-    """Compiles the training step for states like `state`, and logs what the compiler says of it."""
+    """Compiles the training step for states like `state`, and logs the compiler's figures."""
     _log.info("compiling the training step")
     started = time.perf_counter()
     options = config.training
@@ -303,7 +303,7 @@ def _compile(config, state) -> devices.TrainSteps:
 
 
 def _lacks_preview(config, workdir: str, step: int) -> bool:
-    """Whether a run that was killed had saved a step and not yet written its preview."""
+    """Returns whether a killed run had saved a step but not yet written its preview."""
     every = config.training.sample_every
     path = _preview_path(workdir, step)
     return bool(step and every and step % every == 0) and distributed.on_first(
@@ -320,7 +320,7 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     size = config.sampling.preview_samples
     try:
         samples = runner.run(devices.replicate(params), list(range(size)), size).images
-    except UserError as error:  # Sampling settings must not end a training run.
+    except UserError as error:  # sampling settings must not end a training run
         _log.warning("no preview of step %d: %s", step, error)
         return
     if not distributed.is_first():

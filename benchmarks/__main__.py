@@ -1,9 +1,9 @@
-"""Measures the library, beside the authors' PyTorch code where there is a checkout, and prints a table.
+"""Measures the library, and the authors' PyTorch code if there is a checkout, and prints a table.
 
     python -m benchmarks [--reference DIR] [--rounds N] [--shapes 16,32] [--only train,start] [--write FILE]
 
-Progress goes to standard error. Ctrl-C prints what was measured so far. `benchmarks.rows` says what is
-measured.
+Progress goes to standard error. Ctrl-C prints what was measured so far. `benchmarks.rows` lists what it
+measures.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from ncsn_jax.app import storage
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and perhaps writes; returns the exit status."""
+    """Measures, prints and, if asked, writes the table; returns the exit status."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
-    # What ends the command ends its processes first.
+    # SIGTERM then ends the command's processes first, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = Options(
         reference=options.reference,
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(file: str, text: str) -> list[str]:
-    """Puts the table into a file, and returns what went wrong."""
+    """Writes the table into a file; returns what went wrong."""
     path = pathlib.Path(file)
     try:
         path.write_text(table.replace(path.read_text(encoding="utf-8"), text), encoding="utf-8")
@@ -72,7 +72,7 @@ def _write(file: str, text: str) -> list[str]:
 
 
 def _print(text: str) -> list[str]:
-    """Prints the table, on standard error if need be, and returns what went wrong."""
+    """Prints the table, on standard error if need be; returns what went wrong."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -143,7 +143,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends with one line if something is wrong that would show only after a long time."""
+    """Ends with one line on mistakes that would otherwise show only after a long time."""
     if options.sampler_steps % LEVELS:
         parser.error(f"--sampler-steps={options.sampler_steps} must be a multiple of {LEVELS}")
     if options.reference is not None:
@@ -186,7 +186,7 @@ def _whole(text: str) -> int:
 
 
 def _several(allowed) -> Callable[[str], list]:
-    """Returns a parser of allowed values between commas; every value is taken once."""
+    """Returns a parser of allowed values separated by commas, which takes every value once."""
 
     def parse(text: str) -> list:
         names = {str(value): value for value in allowed}

@@ -1,10 +1,10 @@
-"""Measures this library on one accelerator that is at hand for minutes.
+"""Measures this library on one accelerator within minutes.
 
     python -m benchmarks.accelerator --minutes=5 --out=DIR [--reference DIR] [--data_dir DIR]
 
-runs the parts below, one thing at a time, and rewrites DIR/results.json and DIR/table.md after every figure.
-`benchmarks/accelerator.md` says what the parts are and what the machine needs. On a CPU the networks and jobs
-are tiny, to show that all of it works.
+runs the parts below one at a time, and rewrites DIR/results.json and DIR/table.md after every figure.
+`benchmarks/accelerator.md` describes the parts and what the machine needs. On a CPU the networks and jobs are
+tiny, to show that everything works.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks import accelerator_parts as parts
 from benchmarks.accelerator_parts import Bench
 from ncsn_jax.app import storage
 
-# Each part with the share of the time at which it ends.
+# Each part, after the share of the time at which it must end.
 PARTS = (
     (0.03, parts.ceilings),
     (0.12, parts.goldens),
@@ -37,7 +37,7 @@ PARTS = (
 
 
 def run(bench: Bench, minutes: float, plan=PARTS) -> dict[str, dict]:
-    """Runs the parts and returns what they found, by name. A part that raises keeps what it has yielded."""
+    """Runs the parts and returns their findings by name. A part that raises keeps what it has yielded."""
     begin, found = time.monotonic(), {}
     for share, part in plan:
         name, started = part.__name__, time.monotonic()
@@ -82,7 +82,7 @@ def _path(text: str) -> pathlib.Path:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="for all parts together")
     parser.add_argument("--out", type=_path, required=True, help="directory of the results")
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # The jobs and PyTorch need memory too, and the jobs share what is compiled.
+        # The jobs and PyTorch need memory too, and the jobs share compiled programs.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
         os.environ["NCSN_JAX_CACHE"] = os.environ["TFDS_DATA_DIR"] = f"{folder}/data"

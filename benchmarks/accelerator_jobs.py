@@ -1,6 +1,6 @@
-"""The parts of `benchmarks.accelerator` that run the application: digits, a signal and its resumption, MNIST.
+"""The parts of `benchmarks.accelerator` that run the application: digits, stopping and resuming, MNIST.
 
-Each job is `python main.py` in a process of its own, and ends before the next one starts.
+Each job is a process of `python main.py`, and ends before the next one starts.
 """
 
 import importlib
@@ -24,21 +24,21 @@ from ncsn_jax.app import build, checkpoints, data, pictures
 
 # Seconds to save after a signal; to start again and sample 100 images of MNIST; to begin training.
 _SAVING, _SAMPLING, _BEGINNING = 6, 32, 60
-# Steps of the resumed run, which stops after half of them.
+# Steps of the resumed run, which stops halfway.
 _RESUMED = 1000
-# What the jobs are on a CPU: a network of two convolutions.
+# The jobs' configuration on a CPU: a network of two convolutions.
 _TINY = "tests/tiny.py"
-# A classifier is trained on so many real images, and judged on as many others.
+# A classifier is trained on this many real images, and tested on as many others.
 _REAL = 10_000
 
 
 class _Job:
-    """A process of the application, which ends with the part or when it is left.
+    """A process of the application, which ends with the part or when its context is left.
 
     Args:
-      bench: whose part it is; its directory of results gets the log.
-      workdir, config, mode: of `main.py`.
-      changes: of the configuration's fields, by their dotted names.
+      bench: its results directory gets the log.
+      workdir, config, mode: the flags of `main.py`.
+      changes: new values of configuration fields, by their dotted names.
     """
 
     def __init__(self, bench: Bench, workdir, config: str, changes: dict, mode: str = "train"):
@@ -60,14 +60,14 @@ class _Job:
         self._log.close()
 
     def wait(self, condition: Callable[[], bool], expected: int | None = None) -> float:
-        """Waits and returns how long the job has run.
+        """Waits for a condition and returns how long the job has run.
 
         Args:
-          condition: to wait for; with `expected` the end of the process will do.
+          condition: what to wait for; with `expected`, the end of the process suffices.
           expected: the status with which the process may end.
 
         Raises:
-          RuntimeError: if it ends before, with another status, or not in time.
+          RuntimeError: if the process ends early, with another status, or not in time.
         """
         while not condition():
             status = self._process.poll()
@@ -80,18 +80,18 @@ class _Job:
         return time.monotonic() - self._started
 
     def finish(self) -> float:
-        """Waits for the end and returns how long the job has run."""
+        """Waits for the end of the job and returns how long it ran."""
         return self.wait(lambda: False, expected=0)
 
     def stop(self) -> None:
-        """Sends SIGTERM and waits for the state to be saved."""
+        """Sends SIGTERM and waits until the state is saved."""
         self._process.send_signal(signal.SIGTERM)
         self._ends = max(self._ends, time.monotonic() + 5 * _SAVING)
         self.wait(lambda: False, expected=75)
 
 
 def _losses(workdir: pathlib.Path) -> dict[int, float]:
-    """Returns the loss of each step that was logged."""
+    """Returns the loss of each logged step."""
     try:
         records = pictures.read_metrics(str(workdir / "metrics.jsonl"))
     except (OSError, ValueError):  # nothing is logged yet
@@ -100,7 +100,7 @@ def _losses(workdir: pathlib.Path) -> dict[int, float]:
 
 
 def _progress(workdir: pathlib.Path) -> dict:
-    """Returns what the log of a run says: how long compiling took, how far it came and how fast."""
+    """Returns what a run's log says: how long compiling took, and how far and fast it got."""
     log = (workdir / "log.txt").read_text() if (workdir / "log.txt").exists() else ""
     compiled = re.search(r"training step compiled in ([^;\n]*)", log)
     figures = {"compiled in": compiled and compiled.group(1)}
@@ -112,13 +112,13 @@ def _progress(workdir: pathlib.Path) -> dict:
 
 
 def _samples(workdir: pathlib.Path) -> np.ndarray:
-    """Returns the samples that a run made, uint8 `[N, H, W, C]`."""
+    """Returns a run's samples, uint8 `[N, H, W, C]`."""
     (path,) = (workdir / "samples").glob("step_*/samples.npz")
     return pictures.read_npz(str(path), "samples")[0]
 
 
 def _main_job(bench: Bench) -> tuple[str, dict]:
-    """Returns the configuration of the main job, and what is changed in it."""
+    """Returns the main job's configuration, and the changes to it."""
     changes = {"training.sample_every": 0, "training.keep_every": _RESUMED}
     if not bench.small:
         return "configs/digits.py", changes
@@ -126,7 +126,7 @@ def _main_job(bench: Bench) -> tuple[str, dict]:
 
 
 def digits(bench: Bench) -> Part:
-    """Trains on digits and samples, as `configs/digits.py` says."""
+    """Trains on digits and samples, with `configs/digits.py`."""
     workdir, figures = bench.scratch / "digits", {}
     try:
         with _Job(bench, workdir, *_main_job(bench)) as job:
@@ -144,11 +144,11 @@ def digits(bench: Bench) -> Part:
 
 
 def resume(bench: Bench) -> Part:
-    """Trains a third of the main job with a stop in its middle, and compares it with that job."""
+    """Trains a third of the main job with a stop halfway, and compares it with that job."""
     if bench.job_seconds is None:
         yield "comparison", {"skipped": "the main job did not finish"}
         return
-    # Programs are compiled now; what is left is two starts.
+    # The programs are compiled by now, so only two starts remain.
     if reason := lacks_time(bench, 0.5 * bench.job_seconds):
         yield "comparison", {"skipped": reason}
         return
@@ -164,7 +164,7 @@ def resume(bench: Bench) -> Part:
         job.wait(lambda: max(_losses(workdir)) == _RESUMED)
         job.finish()
     found, expected = _losses(workdir), _losses(whole)
-    # The first mean after the stop is of fewer steps.
+    # The first mean after the stop covers fewer steps.
     steps = [step for step in found if not stopped < step <= min(s for s in found if s > stopped)]
     different = [step for step in steps if found[step] != expected.get(step)]
     yield (
@@ -181,7 +181,7 @@ def resume(bench: Bench) -> Part:
 
 
 def _same_state(bench: Bench, *workdirs: pathlib.Path) -> bool:
-    """Whether two runs have the same checkpoint of `_RESUMED` steps, bit by bit."""
+    """Returns whether two runs have the same checkpoint at step `_RESUMED`, bit for bit."""
     name = _main_job(bench)[0].removesuffix(".py").replace("/", ".")
     config, states = importlib.import_module(name).get_config(), []
     like = jax.eval_shape(build.make_init(config), jax.random.key(0))
@@ -193,7 +193,7 @@ def _same_state(bench: Bench, *workdirs: pathlib.Path) -> bool:
 
 
 def mnist(bench: Bench) -> Part:
-    """The published MNIST run for the time that is left, then 100 samples of it."""
+    """Trains the published MNIST run for the remaining time, then draws 100 samples."""
     reason = lacks_time(bench, 0 if bench.small else _BEGINNING + _SAVING + _SAMPLING)
     if bench.data_dir is None or reason:
         yield "run", {"skipped": reason or "no --data_dir"}
@@ -227,7 +227,7 @@ def mnist(bench: Bench) -> Part:
 
 
 def _judge(bench: Bench, samples: np.ndarray) -> dict:
-    """Returns what a classifier of real images makes of samples."""
+    """Returns how a classifier of real images judges samples."""
     count = 500 if bench.small else _REAL
     pixels = data.load("mnist", bench.data_dir, 28, 1)[: 2 * count].reshape(-1, 784) / 255
     labels = data.load_labels("mnist", bench.data_dir)[0][:count]

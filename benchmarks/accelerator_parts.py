@@ -1,7 +1,7 @@
-"""The parts of `benchmarks.accelerator` that measure: rates of the machine, goldens, training steps.
+"""The parts of `benchmarks.accelerator` that measure: the machine's rates, goldens, training steps.
 
 A part is a generator of (name, figures). It compiles one program at a time, because XLA tries out
-algorithms on the GPU while it compiles. It starts nothing that would not end in time.
+algorithms on the GPU while compiling. It starts nothing that would not end in time.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from ncsn_jax import convert, models, scores
 from ncsn_jax.app import build, samplers
 from ncsn_jax.sampling import annealed_langevin, langevin
 
-# The published networks: of NCSN, which the authors' code has too, and NCSN++.
+# The published networks: NCSN's, which the authors' code has too, and NCSN++.
 _NCSN = ("mnist", "cifar10")
 _NETWORKS = (*_NCSN, "score_sde.ve_cifar10_ncsnpp_continuous")
-# A training step's type, precision and steps per call; the most important first.
+# A training step's type, precision and steps per call, most important first.
 _KINDS = (
     ("float32", "default", 1),
     ("bfloat16", "default", 1),
     ("float32", "high", 1),
     ("float32", "default", 10),
 )
-# What makes a network and its chains tiny, for CPUs.
+# Makes a network and its chains tiny, for CPUs.
 _SMALL = {
     "data.image_size": 8,
     "model.features": 4,
@@ -46,11 +46,11 @@ _SMALL = {
     "training.batch_size": 4,
     "sampling.steps_per_level": 1,
 }
-# Seconds that a call is timed; that the authors' code needs to start and time its steps, or its samplers.
+# Seconds to time a call; seconds the authors' code needs to start and time its steps, or its samplers.
 _TIMED, _AUTHORS, _AUTHORS_SAMPLERS = 1.5, 20, 60
-# Seconds that a chain of a batch may take.
+# Seconds that a batch's chain may take.
 _CHAIN = 15
-# Steps of Heun's method, with two evaluations each but for the last.
+# Steps of Heun's method; all but the last take two evaluations.
 _HEUN = 18
 
 Part = Iterator[tuple[str, dict[str, Any]]]
@@ -61,13 +61,13 @@ class Bench:
     """What the parts share.
 
     Attributes:
-      out, scratch: directories of the results, and of everything else.
+      out, scratch: the directories for the results, and for everything else.
       reference: a checkout of the authors' code, or None.
       data_dir: the directory of prepared datasets, or None.
       small: whether networks and jobs are tiny.
-      ends: when the running part should be over, as `time.monotonic` counts.
+      ends: when the running part should end, in `time.monotonic`'s seconds.
       compile_seconds: how long the last network took to compile; a guess before the first.
-      peaks: TFLOP/s of a matrix product, by type.
+      peaks: the matrix product's TFLOP/s, by type.
       job_seconds: how long the main job took.
     """
 
@@ -83,18 +83,18 @@ class Bench:
 
 
 def lacks_time(bench: Bench, needed: float) -> str | None:
-    """Returns why something that needs so many seconds is skipped, or None if there is time for it."""
+    """Returns why something that needs `needed` seconds is skipped, or None if there is time."""
     left = max(0.0, bench.ends - time.monotonic())
     return f"{left:.0f} s left, about {needed:.0f} needed" if left < needed else None
 
 
 def one_line(error: Exception) -> str:
-    """Returns the kind of an error and the beginning of what it says."""
+    """Returns an error's type and the beginning of its message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def figures_of(bench: Bench, needed: float, measure: Callable[[], dict]) -> dict[str, Any]:
-    """Returns what `measure()` does, or figures that say why there are none."""
+    """Returns what `measure()` returns, or figures that say why there are none."""
     if reason := lacks_time(bench, needed):
         return {"skipped": reason}
     try:
@@ -104,9 +104,9 @@ def figures_of(bench: Bench, needed: float, measure: Callable[[], dict]) -> dict
 
 
 def compiled(bench: Bench, function: Callable, shapes: tuple, precision: str, **options: Any):
-    """Compiles a network's program, and keeps in `bench` how long it took."""
+    """Compiles a network's program, and records in `bench` how long it took."""
     started = time.perf_counter()
-    # Nobody looks at the speed of a tiny network.
+    # The speed of a tiny network does not matter.
     quickly = {"xla_backend_optimization_level": 0} if bench.small else None
     with jax.default_matmul_precision(precision):
         program = jax.jit(function, **options).lower(*shapes).compile(quickly)
@@ -115,7 +115,7 @@ def compiled(bench: Bench, function: Callable, shapes: tuple, precision: str, **
 
 
 def seconds_per_call(call: Callable[[], Any], seconds: float = _TIMED) -> float:
-    """Returns the median over three rounds of asynchronous calls that take so long together."""
+    """Returns the median over three rounds of asynchronous calls, which take `seconds` in all."""
 
     def round_of(count: int) -> float:
         started = time.perf_counter()
@@ -130,7 +130,7 @@ def seconds_per_call(call: Callable[[], Any], seconds: float = _TIMED) -> float:
 
 
 def ceilings(bench: Bench) -> Part:
-    """The versions, the card, and the largest rates of arithmetic and memory that were reached."""
+    """Yields the versions, the card, and the highest rates of arithmetic and memory it reached."""
     card = "none"
     if jax.default_backend() == "gpu":
         query = "--query-gpu=name,driver_version,memory.total,clocks.sm"
@@ -155,7 +155,7 @@ def ceilings(bench: Bench) -> Part:
 
 
 def goldens(bench: Bench) -> Part:
-    """Errors against the original implementations' figures, relative to the largest value."""
+    """Yields errors against the original implementations' figures, relative to the largest value."""
     for precision in ("default", "highest", "high"):
         measure = lambda p=precision: {"relative error": golden_network(bench, p)}  # noqa: E731
         figures = figures_of(bench, 1.2 * bench.compile_seconds, measure)
@@ -172,7 +172,7 @@ def _stored(name: str) -> dict[str, np.ndarray]:
 
 
 def golden_network(bench: Bench, precision: str) -> float:
-    """Returns the largest error of three scores of the authors' network, each by its largest value."""
+    """Returns the largest error of three scores of the authors' network, relative to each one's maximum."""
     g, model = _stored("ncsn_v1_28"), models.NCSN(8, 10)
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     inputs = convert.from_torch(state, model), g["in/x"].transpose(0, 2, 3, 1), g["in/y"]
@@ -183,7 +183,7 @@ def golden_network(bench: Bench, precision: str) -> float:
 
 
 def golden_chain() -> float:
-    """Returns the error of the states of an annealed Langevin chain with the authors' noise."""
+    """Returns the error in the states of an annealed Langevin chain with the authors' noise."""
     g, module = _stored("ald"), importlib.import_module(langevin.__module__)
     noise = jnp.asarray(g["in/gmm/noise"]).reshape(20, 6, 2)
     mixture = scores.gaussian_mixture([[-5.0, -5.0], [5.0, 5.0]], [1.0, 1.0], [0.2, 0.8])
@@ -213,11 +213,11 @@ def configuration(small: bool, network: str):
 
 
 def training(bench: Bench) -> Part:
-    """Training steps of the published networks, and of the authors' code on the same card."""
+    """Times training steps of the published networks, and of the authors' code on the same card."""
     ours, compile_seconds = {}, {}
     for dtype, precision, steps in _KINDS:
         for network in _NETWORKS:
-            # A network that nobody has compiled may take twice as long as the one before.
+            # A new network may take twice as long to compile as the one before.
             needed = compile_seconds.get(network, 2 * bench.compile_seconds) + 2 * _TIMED
             measure = functools.partial(time_step, bench, network, dtype, precision, steps)
             figures = figures_of(bench, needed, measure)
@@ -232,7 +232,7 @@ def training(bench: Bench) -> Part:
 
 
 def sampling(bench: Bench) -> Part:
-    """1,000 steps of annealed Langevin and 35 evaluations of Heun's method, and of the authors' network."""
+    """Times 1,000 annealed Langevin steps and 35 Heun evaluations, with our network and the authors'."""
     seconds = {}
     for method in ("annealed_langevin", "heun"):
         measure = functools.partial(time_sampler, bench, method)
@@ -265,14 +265,14 @@ def time_sampler(bench: Bench, method: str) -> dict[str, Any]:
 
 
 def _random(shapes: Any) -> Any:
-    """Draws parameters on the host: to initialise them compiles a hundred programs."""
+    """Draws parameters on the host, since initialising them would compile a hundred programs."""
     rng = np.random.default_rng(0)
     draw = lambda a: np.float32(0.02) * rng.standard_normal(a.shape, np.float32)  # noqa: E731
     return jax.device_put(jax.tree.map(draw, shapes))
 
 
 def time_step(bench: Bench, network: str, dtype: str, precision: str, steps: int) -> dict[str, Any]:
-    """Returns the figures of a training step of random weights and images, `steps` a call."""
+    """Returns the figures of a training step on random weights and images, `steps` per call."""
     config, rng = configuration(bench.small, network), np.random.default_rng(0)
     config.training.update(dtype=dtype, precision=precision)
     shape, size = build.image_shape(config), config.training.batch_size
@@ -305,7 +305,7 @@ def time_step(bench: Bench, network: str, dtype: str, precision: str, steps: int
 
 
 def _time_authors(bench: Bench, network: str, ours: float | None) -> Part:
-    """Yields the figures of the authors' training step: with TF32, and under bfloat16 autocast."""
+    """Yields the figures of the authors' training step with TF32, and under bfloat16 autocast."""
 
     def measure(worker: Worker, suffix: str) -> dict[str, Any]:
         times = worker.ask("time", task="train" + suffix, warm_up=0.3, seconds=_TIMED)
@@ -317,7 +317,7 @@ def _time_authors(bench: Bench, network: str, ours: float | None) -> Part:
 
 
 def _time_authors_samplers(bench: Bench, ours: dict[str, float | None]) -> Part:
-    """Yields the seconds that the authors' network takes for both samplers; their code has no Heun."""
+    """Yields the authors' network's seconds for both samplers; their code lacks Heun's method."""
 
     def measure(worker: Worker, suffix: str) -> dict[str, Any]:
         (chain,) = worker.ask("time", task="sample" + suffix, warm_up=0, seconds=0)

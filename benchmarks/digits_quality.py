@@ -2,10 +2,10 @@
 
     python -m benchmarks.digits_quality runs/digits/samples/step_<step>/samples.npz
 
-A support vector classifier with calibrated probabilities is trained on the even-numbered real digits.
+A support vector classifier with calibrated probabilities learns the even-numbered real digits.
 "Recognised" means a probability above 0.9; the share among the odd-numbered real digits is the scale.
-Copies are judged by the distance to the nearest training image, against that of real digits which the
-model never saw (the test split): a model that copies is nearer to its training set than those are.
+Copies show in the distance to the nearest training image, compared with that of real digits which the
+model never saw (the test split): samples of a model that copies are nearer to its training set.
 """
 
 import functools
@@ -23,14 +23,14 @@ THRESHOLD = 0.9
 
 
 def nearest_distances(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the Euclidean distance of each row to its nearest row of the reference."""
+    """Returns each row's Euclidean distance to its nearest row of the reference."""
     squares = (x**2).sum(1)[:, None] + (reference**2).sum(1)[None] - 2 * x @ reference.T
     return np.sqrt(np.maximum(squares, 0).min(axis=1))
 
 
 @functools.cache
 def _classifier() -> tuple[SVC, float]:
-    """Returns a classifier of real digits, and the share of others that it recognises."""
+    """Returns a classifier of real digits, and the share of unseen ones it recognises."""
     digits = load_digits()
     pixels = digits.images.reshape(-1, 64) / 16.0
     with warnings.catch_warnings():
@@ -42,9 +42,7 @@ def _classifier() -> tuple[SVC, float]:
 
 
 def recognised(samples: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Returns the share of samples `[N, 64]` in [0, 1] that is recognised, that of real digits, and the
-    share of every digit.
-    """
+    """Returns the recognised share of samples `[N, 64]` in [0, 1], of real digits, and each digit's share."""
     classifier, real = _classifier()
     probability = classifier.predict_proba(samples)
     share = (probability.max(axis=1) > THRESHOLD).mean()
@@ -52,22 +50,22 @@ def recognised(samples: np.ndarray) -> tuple[float, float, np.ndarray]:
 
 
 def frechet_distance(x: np.ndarray, reference: np.ndarray) -> float:
-    """The Frechet distance of the normal distributions fitted to `[N, D]` and `[M, D]`.
+    """Returns the Frechet distance of the normal distributions fitted to `[N, D]` and `[M, D]`.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in pixels squared.
+    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in pixels squared.
     """
     means = [a.mean(axis=0) for a in (x, reference)]
     covariances = [np.cov(a, rowvar=False) for a in (x, reference)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # The root of C1 C2 has the trace of that of root C2 root, which is symmetric.
+    # (C1 C2)^(1/2) has the trace of (root C2 root)^(1/2), and root C2 root is symmetric.
     middle = np.linalg.eigvalsh(root @ covariances[1] @ root)
     trace = np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(np.maximum(middle, 0)).sum()
     return float(np.sum((means[0] - means[1]) ** 2) + trace)
 
 
 def real_digits(split: str) -> np.ndarray:
-    """Returns the digits of a split, `[N, 64]` in [0, 1]."""
+    """Returns a split's digits, `[N, 64]` in [0, 1]."""
     return data.load("digits", "", 8, 1, split=split)[:].reshape(-1, 64) / 255.0
 
 

@@ -1,21 +1,21 @@
-"""A stand-in for Google Cloud Storage on 127.0.0.1, for `gs://` paths without a network.
+"""Serves a stand-in for Google Cloud Storage on 127.0.0.1, for `gs://` paths without a network.
 
-It speaks as much of the JSON API (https://cloud.google.com/storage/docs/json_api/v1) as four clients
-need that meet below one `gs://` path: gcsfs, under `etils.epath` (which orbax uses for directories,
-metadata and `commit_success.txt`); TensorStore's driver `gcs` (array data); google-cloud-storage (which
-orbax asks whether a bucket has folders); and that of array_record. All are pointed here by `environment`,
-so that unchanged programs, also in other processes, use it:
+It speaks the parts of the JSON API (https://cloud.google.com/storage/docs/json_api/v1) that four clients
+need: gcsfs, under `etils.epath` (which orbax uses for directories, metadata and `commit_success.txt`);
+TensorStore's driver `gcs` (array data); google-cloud-storage (which orbax asks whether a bucket has folders);
+and that of array_record. `environment` points all of them here, so unchanged programs use it, also in other
+processes:
 
     with FakeGcs() as gcs, mock.patch.dict(os.environ, gcs.environment):
         epath.Path("gs://bucket/run/a.txt").write_text("a")
         assert gcs.objects["bucket", "run/a.txt"].data == b"a"
 
-The variables must be set before gcsfs is imported, which happens at the first use of `gs://`. One
-server and a bucket for each test are best, since gcsfs remembers listings.
+Set the variables before gcsfs is imported, which happens at the first use of `gs://`. Use one server, and a
+bucket for each test, because gcsfs caches listings.
 
 Like the original it keeps a flat set of objects, which appear whole or not at all, without directories,
-appending or locks; there are any number of buckets, without authentication, versions or folders.
-`refuse` makes requests fail, as a network or a killed process would.
+appending or locks. It has any number of buckets, without authentication, versions or folders. `refuse` makes
+requests fail, as a network or a killed process would.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Object:
     updated: float = dataclasses.field(default_factory=time.time)
 
     def resource(self, bucket: str, name: str) -> dict:
-        """Returns its metadata as the API gives them."""
+        """Returns its metadata in the API's form."""
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.updated))
         when += f".{int(self.updated % 1 * 1000):03d}Z"
         return {
@@ -73,8 +73,8 @@ class FakeGcs:
     Attributes:
       objects: from (bucket, name) to the object.
       requests: (method, path with query) of every request so far.
-      sent: how many bytes of objects' content were sent so far.
-      refuse: a function of method and path that returns a status to answer with, or None.
+      sent: how many bytes of object content were sent so far.
+      refuse: maps method and path to a status to answer with, or None.
     """
 
     def __init__(self) -> None:
@@ -90,13 +90,13 @@ class FakeGcs:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {
             "STORAGE_EMULATOR_HOST": self.url,  # gcsfs and google-cloud-storage
-            "FSSPEC_GCS": '{"token": "anon"}',  # gcsfs: look for no credentials (read when imported)
-            "NO_GCE_CHECK": "true",  # google-auth: nor ask the network for them
+            "FSSPEC_GCS": '{"token": "anon"}',  # gcsfs: no search for credentials (read when imported)
+            "NO_GCE_CHECK": "true",  # google-auth: no request to the network for them
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs: no gRPC call for the bucket's kind
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,  # array_record
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore: look for no credentials
-            "EPATH_USE_TF": "false",  # etils: gcsfs, also where there is TensorFlow
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore: no search for credentials
+            "EPATH_USE_TF": "false",  # etils: gcsfs, even with TensorFlow installed
         }
 
     def __enter__(self) -> "FakeGcs":
@@ -108,12 +108,12 @@ class FakeGcs:
         self._server.server_close()
 
     def names(self, bucket: str, prefix: str = "") -> list[str]:
-        """Returns the names of the objects of a bucket that begin with a prefix."""
+        """Returns the names of a bucket's objects that begin with a prefix."""
         with self.lock:
             return sorted(n for b, n in self.objects if b == bucket and n.startswith(prefix))
 
     def get(self, bucket: str, name: str, query: dict) -> Object:
-        """Returns an object that must be there and meet the request's conditions."""
+        """Returns an object that must exist and meet the request's conditions."""
         with self.lock:
             self._check(bucket, name, query)
             if (bucket, name) not in self.objects:
@@ -128,13 +128,13 @@ class FakeGcs:
             return self.objects[bucket, name].resource(bucket, name)
 
     def delete(self, bucket: str, name: str, query: dict) -> None:
-        """Deletes an object that must be there, if the conditions are met."""
+        """Deletes an object that must exist, if the conditions are met."""
         with self.lock:
             self.get(bucket, name, query)
             del self.objects[bucket, name]
 
     def list(self, bucket: str, query: dict) -> dict:
-        """Returns one page of a listing; a page token is the name it begins with."""
+        """Returns one page of a listing; a page token is the page's first name."""
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         first = max(query.get("startOffset", ""), query.get("pageToken", ""))
         limit, items, prefixes = int(query.get("maxResults", 1000)), [], {}
@@ -168,7 +168,7 @@ class FakeGcs:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 128  # Connections that find a full queue are tried again after a second.
+    request_queue_size = 128  # a client that finds the queue full retries only after a second
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -177,7 +177,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     store: FakeGcs
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # A response in one piece: otherwise each header block waits for a delayed ACK.
+    wbufsize = -1  # one piece per response: otherwise each header block waits for a delayed ACK
 
     def _handle(self) -> None:
         url = urllib.parse.urlsplit(self.path)
@@ -212,7 +212,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def handle_expect_100(self) -> bool:
         super().handle_expect_100()
-        self.wfile.flush()  # Or curl waits a second before it sends more than a megabyte.
+        self.wfile.flush()  # or curl waits a second before it sends more than a megabyte
         return True
 
     def _bucket(self, headers, query, body, bucket):
@@ -268,7 +268,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
             name = json.loads(message.get_payload(0).get_payload())["name"]
-            # The parser of e-mail would change line ends of binary data: cut them out by hand.
+            # The e-mail parser would change line ends in binary data, so cut the part out by hand.
             mark = b"--" + message.get_boundary().encode()
             part = body[body.index(mark, body.index(mark) + 1) : body.rindex(mark)]
             data = re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1]
@@ -284,7 +284,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self._continue(headers, query, body, bucket)
 
     def _continue(self, headers, query, body, bucket):
-        """Takes one part of a resumable upload, the last one if it says how long the whole is."""
+        """Takes one part of a resumable upload; it is the last if it gives the total length."""
         if query.get("upload_id") not in self.store.uploads:
             raise Refused(404, "no such upload")
         _, name, conditions, data = self.store.uploads[query["upload_id"]]
@@ -298,7 +298,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return 308, {}
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # Clients that end or are killed reset theirs.
+        with contextlib.suppress(ConnectionError):  # clients that end reset their connections
             super().handle()
 
     def log_message(self, *_) -> None:
@@ -320,7 +320,7 @@ _ROUTES = (
 
 
 class _Served:
-    """A server of the files in some directories, in a process of its own; see `benchmarks.workers`."""
+    """Serves the files in some directories from its own process; see `benchmarks.workers`."""
 
     def __init__(self, directories: list[str], bucket: str):
         self._gcs = FakeGcs()

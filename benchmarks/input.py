@@ -1,12 +1,12 @@
-"""How many images a second the input gives, from each kind of source, and how many the training step takes.
+"""Measures how many images per second each kind of source gives, and how many the training step takes.
 
     python -m benchmarks.input --config=configs/cifar10.py --topology=v5e:2x4 [--hosts=N] [--directory=DIR]
     python -m benchmarks.input --config=configs/digits.py --images=200000 --config.data.image_size=128
 
-The second command makes a dataset of so many images, trains the configuration on it by `main.py` for a few
-steps, and prints the memory and the time to the first step. The images are synthetic. What the step takes is
-measured here if the network is small, and planned for a TPU topology if one is given, as by `--mode=plan`.
-The input is that of one process; its processor time is counted without that of the stand-in for `gs://`.
+The second command makes a dataset of that many synthetic images, trains on it with `main.py` for a few
+steps, and prints the memory and the time to the first step. The step is measured here if the network is
+small, or planned for a TPU topology if one is given, as by `--mode=plan`. The input is that of one process;
+its processor time excludes the stand-in for `gs://`.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ _COUNT = flags.DEFINE_integer("count", 2000, "Of pictures in each source.", lowe
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Of each measurement.", lower_bound=0.0)
 flags.adopt_module_key_flags(cli)
 
-_STEPS = 10  # of a run on a large dataset
-# A step of more than this, features² x pixels x batch, takes seconds on two cores.
+_STEPS = 10  # for a large dataset
+# A larger step, in features² x pixels x batch, takes seconds on two cores.
 _LARGEST_STEP = 2**24
 _BUCKET = "bucket"
 
 
 class _Source(NamedTuple):
-    """Where images come from: `data.dataset`, `data.data_dir`, and what else."""
+    """Where images come from: `data.dataset`, `data.data_dir`, and other fields."""
 
     title: str
     dataset: str
@@ -70,7 +70,7 @@ def _sources(files: str, dataset: str) -> list[_Source]:
 
 
 def _picture_size(config, side: int) -> tuple[int, int]:
-    """Returns height and width of pictures whose crop of the shorter side is what is resized."""
+    """Returns height and width of pictures with the given shorter side, whose crop is then resized."""
     from ncsn_jax.app.data import transforms
 
     height, width = transforms.sides(config.data.image_size)
@@ -80,7 +80,7 @@ def _picture_size(config, side: int) -> tuple[int, int]:
 
 
 def _measure(source: _Source, fields: dict, threads: list[int], environment: dict) -> dict:
-    """Returns images a second by threads, and processor seconds and memory."""
+    """Returns images per second by number of threads, processor seconds, and memory."""
     fields = fields | {
         "data.dataset": source.dataset,
         "data.data_dir": source.path,
@@ -93,7 +93,7 @@ def _measure(source: _Source, fields: dict, threads: list[int], environment: dic
             for n in (threads[:1] if source.cache_bytes else threads)
         ]
         before, peak = reader.ask("memory")
-    # One thread is least disturbed by the others.
+    # One thread is disturbed least.
     return {
         "rates": [rate for rate, _ in found],
         "seconds": found[min(1, len(found) - 1)][1],
@@ -102,7 +102,7 @@ def _measure(source: _Source, fields: dict, threads: list[int], environment: dic
 
 
 def _row(title: str, measured: dict | str, columns: int, needed: float) -> str:
-    """Returns a line of the table; `needed` are the images a second of a host, or NaN."""
+    """Returns a line of the table; `needed` is the images per second of a host, or NaN."""
     if isinstance(measured, str):
         return f"| {title} | {measured} |" + " |" * (columns + 2)
     rates = [f"{rate:,.0f}" for rate in measured["rates"]]
@@ -115,7 +115,7 @@ def _row(title: str, measured: dict | str, columns: int, needed: float) -> str:
 
 
 def _step(config, fields: dict) -> tuple[float, int, str]:
-    """Returns the images a second of the training step, or NaN; hosts; and how that is known."""
+    """Returns the training step's images per second, or NaN; hosts; and how that is known."""
     from ncsn_jax.app import build
     from ncsn_jax.app.modes import plan
 
@@ -149,7 +149,7 @@ def _compare(config, fields: dict, parent: str) -> list[str]:
         make(parent, *pictures) for make in (synthetic.make_files, synthetic.make_dataset)
     )
     threads = [0, *(2**i for i in range(cpu.cores().bit_length()))]
-    # An accelerator is left alone.
+    # Only the CPU is needed.
     environment = os.environ | {"NCSN_JAX_CACHE": f"{parent}/cache", "JAX_PLATFORMS": "cpu"}
     measured = []
     sources = _sources(files, dataset)
@@ -219,7 +219,7 @@ def main(_) -> None:
     from ncsn_jax.app.modes import plan
 
     config = _CONFIG.value
-    if _TOPOLOGY.value:  # It fails now, if it does.
+    if _TOPOLOGY.value:  # fail before measuring
         plan.find_devices(_TOPOLOGY.value)
     schema.check(config)
     fields = schema.flatten(config)

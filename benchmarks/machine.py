@@ -1,7 +1,4 @@
-"""The machine and the versions of what runs on it, and how busy it is.
-
-Reads what the operating system tells of processor, memory and load.
-"""
+"""Describes the machine and its software, and how busy it is, from what the operating system reports."""
 
 import contextlib
 import datetime
@@ -15,9 +12,9 @@ from ncsn_jax.app import cpu
 
 
 def busy_cores(seconds: float) -> float | None:
-    """Waits so many seconds and returns how many cores were busy meanwhile, or None if that is not known.
+    """Waits `seconds` and returns how many cores were busy meanwhile, or None if unknown.
 
-    What a virtual machine wanted and others got counts as busy.
+    Time stolen from a virtual machine counts as busy.
     """
     started, before = time.monotonic(), _busy_seconds()
     if before is None:
@@ -27,17 +24,17 @@ def busy_cores(seconds: float) -> float | None:
 
 
 def _busy_seconds() -> float | None:
-    """Returns the time that all cores together were not idle, since the machine was started."""
+    """Returns the total busy time of all cores since the machine started."""
     try:
         line, _, _ = pathlib.Path("/proc/stat").read_text().partition("\n")
-    except OSError:  # only Linux tells
+    except OSError:  # only Linux has it
         return None
     user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, line.split()[1:9])
     return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory(pid: int) -> int:
-    """Returns the largest resident memory of a process so far, in bytes, or 0: only Linux tells."""
+    """Returns a process's peak resident memory so far, in bytes; 0 except on Linux."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -13,15 +13,15 @@ def count_multiply_adds(function, *args) -> int:
     """Counts the multiply-adds of all convolutions and matrix products in `function(*args)`.
 
     Only shapes matter, so the arguments may be `jax.ShapeDtypeStruct`s. Products with the zeros of a
-    convolution's padding count, as is the custom; XLA's own count leaves them out.
+    convolution's padding count, as is customary; XLA's own count omits them.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def step_operations(model: nn.Module, params: Any, image_shape: tuple[int, int, int]) -> int:
-    """Returns the floating-point operations of a training step for one image, about.
+    """Returns the approximate floating-point operations of a training step for one image.
 
-    Two for each multiply-add of an evaluation, and twice as many again for the backward pass.
+    Each multiply-add of an evaluation counts two, and the backward pass counts twice as many again.
 
     Args:
       model: called as `model.apply(params, x, label)`, so without dropout.

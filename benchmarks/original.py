@@ -2,9 +2,9 @@
 
     python -m benchmarks.original
 
-answers the requests of `benchmarks.workers`. The network and the loss are imported from the checkout, which
-is under GPL-3 and of which nothing is copied here; what is around them, Adam, dequantization and Algorithm 1
-of the paper, is written anew. So are the settings that the authors' classes read.
+answers the requests of `benchmarks.workers`. It imports the network and the loss from the checkout, which is
+under GPL-3 and of which nothing is copied here. Adam, dequantization, Algorithm 1 of the paper, and the
+settings that the authors' classes read are written anew.
 """
 
 import functools
@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 from benchmarks import workers
 
-# What is imported of the checkout.
+# The files that are imported from the checkout.
 FILES = ("models/cond_refinenet_dilated.py", "losses/dsm.py")
 
 
 def missing_file(reference: str) -> str | None:
-    """Returns the first file that a checkout should have and this directory has not, or None."""
+    """Returns the first file that a checkout should have and this directory lacks, or None."""
     return next((name for name in FILES if not (pathlib.Path(reference) / name).is_file()), None)
 
 
@@ -29,15 +29,15 @@ class Original(workers.Subject):
 
     Args:
       reference: the checkout.
-      features, side, channels, batch: of the network and its images.
-      learning_rate: of Adam.
+      features, side, channels, batch: those of the network and its images.
+      learning_rate: Adam's.
       sigmas: the ladder, decreasing.
-      epsilon, steps_per_level: of Algorithm 1.
-      threads: that PyTorch uses.
-      flush_denormals: whether it takes numbers too small for full precision as zero.
+      epsilon, steps_per_level: those of Algorithm 1.
+      threads: how many PyTorch uses.
+      flush_denormals: whether it treats numbers too small for full precision as zero.
 
     Raises:
-      ValueError: if it is to flush and cannot on this processor.
+      ValueError: if it should flush and cannot on this processor.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Original(workers.Subject):
         sys.path.insert(0, reference)
         from models.cond_refinenet_dilated import CondRefineNetDilated
 
-        # When denormal numbers come up, which slow it down, depends on all that is drawn.
+        # Denormal numbers slow PyTorch down, and when they occur depends on every draw.
         torch.manual_seed(0)
         # Threads that PyTorch makes later inherit this.
         if flush_denormals and not torch.set_flush_denormal(True):
@@ -72,7 +72,7 @@ class Original(workers.Subject):
         )
         model = SimpleNamespace(ngf=features, num_classes=levels)
         config = SimpleNamespace(data=data, model=model, device="cpu")
-        # Of each task its own, so that none has weights that another has trained.
+        # Each task makes its own, so that none has weights another trained.
         self._make_network = functools.partial(CondRefineNetDilated, config)
         self._images = torch.rand(batch, channels, side, side)
         self._sigmas, self._learning_rate = torch.tensor(sigmas), learning_rate

@@ -1,10 +1,10 @@
-"""The worker of the authors' PyTorch code on a GPU: the tasks of `benchmarks.original`, in two precisions.
+"""The worker of the authors' PyTorch code on a GPU: `benchmarks.original`'s tasks in two precisions.
 
     python -m benchmarks.original_gpu
 
-answers the requests of `benchmarks.workers`. Each task exists as it is, where PyTorch may use TF32, and with
-the suffix `_bfloat16`, where the network runs under autocast. cuDNN picks its algorithms by trial, as in the
-authors' `main.py`. Without a GPU everything runs on the CPU. A task ends when the GPU has finished.
+answers the requests of `benchmarks.workers`. Under its own name, a task may use TF32; with the suffix
+`_bfloat16`, its network runs under autocast. cuDNN picks its algorithms by trial, as in the authors'
+`main.py`. Without a GPU everything runs on the CPU. A task ends when the GPU has finished.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ class OriginalOnGPU(original.Original):
     """The tasks of `Original` on the first GPU, each also with the suffix `AUTOCAST`.
 
     Args:
-      **settings: those of `Original` but for how the CPU computes.
+      **settings: those of `Original`, except how the CPU computes.
     """
 
     def __init__(self, **settings):
         import torch
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # TF32 in matrix products; in convolutions it is the default.
+        # Allows TF32 in matrix products; in convolutions it is the default.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         with self._device:
@@ -38,7 +38,7 @@ class OriginalOnGPU(original.Original):
         }
 
     def _on_device(self, maker: Callable, autocast: bool) -> Callable:
-        """Returns a maker of the task on the device, which ends when the device has done its work."""
+        """Returns a maker of the task on the device, which ends when the device has finished."""
         import torch
 
         def make_network():
@@ -61,7 +61,7 @@ class OriginalOnGPU(original.Original):
         return make
 
     def device_memory(self) -> int | None:
-        """Returns the most device memory since the last call, in bytes, or None without a GPU."""
+        """Returns the peak device memory since the last call, in bytes, or None without a GPU."""
         import torch
 
         if self._device.type != "cuda":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.ours
 
-answers the requests of `benchmarks.workers`. Everything is made of a configuration, as in `run_lib`, and
-mapped over the CPU devices by `ncsn_jax.app.devices`. The images are random.
+answers the requests of `benchmarks.workers`. It builds everything from a configuration, as `run_lib` does,
+and maps it over the CPU devices with `ncsn_jax.app.devices`. The images are random.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import workers
 from ncsn_jax.app import cpu
 
-# Side of the matrices whose product is the measure of what the machine can do.
+# The side of the matrices whose product measures the machine's peak.
 _SIDE = 2048
 
 
@@ -27,15 +27,15 @@ class Ours(workers.Subject):
 
     Args:
       config: a module of `configs`.
-      overrides: of its fields, by their dotted names.
-      devices: how many CPU devices there are; None for as many as the application takes.
+      overrides: values of its fields, by their dotted names.
+      devices: how many CPU devices to use; None for as many as the application takes.
     """
 
     def __init__(self, config: str, overrides: dict, devices: int | None):
         self._config = importlib.import_module(f"configs.{config}").get_config()
         self._config.update_from_flattened_dict(overrides)
         devices = devices or cpu.devices_for(self._config)
-        if devices is not None:  # `$JAX_NUM_CPU_DEVICES` may have chosen.
+        if devices is not None:  # otherwise `$JAX_NUM_CPU_DEVICES` may have chosen
             jax.config.update("jax_num_cpu_devices", devices)
         super().__init__(
             {
@@ -65,14 +65,14 @@ class Ours(workers.Subject):
         return self._batch_size * step_operations(model, shapes.params, self._shape)
 
     def compile_seconds(self) -> float:
-        """Returns how long the training step takes to trace and compile, or to load from a filled cache."""
+        """Returns how long the training step takes to trace and compile, or to load from the cache."""
         state, images = self._state(), self._images()
         started = time.perf_counter()
         self._compile(state, images)
         return time.perf_counter() - started
 
     def _state(self):
-        """Returns the state before the first step."""
+        """Returns the initial state."""
         return self._init(jax.random.key(0))
 
     def _images(self) -> np.ndarray:
@@ -175,7 +175,7 @@ class Ours(workers.Subject):
         return lambda: product(a, a).block_until_ready()
 
     def matmul_operations(self) -> int:
-        """Returns the floating point operations of the task 'matmul'."""
+        """Returns the floating-point operations of the task 'matmul'."""
         return 2 * _SIDE**3
 
 

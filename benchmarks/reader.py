@@ -17,10 +17,10 @@ from ncsn_jax.app import build, data
 
 
 class Reader:
-    """The batches of a run.
+    """Reads the batches of a run.
 
     Args:
-      fields: of the configuration, by their dotted names.
+      fields: the configuration's fields, by their dotted names.
       in_memory: whether to copy all images into memory first.
     """
 
@@ -32,7 +32,7 @@ class Reader:
         self._images = np.array(images) if in_memory else images
 
     def rate(self, threads: int, seconds: float) -> tuple[float, float]:
-        """Returns how many images a second come, and what an image takes of the processor in seconds."""
+        """Returns images per second, and processor seconds per image."""
         config, calls = self._config, 0
         options = config.training
         batches = data.Batches(self._images, config.seed, options.batch_size)
@@ -41,7 +41,7 @@ class Reader:
             0, per_call * 10**6, per_call, threads=threads, ahead=config.data.prefetch
         )
         with contextlib.closing(stream):
-            next(stream)  # It starts the threads.
+            next(stream)  # starts the threads
             began, used = time.perf_counter(), time.process_time()
             while (elapsed := time.perf_counter() - began) < seconds or not calls:
                 next(stream)
@@ -50,7 +50,7 @@ class Reader:
         return calls * size / elapsed, used / (calls * size)
 
     def memory(self) -> tuple[int, int]:
-        """Returns the largest memory before the images were opened, and until now."""
+        """Returns the peak memory before the images were opened, and so far."""
         return self._before, machine.peak_memory(os.getpid())
 
 

@@ -1,6 +1,6 @@
-"""The rows of the table: what each measures, with which processes, and in which order.
+"""The rows of the table: what each measures, with which processes and networks, and in which order.
 
-It names the networks that are measured. A row which fails leaves the others alone.
+A row that fails does not affect the others.
 """
 
 import functools
@@ -25,7 +25,7 @@ NAMES = (
     "devices",
 )
 
-# Memory does not depend on their number.
+# Memory does not depend on the number of steps.
 _STEPS_FOR_MEMORY = 2 * LEVELS
 _SIMULATED_DEVICES = 8
 
@@ -38,17 +38,17 @@ SHAPES = {
 _SMALL = SHAPES[16]
 _SAMPLED = Network(16, 28, 1, 8)
 _OVERHEAD = Network(16, 8, 1, 100)
-# The configuration of the digits as it is, whose batch has to be known.
+# The digits' own configuration, whose batch size must be known.
 _DIGITS = {"training.batch_size": 64}
 _MNIST = Network(64, 28, 1, 8)
 
 
 class Job(NamedTuple):
-    """A row that is to be measured.
+    """A row to measure.
 
     Attributes:
       name: one of `NAMES`.
-      title: of the row.
+      title: the row's title.
       measure: `measure(session, title)` returns the row.
     """
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
 
 def plan(names: list[str], shapes: list[int], options: Options) -> list[Job]:
-    """Returns the rows with the given names, of networks with the given features, in the table's order."""
+    """Returns the named rows, for networks with the given features, in the table's order."""
     jobs = []
 
     def add(name: str, title: str, measure: Callable, **arguments) -> None:
@@ -92,7 +92,7 @@ def plan(names: list[str], shapes: list[int], options: Options) -> list[Job]:
 
 
 def measure(session: Session, job: Job) -> table.Row:
-    """Returns the row of a job, which says so if it cannot be measured."""
+    """Returns a job's row, which says so if it cannot be measured."""
     try:
         return job.measure(session, job.title)
     except Exception as error:
@@ -101,7 +101,7 @@ def measure(session: Session, job: Job) -> table.Row:
 
 
 def _measures(pair: tuple[Worker, Worker | None], task: str) -> dict[str, Callable]:
-    """Returns a function for each of a pair."""
+    """Returns a measuring function for each worker of a pair."""
     ours, original = pair
     measures = {"ours": timed(ours, task)}
     return measures if original is None else measures | {"original": timed(original, task)}
@@ -147,7 +147,7 @@ def _overhead(session: Session, title: str) -> table.Row:
 
 
 def _against_cold(session: Session, title: str, seconds: Callable[[str], float]) -> table.Row:
-    """Returns the row of what is done twice with one cache, empty at first, in every round."""
+    """Returns the row of what every round does twice with one cache, empty at first."""
     cold, warm = [], []
     for _ in session.rounds(title):
         with tempfile.TemporaryDirectory() as cache:
@@ -188,13 +188,13 @@ def _start_mnist(session: Session, title: str) -> table.Row:
 def _memory(
     session: Session, title: str, network: Network, task: str, filled: bool = False
 ) -> table.Row:
-    """Measures once, in fresh processes, whose memory hardly varies.
+    """Measures memory once, in fresh processes, where it hardly varies.
 
     Args:
-      session, title, network, task: of the row.
-      filled: whether to measure with the compiled programs that another process has kept.
+      session, title, network, task: the row's.
+      filled: whether to use compiled programs that another process has cached.
     """
-    session.close()  # whose memory may be needed
+    session.close()  # its memory may be needed
 
     def peak(worker: Worker | None) -> list[int] | None:
         if worker is None:

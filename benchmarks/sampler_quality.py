@@ -1,11 +1,11 @@
-"""Quality against network evaluations: every sampler on one checkpoint of the digits.
+"""Compares quality with network evaluations (NFE), for every sampler on one checkpoint of the digits.
 
     python -m benchmarks.sampler_quality --config=configs/digits_ve.py --workdir=runs/digits_ve
 
-Prints a table and writes it, with a figure, to `<workdir>/figures/sampler_quality.*`. Recognised is the share
-that a classifier of real digits recognises (`benchmarks.digits_quality`); the Frechet distance is that of the
-pixels of the samples to those of the training images; its value for as many of these against the others
-is the scale. Seconds are those of the fastest batch but the first, which is compiled.
+It prints a table and writes it, with a figure, to `<workdir>/figures/sampler_quality.*`. "Recognised" is the
+share that a classifier of real digits recognises (`benchmarks.digits_quality`). The Frechet distance compares
+the samples' pixels with those of the training images; its value between as many training images and the rest
+is the scale. Seconds are those of the fastest batch after the first, which compiles.
 """
 
 import io
@@ -25,12 +25,12 @@ _WORKDIR = cli.define_workdir()
 flags.adopt_module_key_flags(cli)
 _SAMPLES = flags.DEFINE_integer("samples", 1000, "How many, of every sampler.", lower_bound=100)
 
-# Of annealed Langevin dynamics with 1,000 evaluations; epsilon is that of technique 4.
+# For annealed Langevin dynamics with 1,000 evaluations; epsilon follows technique 4.
 _LEVELS, _STEPS_PER_LEVEL = 100, 10
 
 
 def _samplers(sigmas, config) -> list[tuple[str, dict]]:
-    """Returns name and overrides of every sampler."""
+    """Returns every sampler's name and overrides."""
     ratio = float((config.model.sigma_begin / config.model.sigma_end) ** (1 / (_LEVELS - 1)))
     epsilon, _ = sigmas.step_size(config.model.sigma_end, ratio, _STEPS_PER_LEVEL)
     found = [
@@ -50,7 +50,7 @@ def _samplers(sigmas, config) -> list[tuple[str, dict]]:
     predictors = ["euler_maruyama", "reverse_diffusion"] + ([] if is_subvp else ["ancestral"])
     for steps in (1000, 200, 50):
         for predictor in predictors:
-            # Of 1,000 evaluations, which take long, only one.
+            # 1,000 evaluations take long, so only one sampler gets them.
             if steps < 1000 or (is_subvp and predictor == "euler_maruyama"):
                 found.append((predictor, _predictor_corrector(steps, predictor)))
         if not is_subvp:
@@ -58,7 +58,7 @@ def _samplers(sigmas, config) -> list[tuple[str, dict]]:
             options |= {"sampling.corrector": "langevin", "sampling.snr": 0.16}
             found.append(("reverse_diffusion + langevin", options))
     if not is_subvp:
-        # The chain of VP takes more steps than its beta_max is large.
+        # VP's chain needs more steps than beta_max.
         options = _predictor_corrector(24 if config.training.sde == "vp" else 16, "ancestral")
         options |= {"sampling.corrector": "annealed_langevin", "sampling.snr": 0.45}
         options["sampling.corrector_steps"] = 2
@@ -91,7 +91,7 @@ def _predictor_corrector(steps: int, predictor: str) -> dict:
 
 
 def _draw(rows: list[dict], real: float, floor: float) -> bytes:
-    """Draws recognised share and Frechet distance against evaluations; returns a PNG file."""
+    """Plots recognised share and Frechet distance against evaluations; returns a PNG file."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The processes of a measurement, and how they take turns.
+"""Runs the processes of a measurement in turns.
 
 Two things that are compared take turns, round by round, so that both see the same machine. A session knows
 how long a turn is, and the settings with which this library and the authors' code compute the same.
@@ -14,7 +14,7 @@ from benchmarks import machine
 from benchmarks.workers import LARGE_PAGES, Worker
 from ncsn_jax.app import cpu
 
-# Of both sides: large pages, and nobody's compiled programs.
+# Both sides get large pages, and no compiled programs of others.
 ENVIRONMENT = LARGE_PAGES | {
     name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
 }
@@ -23,16 +23,16 @@ LEVELS = 10
 _SIGMA_BEGIN, _SIGMA_END = 1.0, 0.01
 _LEARNING_RATE, _EPSILON = 1e-3, 4e-5
 
-# How long to look, when a round begins and nothing here works, what other processes do.
+# How long to watch other processes at the start of a round, while nothing here runs.
 _LISTEN = 0.3
-# Cores of other processes from which on measurements are doubtful.
+# If other processes use more cores than this, measurements are doubtful.
 BUSY = 0.3
 
 
 class _Turn(NamedTuple):
-    """How long a task is run in a round: for so many seconds of calls, untimed and then timed.
+    """How long a task runs in a round: seconds of untimed calls, then of timed ones.
 
-    What idled has lost its caches, and on some machines its memory, to others.
+    A process that idled has lost its caches, and on some machines its memory, to others.
     """
 
     warm_up: float = 0.5
@@ -40,7 +40,7 @@ class _Turn(NamedTuple):
 
 
 _TURN = _Turn()
-# Of the tasks that differ: a thousand steps warm up on their way, and are run once.
+# Tasks that differ: a thousand steps warm up on the way, and run once.
 _TURNS = {
     "sample": _Turn(0.0, 0.0),
     "evaluations": _Turn(0.0, 0.0),
@@ -50,13 +50,13 @@ _TURNS = {
 
 
 class Network(NamedTuple):
-    """A network and the batch that it is given.
+    """A network and its batch.
 
     Attributes:
-      features: of the first stage.
-      side: of the images, in pixels.
-      channels: of the images.
-      batch: examples.
+      features: the features of its first stage.
+      side: the images' side, in pixels.
+      channels: the images' channels.
+      batch: the number of examples.
     """
 
     features: int
@@ -75,10 +75,10 @@ class Options(NamedTuple):
 
     Attributes:
       reference: a checkout of the authors' code, or None.
-      rounds: how often each side has its turn, >= 1.
-      devices: CPU devices of this library; None for as many as the application takes.
-      sampler_steps: of annealed Langevin dynamics, a multiple of `LEVELS`.
-      warm_up_steps: training steps before the rounds in which they are timed, >= 1.
+      rounds: how many turns each side has, >= 1.
+      devices: this library's CPU devices; None for as many as the application takes.
+      sampler_steps: steps of annealed Langevin dynamics, a multiple of `LEVELS`.
+      warm_up_steps: training steps before the timed rounds, >= 1.
     """
 
     reference: str | None
@@ -89,7 +89,7 @@ class Options(NamedTuple):
 
 
 def overrides(network: Network, sampler_steps: int) -> dict[str, object]:
-    """Returns what makes the default configuration that of a network."""
+    """Returns the changes that turn the default configuration into a network's."""
     return {
         "data.image_size": network.side,
         "data.channels": network.channels,
@@ -111,23 +111,23 @@ def timed(
     """Returns a function that measures a turn.
 
     Args:
-      worker: that runs it.
+      worker: runs it.
       task: one of its tasks.
-      choose: makes one number of the seconds of all calls of the turn.
+      choose: reduces the seconds of all calls in the turn to one number.
     """
     turn = _TURNS.get(task, _TURN)
     return lambda: choose(worker.ask("time", task=task, **turn._asdict()))
 
 
 class Session:
-    """The processes that measure. The pair of one network stays until that of another is asked for.
+    """The processes that measure. A network's pair stays until another network's is asked for.
 
     Args:
       options: how to measure.
-      progress: is given a line whenever something begins.
+      progress: gets a line whenever something begins.
 
     Attributes:
-      others: how many cores other processes used when each round began, as far as that is known.
+      others: how many cores other processes used when each round began, as far as known.
     """
 
     def __init__(self, options: Options, progress: Callable[[str], None]):
@@ -136,7 +136,7 @@ class Session:
         self._pair, self._made_for = contextlib.ExitStack(), None
 
     def rounds(self, title: str) -> Iterator[int]:
-        """Yields the numbers of the rounds, and says which has begun."""
+        """Yields the round numbers, and reports each round as it begins."""
         count = self.options.rounds
         for i in range(count):
             others = machine.busy_cores(_LISTEN)
@@ -151,7 +151,7 @@ class Session:
     def alternate(
         self, title: str, measures: Mapping[str, Callable[[], float]]
     ) -> dict[str, list[float]]:
-        """Returns what each function measured in every round; they take turns."""
+        """Runs the functions in turns, and returns what each measured in every round."""
         columns = {name: [] for name in measures}
         for _ in self.rounds(title):
             for name, measure in measures.items():
@@ -159,12 +159,12 @@ class Session:
         return columns
 
     def prepare(self, title: str, *asked: tuple[Worker | None, str], calls: int = 1) -> None:
-        """Has workers compile their tasks, one after the other, and run them.
+        """Makes workers compile their tasks, one after the other, and run them.
 
         Args:
-          title: of the row.
-          asked: workers, or None where there is none, and the task of each.
-          calls: how often a task is run, >= 1.
+          title: the row's title.
+          asked: a worker, or None if there is none, and its task.
+          calls: how often to run a task, >= 1.
         """
         workers = [(worker, task) for worker, task in asked if worker is not None]
         for i, (worker, task) in enumerate(workers, 1):
@@ -184,10 +184,10 @@ class Session:
         """Starts a worker of this library.
 
         Args:
-          changes: of the configuration.
+          changes: changes to the configuration.
           config: a module of `configs`.
-          devices: instead of those of the options, which are the application's if they are None.
-          cache: a directory for compiled programs, however small; None for no such cache.
+          devices: overrides the options' devices; if both are None, the application chooses.
+          cache: a directory for compiled programs, however small; None for no cache.
         """
         devices = devices or self.options.devices
         environment = dict(ENVIRONMENT)
@@ -203,10 +203,10 @@ class Session:
         """Starts a worker of the authors' code, if there is a checkout.
 
         Args:
-          network: that it has.
-          sampler_steps: of annealed Langevin dynamics.
-          flush_denormals: whether PyTorch takes numbers too small for float32's full precision as zero, as
-            XLA does, and the authors' code does not.
+          network: its network.
+          sampler_steps: steps of annealed Langevin dynamics.
+          flush_denormals: whether PyTorch treats numbers too small for float32's full precision as zero, as
+            XLA does and the authors' code does not.
         """
         if self.options.reference is None:
             return None
@@ -224,7 +224,7 @@ class Session:
         return Worker("benchmarks.original", settings, ENVIRONMENT)
 
     def pair(self, network: Network, flush_denormals: bool = False) -> tuple[Worker, Worker | None]:
-        """Returns the workers of a network, this library's and the authors'; see `start_original`."""
+        """Returns a network's workers, this library's and the authors'; see `start_original`."""
         if self._made_for != (network, flush_denormals):
             self.close()
             steps = self.options.sampler_steps

@@ -1,6 +1,6 @@
-"""How long `python main.py` takes from its start to the log line of its first step, and its memory.
+"""Measures how long `python main.py` takes to the log line of its first step, and its memory.
 
-Starts the process in a work directory of its own, with images made for it, and stops it then.
+It starts the process in a fresh work directory, with images made for it, and then stops it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from benchmarks import machine
 from benchmarks.workers import LARGE_PAGES, ROOT, MeasurementError, last_line
 from ncsn_jax.app.signals import STATUS
 
-# Seconds for a run to end, which it does at once when its state is saved.
+# Seconds for a run to end, which it does as soon as its state is saved.
 _PATIENCE = 120
 
 
@@ -27,11 +27,11 @@ class FirstSteps(NamedTuple):
     """How a training run began.
 
     Attributes:
-      seconds: from its start to the end of the first step.
-      after_compiling: of these, the seconds since the step was compiled.
-      memory_before: the largest resident memory when compiling began, in bytes; 0 where it is not known.
+      seconds: the seconds from its start to the end of the first step.
+      after_compiling: how many of these came after the step was compiled.
+      memory_before: the peak resident memory when compiling began, in bytes; 0 if unknown.
       peak_memory: the same until the last step.
-      line: of the log, of the last step.
+      line: the log's line for the last step.
     """
 
     seconds: float
@@ -42,20 +42,20 @@ class FirstSteps(NamedTuple):
 
 
 def seconds_to_first_step(flags: list[str], cache: str) -> float:
-    """Returns the seconds from the start of a training run to its first step; see `first_steps`."""
+    """Returns the seconds from a training run's start to its first step; see `first_steps`."""
     return first_steps(flags, cache).seconds
 
 
 def first_steps(flags: list[str], cache: str, count: int = 1) -> FirstSteps:
-    """Trains for some steps and returns what was seen.
+    """Trains for some steps and returns what it measured.
 
     Args:
-      flags: of `main.py`, without the work directory.
-      cache: the directory for decoded images and compiled programs, which is filled.
-      count: of the steps, >= 1.
+      flags: the flags of `main.py`, without the work directory.
+      cache: the directory for decoded images and compiled programs, which the run fills.
+      count: the number of steps, >= 1.
 
     Raises:
-      MeasurementError: if the run ends before, or does not end as it should when it is told to.
+      MeasurementError: if the run ends early, or does not end properly when told to.
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= LARGE_PAGES | {"NCSN_JAX_CACHE": cache}
@@ -83,7 +83,7 @@ def first_steps(flags: list[str], cache: str, count: int = 1) -> FirstSteps:
                     first = now
                 if line.startswith(f"step {count}/"):
                     peak = machine.peak_memory(process.pid)
-                    process.terminate()  # It saves its state before it ends.
+                    process.terminate()  # the run saves its state before it ends
                     process.communicate(timeout=_PATIENCE)
                     if process.returncode != STATUS[signal.SIGTERM]:
                         break
@@ -96,7 +96,7 @@ def first_steps(flags: list[str], cache: str, count: int = 1) -> FirstSteps:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kills a process with all that it started."""
+    """Kills a process and everything it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,6 +1,6 @@
-"""Synthetic pictures, smooth with noise, as JPEG files of quality 90, in each form that datasets come in.
+"""Writes synthetic pictures, smooth with noise, as JPEG files of quality 90, in every form of dataset.
 
-A few hundred are drawn, and repeated. What is in a directory is complete and is used again.
+It draws a few hundred and repeats them. A directory that exists is complete and is reused.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from PIL import Image
 
 from ncsn_jax.app.progress import progress
 
-NAME = "synthetic"  # of the dataset of tensorflow-datasets
+NAME = "synthetic"  # the dataset's name in tensorflow-datasets
 _DRAWN, _GRAIN, _SHARD = 300, 8.0, 25_000
 
 
 def make_files(parent: str, size: tuple[int, int], channels: int, count: int) -> str:
-    """Writes pictures as a folder, a tar and a zip file, if they are not there; returns the directory.
+    """Writes pictures as a folder, a tar and a zip file, if missing; returns their directory.
 
     Args:
-      parent: of the directory.
+      parent: the directory's parent.
       size: height and width.
       channels: 1 or 3.
-      count: of the pictures.
+      count: the number of pictures.
     """
     with _once(parent, "files", size, channels, count) as (directory, target):
         if target:
@@ -47,7 +47,7 @@ def make_files(parent: str, size: tuple[int, int], channels: int, count: int) ->
 
 
 def make_dataset(parent: str, size: tuple[int, int], channels: int, count: int) -> str:
-    """Writes pictures as array_record through tensorflow-datasets; else like `make_files`."""
+    """Writes pictures as array_record with tensorflow-datasets; otherwise like `make_files`."""
     import tensorflow_datasets as tfds
 
     with _once(parent, NAME, size, channels, count) as (directory, target):
@@ -61,11 +61,11 @@ def make_dataset(parent: str, size: tuple[int, int], channels: int, count: int) 
                 ),
                 features=tfds.features.FeaturesDict({"image": image}),
             )
-            # A generator of the library would sort the examples, and need TensorFlow to sort many.
+            # The library's generators would sort the examples, and need TensorFlow to sort many.
             writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
             writer.initialize_splits(["train"])
             pictures = _pictures(size, channels, count)
-            # Each call writes the metadata again.
+            # Each call rewrites the metadata, so pass many at a time.
             while some := [{"image": io.BytesIO(p)} for _, p in itertools.islice(pictures, 1000)]:
                 writer.add_examples({"train": some})
             writer.close_all()
@@ -76,7 +76,7 @@ def make_dataset(parent: str, size: tuple[int, int], channels: int, count: int) 
 def _once(
     parent: str, what: str, size, channels, count
 ) -> Iterator[tuple[str, pathlib.Path | None]]:
-    """Gives a directory, and if it is not there another one that will take its name."""
+    """Gives a directory and, if it is missing, another one that will take its name."""
     height, width = size
     directory = os.path.join(parent, f"{what}-{count}x{height}x{width}x{channels}")
     if os.path.isdir(directory):
@@ -91,7 +91,7 @@ def _once(
 
 
 def _pictures(size: tuple[int, int], channels: int, count: int) -> Iterator[tuple[int, bytes]]:
-    """Yields number and content of each picture."""
+    """Yields each picture's number and content."""
     (height, width), rng = size, np.random.default_rng(0)
     with progress("writing pictures", count, "pictures") as advanced:
         drawn = []

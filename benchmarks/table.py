@@ -1,14 +1,14 @@
-"""The table: its rows, the statistics and units in them, and where it goes in a file.
+"""Formats the table: its rows, their statistics and units, and its place in a file.
 
-The ratio of a row is the median of the rounds' ratios, each of two neighbours in time, so that what slows the
-whole machine for a while cancels; it need not be the ratio of the two medians beside it.
+A row's ratio is the median of the rounds' ratios. Each compares two neighbours in time, so that a slowdown of
+the whole machine cancels. It need not equal the ratio of the two medians beside it.
 """
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-# Of a file: what is between them is replaced.
+# The table replaces what is between these markers in a file.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 _FAILED = "failed: "
@@ -19,11 +19,11 @@ class Row(NamedTuple):
 
     Attributes:
       title: what is measured.
-      ours: of this library, or why it could not be measured.
-      other: what it is compared with.
-      ratio: of ours to the other.
+      ours: this library's figure, or why it could not be measured.
+      other: the figure it is compared with.
+      ratio: the ratio of ours to the other.
       spread: the smallest and the largest ratio of a round.
-      speed: floating point operations per second, and the machine's.
+      speed: floating-point operations per second, and the machine's.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether it says why something could not be measured."""
+        """Returns whether the row says why something could not be measured."""
         return self.ours.startswith(_FAILED)
 
 
@@ -56,11 +56,11 @@ def compare(
     """Returns the row of two columns of measurements, paired by rounds.
 
     Args:
-      title: of the row.
-      ours: one number for each round, >= 1 of them.
-      other: the same of what it is compared with, or None if there is nothing.
+      title: the row's title.
+      ours: one number per round, >= 1 of them.
+      other: the same for what it is compared with, or None.
       unit: turns a measurement into text.
-      name: of what it is compared with.
+      name: the name of what it is compared with.
       speed: the last cell.
     """
     row = Row(title, unit(statistics.median(ours)), speed=speed)
@@ -91,13 +91,13 @@ def megabytes(size: float) -> str:
 
 
 def speed(operations: float, seconds: float, peak: float) -> str:
-    """Returns operations in so many seconds as text, beside the peak in operations per second."""
+    """Returns operations in `seconds` as text, beside the peak in operations per second."""
     rate = operations / seconds
     return f"{rate / 1e9:.0f} of {peak / 1e9:.0f}, {rate / peak:.0%}"
 
 
 def failure(title: str, error: Exception) -> Row:
-    """Returns the row of what could not be measured."""
+    """Returns the row for something that could not be measured."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return Row(title, f"{_FAILED}{reason}")
 
@@ -121,10 +121,10 @@ def summary(row: Row) -> str:
 
 
 def replace(text: str, measured: str) -> str:
-    """Returns the text of a file with what was measured between the two markers.
+    """Returns a file's text with the measurements between the two markers.
 
     Raises:
-      ValueError: if it has not one of each, in their order.
+      ValueError: unless it has one of each, in order.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,9 +1,8 @@
-"""Processes that measure on request: how they are started, asked and ended, and what each of them can do.
+"""Starts, asks and ends worker processes that measure on request.
 
-A request and its answer are one line of JSON each, on the worker's standard input and output; `Worker` is the
-asking side, `serve` the answering one, and `Subject` what is asked. What libraries print goes elsewhere, and
-a worker that ends early leaves a reason of one line. A worker idles until it is asked, so that several can
-take turns on the same cores.
+A request and its answer are one line of JSON each, on the worker's standard input and output. `Worker` asks,
+`serve` answers, and `Subject` measures. What libraries print goes elsewhere, and a worker that ends early
+leaves a one-line reason. A worker idles until it is asked, so that several can take turns on the same cores.
 """
 
 import contextlib
@@ -20,21 +19,21 @@ from typing import Any, TextIO
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Of the environment: large pages of memory, as the documentation advises for CPUs.
+# Turns on large pages of memory, as the documentation advises for CPUs.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class MeasurementError(Exception):
-    """Something could not be measured: one line that says why."""
+    """Says in one line why something could not be measured."""
 
 
 class Worker:
-    """A process that runs `python -m module`, which is to call `serve`.
+    """A process that runs `python -m module`, which must call `serve`.
 
     Args:
-      module: its name.
+      module: the module's name.
       settings: arguments of what the module serves.
-      environment: of the process; None is that of this one.
+      environment: the process's environment; None inherits this one.
 
     Raises:
       MeasurementError: if it does not start with these settings.
@@ -44,7 +43,7 @@ class Worker:
         self, module: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
     ):
         self._module, self._log = module, tempfile.TemporaryFile()
-        # Ctrl-C is for the asking process alone; a worker ends with its standard input.
+        # Only the asking process takes Ctrl-C; a worker ends with its standard input.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -62,10 +61,10 @@ class Worker:
             raise
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Returns what the worker answers.
+        """Returns the worker's answer.
 
         Raises:
-          MeasurementError: if it fails, or ends.
+          MeasurementError: if the worker fails or ends.
         """
         try:
             request = {"command": command, "arguments": arguments}
@@ -84,12 +83,12 @@ class Worker:
         return reply["result"]
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
         for file in (self._process.stdout, self._log):
             file.close()
-        with contextlib.suppress(BrokenPipeError):  # what was not read any more
+        with contextlib.suppress(BrokenPipeError):  # the worker has not read everything
             self._process.stdin.close()
 
     def __enter__(self) -> "Worker":
@@ -100,7 +99,7 @@ class Worker:
 
 
 def last_line(log) -> str:
-    """Returns the last line of a binary file that says anything."""
+    """Returns the last line of a binary file that is not blank."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it said nothing")
@@ -110,10 +109,10 @@ def serve(make: Callable[..., Any]) -> None:
     """Answers the requests on standard input until it ends.
 
     Args:
-      make: makes of the settings the object whose methods are the commands.
+      make: turns the settings into the object whose methods are the commands.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)  # What libraries print is no reply.
+        os.dup2(2, 1)  # keeps what libraries print out of the replies
         answer(make, sys.stdin, replies)
 
 
@@ -134,22 +133,22 @@ def answer(make: Callable[..., Any], requests: Iterable[str], replies: TextIO) -
 
 
 class Subject:
-    """What a worker measures: tasks by name, each made when it is first asked for.
+    """What a worker measures: tasks by name, each made when first asked for.
 
     Args:
-      makers: of every task a function without arguments that returns it: a function without arguments
-        that ends when its work is done.
+      makers: by name, a function without arguments that returns the task: a function without arguments
+        that returns when its work is done.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], Callable[[], Any]]]):
         self._makers, self._tasks = makers, {}
 
     def prepare(self, task: str, calls: int = 1) -> None:
-        """Makes a task, compiles what there is to compile, and runs it; unless that was done before.
+        """Makes a task, compiles it and runs it, unless that was done before.
 
         Args:
           task: its name.
-          calls: how often it is run, >= 1.
+          calls: how often to run it, >= 1.
         """
         if task not in self._tasks:
             self._tasks[task] = self._makers[task]()
@@ -157,12 +156,12 @@ class Subject:
                 self._tasks[task]()
 
     def time(self, task: str, warm_up: float, seconds: float) -> list[float]:
-        """Returns how long calls of a task take, one by one, in seconds.
+        """Returns the seconds of each timed call of a task.
 
         Args:
           task: its name.
-          warm_up: before, there are untimed calls until they have taken so many seconds.
-          seconds: there are calls until they have taken so many seconds, and one at least.
+          warm_up: untimed calls come first, until they have taken this many seconds.
+          seconds: timed calls follow until they have taken this many seconds, and at least one.
         """
         self.prepare(task)
         warm = 0.0
@@ -179,6 +178,6 @@ class Subject:
         return time.perf_counter() - started
 
     def peak_memory(self) -> int:
-        """Returns the largest memory that the process has had, in bytes."""
+        """Returns the process's peak memory, in bytes."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/celeba.py --workdir=runs/celeba
 
-The dataset has to be prepared by tensorflow-datasets as array_record, or given as a directory of the
-aligned images: `--config.data.dataset=image_folder --config.data.data_dir=.../img_align_celeba`.
+Prepare the dataset with tensorflow-datasets as array_record, or give a directory of the aligned images:
+`--config.data.dataset=image_folder --config.data.data_dir=.../img_align_celeba`.
 
 Hardware: one GPU or TPU host; 30,117,635 parameters, 200,000 steps at batch 128.
 Expected time and result: not yet measured.

@@ -1,7 +1,7 @@
-"""What all experiments share: every field there is, with the NCSN paper's value.
+"""Sets the defaults of all experiments: every field, with the NCSN paper's value.
 
 `docs/configuration.md` says what each field means and what it may hold. The other files in this directory
-start from this one and say what they change. Any field can be overridden on the command line, as in
+start from these defaults and change some. Override any field on the command line, as in
 `--config.training.batch_size=64`.
 """
 
@@ -18,13 +18,13 @@ def get_config() -> ConfigDict:
     data.data_dir = ""
     data.image_size = FieldReference(32, field_type=object)  # or (height, width)
     data.channels = 3
-    data.value_range = ()  # or (low, high), of floating-point data
+    data.value_range = ()  # or (low, high) for floating-point data
     data.holdout = 0.0
     data.crop_size = 0  # -1: the largest square
     data.background = 255
     data.cache_bytes = 4 * 10**9
     data.prefetch = 4
-    data.workers = -1  # the cores to spare
+    data.workers = -1  # all spare cores
     data.random_flip = True
     data.dequantize = True
     data.centered = False
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     model.beta_max = 20.0
     model.ema_decay = 0.0
 
-    # Of model.name = "ncsnpp".
+    # For model.name = "ncsnpp".
     config.ncsnpp = ncsnpp = ConfigDict()
     ncsnpp.ch_mult = (1, 2, 2, 2)
     ncsnpp.num_res_blocks = 4
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     training.grad_clip = 0.0
     training.skip_nonfinite = 0
 
-    # Adam.
+    # For Adam.
     config.optim = optim = ConfigDict()
     optim.learning_rate = 1e-3
     optim.beta1 = 0.9

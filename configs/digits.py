@@ -1,9 +1,9 @@
-"""NCSN on the 8x8 digits that ship with scikit-learn: the whole way in minutes on two CPU cores.
+"""NCSN on the 8x8 digits that ship with scikit-learn: training and sampling in minutes on two CPU cores.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-The published network with 16 features. The ladder ends at 0.04, below the spacing of the data's 17
-grey levels (1/16), and epsilon is 0.2 sigma_L^2 (the published runs: 0.4 sigma_L^2).
+The network is the published one with 16 features. The ladder ends at 0.04, below the spacing of the data's
+17 grey levels (1/16), and epsilon is 0.2 sigma_L^2 (published runs: 0.4 sigma_L^2).
 
 Hardware: two CPU cores; 502,545 parameters.
 Expected time and result: 3,000 steps and 100 samples in about 3 minutes; a classifier of real

@@ -2,11 +2,11 @@
 
     python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=path/to/images
 
-PNG, JPEG, WebP, BMP, TIFF and GIF files are read, whatever their names. Others are left out and named in the
-log. With `--config.data.holdout=0.1` a tenth of the images is left out of training, for `--mode=inpaint` and
+It reads PNG, JPEG, WebP, BMP, TIFF and GIF files, whatever their names, and logs the names of others.
+`--config.data.holdout=0.1` keeps a tenth of the images out of training, for `--mode=inpaint` and
 `--mode=likelihood`.
 
-Hardware: one GPU or TPU host at this size; on a CPU start with `--config.model.features=16`.
+Hardware: one GPU or TPU host at this size; on a CPU, start with `--config.model.features=16`.
 Expected time and result: not yet measured; they depend on the pictures.
 """
 

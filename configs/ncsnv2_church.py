@@ -1,6 +1,6 @@
 """NCSNv2 on LSUN church, cropped and resized to 96x96, as published (Song & Ermon, 2020, appendix B).
 
-The paper's resolution; the authors' configuration file has 64x64.
+96x96 is the paper's resolution; the authors' configuration file has 64x64.
 
     python main.py --config=configs/ncsnv2_church.py --workdir=runs/ncsnv2_church
 

@@ -1,6 +1,6 @@
 """NCSNv2 on FFHQ, a directory of its images, at 256x256, as published (Song & Ermon, 2020, appendix B).
 
-Needs the directory as well: `--config.data.data_dir=path/to/images`.
+It needs the directory as well: `--config.data.data_dir=path/to/images`.
 
     python main.py --config=configs/ncsnv2_ffhq.py --workdir=runs/ncsnv2_ffhq --config.data.data_dir=...
 

@@ -10,7 +10,7 @@ from configs import ncsnv2_bedroom
 
 
 def get_config():
-    """Returns the configuration: that of the bedrooms, on other images."""
+    """Returns the bedrooms' configuration with other images."""
     config = ncsnv2_bedroom.get_config()
     config.data.dataset = "lsun/tower"
     return config

@@ -1,6 +1,6 @@
-"""What the published runs of NCSNv2 share (Song & Ermon, 2020, appendix B).
+"""Holds what the published runs of NCSNv2 share (Song & Ermon, 2020, appendix B).
 
-The files `ncsnv2_*.py` choose among these; this one is no run by itself.
+The files `ncsnv2_*.py` use it; it is not a run by itself.
 """
 
 from configs import default
@@ -23,9 +23,9 @@ def ncsnv2(
     Args:
       dataset, image_size, crop_size: see `config.data`.
       network, num_levels, sigma_begin: see `config.model`.
-      num_steps: of training.
-      step_lr: the step size in the authors' code, which is half of epsilon.
-      steps_per_level: of sampling.
+      num_steps: the number of training steps.
+      step_lr: the step size in the authors' code, half of epsilon.
+      steps_per_level: sampling steps at each level.
     """
     config = default.get_config()
     config.data.dataset = dataset

@@ -2,13 +2,13 @@
 
     python main.py --config=configs/simplified_celeba.py --workdir=runs/simplified_celeba
 
-The dataset has to be prepared by tensorflow-datasets as array_record, or given as a directory of the
-aligned images: `--config.data.dataset=image_folder --config.data.data_dir=.../img_align_celeba`, of which
-the original takes all 202,599 at their largest centre square; `celeb_a`'s training split has 162,770.
+Prepare the dataset with tensorflow-datasets as array_record, or give a directory of the aligned images:
+`--config.data.dataset=image_folder --config.data.data_dir=.../img_align_celeba`. The original takes all
+202,599 images at their largest centre square; `celeb_a`'s training split has 162,770.
 
-The original works in [-1, 1] and sums (sigma s + z)^2 without 1/2. In pixels in [0, 1] sigmas are half as
+The original works in [-1, 1] and sums (sigma s + z)^2 without 1/2. For pixels in [0, 1], sigmas are half as
 large and squared step sizes a quarter; with half the loss, the same Adam has half the clipping norm and
-half the eps. All values below are converted so, and the training is the same.
+half the eps. The values below are converted accordingly, and training is the same.
 
 Hardware: one GPU; 3,176,067 parameters, 316,500 steps at batch 64 (100 epochs of all images).
 Expected time and result: not yet measured.
@@ -26,18 +26,18 @@ def get_config():
     config.model.name = "ncsn_simplified"
     config.model.normalization = "instance"
     config.model.features = 64
-    # 1 to 0.01 in the units of [-1, 1].
+    # These are 1 and 0.01 in the units of [-1, 1].
     config.model.sigma_begin = 0.5
     config.model.sigma_end = 0.005
     config.training.batch_size = 64
     config.training.num_steps = 316_500
-    # 1.0 for twice the loss.
+    # The original clips at 1.0, with twice the loss.
     config.training.grad_clip = 0.5
     config.optim.learning_rate = 2e-4
     config.optim.eps = 5e-9
-    # Twice the published step of 2e-5, in a quarter of its unit.
+    # This is twice the published step size of 2e-5, in a quarter of its unit.
     config.sampling.epsilon = 1e-5
     config.sampling.clip = (0.0, 1.0)
-    # N(0, 1) in the units of [-1, 1].
+    # This is N(0, 1) in the units of [-1, 1].
     config.sampling.init = "centred_normal"
     return config

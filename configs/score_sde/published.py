@@ -1,11 +1,11 @@
-"""What the published runs of Song et al. (2021) share, from their configurations.
+"""Holds what the published runs of Song et al. (2021) share, from their configurations.
 
-The other files of this directory choose among these; none of them is a run by itself.
+The other files in this directory use it; it is not a run by itself.
 """
 
 from configs import default
 
-# Of a DDPM++, where it differs from an NCSN++.
+# Where DDPM++ differs from NCSN++.
 _DDPMPP = {"fir": False, "progressive_input": "none"}
 
 
@@ -16,7 +16,7 @@ def cifar10(sde: str, network: str, *, continuous: bool, deep: bool = False):
       sde: 've', 'vp' or 'subvp'.
       network: 'ncsnpp' or 'ddpmpp'.
       continuous: whether the objective is in continuous time.
-      deep: whether there are 8 residual blocks at each level instead of 4.
+      deep: whether each level has 8 residual blocks instead of 4.
     """
     config = default.get_config()
     is_ve = sde == "ve"
@@ -94,8 +94,8 @@ def faces_1024(*, ema_decay: float, reduce_mean: bool):
     """Returns the configuration of a run on faces at 1024x1024.
 
     Args:
-      ema_decay: of the moving average of the parameters.
-      reduce_mean: whether the loss is a mean over the elements.
+      ema_decay: the decay of the parameters' EMA.
+      reduce_mean: whether the loss is a mean over elements.
     """
     config = high_resolution("image_folder", 1348.0)
     config.data.image_size = 1024

@@ -1,6 +1,6 @@
 r"""NCSN++ on CelebA-HQ, 1024x1024, variance-exploding SDE, as published (Song et al., 2021).
 
-Needs a directory of its images.
+It needs a directory of its images.
 
     python main.py --config=configs/score_sde/ve_celebahq_1024_ncsnpp_continuous.py --workdir=DIR \
         --config.data.data_dir=DIR

@@ -1,1 +1,1 @@
-"""The modes of `main.py` besides training, one or two close ones per file; `shared` has what they share."""
+"""The modes of `main.py` besides training, one or two related modes per file; `shared` has common code."""

@@ -28,7 +28,7 @@ from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
 
-# A grid of samples of up to so many classes has a column for each.
+# A grid of samples has a column per class, for up to this many classes.
 _MOST_COLUMNS = 20
 
 
@@ -41,7 +41,7 @@ def classifier(config, workdir: str) -> None:
     path = _path(workdir)
     if storage.exists(path):
         raise UserError(f"{path} is there already: move it away to train another")
-    # All of it first, so that nothing is found missing when the training is done.
+    # Load everything now, so that nothing turns out to be missing after training.
     (labels, count), (unseen_labels, _) = (build.load_labels(config, s) for s in ("train", "test"))
     dataset, unseen = (build.load_images(config, s) for s in ("train", "test"))
     workdirs.claim_images(dataset, workdir, read_only=True)
@@ -107,10 +107,10 @@ def _path(workdir: str) -> str:
 
 
 def _load_classifier(config, workdir: str) -> tuple[NoisyClassifier, Any, int]:
-    """Returns a run's classifier, its parameters, and the checksum of its file, in all processes.
+    """Returns a run's classifier, its parameters, and its file's checksum, in all processes.
 
     Raises:
-      UserError: if there is none, or one of other images or another SDE.
+      UserError: if there is none, or it was trained on other images or another SDE.
     """
     path, params = _path(workdir), None
 

@@ -1,4 +1,4 @@
-"""`--mode=inpaint` and `--mode=colorize`: images of which a part is known, completed several times each."""
+"""`--mode=inpaint` and `--mode=colorize` complete partly known images, several times each."""
 
 import os
 import zlib
@@ -26,8 +26,8 @@ def inpaint(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Fills in the pixels that a mask hides, and writes to `inpainting/step_<step>/`.
 
     Args:
-      config, workdir: of the run.
-      images: the array that it was begun with, if it was.
+      config, workdir: the run's.
+      images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "inpaint", Stream.INPAINTING)
     options, value_range = config.inpainting, config.data.value_range
@@ -51,11 +51,11 @@ def inpaint(config, workdir: str, images: np.ndarray | None = None) -> None:
 
 @devices.jax_defaults()
 def colorize(config, workdir: str, images: np.ndarray | None = None) -> None:
-    """Colours images of which the mean of the channels is known: see `colorization/step_<step>/`.
+    """Colours images whose channel mean is known, and writes to `colorization/step_<step>/`.
 
     Args:
-      config, workdir: of the run.
-      images: the array that it was begun with, if it was.
+      config, workdir: the run's.
+      images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "colorize", Stream.COLORIZATION)
     value_range = config.data.value_range
@@ -77,7 +77,7 @@ class _Known(NamedTuple):
       for_sampler: arrays `[n, ...]`; see `samplers.Sampler`.
       shown: a picture of it, uint8 `[n, H, W, C]`.
       settings: what determines the completions, besides the sampler's settings.
-      written: arrays for the file of the completions.
+      written: more arrays for the completions' file.
     """
 
     for_sampler: tuple[np.ndarray, ...]
@@ -87,7 +87,7 @@ class _Known(NamedTuple):
 
 
 def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: _Known) -> None:
-    """Completes each of the originals several times, and writes them beside what was known of them."""
+    """Completes each original several times, and writes the results beside what was known."""
     loaded = shared.load(config, workdir)
     each, shape = config.inpainting.num_completions, build.image_shape(config)
     name = samplers.NAMES[task]

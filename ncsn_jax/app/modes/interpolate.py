@@ -1,4 +1,4 @@
-"""`--mode=interpolate`: what lies between two images, by the probability flow (Song et al., 2021, D.3)."""
+"""`--mode=interpolate` interpolates pairs of images by the probability flow (Song et al., 2021, D.3)."""
 
 import os
 import zlib
@@ -15,11 +15,11 @@ from ncsn_jax.errors import UserError
 
 @devices.jax_defaults()
 def interpolate(config, workdir: str, images: np.ndarray | None = None) -> None:
-    """Encodes pairs of images, decodes what lies between, and writes to `interpolation/step_<step>/`.
+    """Encodes pairs of images, decodes latents between them, and writes to `interpolation/step_<step>/`.
 
     Args:
-      config, workdir: of the run.
-      images: the array that it was begun with, if it was.
+      config, workdir: the run's.
+      images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "interpolate")
     count, shape = config.interpolation.num_steps, build.image_shape(config)

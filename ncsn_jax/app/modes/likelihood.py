@@ -1,4 +1,4 @@
-"""`--mode=likelihood`: bits per dimension of images, by the probability flow (Song et al., 2021, D.2)."""
+"""`--mode=likelihood` computes bits per dimension by the probability flow (Song et al., 2021, D.2)."""
 
 import json
 import os
@@ -17,8 +17,8 @@ def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Writes the bits per dimension of images, and their mean, to `likelihood/step_<step>/`.
 
     Args:
-      config, workdir: of the run.
-      images: the array that it was begun with, if it was.
+      config, workdir: the run's.
+      images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "likelihood")
     options = config.likelihood

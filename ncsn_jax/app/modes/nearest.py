@@ -1,4 +1,4 @@
-"""`--mode=nearest`: samples beside the training images nearest to them, which shows copies."""
+"""`--mode=nearest` shows samples beside the training images nearest to them, which reveals copies."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from ncsn_jax.app.progress import progress
 # Training images shown beside a sample.
 _NEIGHBOURS = 6
 
-# Of the images, so many elements are in memory at once, and so many distances.
+# How many elements of images, and how many distances, are in memory at once.
 _ELEMENTS, _DISTANCES = 2**24, 2**24
 
-# So many more images are ranked again in float64, since the first ranking is rounded.
+# The first ranking is rounded, so this many extra images are ranked again in float64.
 _SPARE = 8
 
 
@@ -27,8 +27,8 @@ def nearest(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Samples as `sample` does, and writes the nearest training images to the same directory.
 
     Args:
-      config, workdir: of the run.
-      images: the array that it was begun with, if it was.
+      config, workdir: the run's.
+      images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "nearest", Stream.SAMPLES)
     loaded = shared.load(config, workdir)
@@ -65,19 +65,19 @@ def find_nearest(
     value_range: Sequence[float] = (),
     advanced: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nearest images of each query in Euclidean distance, the nearest first.
+    """Returns the nearest images of each query in Euclidean distance, nearest first.
 
     Args:
-      queries: `[M, ...]`, in the units of the data.
-      images: `[N, ...]` likewise, N >= `count`. They may be larger than the memory: each is read once, a
-        block at a time, and once more if it is near.
+      queries: `[M, ...]`, in the data's units.
+      images: `[N, ...]` likewise, N >= `count`. They may be larger than memory: each is read once, a block
+        at a time, and once more if it is near.
       count: how many to find for each query, >= 1.
-      value_range: (low, high) of the data, `()` for bytes; see `ncsn_jax.app.units`.
-      advanced: called with a number of images whenever they were compared.
+      value_range: the data's (low, high), `()` for bytes; see `ncsn_jax.app.units`.
+      advanced: called with the number of images just compared.
 
     Returns:
-      (indices, distances), `[M, count]` each; distances in units of high - low, which is 255 for bytes. Of
-      images that are as near, the one that comes first is first.
+      (indices, distances), `[M, count]` each; distances in units of high - low, which is 255 for bytes.
+      Ties are in the order of the images.
     """
     low, high = value_range or (0, 255)
     points = units.to_unit(queries.reshape(len(queries), -1), value_range)

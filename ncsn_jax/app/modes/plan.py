@@ -1,7 +1,7 @@
-"""`--mode=plan`: what a run takes on the devices at hand, or on a TPU topology that need not be at hand.
+"""`--mode=plan` estimates what a run takes on the devices at hand, or on any TPU topology.
 
-It compiles the programs that the run would use and prints what the compiler says of them: memory, arithmetic
-and traffic, and the times that a roofline gives for these.
+It compiles the programs that the run would use and prints the compiler's figures: memory, arithmetic and
+traffic, and the times that a roofline gives for these.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from ncsn_jax.errors import UserError, one_line
 
 
 class Chip(NamedTuple):
-    """What one device has: bytes of memory, bytes a second from and to it, and FLOP/s of products.
+    """A device's memory in bytes, its bandwidth in bytes per second, and the FLOP/s of products.
 
-    `float32` is at JAX's default precision: in one pass of bfloat16 on TPUs, in TF32 on GPUs.
+    `float32` is at JAX's default precision: one pass of bfloat16 on TPUs, TF32 on GPUs.
     """
 
     memory: float
@@ -34,7 +34,7 @@ class Chip(NamedTuple):
     float32: float
 
 
-# By JAX's name of the device; from Google Cloud's pages of each TPU version and NVIDIA's data sheets (dense).
+# By JAX's device names; from Google Cloud's page on each TPU version and NVIDIA's data sheets (dense).
 CHIPS = {
     "TPU v5 lite": Chip(16 * 2**30, 819e9, 197e12, 197e12),
     "TPU v5": Chip(95 * 2**30, 2765e9, 459e12, 459e12),
@@ -44,15 +44,15 @@ CHIPS = {
     "NVIDIA H200": Chip(141e9, 4800e9, 989e12, 494e12),
 }
 
-# In how many products of bfloat16 a TPU computes one of float32.
+# How many bfloat16 products a TPU computes for one of float32.
 _PASSES = {"default": 1, "high": 3, "highest": 6}
 
-# How many samples are told the time of.
+# The plan gives the time for this many samples.
 _SAMPLES = 1000
 
 
 class Program(NamedTuple):
-    """What the compiler says of a program: bytes, FLOP and bytes of traffic of a step, on each device."""
+    """The compiler's figures for a program: bytes, and FLOP and bytes of traffic per step, on each device."""
 
     arguments: int
     temporary: int
@@ -62,7 +62,7 @@ class Program(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """All of it, in bytes."""
+        """The total memory, in bytes."""
         return self.arguments + self.temporary + self.code
 
 
@@ -70,7 +70,7 @@ class TooLarge(Exception):
     """A program does not fit into a device's memory.
 
     Attributes:
-      needed: bytes that it takes, as far as the compiler tells; else 0.
+      needed: the bytes it takes, or 0 if the compiler does not tell.
     """
 
     def __init__(self, message: str):
@@ -82,9 +82,9 @@ class TooLarge(Exception):
 
 @devices.jax_defaults()
 def plan(config) -> None:
-    """Prints what the run of a configuration takes on the devices of `config.plan.topology`."""
+    """Prints what a configuration's run takes on the devices of `config.plan.topology`."""
     topology = schema.flatten(config).get("plan.topology")
-    # The check needs the number of devices. It refuses a topology that is missing or not a string.
+    # The check, which needs the number of devices, refuses a topology that is missing or not a string.
     targets = find_devices(topology if isinstance(topology, str) else "local")
     count, kind, training = len(targets), targets[0].device_kind, config.training
     schema.check(config, count)
@@ -118,7 +118,7 @@ def plan(config) -> None:
 
 @devices.jax_defaults()
 def step_seconds(config, topology: str) -> tuple[float, int]:
-    """Plans the training step alone; returns its seconds on the devices of a topology, and their hosts.
+    """Plans the training step alone; returns its seconds on a topology's devices, and their hosts.
 
     Raises:
       TooLarge: if it does not fit.
@@ -136,20 +136,20 @@ def step_seconds(config, topology: str) -> tuple[float, int]:
 
 
 def find_devices(topology: str) -> list:
-    """Returns the devices at hand for 'local', and else all devices of a TPU topology such as 'v5e:4x4'.
+    """Returns the devices at hand for 'local', else all devices of a TPU topology such as 'v5e:4x4'.
 
     Raises:
       UserError: if the topology is unknown or the TPU compiler is not installed.
     """
     if topology == "local":
         return jax.devices()
-    # The compiler neither looks for accelerators nor minds other programs that use them.
+    # Keep the compiler from looking for accelerators and from minding other programs that use them.
     jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        # Of this machine; without it the compiler complains.
+        # This machine's type, without which the compiler complains.
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
     ):
         os.environ.setdefault(name, value)
@@ -159,7 +159,7 @@ def find_devices(topology: str) -> list:
             f'pip install "jax[tpu]=={jax.__version__}"'
         )
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        if topology:  # It takes an empty one for TPU v2.
+        if topology:  # an empty one would mean TPU v2
             return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     raise UserError(
         f"config.plan.topology={topology!r} must be 'local', or a TPU topology such as 'v5e:4x4', "
@@ -192,7 +192,7 @@ def _compile_step(what: str, config, targets: list) -> Program:
 
 
 def _measure(what: str, compile_: Callable) -> Program:
-    """Calls `compile_`, prints how long it took, and returns what the executable takes.
+    """Calls `compile_`, prints how long it took, and returns the executable's figures.
 
     Raises:
       TooLarge: if it does not fit into the device's memory.
@@ -221,7 +221,7 @@ def _describe(program: Program, chip: Chip | None, microbatches: int = 1) -> Non
     """Prints what a program takes.
 
     Raises:
-      TooLarge: if that is more than the device's memory; not every compiler refuses it.
+      TooLarge: if it exceeds the device's memory, which not every compiler checks.
     """
     print(
         f"  memory of a device: arguments {human_bytes(program.arguments)}, temporaries "
@@ -237,10 +237,10 @@ def _describe(program: Program, chip: Chip | None, microbatches: int = 1) -> Non
 
 
 def _step_time(program: Program, chip: Chip, options, microbatches: int = 1) -> float:
-    """Prints and returns the seconds of a step by the roofline: of arithmetic or of traffic, the longer.
+    """Prints and returns a step's seconds by the roofline: the longer of arithmetic and traffic.
 
-    XLA counts the body of a loop once: of the steps of a call, of a sampler's steps, and of microbatches,
-    for which all of the step is taken several times here, the optimizer too.
+    XLA counts a loop's body once: over the steps of a call, over a sampler's steps, and over microbatches.
+    For microbatches, this multiplies the whole step, including the optimizer.
     """
     passes = 1
     if options.dtype == "float32" and chip.float32 == chip.bfloat16:  # a TPU
@@ -280,13 +280,13 @@ def _plan_sampling(config, targets: list, chip: Chip | None) -> None:
 
 
 def _find_what_fits(config, targets: list, chip: Chip | None, needed: float) -> None:
-    """Compiles the step with less memory in each way that there is, and says which fit.
+    """Compiles the step with each way to save memory, and says which fit.
 
     Args:
-      config: of a run whose step does not fit.
+      config: the configuration of a run whose step does not fit.
       targets: the devices.
-      chip: one of them, where it is known.
-      needed: bytes that the step takes, or 0; in fewer microbatches than these ask for it cannot fit.
+      chip: their figures, if known.
+      needed: bytes that the step takes, or 0; it gives the fewest microbatches that could fit.
     """
     training = config.training
     each = training.batch_size // len(targets)

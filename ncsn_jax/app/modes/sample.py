@@ -1,4 +1,4 @@
-"""`--mode=sample`: samples of a run's newest checkpoint, and a film of the first ones."""
+"""`--mode=sample` draws samples of a run's newest checkpoint, and films the first ones."""
 
 import os
 
@@ -21,7 +21,7 @@ def sample(config, workdir: str) -> None:
 
 
 def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndarray | None:
-    """Writes the samples that are missing, as `sample` does; returns all of them in process 0."""
+    """Writes the missing samples, as `sample` does; returns all samples in process 0."""
     config, directory = loaded.config, loaded.directory("samples")
     settings, count = loaded.sampler_settings(), config.sampling.num_samples
     samples = shared.make_samples("sampling", loaded, runner, directory, settings, count)
@@ -39,7 +39,7 @@ def write_samples(loaded: shared.Loaded, runner: run_samplers.Chains) -> np.ndar
 
 
 def _write_film(directory: str, frames: np.ndarray) -> None:
-    """Writes `annealing.gif` and `filmstrip.png` of frames, uint8 `[F, N, H, W, C]`."""
+    """Writes frames, uint8 `[F, N, H, W, C]`, as `annealing.gif` and `filmstrip.png`."""
     columns = int(np.ceil(np.sqrt(frames.shape[1])))
     gif = pictures.encode_gif(np.stack([pictures.grid(f, columns) for f in frames]))
     storage.write(os.path.join(directory, "annealing.gif"), gif)

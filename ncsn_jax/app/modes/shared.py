@@ -1,7 +1,7 @@
-"""What the modes share: the run and its newest checkpoint, and making what is missing of a result.
+"""Does what the modes share: opens the run and its newest checkpoint, and makes missing results.
 
 A mode calls `begin`, then `load`, and then `make_samples` or `make_missing`. It writes below the work
-directory, and never over what was made with other settings.
+directory, and never overwrites what was made with other settings.
 """
 
 import logging
@@ -33,12 +33,12 @@ from ncsn_jax.errors import UserError, one_line
 
 log = logging.getLogger("ncsn_jax")
 
-# Of the damaged images that a process finds, the log names so many at a time, and so many in all.
+# How many damaged images that a process finds the log names at a time, and how many in all.
 _NAMED, _MOST_NAMED = 5, 50
 
 
 class Loaded(NamedTuple):
-    """A checkpoint of a run, with its parameters, replicated: the EMA where there is one."""
+    """A run's checkpoint with its parameters, replicated: the EMA if there is one."""
 
     config: Any
     workdir: str
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
     params: Any
 
     def directory(self, kind: str) -> str:
-        """Returns the directory for what is made of one kind, such as "samples"."""
+        """Returns the directory for one kind of result, such as "samples"."""
         name = self.config.sampling.name
         step = f"step_{self.step}" + (f"_{name}" if name else "")
         return os.path.join(self.workdir, kind, step)
@@ -62,7 +62,7 @@ class Loaded(NamedTuple):
 
 
 def agree(config, mode: str) -> None:
-    """Raises UserError unless all processes were started with the same mode and configuration."""
+    """Raises UserError unless all processes have the same mode and configuration."""
     local = ("data.data_dir", "inpainting.images", "inpainting.mask")
     fields = {f: value for f, value in schema.flatten(config).items() if f not in local}
     distributed.agree("its configuration", {"mode": mode} | fields)
@@ -72,12 +72,12 @@ def begin(config, workdir: str, mode: str, task: Stream | None = None) -> None:
     """Checks the configuration, finds the run, and starts the log.
 
     Args:
-      config, workdir: of the run.
-      mode: of `main.py`.
-      task: what samples are made for, if any are.
+      config, workdir: the run's.
+      mode: the mode of `main.py`.
+      task: what samples are made for, if any.
 
     Raises:
-      UserError: if the mode cannot work with this configuration, or there is no run of it.
+      UserError: if the mode cannot work with this configuration, or it has no run.
     """
     schema.check(config)
     if task is not None:
@@ -97,10 +97,10 @@ def load(config, workdir: str) -> Loaded:
 def load_images(
     config, workdir: str, split: str = "train", images: np.ndarray | None = None
 ) -> data.Images:
-    """Returns the images of a run, as `build.load_images`; `images` is what the run was begun with, if any.
+    """Returns a run's images as `build.load_images` does; `images` is the array it began with, if any.
 
     Raises:
-      UserError: also if the run was begun with an array, and it is not given.
+      UserError: also if the run began with an array that is not given.
     """
     if images is None:
         workdirs.require_images(workdir)
@@ -108,7 +108,7 @@ def load_images(
 
 
 def name_damaged(dataset: data.Images) -> None:
-    """Logs damaged images that were newly found, in any process. All processes must call it."""
+    """Logs damaged images newly found in any process. All processes must call it."""
     if dataset.source is None:
         return
     told = set(dataset.told)
@@ -132,7 +132,7 @@ def load_originals(
     """Returns images to work on, the user's or else the test split's, `[count at most, H, W, C]`.
 
     Args:
-      config, workdir: of the run.
+      config, workdir: the run's.
       count: how many, at most.
       images: as for `load_images`.
     """
@@ -171,13 +171,13 @@ def make_samples(
     """Makes those of `count` samples that are missing from a directory, as `make_missing` does.
 
     Args:
-      what: they are, for the progress bar.
-      loaded: has the parameters of the sampler.
+      what: what they are, for the progress bar.
+      loaded: has the sampler's parameters.
       runner: makes the samples.
-      directory: of their `SampleStore`.
+      directory: the directory of their `SampleStore`.
       settings: what determines them.
-      count: how many samples there are to be.
-      known: returns what the sampler is told of the samples with these indices.
+      count: how many samples there should be.
+      known: returns what the sampler knows of the samples with these indices.
     """
     config, evaluations = loaded.config, []
     size, shape = min(config.sampling.batch_size, count), build.image_shape(config)
@@ -220,17 +220,17 @@ def make_missing(
     evaluations: int | None = None,
     unit: str = "images",
 ) -> np.ndarray | None:
-    """Makes what is missing in batches, and shows how far it has come.
+    """Makes missing results in batches, and shows progress.
 
     Args:
-      what: it is, for the progress bar.
+      what: what they are, for the progress bar.
       open_store: returns where the results are kept; called in process 0.
-      count: how many results there are to be.
-      size: how many are made at once, at most.
-      make: returns the results of some indices, `make(indices, advanced)`, and calls `advanced` with a
-        number of steps, or of results, whenever they are done.
-      steps: of a batch; 0 to count results.
-      evaluations: network evaluations of a result; None where a solver chooses them.
+      count: how many results there should be.
+      size: how many to make at once, at most.
+      make: returns the results of some indices, `make(indices, advanced)`, and calls `advanced` with the
+        number of steps, or of results, just done.
+      steps: the steps of a batch; 0 counts results.
+      evaluations: a result's network evaluations (NFE); None if a solver chooses them.
       unit: what is made, in the plural.
 
     Returns:

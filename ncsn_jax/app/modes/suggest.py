@@ -1,4 +1,4 @@
-"""`--mode=suggest`: the ladder and the step size that suit the images of a configuration."""
+"""`--mode=suggest` prints the ladder and the step size that suit a configuration's images."""
 
 import math
 
@@ -9,13 +9,13 @@ from ncsn_jax.app import build, devices, logs, schema, units
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center
 
-# Of the images that are compared. As floats, in pairs, each takes eight bytes.
+# How many numbers the compared images may hold. As floats, in pairs, each takes eight bytes.
 _NUMBERS_TO_COMPARE = 500_000_000
 
-# A network that is not divided by sigma has been trained up to this one.
+# The largest sigma for which a network that is not divided by sigma has been trained.
 _LARGEST_SIGMA_OF_NCSN = 2
 
-# Of a longer ladder, only so many sigmas of each end are printed.
+# A longer ladder is printed with only this many sigmas at each end.
 _LONGEST_LADDER, _SHOWN = 20, 4
 
 
@@ -24,11 +24,11 @@ def suggest(config, images: np.ndarray | None = None) -> None:
     """Prints the ladder and the step size that techniques 1, 2 and 4 of NCSNv2 give for the images.
 
     Args:
-      config: of a run.
-      images: an array in the place of `config.data.dataset`.
+      config: a run's configuration.
+      images: an array in place of `config.data.dataset`.
     """
     schema.check(config)
-    logs.start(None)  # what is left out of the images is named there
+    logs.start(None)  # it names images that are left out
     dataset = build.load_images(config, images=images)
     stride = -(-math.prod(dataset.shape) // _NUMBERS_TO_COMPARE)
     points = dataset[::stride]
