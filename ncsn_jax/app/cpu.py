@@ -40,7 +40,7 @@ def devices_for(config) -> int | None:
       The number, or None if the environment chooses one or the configuration's check will refuse it.
 
     Raises:
-      UserError: if `$JAX_NUM_CPU_DEVICES` is not a number, with which importing JAX would fail.
+      UserError: if `$JAX_NUM_CPU_DEVICES` is not a number, because importing JAX would then fail.
     """
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):

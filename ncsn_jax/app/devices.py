@@ -25,7 +25,7 @@ AXIS = "batch"
 
 @contextlib.contextmanager
 def jax_defaults() -> Iterator[None]:
-    """Resets those JAX settings to their defaults that would change a run's numbers, or stop it.
+    """Restores the defaults of JAX settings that would change a run's numbers, or stop it.
 
     The environment or a notebook may have set them. This decorates everything that computes part of a run.
     """

@@ -1,4 +1,4 @@
-"""Writes a run's log, and what it says at the start.
+"""Sets up a run's log, and writes its first lines.
 
 The first process writes it to standard output and to the work directory's `log.txt`.
 """

@@ -72,7 +72,7 @@ def deferred(last_saved: Callable[[], str] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Lets a signal, even an earlier one, end the process at once inside this block within `deferred`."""
+    """Lets a signal, or an earlier one, end the process at once; a block inside `deferred`."""
     global _deferred
     with _lock:
         _deferred = False

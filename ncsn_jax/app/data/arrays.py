@@ -236,7 +236,7 @@ def _check(array, image_shape, value_range, field: str) -> None:
 
 
 def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.ndarray:
-    """Returns which images are held out, bool `[N]`; refuses values that are not finite or have no range.
+    """Returns which images are held out, bool `[N]`; refuses non-finite values and a wrong range.
 
     It examines only every `stride`-th image.
     """
