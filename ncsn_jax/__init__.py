@@ -1,23 +1,23 @@
 """Noise conditional score networks in JAX.
 
-Each part loads when it is first used, as `ncsn_jax.sampling` or by `from ncsn_jax import sampling`:
+Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax import sampling`:
 
 | | |
 |---|---|
 | `sampling` | samplers for any score function: Langevin, inpainting, predictor-corrector, Heun, ODE |
-| `sigmas` | noise ladders, and what suits a data set |
+| `sigmas` | noise ladders, and how to choose one for a data set |
 | `sde` | the SDEs VE, VP and sub-VP; score functions of time and of sigma |
 | `likelihood` | log densities, bits per dimension, latents |
 | `scheduler` | annealed Langevin dynamics one step at a time |
 | `scores` | closed-form scores |
 | `losses` | score matching, one value per example |
-| `models` | the networks NCSN, NCSNv2, NCSN++ and others, and their score functions |
-| `convert` | the authors' PyTorch parameters to these networks, and back |
-| `objectives`, `training` | what training minimises; the state of training and its step |
+| `models` | NCSN, NCSNv2, NCSN++ and other networks, and their score functions |
+| `convert` | converts the authors' PyTorch parameters to these networks, and back |
+| `objectives`, `training` | training objectives; the training state and step |
 | `classifier` | classifiers of noisy images, which guide samplers |
-| `images` | bytes and the ranges of images |
+| `images` | converts bytes to floats, and between ranges |
 | `types`, `errors` | `ScoreFn` and `TimeScoreFn`; `UserError` |
-| `load_run` | a trained network of the application, for code of one's own |
+| `load_run` | loads a network that the application trained |
 """
 
 import importlib
@@ -67,18 +67,18 @@ __all__ = [
 
 
 def load_run(workdir: str, step: int | None = None) -> "Run":
-    """Opens a run that was trained or converted, of which nothing is changed.
+    """Opens a trained or converted run, read-only.
 
     Args:
-      workdir: of `main.py` or `python -m ncsn_jax.convert`, on a disk or such as gs://BUCKET/PATH.
-      step: of the checkpoint; the newest by default.
+      workdir: written by `main.py` or `python -m ncsn_jax.convert`: a local path, or gs://BUCKET/PATH.
+      step: the checkpoint's step; the newest by default.
 
     Returns:
       A `Run`: `config, step, model, params, sigmas, sde, score_fn(x, sigma), time_score_fn(x, t)`, and the
       methods `sample(key, n)`, `prepare(images)`, `restore(x)` and `to_uint8(images)`. `help(run)` says more.
 
     Raises:
-      UserError: if there is no run, no such checkpoint, or a run of another version of this package.
+      UserError: if the run or checkpoint does not exist, or another version of this package wrote it.
 
     Example:
       >>> run = ncsn_jax.load_run("runs/digits")  # doctest: +SKIP

@@ -1,7 +1,7 @@
-"""Every check of arguments that more than one module makes, once; imported as `check`.
+"""Argument checks that several modules share; imported as `check`.
 
 A check raises ValueError with one line: the argument's name, what was found and what is allowed. Some return
-the argument in the form that the caller needs. Values that JAX traces are not known yet and pass.
+the argument in the form that the caller needs. Traced values are not known yet and pass.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MAX_LEVELS = 1_000_000  # more than any ladder or chain has
 
 
 def is_traced(value) -> bool:
-    """Whether a value is known only when the compiled program runs."""
+    """Returns whether a value is known only when the compiled program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -29,9 +29,9 @@ def is_traced(value) -> bool:
 
 
 def as_float(name: str, value: float, *, traced: bool = True) -> float:
-    """Returns a number, NumPy's scalars among them, as a float: infinite if it is too large.
+    """Returns a number or NumPy scalar as a float, infinite if it is too large.
 
-    One that is traced is returned as it is, or refused where it cannot be.
+    Returns a traced number unchanged, or rejects it unless `traced`.
     """
     if is_traced(value):
         if not traced:
@@ -51,7 +51,7 @@ def as_float(name: str, value: float, *, traced: bool = True) -> float:
 
 
 def positive(name: str, value, most: float = MAX_FLOAT) -> float:
-    """Returns one number > 0 as a float, `most` at most, for which float32 has room."""
+    """Returns a number in (0, `most`] as a float, if it is a normal float32."""
     try:
         found = as_float(name, value)
     except ValueError:
@@ -63,7 +63,7 @@ def positive(name: str, value, most: float = MAX_FLOAT) -> float:
 
 
 def ends(*, equal: bool = False, traced: bool = True, **bounds) -> dict[str, float]:
-    """Returns two numbers > 0, the larger first, as floats; they may be `equal`, or `traced`, if told so."""
+    """Returns two numbers > 0, the larger first, as floats; `equal` and `traced` say whether they may be."""
     found = {name: as_float(name, value, traced=traced) for name, value in bounds.items()}
     (first, last), (high, low) = found, found.values()
     if is_traced(high) or is_traced(low):
@@ -83,7 +83,7 @@ def fraction(name: str, value) -> float:
 
 
 def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> int:
-    """Returns an integer from `least` to `most` as Python's."""
+    """Returns an integer from `least` to `most` as an int."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and least <= value <= most):
         raise ValueError(f"{name} must be an integer >= {least}, {most} at most, got {show(value)}")
@@ -94,7 +94,7 @@ def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> int:
 
 
 def keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """Returns one typed key or `batch_size` of them, made of legacy ones; TypeError for what is no key."""
+    """Returns one typed key or `batch_size` of them, converting legacy keys; TypeError for anything else."""
     if getattr(key, "dtype", None) == np.uint32 and np.ndim(key):
         with contextlib.suppress(TypeError, ValueError):  # refused below
             key = jax.random.wrap_key_data(jnp.asarray(key))
@@ -114,22 +114,22 @@ def batch(name: str, x: jax.Array) -> int:
 
 
 def floating(name: str, x: jax.Array) -> None:
-    """Refuses an array of anything but floating-point numbers."""
+    """Rejects an array that is not floating point."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
 def chains(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jnp.dtype]:
-    """Returns typed keys, and the state and the type of x `[B, ...]`, where chains start."""
+    """Returns typed keys, and `state` of the starting points x `[B, ...]`."""
     key = keys(key, batch("x", x))
     return key, *state("x", x)
 
 
 def state(name: str, x: jax.Array, *, elements: bool = False) -> tuple[jax.Array, jnp.dtype]:
-    """Returns floating-point x `[B, ...]` in float32, or float64 if it is that, and the type that it has.
+    """Returns floating-point x `[B, ...]` in float32, or float64 if it was, and its original type.
 
-    Sums over many steps need the digits: the smallest steps vanish in bfloat16, and float16 overflows. With
-    `elements`, x must have some.
+    Sums over many steps need the precision: the smallest steps vanish in bfloat16, and float16 overflows.
+    With `elements`, x must not be empty.
     """
     batch(name, x)
     x = jnp.asarray(x)
@@ -148,19 +148,19 @@ def batch_shape(shape) -> tuple[int, ...]:
 
 
 def shape(name: str, value, wanted: tuple[int, ...]) -> None:
-    """Refuses an array of another shape."""
+    """Rejects an array of another shape."""
     if np.shape(value) != wanted:
         raise ValueError(f"{name} must have shape {wanted}, got {np.shape(value)}")
 
 
 def each(name: str, x: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns numbers, one for each example of x `[B, ...]`, as an array `[B]` of the type of x."""
+    """Returns one number per example of x `[B, ...]`, as an array `[B]` of the type of x."""
     shape(name, value, x.shape[:1])
     return jnp.asarray(value, x.dtype)
 
 
 def sigma(x: jax.Array, value) -> jax.Array:
-    """Returns sigmas > 0, one for each example of x `[B, ...]`."""
+    """Returns sigmas > 0, one per example of x `[B, ...]`."""
     value = jnp.asarray(value)
     if value.shape != x.shape[:1] or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
@@ -187,7 +187,7 @@ def mask(value) -> jax.Array:
 
 
 def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
-    """Broadcasts an array to the shape of x; both must have as many axes."""
+    """Broadcasts an array to the shape of x; both must have the same number of axes."""
     if array.ndim != x.ndim or any(
         a not in (1, b) for a, b in zip(array.shape, x.shape, strict=True)
     ):
@@ -199,10 +199,10 @@ def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def inputs(model: object, x, label, name: str = "level", levels: int | None = None) -> tuple:
-    """Returns what a network is called with as arrays: images `[B, H, W, C]` and a number for each, `[B]`.
+    """Returns a network's inputs as arrays: floating-point images `[B, H, W, C]` and numbers `[B]`.
 
-    Images are floating point. The number is an integer if its `name` is level; and if there are so many
-    `levels`, and it is known, it is one of them.
+    A number whose `name` is level must be an integer. With `levels`, a known number must be an integer in
+    [0, levels).
     """
     x, label = jnp.asarray(x), jnp.asarray(label)
     network = type(model).__name__
@@ -227,7 +227,7 @@ def inputs(model: object, x, label, name: str = "level", levels: int | None = No
 
 
 def sides(model: object, x: jax.Array, halvings: int) -> None:
-    """Refuses images `[B, H, W, C]` whose sides cannot be halved so often."""
+    """Rejects images `[B, H, W, C]` whose sides cannot be halved `halvings` times."""
     factor, (height, width) = 2**halvings, x.shape[1:3]
     if height % factor or width % factor:
         raise ValueError(
@@ -256,7 +256,7 @@ def ladder(sigmas: jax.Array, dtype=None) -> jax.Array:
 
 
 def part(steps, total: int) -> tuple:
-    """Returns `steps` of a sampler, (start, stop), as integers where they are known; None is (0, total)."""
+    """Returns a sampler's `steps`, (start, stop), as integers where known; None is (0, total)."""
     try:
         bounds = (0, total) if steps is None else tuple(steps)
         if len(bounds) == 2 and any(map(is_traced, bounds)):
@@ -273,7 +273,7 @@ def part(steps, total: int) -> tuple:
 
 
 def frames(num_frames, return_info: bool, total: int) -> None:
-    """Refuses a number of frames that `total` updates do not have, or that nobody gets."""
+    """Rejects `num_frames` above `total` updates, or without `return_info`."""
     if num_frames is None:
         return
     if not return_info:
@@ -282,7 +282,7 @@ def frames(num_frames, return_info: bool, total: int) -> None:
 
 
 def interval(name: str, bounds, least: float = -math.inf, equal: bool = False) -> tuple:
-    """Returns bounds (low, high) as floats, `least` <= low < high; or low = high, if they may be `equal`."""
+    """Returns bounds (low, high) as floats, `least` <= low < high; with `equal`, also low = high."""
     if is_traced(bounds) or (isinstance(bounds, tuple | list) and any(map(is_traced, bounds))):
         return bounds
     try:
@@ -301,15 +301,15 @@ def interval(name: str, bounds, least: float = -math.inf, equal: bool = False) -
 
 
 def sde(value) -> None:
-    """Refuses anything but an SDE."""
-    from ncsn_jax.sde import SDE  # which uses these checks
+    """Rejects anything but an SDE."""
+    from ncsn_jax.sde import SDE  # a circular import: it uses these checks
 
     if not isinstance(value, SDE):
         raise ValueError(f"sde must be VE, VP, SubVP or another SDE, got {show(value)}")
 
 
 def times(start: float, end: float) -> tuple[float, float]:
-    """Returns two times in (0, 1], which must differ, as floats."""
+    """Returns two different times in (0, 1] as floats."""
     start, end = positive("start", start, 1.0), positive("end", end, 1.0)
     if not (is_traced(start) or is_traced(end)) and np.float32(start) == np.float32(end):
         raise ValueError(f"start and end must differ, got {start} and {end}")
@@ -317,7 +317,7 @@ def times(start: float, end: float) -> tuple[float, float]:
 
 
 def tolerances(rtol: float, atol: float, max_steps: int) -> dict:
-    """Returns tolerances and a bound on steps, with which something can be solved, by name."""
+    """Returns the solver's tolerances and its bound on steps, by name."""
     relative = as_float("rtol", rtol)
     if not (is_traced(relative) or relative == 0 or _TINY <= relative < 1):
         raise ValueError(f"rtol must be a number in [0, 1), got {show(rtol)}")

@@ -1,9 +1,9 @@
-"""Training a classifier of noisy images, and what it says of them: log p(y | x_t, t).
+"""Trains a classifier of noisy images, and evaluates its log p(y | x_t, t).
 
-The pure functions behind class-conditional sampling (Song et al., 2021, section 5 and appendix I.1), for
-any of the SDEs. The network sees x_t / alpha_t = x_0 + sigma z, the noise that `NoisyClassifier` knows.
-Everything random in a step is a function of (seed, step, index of the example), as in `ncsn_jax.training`,
-whose state is used. Nothing here jits, logs or touches files.
+These pure functions serve class-conditional sampling (Song et al., 2021, section 5 and appendix I.1) with
+any SDE. The network sees x_t / alpha_t = x_0 + sigma z, the noise that `NoisyClassifier` expects. As in
+`ncsn_jax.training`, whose state they share, everything random in a step depends on (seed, step, index of the
+example) only. Nothing here jits, logs or touches files.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Metrics(NamedTuple):
-    """What one step measured.
+    """Metrics of one step.
 
     Attributes:
       loss: the mean cross-entropy of the batch, in nats.
-      accuracy: the share of the batch that was classified as its label.
+      accuracy: the fraction of the batch classified correctly.
     """
 
     loss: jax.Array
@@ -55,7 +55,7 @@ def logits_fn(model: nn.Module, params, sde: SDE) -> LogitsFn:
       model: with `apply(params, x, sigma) -> [B, K]` for x = x_0 + sigma z, such as
         `ncsn_jax.models.NoisyClassifier`.
       params: its parameters.
-      sde: the SDE that x_t is of.
+      sde: the SDE of x_t.
     """
 
     def logits(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -74,8 +74,8 @@ def log_likelihood(
       y: the wanted class of each example, integers `[B]`, or one for all; in [0, K).
 
     Raises:
-      ValueError: if y is not of integers, or (from f) not one or `[B]` of them, or out of range. Values
-        that are traced are not looked at, and give NaN if they are out of range.
+      ValueError: if y is not of integers, or (from f) has another shape or is out of range. Traced values
+        are not checked, and give NaN if out of range.
     """
     classify = logits_fn(model, params, sde)
     y = _check_classes(y)
@@ -89,9 +89,9 @@ def log_likelihood(
 def loss(
     key: jax.Array, sde: SDE, logits_fn: LogitsFn, x: jax.Array, y: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of the classes of x_t = alpha_t x + std_t z, with z ~ N(0, I).
+    """Returns the cross-entropy of the classes of x_t = alpha_t x + std_t z, with z ~ N(0, I).
 
-    Its expectation over the data is smallest where the classifier is p(y | x_t).
+    The classifier p(y | x_t) minimises its expectation over the data.
 
     Args:
       key: one key, or one per example `[B]`.
@@ -127,20 +127,20 @@ def train_step(
     centered: bool,
     end: float = 1e-5,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on one batch, with times uniform in (end, 1].
+    """Takes one optimizer step on one batch, with times uniform in (end, 1].
 
     Args:
-      state: as `training.make_init` makes it of this model and this optimizer.
+      state: made by `training.make_init` for this model and optimizer.
       images: uint8 `[B, H, W, C]`.
       labels: integers `[B]` in [0, K).
       seed: integer scalar, the seed of the whole run.
       model, sde: as for `logits_fn`.
       optimizer: as made by `training.make_optimizer`.
-      centered: whether the SDE's data is in [-1, 1], and not [0, 1].
+      centered: whether the SDE's data is in [-1, 1] instead of [0, 1].
       end: the earliest time, in (0, 1).
 
     Returns:
-      The next state, whose `ema_params` are as they were, and the step's metrics.
+      The next state, with unchanged `ema_params`, and the step's metrics.
     """
     step_key = jax.random.fold_in(stream_key(seed, Stream.CLASSIFIER_TRAINING), state.step)
     time_keys, noise_keys = example_keys(step_key, jnp.arange(images.shape[0]), 2)
@@ -167,7 +167,7 @@ def _check_classes(y: jax.Array | int) -> jax.Array:
 
 
 def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """Minus the log-probability `[B]` of the classes y, `[B]` or one for all."""
+    """Returns minus the log-probability `[B]` of the classes y, `[B]` or one for all."""
     batch_size, classes = logits.shape
     if y.shape not in ((), (batch_size,)):
         raise ValueError(f"y must have shape () or ({batch_size},), got {y.shape}")

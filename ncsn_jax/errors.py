@@ -1,7 +1,4 @@
-"""The one exception that stands for a mistake of the user, to be shown as a single line.
-
-Here is what keeps messages on one line, whatever they quote.
-"""
+"""`UserError`, the exception for a user's mistake, and functions that keep its message on one line."""
 
 from collections.abc import Mapping
 
@@ -12,18 +9,17 @@ __all__ = [
     "show",
 ]
 
-# Of a message, which may hold anything found in a file.
+# A message may quote anything found in a file.
 _MAX_CHARACTERS = 3000
-# Of a value in a message.
 _MAX_VALUE = 500
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the field or file, what was found, what is allowed.
+    """A mistake the user can fix. The message names the field or file, what was found and what is allowed.
 
-    It is one printable line whatever it quotes; see `one_line`. `main.py` prints it after "error: " and
-    exits with 1. `cli` treats failures of the operating system and of the devices' memory alike; every other
-    exception keeps its traceback.
+    The message is always one printable line; see `one_line`. `main.py` prints it after "error: " and
+    exits with 1. `cli` treats operating-system errors and running out of device memory the same way; every
+    other exception keeps its traceback.
     """
 
     def __init__(self, message: str):
@@ -31,10 +27,10 @@ class UserError(Exception):
 
 
 def show(value: object) -> str:
-    """Returns a value as messages quote it: its repr, on one line and not too long."""
+    """Returns a value's repr for a message, on one line and cut if too long."""
     try:
         text = one_line(repr(value))
-    except Exception:  # such as that of a number of more than 4300 digits
+    except Exception:  # for example, an integer of more than 4300 digits
         return f"<{type(value).__name__}>"
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]} ..."
 
@@ -42,9 +38,9 @@ def show(value: object) -> str:
 def differences(
     there: Mapping[str, object], here: Mapping[str, object], most: int | None = None
 ) -> str:
-    """Returns what differs between two mappings, such as `"a is 1 there and 2 here; b is ..."`, or `""`.
+    """Returns what differs between two mappings, for example `"a is 1 there and 2 here; b is ..."`, or `""`.
 
-    Of more than `most` entries, it names the first `most` and counts the others.
+    If more than `most` entries differ, it names the first `most` and counts the rest.
     """
     names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
     parts = [
@@ -57,7 +53,7 @@ def differences(
 
 
 def one_line(text: str) -> str:
-    """Returns text on one line: what cannot be printed escaped, and of a long one the middle left out."""
+    """Returns text on one line: escapes unprintable characters and cuts the middle of long text."""
     if len(text) > _MAX_CHARACTERS:
         text = f"{text[: _MAX_CHARACTERS // 2]} ... {text[-_MAX_CHARACTERS // 2 :]}"
     if text.isprintable():

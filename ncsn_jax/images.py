@@ -1,7 +1,7 @@
-"""Images of bytes, and the ranges that SDEs and networks have them in.
+"""Converts byte images to the float ranges that SDEs and networks use.
 
 Bytes 0 to 255 become floats in [0, 1]. A run may centre them: its SDE, sigmas and samplers then work in
-[-1, 1]. Noise below the size of a grey level (dequantization) makes densities of bytes finite.
+[-1, 1]. Dequantization adds noise smaller than a grey level, which keeps densities of bytes finite.
 """
 
 import jax
@@ -21,31 +21,31 @@ __all__ = [
 
 
 def center(x: jax.Array, centered: bool = True) -> jax.Array:
-    """Maps [0, 1] to [-1, 1], or returns x as it is if `centered` is False."""
+    """Maps [0, 1] to [-1, 1], or returns x unchanged if `centered` is False."""
     return 2.0 * x - 1.0 if centered else x
 
 
 def uncenter(x: jax.Array, centered: bool = True) -> jax.Array:
-    """The inverse of `center`."""
+    """Inverts `center`."""
     return (x + 1.0) / 2.0 if centered else x
 
 
 def width(centered: bool) -> float:
-    """The length of the interval that images fill: 2 for [-1, 1], 1 for [0, 1]."""
+    """Returns the length of the images' range: 2 for [-1, 1], 1 for [0, 1]."""
     return 2.0 if centered else 1.0
 
 
 def to_float(images: jax.Array, *, centered: bool = False) -> jax.Array:
-    """Returns bytes v as float32 v / 255 in [0, 1], or in [-1, 1] if `centered`; floats as v in [0, 1]."""
+    """Maps bytes v to float32 v / 255, and floats v to v, in [0, 1], or in [-1, 1] if `centered`."""
     x = images.astype(jnp.float32)
     return center(x if jnp.issubdtype(images.dtype, jnp.floating) else x / 255.0, centered)
 
 
 def dequantize(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images of bytes with uniform noise, (image + u) / 256 with u in [0, 1), as likelihoods need them.
+    """Adds uniform noise to byte images for likelihoods: (image + u) / 256, u in [0, 1).
 
-    u has 16 bits, which with the byte's 8 are those that float32 has: no value is rounded, so that
-    floor(256 x) is the image.
+    u has 16 bits, so with the byte's 8 the sum fits float32's 24. Nothing is rounded, and floor(256 x)
+    recovers the image.
 
     Args:
       key: one key, or one per example `[B]`.
@@ -73,13 +73,13 @@ def prepare(
     dequantize: bool,
     centered: bool = False,
 ) -> jax.Array:
-    """Turns images of bytes into what a training step takes.
+    """Prepares byte images for a training step.
 
     Args:
       keys: one key per example, `[B]`.
       images: `[B, H, W, C]`, uint8, or floating point in [0, 1] without `dequantize`.
-      random_flip: mirror each image left to right with probability 1/2.
-      dequantize: spread each byte v uniformly over [v/256, (v+1)/256), as the authors do:
+      random_flip: mirrors each image left to right with probability 1/2.
+      dequantize: spreads each byte v uniformly over [v/256, (v+1)/256), as the authors do:
         (v / 255) * 255/256 + u/256, with u of 23 bits. Otherwise v / 255.
       centered: whether to return images in [-1, 1].
 

@@ -1,10 +1,9 @@
-"""What the probability flow gives besides samples: log densities, and latents that are data exactly.
+"""Log densities and latents from the probability flow, an invertible map between data and noise.
 
-The flow is a map between data and noise that can be inverted (Song et al., 2021, section 4.3 and appendix
-D). `log_prob` is the density that it gives to data, by the change of variables; `bits_per_dim` and
-`dequantize` are what it takes to compare such numbers for images. `encode` and `decode` go to latents and
-back, `interpolate` goes from one latent to another. The solver is in
-`ncsn_jax.sampling._probability_flow`, and needs diffrax.
+See Song et al., 2021, section 4.3 and appendix D. `log_prob` computes the density of data by the change of
+variables; `dequantize` and `bits_per_dim` make it comparable for images. `encode` maps data to latents and
+`decode` maps them back; `interpolate` goes from one latent to another. The solver, in
+`ncsn_jax.sampling._probability_flow`, needs diffrax.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ __all__ = [
 ]
 
 PROJECTIONS = {"rademacher": rademacher_like, "gaussian": normal_like}
-# So many directional derivatives are taken at once for an exact trace.
+# An exact trace takes directional derivatives in batches of this size.
 _DIRECTIONS = 16
 
 
@@ -60,33 +59,33 @@ def log_prob(
     max_steps: int = MAX_STEPS,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SamplerInfo]:
-    """The log density of data under the probability flow (equation 39 with the flow of equation 13).
+    """Returns the log density of data under the probability flow (equations 39 and 13).
 
         log p(x) = log prior(x_1) + int_end^1 div(f(x, t) - g(t)^2 s(x, t) / 2) dt,    x at t = end
 
-    This is the density of the samples that `probability_flow` makes from the prior and stops at `end`,
-    noise of `sde.sigma(end)` included; x is taken for one of them. It is not corrected for the step from
-    `end` to 0. The divergence of the drift is exact; that of the score is its trace, by one derivative for
-    each of the D elements with `exact`, or estimated without bias as the mean of v^T J v (equation 40) with
-    vectors v that stay the same along the trajectory.
+    This is the density of samples that `probability_flow` carries from the prior to `end`, which still have
+    noise of `sde.sigma(end)`; x is taken for one of them. It does not correct for the step from `end` to 0.
+    The drift's divergence is exact. The score's is the trace of its Jacobian J: computed with one derivative
+    for each of the D elements if `exact`, otherwise estimated without bias as the mean of v^T J v
+    (equation 40), with vectors v fixed along the trajectory.
 
     Args:
       key: one key, or one per example `[B]`; not used with `exact`, where it may be None.
       sde: the SDE.
       score_fn: `score_fn(x, t)`, differentiable in x by `jax.jvp`.
-      x: `[B, ...]`, data in the scale that the score function knows, floating point.
-      exact: whether to take the exact trace, in D derivatives.
+      x: `[B, ...]`, data in the score function's scale, floating point.
+      exact: whether to compute the exact trace, with D derivatives.
       num_projections: the number of vectors v, >= 1; each costs one derivative. The estimate's standard error
         falls with its root.
       projection: 'rademacher', signs, or 'gaussian', which has the larger variance.
       rtol, atol, max_steps: as in `probability_flow`; atol is also that of the log density, in nats per
         dimension.
       end: the time of x, in (0, 1).
-      return_info: whether to return a `SamplerInfo` as well: evaluations of the score with its derivatives.
+      return_info: whether to return a `SamplerInfo` too: evaluations of the score with its derivatives.
 
     Returns:
-      Nats `[B]`, float32 (float64 for such x), NaN for an example that ran out of steps or met values that
-      are not finite; and the `SamplerInfo` if asked for.
+      Nats `[B]`, float32 (float64 for float64 x), NaN for an example that ran out of steps or met non-finite
+      values; and the `SamplerInfo` if requested.
 
     Raises:
       ValueError: if an argument is out of range, or the score is not shaped like x.
@@ -110,7 +109,7 @@ def log_prob(
         score, directional = jax.linearize(lambda x: score_of_one(score_fn, x, t), state[0])
         if exact:
             trace = _exact_trace(directional, state[0])
-        else:  # the mean of v^T J v
+        else:
             trace = jnp.mean(jax.vmap(lambda v: jnp.sum(v * directional(v)))(vectors))
         g = sde.diffusion(t[None])[0]
         divergence = sde.drift_coefficient(t[None])[0] - 0.5 * g**2 * trace / size
@@ -123,7 +122,7 @@ def log_prob(
 
 
 def _exact_trace(directional, x: jax.Array) -> jax.Array:
-    """The trace of a linear function of arrays like x, some directions at a time."""
+    """Returns the trace of a linear function of arrays like x, computed in batches of directions."""
     basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
     at_once = min(x.size, _DIRECTIONS)
     return jnp.sum(jax.lax.map(lambda e: jnp.sum(e * directional(e)), basis, batch_size=at_once))
@@ -132,20 +131,20 @@ def _exact_trace(directional, x: jax.Array) -> jax.Array:
 def bits_per_dim(
     log_prob: jax.Array, shape: tuple[int, ...], *, levels: int = 256, width: float = 1.0
 ) -> jax.Array:
-    """Log densities of dequantized data, in bits per dimension of the discrete data.
+    """Converts log densities of dequantized data to bits per dimension of the discrete data.
 
         bits = -log_prob / (D log 2) + log2(levels / width)
 
-    Data on a grid of `levels` values that fill an interval of length `width`, plus uniform noise of the
-    size of a cell (`dequantize`), have a density whose mean log, with the cell's volume (width / levels)^D
-    added, is at most the log probability of the discrete data: the bits are an upper bound of its cost, on
-    average over the noise. The offset is 8 bits for images in [0, 1] and 7 for images scaled to [-1, 1].
+    Take data on a grid of `levels` values that fill an interval of length `width`, plus uniform noise of one
+    cell (`dequantize`). Their mean log density plus the log of the cell's volume (width / levels)^D is at
+    most the log probability of the discrete data. So on average over the noise, the bits bound its cost from
+    above. The offset is 8 bits for images in [0, 1] and 7 for [-1, 1].
 
     Args:
       log_prob: `[B]`, nats.
       shape: `[B, ...]`, the shape of the data; D is the number of elements of one example.
       levels: the number of values of an element, >= 1.
-      width: the length of the interval that the data fill, > 0: 1 for [0, 1], 2 for [-1, 1].
+      width: the length of the data's interval, > 0: 1 for [0, 1], 2 for [-1, 1].
 
     Returns:
       `[B]`.
@@ -176,20 +175,20 @@ def encode(
     end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
 ) -> jax.Array:
-    """The latents of data: `probability_flow` from `end` to 1.
+    """Returns the latents of data: `probability_flow` from `end` to 1.
 
-    For VE they are of the size of sigma_max, and a change of x by the tolerance changes them by sigma_max
-    times as much in units of the data's own standard deviation.
+    For VE they are about as large as sigma_max. A change of x by the tolerance changes them by sigma_max
+    times as much in units of the data's standard deviation.
 
     Args:
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
-      x: `[B, ...]`, data, taken for samples at the time `end`.
+      x: `[B, ...]`, data, taken as samples at time `end`.
       end: the time of x, in (0, 1).
       rtol, atol, max_steps: as in `probability_flow`.
 
     Returns:
-      `[B, ...]`, NaN for an example that could not be solved. It raises what `probability_flow` raises.
+      `[B, ...]`, NaN for an example that could not be solved. Raises as `probability_flow` does.
     """
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     return probability_flow(sde, score_fn, x, start=end, end=1.0, **tolerances)[0]
@@ -206,16 +205,16 @@ def decode(
     end: ArrayLike = 1e-5,
     max_steps: int = MAX_STEPS,
 ) -> jax.Array:
-    """The data of latents: `probability_flow` of `temperature` z from 1 to `end`; undoes `encode`.
+    """Returns the data of latents: `probability_flow` of `temperature` z from 1 to `end`; inverts `encode`.
 
     Args:
       sde, score_fn, rtol, atol, end, max_steps: as in `encode`.
       z: `[B, ...]`, latents.
-      temperature: what latents are multiplied with, > 0; below 1 samples are less varied.
+      temperature: factor of the latents, > 0; below 1, samples vary less.
 
     Returns:
-      `[B, ...]`, NaN for an example that could not be solved. It raises what `probability_flow` raises, and
-      ValueError for a temperature that is out of range.
+      `[B, ...]`, NaN for an example that could not be solved. Raises as `probability_flow` does, and
+      ValueError for a temperature out of range.
     """
     z, dtype = check.state("z", z, elements=True)
     z = (check.positive("temperature", temperature) * z).astype(z.dtype)
@@ -225,17 +224,17 @@ def decode(
 
 
 def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
-    """Latents on the arc from one latent to another (spherical interpolation).
+    """Returns latents on the arc from one latent to another (spherical interpolation).
 
         z_w = (sin((1 - w) theta) z0 + sin(w theta) z1) / sin(theta),    theta the angle between z0 and z1
 
-    For two draws of a normal prior, whose angle is close to a right one, the norm stays that of a draw.
-    `jax.vmap` does several pairs.
+    Two draws from a normal prior are almost orthogonal, so the norm stays that of a draw. For several
+    pairs, use `jax.vmap`.
 
     Args:
-      z0: one latent, an array of any shape `[...]` without an axis of examples.
+      z0: one latent, of any shape `[...]`, without a batch axis.
       z1: the other, of the same shape; not opposite to z0, where no arc is the shortest.
-      num: the number of latents, z0 and z1 among them, >= 2.
+      num: the number of latents, including z0 and z1, >= 2.
 
     Returns:
       `[num, ...]`, a batch to `decode`.
@@ -247,7 +246,7 @@ def interpolate(z0: jax.Array, z1: jax.Array, num: int) -> jax.Array:
     check.shape("z1", z1, z0.shape)
     num = check.count("num", num, 2)
     units = [z / jnp.linalg.norm(z.reshape(-1)) for z in (z0, z1)]
-    # Exact for small angles too, where the arc cosine is not.
+    # Unlike the arc cosine, this is exact for small angles.
     distances = [jnp.linalg.norm((units[0] + s * units[1]).reshape(-1)) for s in (-1, 1)]
     theta = 2 * jnp.arctan2(*distances)
     w = jnp.linspace(0.0, 1.0, num, dtype=z0.dtype).reshape(num, *(1,) * z0.ndim)

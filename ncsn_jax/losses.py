@@ -1,11 +1,10 @@
-"""Score-matching objectives.
+"""Score-matching losses, one value per example.
 
-Every loss is `[B]`, one value per example, so that callers can weight it, mask it and log it by noise
-level; none takes the mean. `x: [B, ...]` is clean data and `sigma: [B]` the noise standard deviation
-of each example. A score function is `score_fn(x, sigma) -> score`, with the score shaped like x; for
-the SDEs of `ncsn_jax.sde` it is `score_fn(x, t)`, with a time t `[B]` in place of sigma. Whatever the type
-of x, noise, x and sigma are float32 for the score function, and so is the loss: a sum over the elements of
-an image is beyond float16. For float64 x all are float64.
+Every loss is `[B]`, so callers can weight, mask and log it by level; none takes the mean. `x: [B, ...]` is
+clean data and `sigma: [B]` each example's noise standard deviation. A score function is
+`score_fn(x, sigma) -> score`, with the score shaped like x. For the SDEs of `ncsn_jax.sde` it is
+`score_fn(x, t)`, with a time t `[B]` in place of sigma. Noise, x, sigma and the loss are float64 for float64
+x and float32 otherwise: a sum over an image's elements overflows float16.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ __all__ = [
     "sliced_score_matching",
 ]
 
-# So many directional derivatives are taken at once.
+# Directional derivatives are taken in batches of this size.
 _DIRECTIONS = 16
 
 
 def denoising_score_matching(
     key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array
 ) -> jax.Array:
-    """Denoising score matching (NCSN, equations 5 and 6) with the weight lambda(sigma) = sigma^2.
+    """Denoising score matching (NCSN, equations 5 and 6) with weight lambda(sigma) = sigma^2.
 
         loss = 1/2 || sigma * s(x + sigma z, sigma) + z ||^2,    z ~ N(0, I)
 
-    The expectation is smallest where s is the score of the data perturbed by N(0, sigma^2 I). For a
-    score of zero it is D / 2 at every sigma, D being the number of elements of one example, so that
-    losses of different levels compare.
+    The score of the data perturbed by N(0, sigma^2 I) minimises the expectation. A score of zero gives
+    D / 2 at every sigma, where D is the number of elements of one example, so losses are comparable
+    across levels.
 
     Args:
       key: one key, or one per example `[B]`, typed or legacy; see `ncsn_jax.sampling.annealed_langevin`.
@@ -74,16 +73,16 @@ def denoising_diffusion(
     num_levels: int | None = None,
     likelihood_weighting: bool = False,
 ) -> jax.Array:
-    """Denoising score matching under an SDE (Song et al., 2021, equation 7), lambda(t) = std_t^2.
+    """Denoising score matching under an SDE (Song et al., 2021, equation 7), with lambda(t) = std_t^2.
 
         loss = 1/2 || std_t s(x_t, t) + z ||^2,    x_t = alpha_t x + std_t z,    z ~ N(0, I)
 
     With `likelihood_weighting`, lambda(t) = g(t)^2 (Song et al., "Maximum likelihood training of
     score-based diffusion models", 2021): 1/2 g(t)^2 || s(x_t, t) + z / std_t ||^2. With `num_levels`,
-    alpha and std are those of the discrete chain: the objectives of SMLD and of DDPM.
+    alpha and std are those of the discrete chain, which gives the objectives of SMLD and DDPM.
 
-    The authors' code takes the mean of || . ||^2 over the D elements of an example instead, without the
-    1/2, where its `reduce_mean` is set: the loss here times 2 / D.
+    With `reduce_mean`, the authors' code takes the mean of || . ||^2 over an example's D elements, without
+    the 1/2. That is this loss times 2 / D.
 
     Args:
       key: one key, or one per example `[B]`.
@@ -92,14 +91,14 @@ def denoising_diffusion(
       x: `[B, ...]`, clean data.
       t: `[B]`, in (0, 1]; for a chain level / (N - 1), see `sample_times`.
       num_levels: N, for the chain's level round(t (N - 1)) of `sde.chain(N)`; None for continuous time.
-      likelihood_weighting: whether lambda(t) = g(t)^2; not for a chain.
+      likelihood_weighting: use lambda(t) = g(t)^2; not for a chain.
 
     Returns:
       `[B]`: summed over the elements of each example.
 
     Raises:
-      ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain,
-        as sub-VP, or `likelihood_weighting` is asked for a chain.
+      ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain
+        (sub-VP), or both `num_levels` and `likelihood_weighting` are set.
     """
     key, x, _ = check.chains(key, x)
     t = check.each("t", x, t)
@@ -134,18 +133,18 @@ def sliced_score_matching(
 
         loss = sigma^2 * (1/2 ||s(x~, sigma)||^2 + mean over v of v^T J v),    J = ds/dx~
 
-    Its expectation differs from that of denoising score matching by a constant in s. Every projection
-    costs one forward-mode derivative; all of them share the perturbation and the score.
+    Its expectation differs from that of denoising score matching by a constant in s. Each projection
+    costs one forward-mode derivative; all share the perturbation and the score.
 
     Args:
       key: one key, or one per example `[B]`.
       score_fn: `score_fn(x, sigma) -> score`, differentiable in x, each example by itself.
       x: `[B, ...]`, clean data.
       sigma: `[B]`, > 0, in units of the data.
-      num_projections: the number of v for each example, >= 1.
+      num_projections: the number of v per example, >= 1.
 
     Returns:
-      `[B]`; unlike denoising score matching it is negative near its minimum.
+      `[B]`; unlike denoising score matching, negative near its minimum.
 
     Raises:
       ValueError: if an argument has the wrong shape or `num_projections` is below 1.
@@ -167,14 +166,14 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
 
         loss = sigma^2 * (1/2 ||s(x, sigma)||^2 + tr J),    J = ds/dx
 
-    The trace takes one forward-mode derivative for each of the D elements of an example: for small
+    The trace takes one forward-mode derivative for each of an example's D elements, so use it in small
     dimensions.
 
     Args:
       score_fn: `score_fn(x, sigma) -> score`, differentiable in x, each example by itself.
-      x: `[B, ...]`, samples of the distribution whose score is wanted: for that of perturbed data,
-        already perturbed.
-      sigma: `[B]`, > 0, passed to the score function and the root of the weight.
+      x: `[B, ...]`, samples of the distribution whose score is wanted: already perturbed, for perturbed
+        data.
+      sigma: `[B]`, > 0, passed to the score function; its square is the weight.
 
     Returns:
       `[B]`.
@@ -189,7 +188,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     if not size:
         raise ValueError(f"x must have elements, got shape {x.shape}")
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-    # Some directions at a time, and recomputed when differentiated: memory does not grow with D.
+    # Batching and recomputation in the backward pass keep memory from growing with D.
     at_once = next(k for k in range(min(size, _DIRECTIONS), 0, -1) if size % k == 0)
 
     @jax.checkpoint
@@ -201,7 +200,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
 
 
 def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Array:
-    """Draws the noise level of each example, uniform over the ladder (NCSN, equation 6).
+    """Draws each example's noise level, uniform over the ladder (NCSN, equation 6).
 
     Args:
       key: one key, or one per example `[batch_size]`.
@@ -225,13 +224,12 @@ def sample_levels(key: jax.Array, sigmas: jax.Array, batch_size: int) -> jax.Arr
 def sample_times(
     key: jax.Array, batch_size: int, *, end: float = 1e-5, num_levels: int | None = None
 ) -> jax.Array:
-    """Draws the time of each example for `denoising_diffusion`, uniformly.
+    """Draws each example's time for `denoising_diffusion`, uniformly.
 
     Args:
       key: one key, or one per example `[batch_size]`.
       batch_size: the number of examples B.
-      end: the smallest time, in (0, 1): 1e-5 in the published runs, of every SDE. It has no influence
-        with `num_levels`.
+      end: the smallest time, in (0, 1): 1e-5 in the published runs of every SDE. Ignored with `num_levels`.
       num_levels: N >= 2, for the times i / (N - 1) of a chain's levels i = 0, ..., N - 1; None for
         continuous time.
 
@@ -258,7 +256,7 @@ def _draw_levels(key: jax.Array, count: int, batch_size: int) -> jax.Array:
 
 
 def _linearize(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array):
-    """Returns the score at x and the function from a direction v to the derivative J v."""
+    """Returns the score at x and the function that maps a direction v to J v."""
     return jax.linearize(lambda x: check.score(x, score_fn(x, sigma)), x)
 
 

@@ -1,8 +1,7 @@
-"""What training minimises, whatever the network is conditioned on.
+"""Training objectives: `ladder` for the levels of NCSN, `diffusion` for the times of an SDE.
 
-An `Objective` joins a network, the noise that examples get and a loss: `ladder` for the levels of NCSN,
-`diffusion` for the times of an SDE. The training step needs to know neither whether noise is a sigma or a
-time, nor how a score is made of the network's output, nor what the network itself draws.
+An `Objective` combines a network, a distribution of noise and a loss. The training step need not know
+whether noise is a sigma or a time, how the network's output becomes a score, or what the network draws.
 """
 
 from collections.abc import Callable
@@ -28,12 +27,12 @@ __all__ = [
 
 LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
 
-# In how many bins of time the loss of an SDE is reported.
+# The loss of an SDE is reported in bins of time.
 _BINS = 10
 
 
 def _score_matching(key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Exact score matching of the perturbed data x + sigma z, for clean x."""
+    """Applies exact score matching to x + sigma z, for clean x."""
     return losses.score_matching(score_fn, x + expand(sigma, x) * normal_like(key, x), sigma)
 
 
@@ -45,16 +44,16 @@ LOSSES: dict[str, LossFn] = {
 
 
 class Objective(NamedTuple):
-    """A loss of a network's parameters, for examples with noise drawn at random.
+    """A loss of a network's parameters, over examples with random noise.
 
     Attributes:
-      sigmas: decreasing numpy array, a sigma for each bin by which losses are reported.
-      draw: `draw(keys) -> noise`, the sigma or the time of each example, `[B]`.
+      sigmas: decreasing numpy array, one sigma for each bin of the reported losses.
+      draw: `draw(keys) -> noise`, the sigma or time of each example, `[B]`.
       bin: `bin(noise) -> int[B]`, the bin of each example.
-      score_fn: `score_fn(params, keys) -> score function`, which draws what the network itself draws, such
-        as dropout, from `keys` `[B]`.
-      loss: `loss(keys, score_fn, x, noise) -> [B]`, for a score of zero D / 2 at any noise.
-      weight: `weight(noise) -> [B]`, with which examples enter the mean, or None for 1.
+      score_fn: `score_fn(params, keys) -> score function`. The network's own draws, such as dropout, use
+        `keys` `[B]`.
+      loss: `loss(keys, score_fn, x, noise) -> [B]`. A score of zero gives D / 2 at any noise.
+      weight: `weight(noise) -> [B]`, each example's weight in the mean, or None for 1.
     """
 
     sigmas: np.ndarray
@@ -72,14 +71,14 @@ def ladder(
     *,
     anneal_power: float = 2.0,
 ) -> Objective:
-    """The objective of NCSN (equations 5 and 6): the levels of a ladder, uniformly.
+    """Returns the objective of NCSN (equations 5 and 6), with levels drawn uniformly from a ladder.
 
     Args:
       model: a network conditioned on the level's index.
       sigmas: `[L]`, the ladder.
-      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`, with the weight sigma^2.
-      anneal_power: p of the weight lambda(sigma) = sigma^p with which levels enter the mean (NCSN,
-        section 4.2, takes 2; NCSNv2's code calls it so). The losses by level keep sigma^2.
+      loss: one of `LOSSES`, `loss(key, score_fn, x, sigma) -> [B]`, with weight sigma^2.
+      anneal_power: p in the levels' weight lambda(sigma) = sigma^p (2 in NCSN, section 4.2; the name is
+        NCSNv2's code's). The losses by level keep sigma^2.
     """
     return Objective(
         np.asarray(sigmas),
@@ -98,14 +97,13 @@ def diffusion(
     num_levels: int | None = None,
     likelihood_weighting: bool = False,
 ) -> Objective:
-    """The objective of an SDE (Song et al., 2021, equation 7), in continuous or discrete time.
+    """Returns the objective of an SDE (Song et al., 2021, equation 7), in continuous or discrete time.
 
     Args:
       model: `models.NCSNpp`.
       sde: the SDE.
-      num_levels: N, for the levels of the chain that the SDE is the limit of (SMLD for VE, DDPM for VP);
-        None for continuous time.
-      likelihood_weighting: the weight g(t)^2 in place of std_t^2, in continuous time. The losses by bin
+      num_levels: N levels of the SDE's discrete chain (SMLD for VE, DDPM for VP); None for continuous time.
+      likelihood_weighting: uses weight g(t)^2 instead of std_t^2, in continuous time. The losses by bin
         keep std_t^2.
     """
     edges = 1.0 - np.arange(_BINS) / _BINS

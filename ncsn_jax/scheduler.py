@@ -1,10 +1,9 @@
-"""Annealed Langevin dynamics one step at a time, for people who own the loop.
+"""Annealed Langevin dynamics one step at a time, for callers with their own loop.
 
-The interface is that of the schedulers of the diffusers library, with the argument names and the
-numbers of its NCSN scheduler, as an immutable pytree: what changes the schedule returns a new one, and
-every method works under `jit`, `vmap` and `scan`. The steps are those of
-`ncsn_jax.sampling.annealed_langevin`, bit for bit where both are compiled as one loop, and to rounding in a
-loop in Python:
+The scheduler follows the diffusers library's interface, with the argument names and numbers of its NCSN
+scheduler. It is an immutable pytree: methods that change the schedule return a new one, and every method
+works under `jit`, `vmap` and `scan`. The steps match `ncsn_jax.sampling.annealed_langevin`: bit for bit if
+both are compiled as one loop, and to rounding in a Python loop:
 
     k = 0
     for t in scheduler.timesteps:
@@ -35,17 +34,17 @@ __all__ = [
 
 
 class AnnealedLangevinDynamicsOutput(NamedTuple):
-    """What a step returns.
+    """The result of a step.
 
     Attributes:
-      prev_sample: like the sample, the next state of the chain.
+      prev_sample: the next state of the chain, like the sample.
     """
 
     prev_sample: jax.Array
 
 
 def _static() -> dataclasses.Field:
-    """A field that is no leaf of the pytree."""
+    """Returns a field that is not a leaf of the pytree."""
     return dataclasses.field(metadata={"static": True})
 
 
@@ -54,14 +53,14 @@ def _static() -> dataclasses.Field:
 class AnnealedLangevinDynamicsScheduler:
     """Annealed Langevin dynamics for noise conditional score networks (NCSN, Algorithm 1).
 
-    Like the original: `set_timesteps` leaves the sigmas alone and `set_sigmas` the timesteps, and what
-    is passed to `set_sigmas` holds for its result only, not for a later call. Unlike it: `step` takes a
-    key, a value of 0 is refused instead of being taken for none, and nothing is changed in place.
+    As in the original, `set_timesteps` keeps the sigmas and `set_sigmas` keeps the timesteps. Arguments of
+    `set_sigmas` apply to its result only, not to later calls. Unlike the original, `step` takes a key, 0 is
+    an error instead of meaning None, and nothing changes in place.
 
     Args:
       num_train_timesteps: the number of noise levels L, >= 1.
-      num_annealed_steps: updates per level T, >= 1; kept for the loop, and not used here.
-      sigma_min: the smallest sigma, > 0, in units of the data; with L = 1 it is not used.
+      num_annealed_steps: updates per level T, >= 1; stored for the caller's loop, not used here.
+      sigma_min: the smallest sigma, > 0, in units of the data; not used with L = 1.
       sigma_max: the largest sigma, > sigma_min.
       sampling_eps: epsilon of Algorithm 1, > 0: x + (alpha/2) s + sqrt(alpha) z with
         alpha_i = epsilon sigma_i^2 / sigma_L^2.
@@ -70,7 +69,7 @@ class AnnealedLangevinDynamicsScheduler:
       sigmas: float32 `[L]`, decreasing.
       step_size: float32 `[L]`, alpha.
       timesteps: int32, the levels to visit, 0 ... L - 1 at first.
-      epsilon: float32 scalar, the one that the step sizes have; `set_sigmas` may give another.
+      epsilon: float32 scalar, the epsilon of the step sizes; `set_sigmas` may change it.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -81,7 +80,7 @@ class AnnealedLangevinDynamicsScheduler:
     sigma_min: float = _static()
     sigma_max: float = _static()
     sampling_eps: float = _static()
-    # Made of the arguments above; passed only where a scheduler is copied.
+    # Derived from the arguments above; passed only to copy a scheduler.
     sigmas: jax.Array = dataclasses.field(default=None, kw_only=True)
     timesteps: jax.Array = dataclasses.field(default=None, kw_only=True)
     epsilon: jax.Array = dataclasses.field(default=None, kw_only=True)
@@ -105,7 +104,7 @@ class AnnealedLangevinDynamicsScheduler:
         return self.epsilon * jnp.square(self.sigmas / self.sigmas[-1])
 
     def scale_model_input(self, sample: jax.Array, timestep=None) -> jax.Array:
-        """Returns the sample as it is: the score network takes x itself."""
+        """Returns the sample unchanged: the score network takes x itself."""
         del timestep
         return sample
 
@@ -115,7 +114,7 @@ class AnnealedLangevinDynamicsScheduler:
         """Returns a scheduler with the timesteps 0 ... num_inference_steps - 1.
 
         Args:
-          num_inference_steps: >= 1. Sigmas and step sizes stay as they are; see `set_sigmas`.
+          num_inference_steps: >= 1. Sigmas and step sizes do not change; see `set_sigmas`.
           sampling_eps: has no effect, as in the original.
         """
         del sampling_eps
@@ -132,8 +131,8 @@ class AnnealedLangevinDynamicsScheduler:
         """Returns a scheduler with another ladder and its step sizes.
 
         Args:
-          num_inference_steps: the number of levels, >= 1. The timesteps stay; see `set_timesteps`.
-          sigma_min, sigma_max, sampling_eps: None for what the scheduler was made with.
+          num_inference_steps: the number of levels, >= 1. Timesteps do not change; see `set_timesteps`.
+          sigma_min, sigma_max, sampling_eps: None keeps the scheduler's original value.
 
         Raises:
           ValueError: if an argument is out of range.
@@ -147,20 +146,20 @@ class AnnealedLangevinDynamicsScheduler:
     def step(
         self, key: jax.Array, model_output: jax.Array, timestep, sample: jax.Array
     ) -> AnnealedLangevinDynamicsOutput:
-        """Takes one step of Langevin dynamics at the level of a timestep.
+        """Takes one step of Langevin dynamics at a timestep's level.
 
         Args:
           key: one key, or one per example `[B]`.
           model_output: the score at the sample, shaped like it.
           timestep: integer scalar in [0, L).
-          sample: `[B, ...]`, the state of the chains; keep it in float32, as the smallest steps are
-            rounded away in bfloat16 and float16.
+          sample: `[B, ...]`, the state of the chains; keep it in float32, as bfloat16 and float16 round away
+            the smallest steps.
 
         Returns:
-          The next state, computed in float32 at least, of the type of the sample.
+          The next state, computed in at least float32, of the sample's type.
 
         Raises:
-          ValueError: if the score is not shaped like the sample, or there is no such level.
+          ValueError: if the score is not shaped like the sample, or the level does not exist.
         """
         key = check.keys(key, check.batch("sample", sample))
         self._check_timesteps("timestep", timestep, ())
@@ -181,7 +180,7 @@ class AnnealedLangevinDynamicsScheduler:
           timesteps: int `[B]` in [0, L).
 
         Raises:
-          ValueError: if the shapes do not agree, or there is no such level.
+          ValueError: if the shapes disagree, or a level does not exist.
         """
         batch = check.batch("original_samples", original_samples)
         self._check_timesteps("timesteps", timesteps, (batch,))
@@ -191,7 +190,7 @@ class AnnealedLangevinDynamicsScheduler:
         return (x + expand(self.sigmas[timesteps], x) * noise).astype(dtype)
 
     def _check_timesteps(self, name: str, timesteps, shape: tuple[int, ...]) -> None:
-        """Raises ValueError unless these are levels; values that are traced are not looked at."""
+        """Raises ValueError unless these are levels; traced values are not checked."""
         levels = self.sigmas.shape[0]
         traced = check.is_traced(timesteps)
         values = timesteps if traced else np.asarray(timesteps)
@@ -204,7 +203,7 @@ class AnnealedLangevinDynamicsScheduler:
 
 
 def _schedule(count: int, sigma_min: float, sigma_max: float, epsilon: float) -> dict:
-    """Returns the fields `sigmas` and `epsilon` of a scheduler."""
+    """Returns a scheduler's fields `sigmas` and `epsilon`."""
     ends = check.ends(sigma_max=sigma_max, sigma_min=sigma_min, equal=count == 1, traced=False)
     high, low = ends.values()
     epsilon = check.positive("sampling_eps", epsilon)

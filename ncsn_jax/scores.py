@@ -1,7 +1,6 @@
-"""Closed-form scores: distributions whose perturbed score, density and samples are known exactly.
+"""Distributions with exact perturbed scores, densities and samples.
 
-They stand in for a trained network wherever an exact answer is wanted: their `score` method is a
-score function that every sampler and every loss accepts.
+Their `score` method is a score function, so every sampler and loss accepts it in place of a network.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ __all__ = [
 class GaussianMixture:
     """A mixture of K isotropic Gaussians in D dimensions; make it with `gaussian_mixture`.
 
-    Convolved with N(0, sigma^2 I), component k keeps its mean mu_k and has variance
-    v_k = s_k^2 + sigma^2, so that all of the below is exact.
+    Convolution with N(0, sigma^2 I) keeps component k's mean mu_k and gives it variance
+    v_k = s_k^2 + sigma^2, so every method is exact.
     """
 
     means: jax.Array
@@ -47,7 +46,7 @@ class GaussianMixture:
         return difference, variance, jnp.log(self.weights)[None] + log_normal
 
     def score(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """The score of the perturbed mixture, sum_k r_k(x) (mu_k - x) / v_k.
+        """Returns the score of the perturbed mixture, sum_k r_k(x) (mu_k - x) / v_k.
 
         Args:
           x: `[B, D]`.
@@ -61,11 +60,11 @@ class GaussianMixture:
         return jnp.sum((responsibility / variance)[..., None] * difference, axis=1)
 
     def log_prob(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """The log density of the perturbed mixture, in nats: `[B]` for x `[B, D]`, sigma `[B]`."""
+        """Returns the log density of the perturbed mixture in nats, `[B]`, for x `[B, D]`, sigma `[B]`."""
         return jax.scipy.special.logsumexp(self._components(x, sigma)[2], axis=-1)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """Draws `n` exact samples of the unperturbed mixture, `[n, D]`; `key` is one key, or `[n]`."""
+        """Draws `n` exact samples of the unperturbed mixture, `[n, D]`; `key` is one key or `[n]`."""
         n = check.count("n", n, 0)
         key = check.keys(key, n)
         logits = jnp.log(self.weights)
@@ -87,14 +86,14 @@ def gaussian_mixture(
     Args:
       means: `[K, D]`.
       stds: `[K]`, standard deviations, >= 0.
-      weights: `[K]`, > 0; they are divided by their sum.
+      weights: `[K]`, > 0; normalised to sum to 1.
 
     Returns:
-      An object, itself a pytree, with `score(x, sigma)`, `log_prob(x, sigma)` and `sample(key, n)`.
+      A pytree with methods `score(x, sigma)`, `log_prob(x, sigma)` and `sample(key, n)`.
 
     Raises:
-      ValueError: if the shapes do not agree, or a value is not finite or out of range. Values that are
-        traced are not looked at.
+      ValueError: if the shapes disagree, or a value is not finite or out of range. Traced values are not
+        checked.
 
     Example:
       >>> import jax

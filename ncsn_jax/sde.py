@@ -1,11 +1,10 @@
 """Stochastic differential equations that turn data into noise, and score functions of their time.
 
-The continuous-time half of the library (Song et al., 2021, "Score-based generative modeling through
-stochastic differential equations"). An SDE dx = f(x, t) dt + g(t) dw, with t from 0 (data) to 1 (noise),
-is one of `VE`, `VP` and `SubVP`: frozen dataclasses of pure methods. Of x_0 it makes
-x_t ~ N(alpha_t x_0, std_t^2 I). A score function is `score_fn(x, t)` here; `from_sigma_score` makes one of
-the library's `score_fn(x, sigma)`, for any SDE, as x_t / alpha_t is x_0 with noise of standard deviation
-std_t / alpha_t. `to_sigma_score` goes the other way.
+See Song et al., 2021, "Score-based generative modeling through stochastic differential equations". An SDE
+dx = f(x, t) dt + g(t) dw runs from t = 0 (data) to t = 1 (noise) and maps x_0 to
+x_t ~ N(alpha_t x_0, std_t^2 I). `VE`, `VP` and `SubVP` are frozen dataclasses of pure methods. A score
+function here is `score_fn(x, t)`. `from_sigma_score` makes one from `score_fn(x, sigma)` for any SDE, as
+x_t / alpha_t is x_0 with noise of standard deviation std_t / alpha_t. `to_sigma_score` does the reverse.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class SDE(abc.ABC):
-    """What the three have in common.
+    """The base class of SDEs.
 
-    Every method takes x `[B, ...]` and t `[B]` in [0, 1]. Parameters may be traced: `jax.vmap` of a function
-    that makes an SDE of its argument tries several at once.
+    Every method takes x `[B, ...]` and t `[B]` in [0, 1]. Parameters may be traced, so `jax.vmap` of a
+    function that builds an SDE can try several at once.
     """
 
     @abc.abstractmethod
@@ -51,7 +50,7 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def drift_coefficient(self, t: jax.Array) -> jax.Array:
-        """The factor `[B]` by which the drift multiplies x."""
+        """The drift's factor of x, `[B]`."""
 
     @abc.abstractmethod
     def diffusion(self, t: jax.Array) -> jax.Array:
@@ -66,7 +65,7 @@ class SDE(abc.ABC):
         return expand(self.drift_coefficient(t), x) * x
 
     def marginal(self, x0: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean, shaped like x0, and standard deviation `[B]` of x_t given x_0."""
+        """Returns the mean, shaped like x0, and standard deviation `[B]` of x_t given x_0."""
         return expand(self.alpha(t), x0) * x0, self.std(t)
 
     def sigma(self, t: jax.Array) -> jax.Array:
@@ -78,30 +77,30 @@ class SDE(abc.ABC):
         """The time `[B]` at which `sigma(t)` is sigma; the inverse of `sigma`."""
 
     def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Draws x_1 `[B, ...]` of a shape from the prior; `key` is one key, or one per example `[B]`."""
+        """Draws x_1 of `shape` (B, ...) from the prior; `key` is one key, or one per example `[B]`."""
         shape = check.batch_shape(shape)
         return self.prior_std() * normal_like(check.keys(key, shape[0]), jnp.zeros(shape))
 
     def prior_log_prob(self, x: jax.Array) -> jax.Array:
-        """Log density of the prior in nats, `[B]`."""
+        """Returns the log density of the prior in nats, `[B]`."""
         variance = self.prior_std() ** 2
         square = jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=1)
         size = math.prod(x.shape[1:])
         return -0.5 * (square / variance + size * _log(2 * math.pi * variance))
 
     def discretize(self, x: jax.Array, t: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
-        """One forward step of a chain of `num_steps`: x + f + G z. Returns f, like x, and G `[B]`.
+        """Returns f, like x, and G `[B]` of one forward step x + f + G z of a chain of `num_steps`.
 
-        By default the Euler-Maruyama step of size 1 / num_steps. `VE` and `VP` take the chains that they
-        are the limits of, SMLD and DDPM (appendix E).
+        The default is the Euler-Maruyama step of size 1 / num_steps. `VE` and `VP` use their discrete
+        chains, SMLD and DDPM (appendix E).
         """
         return self.drift(x, t) / num_steps, self.diffusion(t) / math.sqrt(num_steps)
 
     def chain(self, num_levels: int) -> tuple[jax.Array, jax.Array]:
-        """The alphas and the stds of the discrete chain that the SDE is the limit of (appendix E).
+        """Returns the alphas and stds of the discrete chain that converges to the SDE (appendix E).
 
-        Level i of N belongs to t = i / (N - 1): the noise increases. They are what networks that were
-        trained on the chain saw; `alpha` and `std` differ from them by terms of the order of 1 / N.
+        Level i of N is at t = i / (N - 1), so noise increases. Networks trained on the chain saw these
+        values, from which `alpha` and `std` differ by O(1 / N).
 
         Args:
           num_levels: N >= 1; for VP above beta_max, so that every beta_i = beta(t) / N is below 1.
@@ -110,7 +109,7 @@ class SDE(abc.ABC):
           alphas and stds, float32 `[N]` each.
 
         Raises:
-          ValueError: if `num_levels` is out of range, or the SDE is no chain's limit, as sub-VP.
+          ValueError: if `num_levels` is out of range, or the SDE has no discrete chain (sub-VP).
         """
         raise ValueError(
             f"num_levels: {type(self).__name__} is no chain's limit, got {show(num_levels)}"
@@ -124,8 +123,8 @@ class VE(SDE):
         sigma(t) = sigma_min (sigma_max / sigma_min)^t,    g(t) = sigma(t) sqrt(2 log(sigma_max / sigma_min))
 
     Args:
-      sigma_min: > 0, the noise at t = 0. It is taken as it is, without the sigma_min^2 that the integral
-        of g^2 from 0 lacks, as the paper and the authors' code do.
+      sigma_min: > 0, the noise at t = 0. As in the paper and the authors' code, std_t^2 includes the
+        sigma_min^2 that the integral of g^2 from 0 lacks.
       sigma_max: > sigma_min.
     """
 
@@ -154,9 +153,9 @@ class VE(SDE):
         return jnp.log(sigma / self.sigma_min) / _log(self.sigma_max / self.sigma_min)
 
     def discretize(self, x, t, num_steps):
-        """SMLD: from sigma_{i-1} to sigma_i of a geometric ladder, from 0 to the first of them.
+        """Returns SMLD's step from sigma_{i-1} to sigma_i of a geometric ladder; the first is from 0.
 
-        The level is the one at or below t (N - 1), as in the authors' code.
+        As in the authors' code, the level is the one at or below t (N - 1).
         """
         ratio = self.sigma_max / self.sigma_min
         level = jnp.floor(t * (num_steps - 1))
@@ -202,7 +201,7 @@ class VP(SDE):
         return jnp.exp(-0.5 * self.integral(t))
 
     def std(self, t):
-        # 1 - exp(-B) without cancellation where t is small.
+        # expm1 avoids cancellation at small t.
         return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
     def drift_coefficient(self, t):
@@ -215,14 +214,14 @@ class VP(SDE):
         return self._time_of_integral(jnp.log1p(sigma**2))
 
     def _time_of_integral(self, integral: jax.Array) -> jax.Array:
-        """Solves B(t) = integral for t >= 0, in the form that does not cancel."""
+        """Solves B(t) = integral for t >= 0, in a form without cancellation."""
         difference = self.beta_max - self.beta_min
         return (
             2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * difference * integral))
         )
 
     def discretize(self, x, t, num_steps):
-        """DDPM: x sqrt(1 - beta_i) + sqrt(beta_i) z, with beta_i from beta_min / N to beta_max / N."""
+        """Returns DDPM's step x sqrt(1 - beta_i) + sqrt(beta_i) z, beta_i in [beta_min / N, beta_max / N]."""
         level = jnp.floor(t * (num_steps - 1))
         beta = self.beta(level / max(num_steps - 1, 1)) / num_steps
         return (expand(jnp.sqrt(1.0 - beta), x) - 1.0) * x, jnp.sqrt(beta)
@@ -244,8 +243,7 @@ class SubVP(VP):
 
         g(t)^2 = beta(t) (1 - exp(-2 B(t))),    std_t = 1 - exp(-B(t))
 
-    There is no chain that it is the limit of: `discretize` is the Euler-Maruyama step, and `chain` raises
-    ValueError.
+    No discrete chain converges to it: `discretize` is the Euler-Maruyama step, and `chain` raises ValueError.
     """
 
     def std(self, t):
@@ -266,7 +264,7 @@ class SubVP(VP):
 
 
 def _keep(sde: SDE, **parameters: float) -> None:
-    """Sets the parameters of a frozen SDE, as the checks return them."""
+    """Sets the checked parameters of a frozen SDE."""
     for name, value in parameters.items():
         object.__setattr__(sde, name, value)
 
@@ -278,8 +276,8 @@ def _log(x: float) -> float:
 def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:
     """Returns `score_fn(x, t)` of an SDE from a score function of sigma.
 
-    x_t = alpha_t (x_0 + sigma z), with sigma = std_t / alpha_t, has the density p_sigma(x_t / alpha_t) up to
-    a factor, and so the score s(x_t / alpha_t, sigma) / alpha_t.
+    With sigma = std_t / alpha_t, x_t = alpha_t (x_0 + sigma z). Its density is p_sigma(x_t / alpha_t) up to a
+    factor, so its score is s(x_t / alpha_t, sigma) / alpha_t.
 
     Args:
       sde: the SDE.
@@ -294,12 +292,11 @@ def from_sigma_score(sde: SDE, score_fn: ScoreFn) -> TimeScoreFn:
 
 
 def to_sigma_score(sde: SDE, score_fn: TimeScoreFn) -> ScoreFn:
-    """Returns `score_fn(x, sigma)` from a score function of an SDE's time; undoes `from_sigma_score`.
+    """Returns `score_fn(x, sigma)` from a score function of an SDE's time; inverts `from_sigma_score`.
 
     Args:
       sde: the SDE.
-      score_fn: `score_fn(x, t)`, the score of x_t. It is asked for times in (0, 1], that is, for sigmas up
-        to `sde.sigma(1)`.
+      score_fn: `score_fn(x, t)`, the score of x_t, for t in (0, 1], that is, for sigmas up to `sde.sigma(1)`.
     """
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -1,9 +1,8 @@
 """Noise ladders: the decreasing sequences of sigmas on which a score network is trained and sampled.
 
-A ladder is a float32 array `[L]` with the largest sigma first. It is made once, from plain numbers,
-on the host. Where the numbers come from is the subject of Song & Ermon, "Improved Techniques for
-Training Score-Based Generative Models" (NCSNv2, 2020): its techniques 1, 2 and 4 are one function
-each here, and `suggest` applies them to a data set.
+A ladder is a float32 array `[L]`, largest sigma first, built once on the host from plain numbers. Song &
+Ermon, "Improved Techniques for Training Score-Based Generative Models" (NCSNv2, 2020), say how to choose
+them. One function each implements techniques 1, 2 and 4, and `suggest` applies them to a data set.
 """
 
 import math
@@ -26,14 +25,14 @@ __all__ = [
     "suggest",
 ]
 
-# How many points are compared with how many at once.
+# Distances are computed between blocks of this many points.
 _BLOCK = 1024
 
 
 def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Array:
     """Returns the geometric ladder from `sigma_begin` down to `sigma_end` (NCSN, section 4.1).
 
-    The ratio of neighbours is constant, sigma_1 / sigma_2 = ... = sigma_{L-1} / sigma_L > 1. It is
+    The ratio of neighbours is constant, sigma_1 / sigma_2 = ... = sigma_{L-1} / sigma_L > 1. The ladder is
     computed in float64 and rounded once; both ends are exact.
 
     Args:
@@ -45,8 +44,7 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
       float32 `[L]`, strictly decreasing.
 
     Raises:
-      ValueError: if the arguments are out of range, or so close that neighbouring levels would be
-        the same float32.
+      ValueError: if the arguments are out of range, or neighbouring levels round to the same float32.
 
     Example:
       >>> from ncsn_jax import sigmas
@@ -64,8 +62,8 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
         sigma_i = (sigma_begin^(1/rho) + i / (L - 1) (sigma_end^(1/rho) - sigma_begin^(1/rho)))^rho
 
     for i = 0, ..., L - 1: uniform for rho = 1, and geometric in the limit of large rho. It is computed in
-    float64 and rounded once; both ends are exact. Differs from equation 5 in that the last sigma, 0, is
-    left out: the sampler adds it.
+    float64 and rounded once; both ends are exact. Unlike equation 5, it leaves out the last sigma, 0, which
+    the sampler adds.
 
     Args:
       sigma_begin, sigma_end, num_levels: as for `geometric`; the paper's ladder goes from 80 to 0.002, for
@@ -73,7 +71,7 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
       rho: in [1, 100].
 
     Returns:
-      float32 `[L]`, strictly decreasing. It raises what `geometric` raises.
+      float32 `[L]`, strictly decreasing. Raises as `geometric` does.
 
     Example:
       >>> from ncsn_jax import sigmas
@@ -106,9 +104,9 @@ class Suggestion(NamedTuple):
     Attributes:
       sigmas: float32 `[L]`, the ladder.
       epsilon: the step size of Algorithm 1 at the last level, for the given steps per level.
-      largest_distance: between two points of the data, in its units.
-      ratio: of neighbouring sigmas, > 1, which makes the ladder that was rounded to whole levels.
-      variance_ratio: of the samples at the end of a level to that level's noise; 1 would be ideal.
+      largest_distance: the largest distance between two data points, in units of the data.
+      ratio: the ratio of neighbouring sigmas, > 1, after rounding to whole levels.
+      variance_ratio: the variance of the samples after a level over that of its noise; ideally 1.
     """
 
     sigmas: jax.Array
@@ -127,25 +125,23 @@ def suggest(
 ) -> Suggestion:
     """Proposes a ladder and a step size for a data set, by NCSNv2's techniques 1, 2 and 4.
 
-    sigma_1 is the largest distance between two points (`largest_distance`). Neighbours have the ratio
-    of `level_ratio` for the data's dimension, as nearly as a whole number of levels allows, and epsilon
-    follows from that ratio and the steps per level (`step_size`). For CIFAR-10 this gives sigma_1 = 53,
-    L = 221 and epsilon = 1.30e-5, where the paper trained with 50, 232 and 1.24e-5: its ladders have an
-    overlap of 0.57.
+    sigma_1 is the largest distance between two points (`largest_distance`). The ratio of neighbours is
+    `level_ratio` for the data's dimension, adjusted to a whole number of levels. epsilon follows from that
+    ratio and the steps per level (`step_size`). For CIFAR-10 this gives sigma_1 = 53, L = 221 and epsilon =
+    1.30e-5. The paper trained with 50, 232 and 1.24e-5, as its ladders have an overlap of 0.57.
 
     Args:
-      data: `[N, ...]`, N >= 2; an image has D = H W C dimensions, D >= 5. In fewer, technique 2 gives no
-        ratio: take a `geometric` ladder from `largest_distance` down, with a ratio of neighbours of about 2,
-        and `step_size`.
+      data: `[N, ...]`, N >= 2; an image has D = H W C dimensions, D >= 5. Below 5, technique 2 gives no
+        ratio: use `step_size` and a `geometric` ladder from `largest_distance` down, with a ratio of about 2.
       sigma_end: the smallest sigma, > 0, in units of the data: 0.01 for pixels in [0, 1].
-      steps_per_level: T, the steps at each level that can be afforded; the paper takes 3 to 5.
+      steps_per_level: T, the affordable number of steps per level; 3 to 5 in the paper.
       overlap: of neighbouring levels, see `level_ratio`.
 
     Returns:
-      The ladder, epsilon, and the figures that they come from.
+      The ladder, epsilon, and the figures they come from.
 
     Raises:
-      ValueError: if an argument is out of range, or the data is no larger than `sigma_end`.
+      ValueError: if an argument is out of range, or the largest distance is not above `sigma_end`.
     """
     data = np.asarray(data)
     if not np.issubdtype(data.dtype, np.floating):
@@ -173,13 +169,13 @@ def suggest(
 def largest_distance(data: np.ndarray) -> float:
     """Returns the largest Euclidean distance between two points (NCSNv2, technique 1).
 
-    At the first level the sampler has to move between any two modes. For the empirical distribution of
-    the data, perturbed by N(0, sigma_1^2 I), the score at a point near x_i is a mixture of pulls, in
-    which x_j enters with a weight of at most about exp(-||x_i - x_j||^2 / (8 sigma_1^2)) (proposition
-    1): that is not small for any pair if sigma_1 is as large as the largest distance.
+    At the first level the sampler must be able to move between any two modes. Perturb the empirical
+    distribution of the data by N(0, sigma_1^2 I). Near x_i, the score then weights x_j by at most about
+    exp(-||x_i - x_j||^2 / (8 sigma_1^2)) (proposition 1). If sigma_1 is the largest distance, this weight
+    is not small for any pair.
 
-    No pair is left out: points are visited by decreasing distance r from the mean, and as two of them
-    are at most r_i + r_j apart, most pairs need no look once a large distance is known.
+    The search is exact: it visits points by decreasing distance r from the mean. Two points are at most
+    r_i + r_j apart, so it can skip most pairs once it knows a large distance.
 
     Args:
       data: `[N, ...]`, N >= 2, finite.
@@ -197,7 +193,7 @@ def largest_distance(data: np.ndarray) -> float:
         )
     if len(data) < 2:
         raise ValueError(f"data must hold at least 2 points, got {len(data)}")
-    # Centred and scaled first, so that float32 is enough wherever the data lies.
+    # After centring and scaling, float32 is precise enough wherever the data lies.
     points = data.reshape(len(data), -1)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below
         centre = points.mean(axis=0, dtype=np.float64)
@@ -235,20 +231,19 @@ def largest_distance(data: np.ndarray) -> float:
 
 
 def level_ratio(dimension: int, overlap: float = 0.5) -> float:
-    """Returns the ratio gamma of neighbouring sigmas for data of a dimension (NCSNv2, technique 2).
+    """Returns the ratio gamma of neighbouring sigmas for D-dimensional data (NCSNv2, technique 2).
 
-    In D dimensions the length r of noise from N(0, sigma^2 I) is close to N(sqrt(D) sigma, sigma^2 / 2)
-    (proposition 2): a thin shell. What is sampled at sigma_{i-1} starts the chain at sigma_i, so the
-    shells have to overlap: the mass of the shell of sigma_i within three standard deviations of that of
+    In D dimensions the norm r of noise from N(0, sigma^2 I) is close to N(sqrt(D) sigma, sigma^2 / 2)
+    (proposition 2): a thin shell. Samples at sigma_{i-1} start the chain at sigma_i, so the shells must
+    overlap. The mass of the shell of sigma_i within three standard deviations of that of
     sigma_{i-1} = gamma sigma_i,
 
         Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = overlap,
 
-    is to be about 1/2, the same for all i; so the ladder is geometric, and gamma - 1 shrinks like
-    1 / sqrt(D).
+    should be about 1/2 for all i. So the ladder is geometric, and gamma - 1 shrinks like 1 / sqrt(D).
 
     Args:
-      dimension: D >= 5; below, the shells are so thick that they overlap more at any ratio.
+      dimension: D >= 5; below, the shells are too thick and overlap more at any ratio.
       overlap: in (0, 0.99), 0.5 in the paper.
 
     Returns:
@@ -270,7 +265,7 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
         middle = math.sqrt(2 * dimension) * (gamma - 1)
         return _normal_cdf(middle + 3 * gamma) - _normal_cdf(middle - 3 * gamma) - overlap
 
-    # At 1 the overlap is 0.997; it falls below any other value in the end.
+    # The overlap falls from 0.997 at gamma = 1 towards 0.
     low, high = 1.0, 2.0
     while excess(high) > 0:
         low, high = high, 2 * high
@@ -278,22 +273,22 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
 
 
 def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[float, float]:
-    """Returns the epsilon that suits a ladder and a number of steps per level (NCSNv2, technique 4).
+    """Returns the best epsilon for a ladder and a number of steps per level (NCSNv2, technique 4).
 
-    Take data at one point, where the score at level i is -x / sigma_i^2 and a chain is a linear map.
-    Started from the noise of the level before, of variance gamma^2 sigma_i^2, after T steps of size
-    alpha_i = epsilon sigma_i^2 / sigma_L^2 its variance in units of sigma_i^2 is (proposition 3), with
-    e = epsilon / (2 sigma_L^2),
+    Suppose all data lie at one point. The score at level i is then -x / sigma_i^2 and a chain is a linear
+    map. The chain starts from the previous level's noise, with variance gamma^2 sigma_i^2, and takes T steps
+    of size alpha_i = epsilon sigma_i^2 / sigma_L^2. With e = epsilon / (2 sigma_L^2), its variance in units
+    of sigma_i^2 becomes (proposition 3)
 
         (1 - e)^(2 T) (gamma^2 - v) + v,    v = 1 / (1 - e / 2),
 
-    which should be 1. It is larger for every e: small steps forget the level before too slowly, large
-    ones discretize badly. The epsilon of the smallest is returned. The paper's formula has epsilon in
-    the convention of its code, x + alpha s + sqrt(2 alpha) z, which is half of ours.
+    which should be 1. It is larger for every e: small steps forget the previous level too slowly, large
+    steps discretize badly. This returns the epsilon with the smallest variance. The paper's epsilon follows
+    its code, x + alpha s + sqrt(2 alpha) z, and is half of ours.
 
     Args:
       sigma_end: the smallest sigma, sigma_L > 0.
-      ratio: gamma > 1, of neighbouring sigmas.
+      ratio: gamma > 1, the ratio of neighbouring sigmas.
       steps_per_level: T >= 1.
 
     Returns:
@@ -326,7 +321,7 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
         decay = (1 - e) ** (steps - 1)
         return dv * (1 - (1 - e) * decay) - steps * decay * (gamma2 - v)
 
-    # It falls from gamma^2 at first and rises up to 2 at e = 1: bisection on the sign of the slope.
+    # The variance first falls from gamma^2 and then rises to 2 at e = 1, so the slope changes sign once.
     e = _bisect(slope, 0.0, 1.0)
     return 2 * e * sigma_end**2, variance(e)
 
@@ -336,7 +331,7 @@ def _normal_cdf(x: float) -> float:
 
 
 def _bisect(function, low: float, high: float) -> float:
-    """Returns where a function changes its sign between two points at which it differs."""
+    """Returns where a function changes sign between two points of opposite sign."""
     rising = function(high) > 0
     for _ in range(200):
         middle = 0.5 * (low + high)

@@ -1,9 +1,8 @@
 """The training state and the pure functions that advance it by one or several optimizer steps.
 
-Everything random in a step is a function of (seed, step, index of the example in the global batch):
-noise, flip, dequantization and dropout of an example are the same whether one device or eight share the
-batch. Nothing here jits, replicates, logs or touches files; averages across devices need an explicit
-`axis_name`.
+An example's noise, flip, dequantization and dropout depend only on (seed, step, its index in the global
+batch), not on the number of devices. Nothing here jits, replicates, logs or touches files; averages across
+devices need an explicit `axis_name`.
 """
 
 import functools
@@ -30,17 +29,17 @@ __all__ = [
     "train_steps",
 ]
 
-# Of an example's key, for what the network draws.
+# Folded into an example's key for the network's own draws.
 _FOR_NETWORK = 3
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes.
+    """The state that training updates.
 
     Attributes:
       step: int32 scalar, the number of optimizer steps taken.
       params: the network's parameters.
-      ema_params: their exponential moving average; an empty dict if it is off.
+      ema_params: their EMA; an empty dict if it is off.
       opt_state: the optimizer's state.
     """
 
@@ -51,14 +50,13 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one step measured, already averaged or summed over devices.
+    """Metrics of one step, already averaged or summed over devices.
 
     Attributes:
       loss: the mean loss over the global batch.
       grad_norm: the global norm of the averaged gradient, before clipping.
-      level_loss: `[L]`, the sum of the losses of the examples in each of the objective's bins: for a
-        ladder, its levels.
-      level_count: `[L]`, their number.
+      level_loss: `[L]`, the sum of losses in each bin of the objective (for a ladder, each level).
+      level_count: `[L]`, the number of examples in each bin.
     """
 
     loss: jax.Array
@@ -84,7 +82,7 @@ def make_optimizer(
     warmup_steps: int = 0,
     grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam as the original runs use it, in PyTorch's convention.
+    """Returns Adam as the original runs use it, in PyTorch's convention.
 
     Args:
       learning_rate: > 0, reached linearly over `warmup_steps`: step k (from 0) uses
@@ -95,7 +93,7 @@ def make_optimizer(
       warmup_steps: >= 0.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
-    # A constant is no schedule: that would count its steps in the optimizer's state.
+    # A schedule would add a step counter to the optimizer's state.
     schedule = make_schedule(learning_rate, warmup_steps) if warmup_steps else learning_rate
     return optax.chain(
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
@@ -112,20 +110,20 @@ def make_init(
     *,
     ema: bool,
 ) -> Callable[[jax.Array], TrainState]:
-    """Returns the function from a key to the state before the first step.
+    """Returns a function from a key to the initial state.
 
-    Call it as it is. Compiled as a whole, its many draws take several times as long to start.
+    Do not jit it: compiled as a whole, its many draws take several times as long to start.
 
     Args:
       model: a network, called as `model.init(key, x, level)`; its parameters depend on shapes alone.
-      optimizer: whose state is begun.
+      optimizer: the optimizer to initialise.
       image_shape: (H, W, C).
-      ema: whether there is a moving average of the parameters.
+      ema: whether to keep an EMA of the parameters.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
 
-    # One program for hundreds of small arrays, which returns new buffers: none can be donated twice.
+    # One program serves hundreds of small arrays. It returns new buffers, so none can be donated twice.
     @jax.jit
     def begin(params):
         return params if ema else {}, optimizer.init(params)
@@ -168,7 +166,7 @@ def _measure(
 
 
 def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
-    """Returns what `measure(params, images, keys)` would, from as many parts, one after another."""
+    """Returns `measure(params, images, keys)`, accumulated over `parts` microbatches."""
     examples = images.shape[0]
     if examples % parts:
         raise ValueError(
@@ -203,24 +201,24 @@ def train_step(
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on one batch, or on this device's part of it.
+    """Takes one optimizer step on one batch, or on this device's shard of it.
 
     Args:
       state: the state to advance.
-      images: uint8 `[B, H, W, C]`, or float32 in [0, 1] without `dequantize`; this device's examples,
-        neighbours in the global batch.
+      images: uint8 `[B, H, W, C]`, or float32 in [0, 1] without `dequantize`: this device's shard, contiguous
+        in the global batch.
       seed: integer scalar, the seed of the whole run.
-      first: integer scalar >= 0, the place of the first of them in the global batch.
-      objective: what is minimised, with the network.
+      first: integer scalar >= 0, the index of the shard's first example in the global batch.
+      objective: the objective to minimise, with its network.
       optimizer: as made by `make_optimizer`.
       ema_decay: in [0, 1), the weight of the old average; 0 is off.
       random_flip, dequantize, centered: see `images.prepare`.
-      reduce_mean: the loss is the mean square over the elements of an example instead of half the sum of
-        squares; it is 2 / D times as large. The metrics by level keep the sum.
-      microbatches: >= 1, a divisor of B. The examples are computed in so many parts, one after another.
-        The step is the same to float32 rounding and takes the memory of one part.
-      skip_nonfinite: whether a step whose loss or gradient is not finite leaves parameters, their
-        average and the optimizer's state as they were. It counts, and its metrics say what happened.
+      reduce_mean: use the mean square over an example's elements instead of half the sum of squares, which
+        is 2 / D times as large. The metrics by level keep the sum.
+      microbatches: >= 1, a divisor of B. Accumulates gradients over this many microbatches, which gives the
+        same step to float32 rounding and uses the memory of one microbatch.
+      skip_nonfinite: leave parameters, EMA and optimizer state unchanged if the loss or gradient is not
+        finite. The step still counts, and its metrics show what happened.
       axis_name: the mapped axis over which the batch is sharded, or None.
 
     Returns:
@@ -256,7 +254,7 @@ def train_step(
     next_state = TrainState(state.step + 1, params, ema_params, opt_state)
     metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
     if skip_nonfinite:
-        # The averages over all devices are looked at, so that all devices do alike.
+        # Checking the averages over all devices makes every device decide alike.
         sound = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         skipped = state._replace(step=next_state.step)
         next_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), next_state, skipped)
@@ -270,9 +268,9 @@ def train_steps(
     first: jax.Array | int = 0,
     **options,
 ) -> tuple[TrainState, Metrics]:
-    """Several optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
+    """Takes K optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
 
-    The other arguments are those of `train_step`. For K = 1 there is no loop at all.
+    The other arguments are those of `train_step`. For K = 1 there is no loop.
     """
     if images.shape[0] == 1:
         state, metrics = train_step(state, images[0], seed, first, **options)

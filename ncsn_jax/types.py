@@ -1,4 +1,4 @@
-"""The types that all parts agree on: score functions. Any function that can be called so is one."""
+"""Protocols for score functions. Any callable with a matching signature is one."""
 
 from typing import Protocol
 
@@ -10,8 +10,8 @@ __all__ = ["ScoreFn", "TimeScoreFn"]
 class ScoreFn(Protocol):
     """`score_fn(x, sigma) -> score`: x `[B, ...]`, sigma `[B]` > 0, and the score shaped like x.
 
-    The score is the gradient of the log density of the data perturbed by N(0, sigma^2 I), in inverse
-    units of the data: s_theta(x, sigma) in the paper.
+    The score is the gradient of the log density of the data perturbed by N(0, sigma^2 I), s_theta(x, sigma)
+    in the paper. Its units are the inverse of the data's.
     """
 
     def __call__(self, x: jax.Array, sigma: jax.Array, /) -> jax.Array:
