@@ -1,4 +1,4 @@
-"""Samplers that need nothing but a score function; importing them needs nothing but jax.
+"""Samplers that need only a score function. Importing them needs only jax.
 
 `probability_flow` imports diffrax when it is called.
 """

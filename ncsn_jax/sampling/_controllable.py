@@ -1,12 +1,11 @@
-"""Controllable generation with the score of a model that was trained without conditions (Song et al., 2021).
+"""Controllable generation with the score of an unconditional model (Song et al., 2021).
 
-What is known about a sample is either imposed after every update of `predictor_corrector`, by a function
-for its argument `constrain` (`known_pixels` for inpainting, `known_grey` for colorization), or enters
-through the score (`guided`).
+A `constrain` function imposes the known part of a sample after every update of `predictor_corrector`
+(`known_pixels` for inpainting, `known_grey` for colorization). `guided` puts a condition into the score.
 
-Imposing what is known is an approximation: the unknown part follows a score that was evaluated with the
-known part's noise drawn afresh, not with the path that leads to it. It is exact where the two are
-independent, and biased where they are correlated; corrector steps make the bias smaller.
+Imposing the known part is an approximation: the unknown part follows a score evaluated with fresh noise on
+the known part, not with the path that leads to it. It is exact where the two are independent, and biased
+where they are correlated; corrector steps reduce the bias.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from ncsn_jax.types import ScoreFn
 def known_pixels(sde: SDE, observed: ArrayLike, mask: ArrayLike) -> Constrain:
     """Returns the `constrain` of `predictor_corrector` for inpainting (appendix I.2).
 
-    After each update, what is known is replaced in x by a sample of p(x_t | x_0 known), alpha_t observed +
-    std_t z, and in the mean by alpha_t observed. So a denoised sample ends with `alpha_end * observed`
-    where it is known, and one that is not with noise of std_end as well.
+    After each update, the known part of x becomes a sample alpha_t observed + std_t z of p(x_t | x_0 known),
+    and that of the mean becomes alpha_t observed. So a denoised sample ends with `alpha_end * observed` in
+    its known part; without denoising, that part also has noise of std_end.
 
-    Differs from the authors' code, which takes the time of the step that was left also after the
-    predictor, and puts x in place of the mean where nothing is known: nothing is denoised there.
+    The authors' code differs: after the predictor it still uses the time of the step just left, and in the
+    unknown part it replaces the mean by x, so nothing is denoised there.
 
     Args:
       sde: the SDE.
-      observed: shaped like x, or so that it broadcasts to it with as many axes. What it holds where it is
-        hidden has no influence, even if it is not finite.
-      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; likewise.
+      observed: shaped like x, or broadcastable to x with the same number of axes. Hidden values are ignored,
+        even if not finite.
+      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; shaped likewise.
 
     Returns:
-      `constrain(key, x, mean, t)`, which raises ValueError if a shape above does not go with that of x.
+      `constrain(key, x, mean, t)`, which raises ValueError if a shape above does not match x.
 
     Raises:
-      ValueError: if the mask has other values. One that is traced is not looked at.
+      ValueError: if the mask has other values. A traced mask is not checked.
     """
     observed, mask = jnp.asarray(observed), check.mask(mask)
 
@@ -63,15 +62,15 @@ def known_grey(sde: SDE, grey: ArrayLike) -> Constrain:
     """Returns the `constrain` of `predictor_corrector` for colorization (appendix I.3).
 
     Grey is the mean m of a pixel's three channels. An orthogonal transform of the channels whose first axis
-    is (1, 1, 1) / sqrt(3) has sqrt(3) m as its first coordinate, and the noise of the coordinates is
-    independent as that of the channels is. Imposing the first coordinate and keeping the others is adding
-    the same number to the three channels, so that no such transform has to be chosen:
+    is (1, 1, 1) / sqrt(3) has first coordinate sqrt(3) m. The noise of its coordinates is independent, like
+    that of the channels. To impose the first coordinate and keep the others, add the same number to all three
+    channels; the choice of transform does not matter:
 
         x <- x - m(x) + alpha_t grey + std_t z / sqrt(3),    mean <- mean - m(mean) + alpha_t grey
 
     Args:
       sde: the SDE.
-      grey: `[B, H, W, 1]`, or with 1 in place of a number, in the units of the images.
+      grey: `[B, H, W, 1]`, or 1 in place of B, H or W, in the units of the images.
 
     Returns:
       `constrain(key, x, mean, t)` for images x `[B, H, W, 3]`, which raises ValueError for others.
@@ -103,19 +102,19 @@ def guided(
     log_likelihood: Callable[[jax.Array, jax.Array], jax.Array],
     scale: ArrayLike = 1.0,
 ) -> ScoreFn:
-    """Returns the score of x given y from that of x and the likelihood of y (equation 14).
+    """Returns the score of x given y, from the score of x and the likelihood of y (equation 14).
 
         s(x, t) + scale * grad_x log p_t(y | x)
 
     Args:
-      score_fn: `score_fn(x, t)`, or `score_fn(x, sigma)`: the second argument is passed on.
-      log_likelihood: `log_likelihood(x, t) -> [B]`, the log of p_t(y | x_t = x), up to a constant in x:
-        how likely the condition is given the noisy x. Each example by itself. `jax.vmap` of a sampler
-        gives each its own condition; see docs/conditioning.md.
+      score_fn: `score_fn(x, t)` or `score_fn(x, sigma)`; the second argument is passed on.
+      log_likelihood: `log_likelihood(x, t) -> [B]`, log p_t(y | x_t = x) up to a constant in x: how likely
+        the condition is given the noisy x. It must treat examples separately. To give each its own condition,
+        `jax.vmap` the sampler; see docs/conditioning.md.
       scale: finite; 1 for the posterior, more for samples that fit the condition better and vary less.
 
     Returns:
-      A score function of the same arguments as `score_fn`. It raises ValueError if `log_likelihood` does not
+      A score function with the arguments of `score_fn`. It raises ValueError if `log_likelihood` does not
       return `[B]`.
     """
 

@@ -1,8 +1,8 @@
 """The second-order sampler of Karras et al. (2022), "Elucidating the design space ...", algorithms 1 and 2.
 
-Heun's method on the probability flow dx/dsigma = -sigma s(x, sigma), along any ladder and finally to
-sigma = 0, with noise added and removed again at every level if wanted. One loop runs over a table of score
-evaluations, two for each step and one for the last. So the score occurs once in the compiled program.
+It applies Heun's method to the probability flow dx/dsigma = -sigma s(x, sigma), along any ladder and then to
+sigma = 0. Optional churn adds noise at every level and removes it again. One loop runs over a table of
+score evaluations, two per step and one for the last, so the compiled program contains the score once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ncsn_jax.sampling._loop import run_steps
 from ncsn_jax.sampling._predictor_corrector import SamplerInfo
 from ncsn_jax.types import ScoreFn
 
-_MAX_CHURN = 1e9  # far more than anyone adds
+_MAX_CHURN = 1e9  # far more than anyone uses
 
 
 class _Evaluation(NamedTuple):
@@ -29,10 +29,10 @@ class _Evaluation(NamedTuple):
 
     Attributes:
       step: the index of the step.
-      first: whether it is the step's first, at its begin, or the second, at its end.
+      first: True for the step's first evaluation, at its start; False for the second, at its end.
       sigma: where the score is evaluated.
-      change: of sigma in the step, < 0.
-      noise: the standard deviation of what is added before it.
+      change: the step's change of sigma, < 0.
+      noise: the standard deviation of the noise added beforehand.
     """
 
     step: jax.Array
@@ -62,27 +62,27 @@ def heun(
         x' = x^ + (sigma_{i+1} - sigma^) d(x^, sigma^),
         x  = x^ + (sigma_{i+1} - sigma^) (d(x^, sigma^) + d(x', sigma_{i+1})) / 2,
 
-    the last line being left out in the last step, as 0 has no score: that is an Euler step. gamma_i is
+    The last step omits the last line, as sigma = 0 has no score, and is an Euler step. gamma_i is
     min(churn / L, sqrt(2) - 1) for sigma_i in `churn_range`, and 0 elsewhere.
 
     Args:
-      key: one key, or one per example `[B]`. It has no influence without churn.
+      key: one key, or one per example `[B]`. Unused without churn.
       score_fn: `score_fn(x, sigma) -> score`.
-      x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start; its type is that of the result,
-        as in `annealed_langevin`.
+      x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start; the result has its type, as in
+        `annealed_langevin`.
       sigmas: `[L]`, decreasing, the last one above 0; see `ncsn_jax.sigmas.karras`.
       churn: S_churn >= 0, in units of steps; 0 for the deterministic sampler.
-      churn_range: (S_min, S_max), sigmas between which there is churn, both included.
+      churn_range: (S_min, S_max), the sigmas with churn, inclusive.
       churn_noise: S_noise >= 0, the scale of the noise added; 1, or slightly more against lost detail.
-      second_order: False for Euler's method, which leaves out the last line in every step.
-      steps: `(start, stop)`, to run a part of the L steps only, as in `annealed_langevin`.
+      second_order: False for Euler's method, which omits the last line in every step.
+      steps: `(start, stop)`, to run only some of the L steps, as in `annealed_langevin`.
 
     Returns:
-      `[B, ...]`, and the number of evaluations: 2 L - 1, or L for Euler's method.
+      `[B, ...]`, and the NFE: 2 L - 1, or L for Euler's method.
 
     Raises:
-      ValueError: if an argument is out of range or the ladder does not decrease. Values that are traced
-        are not looked at.
+      ValueError: if an argument is out of range or the ladder does not decrease. Traced values are not
+        checked.
 
     Example:
       >>> import jax
@@ -123,7 +123,7 @@ def heun(
 
 
 def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
-    """Returns the table of two evaluations for each step."""
+    """Returns the table of evaluations, two per step."""
     levels = sigmas.shape[0]
     low, high = churn_range
     gamma = jnp.minimum(churn / levels, math.sqrt(2) - 1)
@@ -139,7 +139,7 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
         first=jnp.tile(jnp.asarray([True, False]), levels),
         sigma=pair(raised, after),
         change=jnp.repeat(after - raised, 2),
-        # sigma^^2 - sigma^2 without cancellation.
+        # This form of sqrt(sigma^^2 - sigma^2) avoids cancellation.
         noise=pair(churn_noise * sigmas * jnp.sqrt(gamma * (2 + gamma)), jnp.zeros_like(sigmas)),
     )
 

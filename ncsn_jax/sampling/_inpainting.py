@@ -12,10 +12,10 @@ from ncsn_jax.errors import show
 from ncsn_jax.sampling._langevin import LangevinInfo, annealed_langevin
 from ncsn_jax.types import ScoreFn
 
-# Folded into the key for the noise on what was observed; no chain has so many steps.
+# Folded into the key for the noise of the observed part; larger than any step's index.
 _FOR_OBSERVED = 2**32 - 1
 
-# When the observed part is imposed: before the score, after the update; and whether its noise is drawn
+# Whether to impose the observed part before the score, to impose it after the update, and to draw its noise
 # for every step instead of every level.
 _SCHEMES = {
     "paper": (False, True, False),
@@ -44,36 +44,33 @@ def inpaint(
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
     """Inpainting by annealed Langevin dynamics (NCSN, Algorithm 2).
 
-    `annealed_langevin`, in which the observed part is replaced after every update by what was observed
-    plus noise of the level,
+    After every update, `annealed_langevin` replaces the observed part of x by `observed` plus the level's
+    noise,
 
         x <- mask y_i + (1 - mask) x,    y_i = observed + sigma_i z_i,
 
-    with z_i ~ N(0, I) drawn once for every level. What `observed` holds where it is hidden has no
-    influence, even if it is not finite.
+    with z_i ~ N(0, I) drawn once per level. Hidden values in `observed` are ignored, even if not finite.
 
     Args:
-      key: as for `annealed_langevin`, whose noise the updates have.
+      key: as for `annealed_langevin`; the updates have the same noise.
       score_fn: as for `annealed_langevin`.
       x: `[B, ...]`, where the chains start.
       sigmas: `[L]`, the decreasing ladder.
-      observed: shaped like x, or so that it broadcasts to it with as many axes.
-      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; shaped like
-        `observed`, or so that it broadcasts to x likewise.
+      observed: shaped like x, or broadcastable to x with the same number of axes.
+      mask: 1 or True where `observed` was observed, 0 or False where it is hidden; shaped like `observed`,
+        or broadcastable in the same way.
       epsilon, steps_per_level: as for `annealed_langevin`.
-      denoise: whether to end with x + sigma_L^2 s(x, sigma_L), which takes the noise off the observed
-        part as well.
+      denoise: whether to end with x + sigma_L^2 s(x, sigma_L), which also denoises the observed part.
       clip: `(low, high)` to clip x to after every update, or None.
-      keep_observed: whether to end with exactly `observed` where it was observed; otherwise that part
-        has noise of the last level, as published.
-      scheme: "paper" for Algorithm 2; "ncsn" for the authors' code, which imposes the level's y also
-        before the level's first score; "ncsnv2" for theirs of 2020, which imposes y before every score
-        only, each time with fresh noise, so that the observed part ends one update away from it.
-      return_info, num_frames, steps: as for `annealed_langevin`; `keep_observed` belongs to the last
-        step.
+      keep_observed: whether the observed part ends exactly as `observed`; otherwise it has the last level's
+        noise, as published.
+      scheme: "paper" for Algorithm 2; "ncsn" for the authors' code, which also imposes the level's y
+        before the level's first score; "ncsnv2" for their code of 2020, which imposes y only before every
+        score, each time with fresh noise, so the observed part ends one update away from y.
+      return_info, num_frames, steps: as for `annealed_langevin`; `keep_observed` acts in the last step.
 
     Returns:
-      The completed samples, `[B, ...]`, or a pair of them and the information.
+      The completed samples, `[B, ...]`, or a pair of them and the `LangevinInfo`.
 
     Raises:
       ValueError: as for `annealed_langevin`, and if `observed` or `mask` has another shape, or the mask
@@ -93,7 +90,7 @@ def inpaint(
         if after if updated else before:
             z = normal_like(fold_in(noise_key, step.index if every_step else step.level), x)
             y = observed + step.sigma * z
-            # The denoising, which comes after all updates, imposes nothing.
+            # The denoising comes after all updates and imposes nothing.
             x = jnp.where(step.index < num_updates, jnp.where(known, y, x), x)
         if updated and keep_observed:
             x = jnp.where(known & (step.index == num_updates + denoise - 1), observed, x)

@@ -1,8 +1,8 @@
 """Langevin dynamics, plain and annealed (NCSN, equation 4 and Algorithm 1).
 
-Every step is one row of a table, and one compiled loop runs over the rows. So the score network occurs once
-in the program, the final denoising included, and memory does not grow with the number of steps. Nothing
-here is jitted: use `jax.jit`, `jax.vmap` or `jax.pmap` as needed.
+One compiled loop runs over a table with one row per step, including the final denoising. So the program
+contains the score network once, and memory does not grow with the number of steps. Nothing here is jitted:
+use `jax.jit`, `jax.vmap` or `jax.pmap` as needed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from ncsn_jax.types import ScoreFn
 
 
 class LangevinInfo(NamedTuple):
-    """What a sampler saw on its way, for L levels of T steps (L = 1 for `langevin`).
+    """A record of a sampler's steps, for L levels of T steps (L = 1 for `langevin`).
 
     Attributes:
-      samples: `[L, B, ...]`, the samples at the end of every level, before any denoising; or, if
-        `num_frames` was given, `[num_frames, B, ...]`, evenly spread over all updates, the last one
-        included.
+      samples: `[L, B, ...]`, the samples at the end of every level, before any denoising; or, with
+        `num_frames`, `[num_frames, B, ...]`, evenly spaced over all updates, including the last.
       score_norm: `[L, T]`, the mean over the batch of ||s||.
       noise_norm: `[L, T]`, the mean over the batch of ||z||.
       signal_to_noise: `[L, T]`, the mean over the batch of ||(alpha/2) s|| / ||sqrt(alpha) z||,
-        which NCSN (section 4.3) wants to be of the same size at every level.
+        which NCSN (section 4.3) wants to be about equal at every level.
     """
 
     samples: jax.Array
@@ -43,10 +42,10 @@ class LangevinInfo(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of an annealed chain, or the table of all of them.
+    """One step of an annealed chain, or the table of all steps.
 
     Attributes:
-      index: the number of the step, from 0; the denoising is step L T.
+      index: the step's number, from 0; the denoising is step L T.
       level: the index of its sigma in the ladder.
       sigma: sigma_i.
       half_alpha: alpha_i / 2, the factor of the score.
@@ -61,7 +60,7 @@ class Step(NamedTuple):
 
 
 Constrain = Callable[[jax.Array, Step, bool], jax.Array]
-"""`constrain(x, step, updated) -> x`: what to make of x before and after each step's update."""
+"""`constrain(x, step, updated) -> x`: replaces x before and after each step's update."""
 
 
 def langevin(
@@ -78,7 +77,7 @@ def langevin(
 
         x <- x + (step_size / 2) s(x) + sqrt(step_size) z
 
-    It is `annealed_langevin` on a ladder of one level, whose epsilon is the step size.
+    This is `annealed_langevin` on a ladder of one level, whose epsilon is the step size.
 
     Args:
       key: one key, or one per example `[B]`.
@@ -86,11 +85,11 @@ def langevin(
       x: `[B, ...]`, where the chains start.
       step_size: > 0, in units of the data squared.
       num_steps: the number of updates, >= 1.
-      return_info: whether to return a `LangevinInfo`, with L = 1, as well.
-      num_frames: the number of samples to keep for it along the way; see `LangevinInfo`.
+      return_info: whether to return a `LangevinInfo` too, with L = 1.
+      num_frames: the number of frames to keep in it; see `LangevinInfo`.
 
     Returns:
-      `[B, ...]`, or a pair of it and the information.
+      `[B, ...]`, or a pair of it and the `LangevinInfo`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -126,59 +125,56 @@ def annealed_langevin(
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
     """Annealed Langevin dynamics (NCSN, Algorithm 1).
 
-    For every level i from the largest sigma to the smallest, `steps_per_level` updates
+    Runs `steps_per_level` updates at every level i, from the largest sigma to the smallest:
 
         x <- x + (alpha_i / 2) s(x, sigma_i) + sqrt(alpha_i) z,    z ~ N(0, I),
         alpha_i = epsilon * sigma_i^2 / sigma_L^2.
 
-    Differs from the authors' code in the meaning of the step size: it writes x + a s + sqrt(2 a) z with
+    The authors' code defines the step size differently: x + a s + sqrt(2 a) z with
     a_i = step_lr * sigma_i^2 / sigma_L^2. So epsilon = 2 * step_lr, and the published runs (step_lr = 2e-5)
     are `epsilon=4e-5`.
 
-    Choosing epsilon for a ladder of one's own: in units of sigma_i, and where the data are narrower than it,
-    a step is x - e x + sqrt(2 e) z at every level, with e = epsilon / (2 sigma_L^2). So epsilon goes with
-    sigma_L^2, whatever the units of the data. T steps have to forget the level before, of which (1 - e)^T
-    is left, so that e is not too small; but the steps end with 1 / (1 - e / 2) times the level's variance,
-    and diverge from e = 2 on, epsilon = 4 sigma_L^2. The epsilon that balances the two is
-    `ncsn_jax.sigmas.step_size(sigma_L, sigma_1 / sigma_2, T)[0]`: 6.5e-6 for the published ladder. The runs
-    take six times as much, e = 0.2, and end with a variance 11 % above that of the last level's noise. Data
-    that are wider than sigma_L mix more slowly than this counts, so take such an e for them, epsilon =
-    0.4 sigma_L^2: for three modes of standard deviation 0.3, with sigma_L = 0.1 and T = 100, the balancing
-    epsilon got the weights wrong by up to 0.023 and the modes 5 % too wide, this one by 0.011 and 1 %.
+    To choose epsilon for your own ladder, measure x in units of sigma_i. Where the data are narrower than
+    sigma_i, a step is x - e x + sqrt(2 e) z at every level, with e = epsilon / (2 sigma_L^2). So epsilon
+    scales with sigma_L^2, whatever the units of the data. T steps leave (1 - e)^T of the previous level, so e
+    must not be too small. But the steps end with 1 / (1 - e / 2) times the level's variance, and diverge from
+    e = 2 on, epsilon = 4 sigma_L^2. `ncsn_jax.sigmas.step_size(sigma_L, sigma_1 / sigma_2, T)[0]` balances
+    the two: 6.5e-6 for the published ladder. The published runs take six times as much, e = 0.2, and end
+    with a variance 11 % above that of the last level's noise. Data wider than sigma_L mix more slowly than
+    this analysis assumes. For them, use the same e = 0.2, epsilon = 0.4 sigma_L^2. For three modes of
+    standard deviation 0.3, with sigma_L = 0.1 and T = 100, the balancing epsilon got the weights wrong by up
+    to 0.023 and the modes 5 % too wide; epsilon = 0.4 sigma_L^2 by 0.011 and 1 %.
 
     Args:
-      key: one key, or one per example `[B]`, of `jax.random.key` or `jax.random.PRNGKey`. With one per
-        example, the noise of example i depends on its key alone, not on the batch that it is in. Step k
-        uses `fold_in(key, k)`.
+      key: one key, or one per example `[B]`, from `jax.random.key` or `jax.random.PRNGKey`. With one per
+        example, the noise of example i depends on its key alone, not on its batch. Step k uses
+        `fold_in(key, k)`.
       score_fn: `score_fn(x, sigma) -> score`, with x `[B, ...]`, sigma `[B]`, the score like x.
-      x: `[B, ...]`, where the chains start; see `initial_samples`. The chains are float32, or float64 for
-        float64 x, and so is the x that the functions here are called with. The result has the type of x.
+      x: `[B, ...]`, where the chains start; see `initial_samples`. The chains, and the x passed to `score_fn`
+        and `constrain`, are float32, or float64 for float64 x. The result has the type of x.
       sigmas: `[L]`, the decreasing ladder; see `ncsn_jax.sigmas.geometric`.
       epsilon: > 0, the step size at the last level, in units of the data squared; see above.
-      steps_per_level: the number T of updates on every level, >= 1.
+      steps_per_level: T, the updates per level, >= 1.
       denoise: whether to end with x + sigma_L^2 s(x, sigma_L), the expected clean data given x
         (Jolicoeur-Martineau et al., 2020, and NCSNv2, section 3.4).
       clip: `(low, high)` to clip x to after every update, or None, as published.
-      constrain: `constrain(x, step, updated) -> x`, which replaces x in every step twice: before the score
+      constrain: `constrain(x, step, updated) -> x`, which replaces x twice in every step: before the score
         (`updated` is False) and after the update and the clipping (True). `step` is a `Step`, whose
         index is L T for the denoising. See `inpaint`.
-      return_info: whether to return a `LangevinInfo` as well. This keeps L extra copies of x, or
-        `num_frames` of them.
-      num_frames: the number of samples to keep for it along the way, from 1 to L T; see
-        `LangevinInfo`.
-      steps: `(start, stop)`, to run a part of the steps only and come back: they are counted from 0 to
-        L T, the denoising being one more, and 0 <= start <= stop <= their number. Calls that follow one
-        another on what the last one returned, with the same key, do the same as one call. Each part rounds
-        its result to the type of x, so in half precision the parts differ from one call. Both may be
-        traced, so that one compiled program serves every part; reverse-mode differentiation is not
-        possible then. Not together with `return_info`.
+      return_info: whether to return a `LangevinInfo` too. This keeps L extra copies of x, or `num_frames`.
+      num_frames: the number of frames to keep in it, from 1 to L T; see `LangevinInfo`.
+      steps: `(start, stop)`, to run only some of the L T steps (one more with `denoise`), with
+        0 <= start <= stop <= their number. Successive calls, each on the last result and with the same key,
+        equal one call. Each call rounds its result to the type of x, so in half precision they differ.
+        Both bounds may be traced, so that one compiled program serves every part, but without
+        reverse-mode differentiation. Not together with `return_info`.
 
     Returns:
-      The samples, `[B, ...]`, or a pair of them and the information.
+      The samples, `[B, ...]`, or a pair of them and the `LangevinInfo`.
 
     Raises:
-      ValueError: if an argument is out of range or the ladder does not decrease. Values that are
-        traced are not looked at.
+      ValueError: if an argument is out of range or the ladder does not decrease. Traced values are not
+        checked.
 
     Example:
       >>> import jax
@@ -227,7 +223,7 @@ def annealed_langevin(
 def langevin_update(
     key: jax.Array, x: jax.Array, score: jax.Array, half_alpha: jax.Array, root_alpha: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The update of Algorithm 1: returns x + (alpha / 2) s + sqrt(alpha) z, and z ~ N(0, I)."""
+    """Returns the update of Algorithm 1, x + (alpha / 2) s + sqrt(alpha) z, and z ~ N(0, I)."""
     z = normal_like(key, x)
     half_alpha, root_alpha = half_alpha.astype(x.dtype), root_alpha.astype(x.dtype)
     return x + half_alpha * score.astype(x.dtype) + root_alpha * z, z
@@ -241,7 +237,7 @@ def annealed_steps(
     Args:
       sigmas: `[L]`, the ladder.
       epsilon: the step size at the last level.
-      dtype: of the result.
+      dtype: the result's type.
 
     Returns:
       (alpha / 2, sqrt(alpha)), each `[L]`.
@@ -265,14 +261,14 @@ def _table(sigmas, epsilon, steps_per_level: int, denoise: bool, dtype) -> Step:
 
 
 def _norms(s: jax.Array, z: jax.Array, step: Step) -> tuple[jax.Array, ...]:
-    """The means over the batch that `LangevinInfo` has of one step."""
+    """Returns one step's batch means for `LangevinInfo`."""
 
     def norm(x):
         total = jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
         return jnp.sqrt(jnp.maximum(total, jnp.finfo(x.dtype).tiny))  # differentiable at 0
 
     score_norm, noise_norm = norm(s), norm(z)
-    # The denoising has no noise; its ratio is not returned, but must not spoil derivatives.
+    # The denoising has no noise. Its ratio is discarded, but a division by 0 would spoil derivatives.
     root_alpha = jnp.where(step.root_alpha > 0, step.root_alpha, 1)
     ratio = (step.half_alpha * score_norm) / (root_alpha * noise_norm)
     return tuple(jnp.mean(a) for a in (score_norm, noise_norm, ratio))
@@ -293,15 +289,15 @@ def initial_samples(
       shape: `(B, ...)`.
       init: "uniform" for U[0, 1), as published for NCSN; "normal" for N(0, scale^2);
         "centred_normal" for N(1/2, scale^2), which is centred on images in [0, 1]; "data" for
-        `data` plus N(0, scale^2), which is what the chains should have reached at that sigma.
-      scale: the standard deviation of the normal ones, usually the largest sigma.
+        `data` plus N(0, scale^2), the distribution that chains should reach at that sigma.
+      scale: the standard deviation of the normals, usually the largest sigma.
       data: of the given shape, for "data" only.
 
     Returns:
       float32 of the given shape.
 
     Raises:
-      ValueError: if `init` is not one of the above, or `data` does not go with it.
+      ValueError: if `init` is not one of the above, or `data` does not match it.
     """
     shape = check.batch_shape(shape)
     key = check.keys(key, shape[0])

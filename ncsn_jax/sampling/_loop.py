@@ -1,7 +1,7 @@
-"""The loop of all samplers: a table with one row per step, run whole, in part, or with a record.
+"""Loops that run a sampler over a table with one row per step: all rows, some, or while recording.
 
-Each function traces its update once, so that the score network occurs once in the compiled program whatever
-the number of steps.
+Each function traces its update once, so the compiled program contains the score network once for any
+number of steps.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import numpy as np
 def run_steps(update: Callable, state, table, part: tuple):
     """Runs `state = update(state, row)` over some rows of a table, and returns the last state.
 
-    A part whose bounds are traced runs in a `fori_loop`, which has no derivative in reverse mode. Everything
-    else runs in a `scan`, which has one.
+    If a bound is traced, this uses a `fori_loop`, which has no reverse-mode derivative. Otherwise it uses
+    a `scan`, which has one.
 
     Args:
       update: `update(state, row) -> state`.
@@ -39,10 +39,10 @@ def record_steps(update: Callable, x: jax.Array, table, kept: np.ndarray) -> tup
       update: `update(x, row) -> (x, seen)`, with any pytree of arrays as `seen`.
       x: `[B, ...]`.
       table: a pytree of arrays `[number of steps, ...]`.
-      kept: ascending numbers of steps, after which x is kept.
+      kept: ascending step counts after which x is kept.
 
     Returns:
-      The last x, those kept `[len(kept), B, ...]`, and what every step has seen `[number of steps, ...]`.
+      The last x, the kept ones `[len(kept), B, ...]`, and every step's `seen` `[number of steps, ...]`.
     """
     rows = jax.tree.leaves(table)[0].shape[0]
     slots = np.full(rows, len(kept))  # beyond the end, where writes are dropped
@@ -60,5 +60,5 @@ def record_steps(update: Callable, x: jax.Array, table, kept: np.ndarray) -> tup
 
 
 def frame_stops(total: int, count: int) -> np.ndarray:
-    """Returns after how many of `total` steps each of `count` evenly spread frames is taken."""
+    """Returns the step counts, up to `total`, after which to take `count` evenly spaced frames."""
     return -(-total * np.arange(1, count + 1) // count)

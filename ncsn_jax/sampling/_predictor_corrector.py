@@ -1,12 +1,12 @@
 """Predictor-corrector samplers of the reverse-time SDE (Song et al., 2021, section 4.2 and appendix G).
 
-At each of a table of times a corrector runs a few Langevin steps at the noise of that time, and a predictor
-steps to the next time. A predictor or corrector is a function from a state, the score's time and noise to
-(next state, its mean); `PREDICTORS` and `CORRECTORS` name them. The corrector comes first, as in the
-authors' code. The score occurs once per predictor and corrector in the compiled program.
+At each time in a table, a corrector runs a few Langevin steps at that time's noise, and a predictor steps
+to the next time. Each maps a state, the score's time and noise to (next state, its mean); `PREDICTORS` and
+`CORRECTORS` list their names. The corrector comes first, as in the authors' code. The compiled program
+contains the score once per predictor and corrector.
 
-Differs from the authors' code: step sizes of the Langevin corrector are per sample, unless
-`average_step_size` asks for the mean over the batch, which makes a sample depend on its batch.
+Unlike the authors' code, the Langevin corrector uses a step size per sample. With `average_step_size` it uses
+the mean over the batch, which makes a sample depend on its batch.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from ncsn_jax.sampling._loop import run_steps
 from ncsn_jax.sde import SDE, VE, VP, SubVP
 from ncsn_jax.types import TimeScoreFn
 
-# Far more than any corrector has.
+# Far more than any corrector uses.
 _MAX_SNR = 1e6
 
 Update = tuple[jax.Array, jax.Array]
 
 Constrain = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Update]
-"""`constrain(key, x, mean, t) -> (x, mean)`: what to make of each update of `predictor_corrector`."""
+"""`constrain(key, x, mean, t) -> (x, mean)`: replaces the result of each `predictor_corrector` update."""
 
 
 class SamplerInfo(NamedTuple):
-    """What a sampler of an SDE spent.
+    """The cost of sampling from an SDE.
 
     Attributes:
-      evaluations: the number of network evaluations of each sample, int32 `[B]`.
+      evaluations: the NFE (network evaluations) of each sample, int32 `[B]`.
     """
 
     evaluations: jax.Array
 
 
 def euler_maruyama(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
-    """The Euler-Maruyama step of the reverse-time SDE (equation 6), of size 1 / num_steps."""
+    """Takes an Euler-Maruyama step of size 1 / num_steps on the reverse-time SDE (equation 6)."""
     g = sde.diffusion(t)
     drift = sde.drift(x, t) - expand(g**2, x) * score_fn(x, t)
     mean = x - drift / num_steps
@@ -54,14 +54,14 @@ def euler_maruyama(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise)
 
 
 def reverse_diffusion(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
-    """The forward chain's own step, reversed (equation 46)."""
+    """Reverses the forward chain's step (equation 46)."""
     f, g = sde.discretize(x, t, num_steps)
     mean = x - f + expand(g**2, x) * score_fn(x, t)
     return mean + expand(g, x) * noise, mean
 
 
 def probability_flow(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
-    """The step of the probability flow (equation 47): half the score, and no noise."""
+    """Takes a probability flow step (equation 47): half the score, without noise."""
     del noise
     f, g = sde.discretize(x, t, num_steps)
     mean = x - f + 0.5 * expand(g**2, x) * score_fn(x, t)
@@ -69,7 +69,7 @@ def probability_flow(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, nois
 
 
 def ancestral(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
-    """The posterior of the forward chain (equation 4 for VP, appendix F for VE)."""
+    """Samples the posterior of the forward chain (equation 4 for VP, appendix F for VE)."""
     g = sde.discretize(x, t, num_steps)[1]
     score = score_fn(x, t)
     if isinstance(sde, VE):
@@ -99,11 +99,11 @@ def langevin_step(
     num_steps: int,
     average_step_size: bool = False,
 ) -> Update:
-    """One corrector step x + step s + sqrt(2 step) z (algorithms 4 and 5), with s the score at (x, t).
+    """Takes a corrector step x + step s + sqrt(2 step) z (algorithms 4 and 5), with s the score at (x, t).
 
-    'langevin' chooses step = 2 alpha (snr ||z|| / ||s||)^2, 'annealed_langevin' step = 2 alpha (snr std_t)^2,
+    'langevin' uses step = 2 alpha (snr ||z|| / ||s||)^2, 'annealed_langevin' step = 2 alpha (snr std_t)^2,
     where alpha is 1 - beta_i for VP and 1 for VE. As the step of 'langevin' depends on the noise, it samples
-    what it should where norms hardly vary only, that is, in many dimensions.
+    correctly only where norms hardly vary, that is, in many dimensions.
     """
     alpha = 1.0
     if isinstance(sde, VP):
@@ -136,36 +136,36 @@ def predictor_corrector(
     constrain: Constrain | None = None,
     steps: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, SamplerInfo]:
-    """Samples by a predictor and a corrector (algorithm 1 of the paper, as its code runs it).
+    """Samples with a predictor and a corrector (algorithm 1 of the paper, as its code runs it).
 
     Args:
       key: one key, or one per example `[B]`.
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
-      x: `[B, ...]` from the prior, at t = 1; its type is that of the result, as in `annealed_langevin`.
+      x: `[B, ...]` from the prior, at t = 1; the result has its type, as in `annealed_langevin`.
       predictor: a name in `PREDICTORS`, or 'none'. All but 'euler_maruyama' step along the chain of N
-        levels, so that `num_steps` has to be that of the chain for a network that was trained on one.
+        levels. For a network trained on a chain, `num_steps` must be the chain's.
       corrector: 'langevin', 'annealed_langevin' or 'none'.
-      num_steps: N >= 1, of times from 1 to `end`, both included; for VP above beta_max, if the chain is
-        used, so that its beta_i = beta(t) / N are below 1.
-      snr: signal-to-noise ratio r of the corrector, in (0, 1e6]; the published runs have 0.075 to 0.17.
+      num_steps: N >= 1, the number of times from 1 to `end` inclusive. If VP's chain is used, N must be above
+        beta_max, so that beta_i = beta(t) / N is below 1.
+      snr: signal-to-noise ratio r of the corrector, in (0, 1e6]; 0.075 to 0.17 in the published runs.
       corrector_steps: corrector steps at each time, >= 1.
       end: the last time, in (0, 1): 1e-5 for VE, 1e-3 for VP and sub-VP in the published runs.
       denoise: whether to return the last step's mean, without its noise.
-      average_step_size: whether all samples of a batch share the Langevin corrector's step size.
-      constrain: `constrain(key, x, mean, t) -> (x, mean)`, applied to what each update returns; see
-        `known_pixels` and `known_grey`. Its t `[B]` is the time of x: that of the step after a corrector,
-        that of the next step after the predictor, and `end` after the last one. Its key is shaped like
-        `key`, and another one for every update.
-      steps: `(start, stop)`, to run a part of the N steps only, as in `annealed_langevin`. Only the call
+      average_step_size: whether a batch's samples share the Langevin corrector's step size.
+      constrain: `constrain(key, x, mean, t) -> (x, mean)`, applied to each update's result; see
+        `known_pixels` and `known_grey`. Its t `[B]` is the time of x: the step's time after a corrector, the
+        next step's after a predictor, `end` after the last one. Its key is shaped like `key` and differs for
+        every update.
+      steps: `(start, stop)`, to run only some of the N steps, as in `annealed_langevin`. Only the call
         that runs the last step returns the mean.
 
     Returns:
-      `[B, ...]`, and the number of evaluations.
+      `[B, ...]`, and the NFE.
 
     Raises:
-      ValueError: if an argument is out of range, or no such step exists for the SDE. Values that are traced,
-        as `snr`, `end` and the SDE's parameters may be, are not looked at.
+      ValueError: if an argument is out of range, or the SDE does not support the predictor or corrector.
+        Traced values, which `snr`, `end` and the SDE's parameters may be, are not checked.
     """
     key, x, dtype = check.chains(key, x)
     check_choice(sde, predictor, corrector, snr)
@@ -238,7 +238,7 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
 
 
 def _check_chain(sde: SDE, predictor: str, corrector: str, num_steps: int) -> None:
-    """Refuses steps along a chain of VP that are so few that a beta_i would not be below 1."""
+    """Rejects a chain of VP with too few steps for every beta_i to be below 1."""
     uses_chain = predictor not in ("euler_maruyama", "none") or corrector != "none"
     chain_of_vp = isinstance(sde, VP) and not isinstance(sde, SubVP) and uses_chain
     if chain_of_vp and not check.is_traced(sde.beta_max) and num_steps <= sde.beta_max:

@@ -1,9 +1,8 @@
 """The probability flow: an ODE with the marginals of an SDE (Song et al., 2021, section 4.3).
 
-`probability_flow` carries x_1 to data, or data to x_1, without noise. `integrate` is the adaptive solver
-under it and under `ncsn_jax.likelihood`; it imports diffrax when it is called. Every example is solved by
-itself with its own step sizes, so that it does not depend on its batch. A batch takes as long as the
-example that needs the most steps.
+`probability_flow` carries x_1 to data, or data to x_1, without noise. `integrate` is the adaptive solver of
+this module and `ncsn_jax.likelihood`; it imports diffrax when it is called. Every example has its own step
+sizes, so it does not depend on its batch. A batch takes as long as its slowest example.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ncsn_jax.types import TimeScoreFn
 _FIRST_STEP = 0.01
 
 MAX_STEPS = 4096
-"""Steps, accepted or rejected, after which an example is given up by default."""
+"""The default limit of steps, accepted or rejected, for an example."""
 
 
 def probability_flow(
@@ -41,29 +40,28 @@ def probability_flow(
 
         dx = (f(x, t) - g(t)^2 s(x, t) / 2) dt
 
-    With the exact score, x_start from the SDE's distribution at `start` becomes x_end from that at `end`:
-    from the prior at 1 it samples, from data at 1e-5 to 1 it encodes. Nothing is random. The score function
-    is called under `jax.vmap`, on batches of one example: it cannot close over an array with a row for each
-    example. `jax.vmap` of this function passes such rows; see docs/conditioning.md.
+    With the exact score, x_start from the SDE's distribution at `start` becomes x_end from that at `end`.
+    Starting from the prior at 1 it samples; taking data from 1e-5 to 1 it encodes. Nothing is random. The
+    score function is called under `jax.vmap` on batches of one example, so it cannot close over an array with
+    a row per example. To pass rows, `jax.vmap` this function; see docs/conditioning.md.
 
     Times and the SDE's parameters may be traced. diffrax checks the order of traced times on the host.
 
     Args:
       sde: the SDE.
       score_fn: `score_fn(x, t)`.
-      x: `[B, ...]`, at time `start`, floating point. It is solved in float32, or in float64 if it is that;
-        the result has the type of x.
+      x: `[B, ...]`, at time `start`, floating point. Solved in float32, or float64 for float64 x; the result
+        has the type of x.
       rtol: relative tolerance of a step, >= 0.
       atol: absolute tolerance of a step, > 0, in units of x. The root mean square over an example's
         elements of error / (atol + rtol |x|) is kept below 1. Tolerances below 1e-6 need float64.
       start: the time of x, in (0, 1].
-      end: the time to go to, in (0, 1], other than `start`.
-      max_steps: accepted and rejected steps, >= 1, after which an example is given up.
+      end: the target time, in (0, 1], other than `start`.
+      max_steps: the limit of accepted and rejected steps of an example, >= 1.
 
     Returns:
-      `[B, ...]` at time `end`, and the exact number of evaluations of each example: 1, and 6 for every step
-      that was accepted or rejected. An example that ran out of steps or met values that are not finite is
-      NaN.
+      `[B, ...]` at time `end`, and each example's exact NFE: 1, plus 6 for every accepted or rejected step.
+      An example that ran out of steps or met non-finite values is NaN.
 
     Raises:
       ValueError: if an argument is out of range, or the score is not shaped like x.
@@ -82,14 +80,14 @@ def probability_flow(
 
 
 def velocity(sde: SDE, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
-    """The right-hand side of the probability flow for one example x `[...]`, at a time t `[]`."""
+    """Returns dx/dt of the probability flow for one example x `[...]`, at a time t `[]`."""
     batch, time = x[None], t[None]
     found = sde.drift(batch, time)[0] - 0.5 * sde.diffusion(time)[0] ** 2 * score
     return found.astype(x.dtype)
 
 
 def score_of_one(score_fn: TimeScoreFn, x: jax.Array, t: jax.Array) -> jax.Array:
-    """The score of one example x `[...]`, once its shape is known to be that of x."""
+    """Returns the score of one example x `[...]`, after checking its shape."""
     return check.score(x[None], score_fn(x[None], t[None]))[0]
 
 
@@ -104,11 +102,11 @@ def integrate(
     max_steps: int,
     args=None,
 ):
-    """Solves dy/dt = field(t, y, args) for each example by itself, with Tsitouras' 5(4) Runge-Kutta pair.
+    """Solves dy/dt = field(t, y, args) for each example separately, with Tsitouras' 5(4) Runge-Kutta pair.
 
     Args:
       field: a function of a time `[]` and one example's state and arguments, without the axis B.
-      state: arrays `[B, ...]` at `start`; a step's error is the largest of theirs, each a root mean square.
+      state: arrays `[B, ...]` at `start`; a step's error is the largest of their root mean squares.
       start, end, rtol, atol, max_steps: as in `probability_flow`.
       args: arrays `[B, ...]`, constant in time.
 
@@ -121,14 +119,14 @@ def integrate(
         raise ImportError(
             "the probability flow needs diffrax: pip install 'diffrax>=0.7'"
         ) from error
-    # Of Python's numbers, which have JAX's default type, diffrax checks the order while tracing; of arrays
-    # on the host.
+    # diffrax checks the order of Python numbers, which have JAX's default type, while tracing, and that of
+    # arrays on the host.
     dtype = jax.tree.leaves(state)[0].dtype
     traced = check.is_traced(end - start) or dtype != jnp.result_type(float)
     start, end = (jnp.asarray(t, dtype) if traced else float(t) for t in (start, end))
     first_step = (jnp if traced else math).copysign(_FIRST_STEP, end - start)
     solver = diffrax.Tsit5()
-    # At most a tenth of the time at once: long steps were seen to leap over what happens near t = 0.
+    # Without this limit of a tenth of the time, long steps have skipped what happens near t = 0.
     controller = diffrax.PIDController(
         rtol, atol, norm=_largest_rms, pcoeff=0.4, icoeff=0.3, dtmax=0.1
     )
@@ -144,8 +142,8 @@ def integrate(
             args,
             stepsize_controller=controller,
             max_steps=max_steps,
-            # Each step's last stage is the next one's first. The very first is given here, or it would be
-            # evaluated again after every rejection of the first step, and could not be counted.
+            # Each step's last stage is the next one's first. Without the very first given here, diffrax would
+            # evaluate it again after every rejection of the first step, and it could not be counted.
             solver_state=(False, field(jnp.asarray(start, dtype), state, args)),
             throw=False,
         )
@@ -162,5 +160,5 @@ def integrate(
 
 def _largest_rms(state) -> jax.Array:
     means = [jnp.mean(jnp.square(y)) for y in jax.tree.leaves(state)]
-    # The derivative of the root at 0 is not finite; no error is that small.
+    # The root has no finite derivative at 0; no error is as small as tiny.
     return jnp.sqrt(jnp.maximum(jnp.max(jnp.stack(means)), jnp.finfo(means[0].dtype).tiny))
