@@ -1,10 +1,9 @@
-"""Score networks, and the adapters that turn one into a score function.
+"""Score networks, and adapters that turn them into score functions.
 
-The networks are Flax linen modules that are conditioned on the *index* of the noise level:
-`model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The
-rest of the library speaks of sigma alone; `score_fn` is the one place where the two meet. `NCSNpp` is
-conditioned on a label made of an SDE's time instead, which `time_score_fn` does; `NoisyClassifier`, whose
-output are logits, on sigma.
+The networks are Flax linen modules conditioned on the *index* of the noise level:
+`model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The rest of
+the library uses sigma, which only `score_fn` converts to a level. `NCSNpp` is conditioned on a label that
+`time_score_fn` computes from an SDE's time; `NoisyClassifier`, which returns logits, on sigma.
 """
 
 import flax.linen as nn
@@ -21,9 +20,9 @@ from ncsn_jax.models.simplified import SimplifiedNCSN
 from ncsn_jax.sde import SDE, VE, TimeScoreFn
 from ncsn_jax.types import ScoreFn
 
-# Networks of the variance-preserving SDEs see the time multiplied by it, as if of DDPM's 1,000 steps.
+# Scales times for the networks of variance-preserving SDEs to the indices of DDPM's 1,000 steps.
 _LABELS = 999.0
-# Of a level's label: more than float32's, up to 10,000 levels.
+# Exceeds float32's rounding of a level's label, up to 10,000 levels.
 _ROUNDING = 1e-3
 
 __all__ = [
@@ -44,7 +43,7 @@ __all__ = [
 
 
 def levels_of(sigma: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Returns the index of the level nearest to each sigma, on a logarithmic scale.
+    """Returns the index of the level nearest to each sigma on a logarithmic scale.
 
     Args:
       sigma: `[B]`, > 0.
@@ -58,7 +57,7 @@ def levels_of(sigma: jax.Array, sigmas: jax.Array) -> jax.Array:
 
 
 def score_fn(model: nn.Module, params, sigmas: jax.Array) -> ScoreFn:
-    """Returns `score_fn(x, sigma)` for a network that is conditioned on the level's index.
+    """Returns `score_fn(x, sigma)` for a network conditioned on the level's index.
 
     Args:
       model: a network of this package, or any module with `apply(params, x, level)`.
@@ -66,7 +65,7 @@ def score_fn(model: nn.Module, params, sigmas: jax.Array) -> ScoreFn:
       sigmas: `[L]`, the ladder that it was trained on.
 
     Returns:
-      A score function; a sigma between two levels is taken for the nearer one.
+      A score function, which uses the level nearest to sigma.
     """
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -88,7 +87,7 @@ def time_score_fn(
     | | label | score |
     |---|---|---|
     | VE, continuous | sigma(t) | F |
-    | VE, N levels | (1 - t) (N - 1), rounded: level 0 has the largest sigma | F |
+    | VE, N levels | (1 - t) (N - 1), rounded; level 0 has the largest sigma | F |
     | VP and sub-VP, continuous | 999 t | -F / std_t |
     | VP, N levels | t (N - 1) | -F / std of the chain at the level at or below it |
 
@@ -97,11 +96,11 @@ def time_score_fn(
       params: its parameters.
       sde: the SDE that it was trained for.
       num_levels: N, if it was trained on the chain's levels only.
-      dropout_keys: one key per example `[B]` for dropout, which is off without; example i then does not
-        depend on its batch.
+      dropout_keys: one key per example `[B]`, so that example i does not depend on its batch; without them
+        dropout is off.
 
     Raises:
-      ValueError: if the SDE is no chain's limit and `num_levels` is given.
+      ValueError: if `num_levels` is given and the SDE has no discrete chain.
     """
     chain_stds = None if num_levels is None else sde.chain(num_levels)[1]
 
@@ -119,13 +118,13 @@ def time_score_fn(
         if isinstance(sde, VE):
             if num_levels is None:
                 return output(x, sde.std(t))
-            # A solver with noise of its own may ask for more than the largest sigma.
+            # A solver that adds noise may go above the largest sigma.
             return output(x, jnp.round((1.0 - jnp.clip(t, 0.0, 1.0)) * (num_levels - 1)))
         if num_levels is None:
             label, std = _LABELS * t, sde.std(t)
         else:
             label = jnp.clip(t, 0.0, 1.0) * (num_levels - 1)
-            # At a level's own time, rounding does not make it the one below.
+            # At a level's exact time, rounding must not select the level below.
             std = chain_stds[jnp.floor(label + _ROUNDING).astype(jnp.int32)]
         return -output(x, label) / expand(std, x)
 

@@ -1,10 +1,10 @@
-"""The building blocks of RefineNet score networks.
+"""Building blocks of RefineNet score networks.
 
-A RefineNet (Lin et al., 2017) is a chain of residual blocks whose outputs, from the coarsest to the
-finest, are merged by refinement blocks: residual convolution units (RCU), multi-resolution fusion
-(MSF) and chained residual pooling (CRP). Which normalization they use, if any, is an argument, so
-that conditional and unconditional networks share the code: `norm(name=..., activate=...)` makes a layer that
-maps `(x, level)`, with ELU after it if it is to activate, and `None` means no normalization.
+A RefineNet (Lin et al., 2017) is a chain of residual blocks. Refinement blocks merge their outputs, from the
+coarsest to the finest, by residual convolution units (RCU), multi-resolution fusion (MSF) and chained
+residual pooling (CRP). The normalization is an argument, so conditional and unconditional networks share the
+code: `norm(name=..., activate=...)` makes a layer of `(x, level)`, followed by ELU if `activate`; `None`
+means no normalization.
 """
 
 import functools
@@ -21,30 +21,30 @@ ConvFactory = Callable[..., nn.Module]
 
 
 def rematerialized(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """Returns a block that keeps its inputs only, and computes the rest again in the backward pass.
+    """Returns a block that keeps only its inputs, and recomputes the rest in the backward pass.
 
-    With `remat=False` it is the block itself. Parameters have the same names, values are the same.
+    With `remat=False` it returns the block itself. Parameter names and values do not change.
     """
     return nn.remat(block) if remat else block
 
 
 def _normalized(norm: NormFactory | None, name: str, x, level, activate: bool = False) -> jax.Array:
-    """Normalizes, if there is a normalization, and applies ELU if `activate`."""
+    """Normalizes unless `norm` is None, and applies ELU if `activate`."""
     if norm is None:
         return elu(x) if activate else x
     return norm(name=name, activate=activate)(x, level)
 
 
 class ResidualBlock(nn.Module):
-    """Two normalized, activated 3x3 convolutions around a shortcut.
+    """Two normalized, activated 3x3 convolutions with a shortcut.
 
     Args:
       features: output channels.
       norm: the normalization before each activation.
       down: widen to `features`. Without a dilation this also halves H and W (which must be even);
-        with one the size stays, as the receptive field grows by the dilation instead.
+        with one the size stays, as the dilation enlarges the receptive field instead.
       dilation: of both 3x3 convolutions, and of the shortcut of a dilated `down` block.
-      conv: makes the convolutions, with the arguments of `layers.Conv`; to choose how they are initialised.
+      conv: makes the convolutions, with the arguments of `layers.Conv`; sets their initialisation.
     """
 
     features: int
@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
         h = self.conv(self.features, dilation=self.dilation, pooled=halve, name="conv2")(h)
 
         if halve:
-            # A pointwise map and a mean may change places.
+            # A pointwise map and a mean commute.
             return self.conv(self.features, kernel_size=1, name="shortcut")(mean_pool(x)) + h
         if self.down or x.shape[-1] != self.features:
             x = self.conv(self.features, dilation=self.dilation, name="shortcut")(x)
@@ -90,7 +90,7 @@ class ResidualConvUnits(nn.Module):
 
 
 class MultiResolutionFusion(nn.Module):
-    """Convolves every input to `features` channels, enlarges it to `shape` and sums them up.
+    """Convolves every input to `features` channels, resizes it to `shape` and sums the results.
 
     With `activate` it applies ELU before each convolution.
     """
@@ -112,9 +112,9 @@ class MultiResolutionFusion(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """Adds up x and a chain of `num_stages` poolings, each followed by a 3x3 convolution.
+    """Adds x and a chain of `num_stages` poolings, each followed by a 3x3 convolution.
 
-    With `activate` it applies ELU before each pooling, and otherwise once to x.
+    With `activate` it applies ELU before each pooling, otherwise once to x.
     """
 
     num_stages: int
@@ -137,11 +137,11 @@ class RefineBlock(nn.Module):
     """Merges feature maps of several resolutions into one of `features` channels and `shape`.
 
     Args:
-      features: output channels; with a single input, its own.
+      features: output channels; a single input keeps its own.
       shape: (height, width) of the output.
       norm: the normalization of all parts, or None.
       pool: the 5x5 pooling of the chained residual pooling.
-      end: whether this is the network's last block, which has three output units instead of one.
+      end: whether this is the last block, which has three output units instead of one.
     """
 
     features: int
@@ -174,11 +174,11 @@ def refine_net(
     refine_norm: NormFactory | None,
     pool: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Computes the RefineNet that the tables of `model` describe; for its compact call.
+    """Computes the RefineNet that the tables of `model` describe, inside its compact call.
 
     STAGES lists (name, channels as a multiple of `features`, options of the first block), from the finest.
-    REFINEMENTS lists the names of the blocks that merge these stages, from the coarsest, with the result so
-    far. Each has the shape of its stage, and as many channels as the next finer stage.
+    REFINEMENTS lists the names of the blocks that merge these stages with the result so far, from the
+    coarsest. Each has the shape of its stage and the channels of the next finer stage.
 
     Args:
       model: with `features`, `remat`, `dtype` and the two tables.

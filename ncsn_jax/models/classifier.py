@@ -1,9 +1,9 @@
-"""A small classifier of noisy images, for sampling conditionally on a class.
+"""A small classifier of noisy images, for class-conditional sampling.
 
-Song et al. (2021, appendix I.1) steer a sampler by the gradient of log p(y | x_t, t), which a classifier
-learns from images with the SDE's noise. This one is the way down of a U-Net. One set of weights serves
-noise of any size: the input is scaled to be of the order of one, as in the preconditioning of Karras et
-al. (2022), and every block sees an embedding of ln sigma. All of it is smooth in x.
+Song et al. (2021, appendix I.1) guide a sampler by the gradient of log p(y | x_t, t), which a classifier
+learns from images with the SDE's noise. This one is the down path of a U-Net. One set of weights serves any
+sigma: the input is scaled to order one, as in the preconditioning of Karras et al. (2022), and every block
+sees an embedding of ln sigma. The logits are smooth in x.
 """
 
 import flax.linen as nn
@@ -16,25 +16,25 @@ from ncsn_jax.models.layers import Conv, Dense, mean_pool
 from ncsn_jax.models.normalization import GroupNorm
 from ncsn_jax.models.unet import ResnetBlock
 
-# Standard deviation of the frequencies in ln sigma: between noise of 0.01 and of 100 a typical one goes
-# through two periods, so that neighbouring noise is alike.
+# Standard deviation of the frequencies in ln sigma: a typical one has two periods between sigmas of 0.01
+# and 100, so that neighbouring sigmas look alike.
 _FOURIER_SCALE = 0.2
 
 
 class NoisyClassifier(nn.Module):
-    """The logits of the classes of x = x_0 + sigma z.
+    """Computes the logits of the classes of x = x_0 + sigma z.
 
-    `model.init(key, x, sigma)` returns the parameters and `model.apply(params, x, sigma)` the logits, zero
-    at the start. `ncsn_jax.classifier` has the functions of an SDE's time.
+    `model.init(key, x, sigma)` returns the parameters and `model.apply(params, x, sigma)` the logits,
+    initially zero. `ncsn_jax.classifier` has functions of an SDE's time.
 
     Args:
       num_classes: K >= 2.
       features: channels n of the first level, a multiple of 4.
-      ch_mult: channels of every level as multiples of n; between two levels sides are halved, odd ones
-        rounded up. There are two residual blocks in a level.
+      ch_mult: channels of every level as multiples of n. Each level has two residual blocks; between levels
+        sides are halved, odd ones rounded up.
 
     Args of the call:
-      x: `[B, H, W, C]`, of any sides; x_0 is of the order of one, such as in [0, 1] or [-1, 1].
+      x: `[B, H, W, C]`, of any size; x_0 is of order one, for example in [0, 1] or [-1, 1].
       sigma: `[B]`, > 0, the standard deviation of the noise in x, in units of x_0.
 
     Returns:

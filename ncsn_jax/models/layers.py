@@ -1,9 +1,7 @@
-"""Convolution, pooling and resampling as the original networks define them.
+"""Convolution, pooling and resampling layers that reproduce PyTorch's.
 
-Each function or layer here reproduces one PyTorch operation exactly: its padding, its initial
-distribution, its treatment of borders. The rest of the models is built from these. All arrays are
-`[B, H, W, C]`. Everything computes in the type of its input, to which parameters are cast, and returns
-that type.
+Padding, initial distribution and treatment of borders match exactly. All arrays are `[B, H, W, C]`.
+Everything casts its parameters to the type of its input, and computes and returns that type.
 """
 
 import functools
@@ -16,9 +14,9 @@ import numpy as np
 
 from ncsn_jax import _checks as check
 
-# A draw is compiled once for each of these lengths, and cut to the size of the array: one program per shape
-# makes the first parameters take two to three times as long. The numbers are the same, as a number that JAX
-# draws does not depend on how many follow (with `jax_threefry_partitionable`, JAX's default).
+# Draws have one of these lengths and are then cut to the array's size: with one program per shape, the first
+# initialisation takes two to three times as long. The numbers are the same, because a number that JAX draws
+# does not depend on how many follow (with `jax_threefry_partitionable`, JAX's default).
 _LENGTHS = [4**k for k in range(7, 12)]
 
 
@@ -33,7 +31,7 @@ def _cut(x, bound, *, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _uniform_init(bound: float):
-    """U(-bound, bound)."""
+    """Returns an initializer that draws U(-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
         size = math.prod(shape)
@@ -44,7 +42,7 @@ def _uniform_init(bound: float):
 
 
 def _xavier_init(fan_in: int, fan_out: int, scale: float):
-    """Xavier's uniform distribution with `scale` times its variance; a scale of 0 stands for 1e-10."""
+    """Returns Xavier's uniform initializer with variance times `scale`; a scale of 0 means 1e-10."""
     return _uniform_init(math.sqrt(6.0 * (scale or 1e-10) / (fan_in + fan_out)))
 
 
@@ -62,7 +60,7 @@ def _convolve(x, kernel, bias, *, stride: int, pad: tuple[int, int], dilation: i
 
 
 def _with_mean_pool(kernel: jax.Array) -> jax.Array:
-    """Returns the kernel that, with stride 2, convolves and takes the mean of 2x2 blocks: a side longer."""
+    """Returns the kernel, one larger per side, that convolves and averages 2x2 blocks at stride 2."""
     shifts = [((i, 1 - i), (j, 1 - j), (0, 0), (0, 0)) for i in range(2) for j in range(2)]
     return sum(jnp.pad(kernel, shift) for shift in shifts) / 4.0
 
@@ -75,13 +73,13 @@ def elu(x: jax.Array) -> jax.Array:
 
 @elu.defjvp
 def _elu_jvp(primals, tangents):
-    """The derivative is a function of the result, so that nothing but the result is kept for it."""
+    """Computes the derivative from the result, so the backward pass need not keep the input."""
     y = elu(*primals)
     return y, tangents[0] * jnp.where(y > 0, 1.0, y + 1.0)
 
 
 class Conv(nn.Module):
-    """A convolution with zero padding, "same" unless told otherwise, initialised as PyTorch does.
+    """A convolution with zero padding, "same" by default, initialised as in PyTorch.
 
     Kernel and bias are drawn from U(-b, b), b = 1 / sqrt(kernel_size^2 * C_in).
 
@@ -90,14 +88,14 @@ class Conv(nn.Module):
       kernel_size: odd side of the square kernel.
       dilation: spacing of the kernel's taps.
       use_bias: whether to add a bias per output channel.
-      xavier: start from Xavier's uniform distribution, b = sqrt(6 / (kernel_size^2 (C_in + C_out))),
-        and from a bias of zero instead.
-      scale: of the variance of Xavier's distribution; 0 stands for 1e-10, almost no output at the start.
-      stride: of the output's pixels.
-      padding: zeros (before, after) each of the two axes; by default so many that stride 1 keeps the size.
-      pooled: whether the mean of each 2x2 block of the output is returned, H and W even; computed as one
-        convolution with a larger kernel, of 4/9 of the operations for a 3x3 kernel. Not with a dilation,
-        stride or padding.
+      xavier: initialise with Xavier's uniform distribution, b = sqrt(6 / (kernel_size^2 (C_in + C_out))),
+        and a bias of zero instead.
+      scale: factor of Xavier's variance; 0 means 1e-10, almost no output at the start.
+      stride: the output's stride.
+      padding: zeros (before, after) each of the two axes; by default stride 1 keeps the size.
+      pooled: return the mean of each 2x2 block of the output, H and W even. This is one convolution with a
+        larger kernel, and for 3x3 kernels takes 4/9 of the operations. Not with a dilation, stride or
+        padding.
     """
 
     features: int
@@ -136,12 +134,13 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """An affine map of the last axis, `[..., C]` to `[..., features]`; on images a 1x1 convolution.
+    """An affine map of the last axis, `[..., C]` to `[..., features]`; on images, a 1x1 convolution.
+
+    The kernel is `[C, features]`, the bias starts at zero.
 
     Args:
       features: output channels.
-      scale: of the variance of Xavier's uniform distribution, from which the kernel `[C, features]` is
-        drawn; 0 stands for 1e-10. The bias starts from zero.
+      scale: factor of the variance of Xavier's uniform initializer; 0 means 1e-10.
     """
 
     features: int
@@ -159,13 +158,13 @@ class Dense(nn.Module):
 
 @jax.jit
 def mean_pool(x: jax.Array) -> jax.Array:
-    """The mean of each 2x2 block: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even."""
+    """Averages each 2x2 block: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even."""
     batch, height, width, channels = x.shape
     return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
 
 
 def _pool5(x: jax.Array, start: float, combine) -> jax.Array:
-    """Combines each 5x5 neighbourhood, with `start` beyond the border: one axis after the other."""
+    """Combines each 5x5 neighbourhood, one axis at a time, with `start` beyond the border."""
     for axis in (1, 2):
         window = [1, 1, 1, 1]
         padding = [(0, 0)] * 4
@@ -176,7 +175,7 @@ def _pool5(x: jax.Array, start: float, combine) -> jax.Array:
 
 @jax.jit
 def average_pool5(x: jax.Array) -> jax.Array:
-    """5x5 average pooling with stride 1; zeros beyond the border count, so always divided by 25."""
+    """5x5 average pooling with stride 1; zeros beyond the border count, so it always divides by 25."""
     return _pool5(x, 0.0, jax.lax.add) / 25.0
 
 
@@ -187,7 +186,7 @@ def max_pool5(x: jax.Array) -> jax.Array:
 
 
 def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """Linear interpolation between aligned corners as a matrix `[size_out, size_in]`."""
+    """Returns linear interpolation between aligned corners as a matrix `[size_out, size_in]`."""
     source = np.linspace(0.0, size_in - 1.0, size_out)
     distance = np.abs(source[:, None] - np.arange(size_in))
     return np.maximum(1.0 - distance, 0.0).astype(np.float32)
@@ -195,10 +194,10 @@ def _interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="shape")
 def resize_bilinear(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Bilinear resampling to `shape = (height, width)` with aligned corners.
+    """Resamples bilinearly to `shape = (height, width)` with aligned corners.
 
     The corner pixels of input and output coincide (PyTorch's `align_corners=True`), unlike
-    `jax.image.resize`, which aligns half pixels. The identity where the sizes agree.
+    `jax.image.resize`, which aligns half pixels. Equal sizes give the identity.
     """
     if x.shape[1] != shape[0]:
         matrix = _interpolation_matrix(x.shape[1], shape[0]).astype(x.dtype)

@@ -1,9 +1,8 @@
 """The score network of NCSN (Song & Ermon, 2019, appendix A), as the authors trained it.
 
-A four-stage RefineNet whose residual blocks are dilated instead of downsampled after the first
-halving, with conditional instance normalization in every block. It is conditioned on the index of
-the noise level only through the normalization, and its output is the score itself: it is *not*
-divided by sigma.
+It is a four-stage RefineNet with conditional instance normalization in every block. After the first halving,
+its residual blocks dilate instead of downsampling. The level's index enters only through the
+normalization. The output is the score itself, *not* divided by sigma.
 """
 
 import functools
@@ -31,12 +30,12 @@ class NCSN(nn.Module):
     Args:
       features: channels of the first stage, n >= 2; the deeper stages have 2n. Published: 64 for
         MNIST (7,638,657 parameters at 28x28x1), 128 for CIFAR-10 and CelebA (30,117,635 at 32x32x3).
-      num_levels: noise levels L that the network distinguishes. Published: 10.
+      num_levels: the number of noise levels L. Published: 10.
       normalization: 'instance++', which also normalizes the channels' means (published), or
-        'instance', the plain one that the authors' code holds beside it.
-      remat: keep only the inputs of the blocks for the backward pass, and compute the rest again.
-      dtype: what is between the first convolution and the last normalization computes in this type, such
-        as bfloat16; None is the type of x. Parameters are float32, and the score has the type of x.
+        'instance', the plain variant in the authors' code.
+      remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
+      dtype: the type between the first convolution and the last normalization, such as bfloat16; None is
+        the type of x. Parameters are float32, and the score has the type of x.
 
     Args of the call:
       x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
@@ -46,7 +45,7 @@ class NCSN(nn.Module):
       The score, `[B, H, W, C]`, of the type of x.
 
     Raises:
-      ValueError: if x is no batch of floating-point images, or a level that is known is not in the ladder.
+      ValueError: if x is not a batch of floating-point images, or a known level is not in the ladder.
     """
 
     features: int = 128

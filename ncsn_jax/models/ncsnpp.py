@@ -1,9 +1,9 @@
-"""The network of the SDE framework, NCSN++, and with other settings DDPM++ (Song et al., 2021, appendix H).
+"""NCSN++ and, with other settings, DDPM++, the networks of the SDE framework (Song et al., 2021, appendix H).
 
-A U-Net of residual blocks that are conditioned on an embedding of sigma or of the time. Which parts it is
-made of is chosen by name, as in the authors' configurations, and only what they published is available.
-The way down keeps its feature maps, and the way up meets them again in reverse. Beside them run two pyramids:
-an image that shrinks on the way down, and one that grows on the way up.
+They are U-Nets of residual blocks conditioned on an embedding of sigma or of the time. Their parts are chosen
+by name, as in the authors' configurations; only published combinations are available. The down path keeps
+its feature maps, which the up path uses in reverse. Two pyramids run alongside: an image that shrinks on the
+down path, and one that grows on the up path.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,6 @@ ARCHITECTURES = (
     ("ddpm", False, "none", "none"),  # DDPM++ with the blocks and the resampling of DDPM
 )
 
-# What a setting can be.
 CHOICES = {
     "embedding_type": ("fourier", "positional"),
     "conditional": (True,),
@@ -39,7 +38,7 @@ CHOICES = {
 
 
 def normalized_channels(features: int, ch_mult: tuple[int, ...], num_res_blocks: int) -> set[int]:
-    """Returns the numbers of channels that are normalized in groups, in any of the architectures."""
+    """Returns the channel counts that GroupNorm sees in any of the architectures."""
     last, skips = len(ch_mult) - 1, [features]
     for level, multiple in enumerate(ch_mult):
         skips += [multiple * features] * (num_res_blocks + (level < last))
@@ -54,48 +53,48 @@ def normalized_channels(features: int, ch_mult: tuple[int, ...], num_res_blocks:
 class NCSNpp(nn.Module):
     """NCSN++ and DDPM++.
 
-    `model.init(key, x, label)` returns the parameters and `model.apply(params, x, label)` the output F: for
-    the variance-exploding SDE, with `scale_by_sigma`, the score; for the others minus the score times the
-    standard deviation of the noise.
+    `model.init(key, x, label)` returns the parameters and `model.apply(params, x, label)` the output F. For
+    the variance-exploding SDE, with `scale_by_sigma`, F is the score. For the others it is minus the score
+    times the standard deviation of the noise.
 
-    The defaults are those of the continuous variance-exploding run on CIFAR-10, 62,758,915 parameters; the
-    others say what the published configurations have instead. "Skip" are those of 256x256 pixels and more.
+    The defaults are those of the continuous variance-exploding run on CIFAR-10, with 62,758,915 parameters.
+    Below are the values of other published configurations; "Skip" means those from 256x256 pixels on.
 
     Args:
       features: channels n of the first level. 1024x1024 pixels: 16.
-      ch_mult: channels of every level as multiples of n; each level has half the side of that before.
+      ch_mult: channels of every level as multiples of n; each level halves the side of the previous one.
         256x256 pixels: (1, 1, 2, 2, 2, 2, 2); 1024x1024: (1, 2, 4, 8, 16, 32, 32, 32).
-      num_res_blocks: residual blocks of a level on the way down; there is one more on the way up. "Deep": 8;
+      num_res_blocks: residual blocks per level of the down path; the up path has one more. "Deep": 8;
         256x256 pixels: 2; 1024x1024: 1.
       attn_resolutions: sides of the feature maps with attention. All published: (16,).
-      image_size: the side of the images, which says what level a side is. Others of x do as well, but
-        the attention stays at its levels.
-      dropout: probability of leaving out values of the residual blocks, in training. Skip: 0.
+      image_size: the side of the images, which determines the levels with attention. x may have another
+        side, but attention stays at these levels.
+      dropout: dropout rate in the residual blocks, in training. Skip: 0.
       embedding_type: 'fourier', of sigma, or 'positional', of a time (all but the continuous
         variance-exploding runs).
-      fourier_scale: standard deviation of the random frequencies at the start.
-      resblock_type: 'biggan', or 'ddpm' for the block, and the convolutions that resample, of DDPM.
-      fir: whether resampling smooths, by `fir_kernel`. DDPM++: False.
+      fourier_scale: standard deviation of the random frequencies at initialisation.
+      resblock_type: 'biggan', or 'ddpm' for DDPM's block and resampling convolutions.
+      fir: whether resampling smooths with `fir_kernel`. DDPM++: False.
       fir_kernel: the four taps of the separable filter.
-      skip_rescale: whether sums of two branches are divided by the root of two.
-      progressive: 'none', or 'output_skip': every level of the way up adds to a growing image.
-      progressive_input: 'residual' or 'input_skip': a shrinking image is added to every level of the way
-        down, through a convolution and in place of the features, or beside them. DDPM++: 'none'.
+      skip_rescale: divide sums of two branches by the root of two.
+      progressive: 'none', or 'output_skip': every level of the up path adds to a growing image.
+      progressive_input: adds a shrinking image to every level of the down path. 'residual' convolves it and
+        continues with the sum; 'input_skip' downsamples it and adds it by a 1x1 convolution. DDPM++: 'none'.
       progressive_combine: how 'input_skip' adds: 'sum'.
       resamp_with_conv: whether 'ddpm' resamples with a convolution: True.
       conditional: whether there is an embedding: True.
-      init_scale: of the variance of the initial kernels that end each branch, and the network.
-      scale_by_sigma: whether the output is divided by sigma. DDPM++ and all but variance-exploding: False.
-      sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional': the label is its index there.
+      init_scale: factor of the initial variance of the last kernels of each branch and of the network.
+      scale_by_sigma: divide the output by sigma. DDPM++ and all but variance-exploding: False.
+      sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional'; the label is a level's index.
       centered: whether x is in [-1, 1] already. DDPM++ and all but variance-exploding: True.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
 
     Args of the call:
-      x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of 2 to
-        the number of levels less one.
-      label: `[B]`; sigma > 0 for 'fourier'; the time for 'positional', which is the index of the level or
-        999 times the time of the continuous process.
-      deterministic: whether there is no dropout; otherwise the rng 'dropout' is needed.
+      x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of
+        2^(len(ch_mult) - 1).
+      label: `[B]`; sigma > 0 for 'fourier'; for 'positional' the level's index, or 999 times the time of the
+        continuous process.
+      deterministic: disables dropout; otherwise the rng 'dropout' is needed.
 
     Returns:
       `[B, H, W, C]`.
@@ -127,11 +126,11 @@ class NCSNpp(nn.Module):
 
     @property
     def HALVINGS(self) -> int:
-        """How often the sides are halved."""
+        """The number of halvings of the sides."""
         return len(self.ch_mult) - 1
 
     def attends(self, level: int) -> bool:
-        """Whether a level has attention."""
+        """Returns whether a level has attention."""
         return self.image_size // 2**level in self.attn_resolutions
 
     @nn.compact
@@ -170,7 +169,7 @@ class NCSNpp(nn.Module):
         return self.fir_kernel if self.fir else None
 
     def _down(self, x: jax.Array, block: Callable, attention: Callable) -> list[jax.Array]:
-        """Returns the feature maps of the way down, from the first to the last."""
+        """Returns the feature maps of the down path, from the first to the last."""
         n, dtype = self.features, self.dtype or x.dtype
         h = Conv(n, xavier=True, name="begin_conv")(x).astype(dtype)
         skips, shrinking = [h], x.astype(dtype)
@@ -197,7 +196,7 @@ class NCSNpp(nn.Module):
             skips.append(h)
 
     def _up(self, h: jax.Array, skips: list, block: Callable, attention: Callable, x: jax.Array):
-        """Returns the image `[B, H, W, C]`, like x, that the way up makes of h and the feature maps."""
+        """Returns the up path's image `[B, H, W, C]`, like x, from h and the feature maps."""
 
         def image(name, normalizer, h):
             h = nn.silu(GroupNorm(name=normalizer)(h.astype(x.dtype)))
@@ -233,7 +232,7 @@ class NCSNpp(nn.Module):
         return Dense(4 * n, name="dense_1")(nn.silu(embedding))
 
     def _check(self, x: jax.Array) -> None:
-        """Refuses settings that there is no original for, and images that cannot be halved."""
+        """Rejects settings that the originals do not have, and images that cannot be halved."""
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

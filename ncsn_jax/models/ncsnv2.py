@@ -1,8 +1,8 @@
 """The score networks of NCSNv2 (Song & Ermon, 2020, appendix B.1), for three ranges of resolution.
 
-Unconditional RefineNets: the noise level enters only through the output, which is divided by sigma
-(technique 3, s(x, sigma) = s(x) / sigma). Normalization (instance normalization++) is in the residual
-blocks and before the last convolution only; the refinement blocks have none and pool by maximum.
+They are unconditional RefineNets: the level enters only through the output, which is divided by sigma
+(technique 3, s(x, sigma) = s(x) / sigma). Only the residual blocks and the last convolution's input have
+instance normalization++. The refinement blocks have no normalization and use max pooling.
 """
 
 from typing import Any
@@ -19,13 +19,14 @@ from ncsn_jax.models.normalization import InstanceNormPlus
 
 
 class RefineNet(nn.Module):
-    """What the three networks share; the two tables of each are those of `blocks.refine_net`.
+    """The base class of the three networks. `blocks.refine_net` describes their two tables.
+
+    The call has the arguments and result of `NCSN`'s, but H and W must be multiples of 2^HALVINGS.
 
     Args:
       features: channels n of the first stage. Published: 128.
       sigmas: `[L]`, the ladder.
-      remat, dtype: as for `NCSN`. So are the arguments of the call and the score that it returns, but that H
-        and W are multiples of 2 to HALVINGS.
+      remat, dtype: as for `NCSN`.
     """
 
     features: int
@@ -48,7 +49,7 @@ class RefineNet(nn.Module):
 class NCSNv2(RefineNet):
     """The network of NCSNv2 for 32x32 and 64x64 pixels: 29,694,083 parameters at n = 128, C = 3.
 
-    Its stages are those of `NCSN`; its arguments and its call are those of `RefineNet`.
+    It has the stages of `NCSN`, and the arguments and call of `RefineNet`.
     """
 
     HALVINGS = NCSN.HALVINGS
@@ -59,7 +60,7 @@ class NCSNv2(RefineNet):
 class NCSNv2Deeper(RefineNet):
     """The network of NCSNv2 for 96x96 and 128x128 pixels: 83,445,379 parameters at n = 128, C = 3.
 
-    Its arguments and its call are those of `RefineNet`.
+    It has the arguments and call of `RefineNet`.
     """
 
     HALVINGS = 2
@@ -76,7 +77,7 @@ class NCSNv2Deeper(RefineNet):
 class NCSNv2Deepest(RefineNet):
     """The network of NCSNv2 for 256x256 pixels: 94,132,611 parameters at n = 128, C = 3.
 
-    Its arguments and its call are those of `RefineNet`.
+    It has the arguments and call of `RefineNet`.
     """
 
     HALVINGS = 3

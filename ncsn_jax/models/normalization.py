@@ -1,10 +1,9 @@
 """Normalization layers of the score networks.
 
 Every layer maps `(x, level)` to an array like `x`, with `x: [B, H, W, C]` and `level: int[B]`, the
-index of each example's noise level. Layers that are not conditioned on the level ignore it, so that
-blocks are written once for all of them. The statistics are those of one example over the spatial axes,
-in two passes; examples are never mixed. Statistics and the affine map are in float32 at least, and the
-result has the type of x.
+index of each example's noise level. Unconditional layers ignore the level, so one block works with all.
+Each example has its own statistics, over the spatial axes and in two passes. Statistics and affine map are
+in at least float32, and the result has the type of x.
 """
 
 import functools
@@ -19,8 +18,8 @@ from ncsn_jax.models.layers import elu
 EPSILON = 1e-5
 
 
-# A network has dozens of these. An inner `jit` lets JAX trace each shape once: without it, the training
-# step of NCSN takes 2.5 times as long to trace and 1.3 times as long to compile.
+# A network calls this dozens of times. The inner `jit` traces each shape once: without it, NCSN's training
+# step takes 2.5 times as long to trace and 1.3 times as long to compile.
 @functools.partial(jax.jit, static_argnames="activate")
 def normalize(
     x: jax.Array,
@@ -30,17 +29,16 @@ def normalize(
     *,
     activate: bool = False,
 ) -> jax.Array:
-    """Instance normalization++ (NCSN, equation 10), and ELU after it if `activate`.
+    """Applies instance normalization++ (NCSN, equation 10), and then ELU if `activate`.
 
         z_k = gamma_k ((x_k - mu_k) / s_k + alpha_k (mu_k - m) / v) + beta_k
 
     for channel k of each example. mu_k and s_k are its mean and standard deviation over the pixels, m and v
-    those of mu_1 ... mu_C. The products with gamma are formed per channel before they meet the pixels.
+    those of mu_1 ... mu_C. The products with gamma are computed per channel, not per pixel.
 
     Args:
       x: `[B, H, W, C]`.
-      gamma, alpha, beta: `[B, C]`. Without alpha, which otherwise needs C >= 2, its term is left out; this
-        is equation 9.
+      gamma, alpha, beta: `[B, C]`. alpha needs C >= 2; None omits its term, which gives equation 9.
       activate: whether ELU follows.
 
     Returns:
@@ -72,9 +70,9 @@ def _look_up(table: jax.Array, level: jax.Array) -> jax.Array:
 
 @_look_up.defjvp
 def _look_up_jvp(primals, tangents):
-    """A product with one-hot rows, whose transpose, unlike a sum over rows, GPUs compute in a fixed order.
+    """Multiplies with one-hot rows, whose transpose GPUs compute in a fixed order, unlike a sum over rows.
 
-    What is not finite in one row of a tangent is not finite in all.
+    A non-finite value in one row of a tangent makes all rows non-finite.
     """
     table, level = primals
     rows = jax.nn.one_hot(level, table.shape[0], dtype=table.dtype)
@@ -87,12 +85,12 @@ _look_up = jax.jit(_look_up)  # so that each shape is traced once
 
 
 def _near_one_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """N(1, 0.02^2)."""
+    """Draws N(1, 0.02^2)."""
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 def _rows_init(scales: Callable, num_scales: int) -> Callable:
-    """Rows of `num_scales` vectors drawn by `scales`, and a beta of zero."""
+    """Returns an initializer of rows: `num_scales` vectors drawn by `scales`, and a beta of zero."""
 
     def init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
         num_levels, width = shape
@@ -112,12 +110,12 @@ class ConditionalInstanceNorm(nn.Module):
 
         z_k = gamma[i, k] * (x_k - mu_k) / s_k + beta[i, k]
 
-    with the symbols of `normalize`. gamma and beta are rows of one table,
-    `embedding: [num_levels, 2 C]`, in this order.
+    with the symbols of `normalize`. gamma and beta, in this order, are rows of one table
+    `embedding: [num_levels, 2 C]`.
 
     Args:
       num_levels: rows of the table.
-      embedding_init: of the table; by default gamma from U(0, 1), as the authors' code does (its
+      embedding_init: the table's initializer; by default gamma from U(0, 1), as in the authors' code (its
         comment says otherwise), and beta zero.
       activate: whether ELU follows.
     """
@@ -139,10 +137,10 @@ class ConditionalInstanceNormPlus(nn.Module):
 
         z_k = gamma[i, k] * ((x_k - mu_k) / s_k + alpha[i, k] * (mu_k - m) / v) + beta[i, k]
 
-    with the symbols of `normalize`. gamma, alpha and beta are rows of one table,
-    `embedding: [num_levels, 3 C]`, in this order; at the start gamma and alpha are from N(1, 0.02^2), and
-    beta is zero. Like the authors' code, and unlike the equation as printed, gamma also scales the alpha
-    term; the variance over channels is the unbiased one. x has two channels at least.
+    with the symbols of `normalize`. gamma, alpha and beta, in this order, are rows of one table
+    `embedding: [num_levels, 3 C]`. Initially gamma and alpha are from N(1, 0.02^2), and beta is zero. As in
+    the authors' code, and unlike the printed equation, gamma also scales the alpha term; the variance over
+    channels is unbiased. x needs at least two channels.
 
     Args:
       num_levels: rows of the table.
@@ -161,9 +159,9 @@ class ConditionalInstanceNormPlus(nn.Module):
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance normalization++ (NCSNv2, appendix A), the same as above for all noise levels.
+    """Unconditional instance normalization++ (NCSNv2, appendix A).
 
-    It has vectors gamma, alpha, beta `[C]` in place of the table's rows, and ignores the level.
+    It has vectors gamma, alpha, beta `[C]` instead of a table's rows, and ignores the level.
 
     Args:
       activate: whether ELU follows.
@@ -184,10 +182,10 @@ class InstanceNormPlus(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu & He, 2018): the moments are those of H, W and a group of channels.
+    """Group normalization (Wu & He, 2018), with moments over H, W and a group of channels.
 
-    There are min(C // 4, 32) groups of neighbouring channels, C >= 4; scale gamma and shift beta `[C]` start
-    from one and zero. It ignores the level.
+    It has min(C // 4, 32) groups of neighbouring channels, C >= 4. Scale gamma and shift beta `[C]` start at
+    one and zero. It ignores the level.
     """
 
     EPSILON = 1e-6

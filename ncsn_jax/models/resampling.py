@@ -1,10 +1,10 @@
-"""Doubling and halving of feature maps, with and without a smoothing filter.
+"""Doubles and halves feature maps, with or without a smoothing FIR filter.
 
-The FIR filter is separable and runs along one axis after the other, on shifted copies of the array. It
-forms no product with the zeros between pixels, and none for pixels that are left out. All arrays are
-`[B, H, W, C]`, H and W even where they are halved, and results have the type of x. The filter is given by
-its four taps, normalised here to a sum of one, and is convolved (that is, flipped) as in StyleGAN2
-(Karras et al., 2020); no filter, `None`, is nearest neighbours and the mean of 2x2 pixels.
+The filter has four taps, normalised to sum to one, and is convolved (that is, flipped) as in StyleGAN2
+(Karras et al., 2020). Without one (`None`), doubling uses nearest neighbours, and halving the mean of 2x2
+pixels. The filter is separable and runs along one axis at a time, on shifted copies of the array. It skips
+the zeros between pixels and the dropped pixels. All arrays are `[B, H, W, C]`, H and W even for halving, and
+results have the type of x.
 """
 
 import flax.linen as nn
@@ -17,10 +17,10 @@ Taps = tuple[float, float, float, float]
 
 
 def upsample(x: jax.Array, taps: Taps | None) -> jax.Array:
-    """Doubles H and W: zeros after every pixel, filtered, with the mean of the image kept."""
+    """Doubles H and W: inserts a zero after every pixel and filters, keeping the image's mean."""
     if taps is None:
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    # Of each four products two are with zeros: which, depends on the parity of the result's position.
+    # Two of each four products are with zeros; the parity of the output's position decides which.
     first, second, third, fourth = (2.0 * tap for tap in _flipped(taps))
     for axis in (1, 2):
         padded, size = _padded(x, axis, 1), x.shape[axis]
@@ -35,21 +35,21 @@ def upsample(x: jax.Array, taps: Taps | None) -> jax.Array:
 
 
 def downsample(x: jax.Array, taps: Taps | None) -> jax.Array:
-    """Halves H and W: filtered, and every second pixel kept."""
+    """Halves H and W: filters and keeps every second pixel."""
     if taps is None:
         return mean_pool(x)
     return _filtered(x, taps, padding=1, stride=2)
 
 
 class SmoothedDownConv(nn.Module):
-    """A 3x3 convolution that halves H and W, after a filter that keeps it from aliasing.
+    """A 3x3 convolution that halves H and W, after a filter against aliasing.
 
-    Not the same as `downsample` and a convolution: the convolution sees the filtered image at full
+    It differs from `downsample` and a convolution: the convolution sees the filtered image at full
     resolution, one pixel larger than x.
 
     Args:
       features: output channels.
-      taps: of the filter.
+      taps: the filter's taps.
     """
 
     features: int
@@ -62,7 +62,7 @@ class SmoothedDownConv(nn.Module):
 
 
 def _flipped(taps: Taps) -> list[float]:
-    """Returns the filter as it meets the image, with a sum of one."""
+    """Returns the flipped taps, normalised to sum to one."""
     return [tap / sum(taps) for tap in reversed(taps)]
 
 

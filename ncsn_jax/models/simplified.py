@@ -1,9 +1,9 @@
 """A simplified NCSN: one width, one resolution, plain conditional instance normalization.
 
-The layout of the small PyTorch reimplementation that is widely copied: four stages of dilated residual
-units at full resolution instead of downsampling, refined as in RefineNet, and an output that is divided
-by sigma as in NCSNv2. Its parts are those of `blocks`, but fusion and pooling have an activation before
-every convolution and a bias in each, and there are four poolings.
+It follows a small, widely copied PyTorch reimplementation: four stages of dilated residual units at full
+resolution instead of downsampling, refined as in RefineNet, with an output divided by sigma as in NCSNv2. It
+uses the parts in `blocks`, but has four poolings, and activates before every convolution of fusion and
+pooling, all with a bias.
 """
 
 import functools
@@ -44,10 +44,9 @@ class _Units(nn.Module):
 
 
 class _Refine(nn.Module):
-    """Units for every input, fusion, chained pooling, units.
+    """Applies units to every input, then fusion, chained pooling and units.
 
-    A single input is not fused. The parameters of its fusion exist nevertheless, unused, so that the
-    tree has the original's.
+    A single input is not fused, but its fusion still has unused parameters, to match the original's tree.
     """
 
     norm: NormFactory
@@ -70,15 +69,16 @@ class _Refine(nn.Module):
 class SimplifiedNCSN(nn.Module):
     """The simplified NCSN: 3,176,067 parameters at n = 64, L = 10, C = 3.
 
-    The original works in [-1, 1] throughout, sigmas included. Here images are in [0, 1] and sigmas in
-    their units, half as large: the network sees 2x - 1, and as its output F is divided by sigma, the
-    score F / sigma is that of [0, 1], which is twice the original's.
+    The original works in [-1, 1] throughout, including sigmas. Here images are in [0, 1], so sigmas are half
+    as large. The network sees 2x - 1 and its output F is divided by sigma, so F / sigma is the score in
+    [0, 1], twice the original's.
+
+    The call has the arguments and result of `NCSN`'s, with any H and W.
 
     Args:
       features: channels n of every layer. Published: 64.
       sigmas: `[L]`, the ladder. Published: 10 levels from 0.5 to 0.005 (there 1 to 0.01).
-      remat, dtype: as for `NCSN`. So are the arguments of the call and the score that it returns, with any H
-        and W.
+      remat, dtype: as for `NCSN`.
     """
 
     features: int

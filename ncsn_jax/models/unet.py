@@ -1,10 +1,10 @@
-"""The building blocks of U-Nets that are conditioned on an embedding of the noise level.
+"""Building blocks of U-Nets conditioned on an embedding of the noise level.
 
-Residual blocks as in DDPM (Ho et al., 2020) and as in BigGAN (Brock et al., 2019), which also resample,
-and self-attention over the pixels. Arrays are `[B, H, W, C]`, embeddings `[B, E]`; everything but the
-statistics and the softmax computes in the type of x. All start out as almost the identity where
-`init_scale` is zero, and `skip_rescale` divides the sum of a block's two branches by the root of two, which
-keeps its variance.
+They are the residual blocks of DDPM (Ho et al., 2020) and BigGAN (Brock et al., 2019), which also resample,
+and self-attention over the pixels. Arrays are `[B, H, W, C]`, embeddings `[B, E]`. Everything but the
+statistics and the softmax computes in the type of x. With an `init_scale` of zero, blocks start almost as
+the identity. `skip_rescale` divides the sum of a block's two branches by the root of two, which keeps its
+variance.
 """
 
 import math
@@ -17,31 +17,30 @@ from ncsn_jax.models.layers import Conv, Dense
 from ncsn_jax.models.normalization import GroupNorm
 from ncsn_jax.models.resampling import Taps, downsample, upsample
 
-# Of a map of every pixel's channels in a branch beside the main one.
+# The initial variance scale of pointwise maps in side branches.
 _POINTWISE_SCALE = 0.1
 
 RESAMPLINGS = {"up": upsample, "down": downsample}
 
 
 def merged(x: jax.Array, h: jax.Array, rescale: bool) -> jax.Array:
-    """Adds two branches up, and divides by the root of two if told to."""
+    """Adds two branches, and divides by the root of two if `rescale`."""
     return (x + h) / math.sqrt(2.0) if rescale else x + h
 
 
 class ResnetBlock(nn.Module):
-    """Two normalized, activated 3x3 convolutions around a shortcut, the embedding added between them.
+    """Two normalized, activated 3x3 convolutions with a shortcut, and the embedding added in between.
 
     Args:
       features: output channels.
-      biggan: whether it is BigGAN's block, which can resample and has a convolution for its shortcut;
-        DDPM's has a smaller initial kernel there.
+      biggan: use BigGAN's block, which can resample and has a convolution as its shortcut; DDPM's shortcut
+        has a smaller initial kernel.
       resampling: 'up' or 'down' doubles or halves H and W of both branches before the first convolution;
         None keeps them.
-      taps: of the filter that resamples, or None for none.
-      skip_rescale: whether the sum is divided by the root of two.
-      init_scale: of the variance of the last convolution's initial kernel.
-      dropout: the probability with which a value before the last convolution is left out, with the rng
-        'dropout'; 0 needs none.
+      taps: the resampling filter's taps, or None.
+      skip_rescale: divide the sum by the root of two.
+      init_scale: factor of the variance of the last convolution's initial kernel.
+      dropout: the dropout rate before the last convolution, with the rng 'dropout'; 0 needs no rng.
 
     Args of the call:
       x: `[B, H, W, C]`.
@@ -77,17 +76,17 @@ class ResnetBlock(nn.Module):
 
 
 def drop_out(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Leaves each value out with probability `rate`, and scales the others so as to keep the mean."""
+    """Drops each value with probability `rate`, and scales the others to keep the mean."""
     stays = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(stays, x / (1.0 - rate), 0.0)
 
 
 class Attention(nn.Module):
-    """Self-attention over all H W pixels with one head, around the identity.
+    """Single-head self-attention over all H W pixels, with a skip connection.
 
     Args:
-      skip_rescale: whether the sum is divided by the root of two.
-      init_scale: of the variance of the last map's initial kernel.
+      skip_rescale: divide the sum by the root of two.
+      init_scale: factor of the variance of the last map's initial kernel.
     """
 
     skip_rescale: bool = False
