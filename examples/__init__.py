@@ -1,6 +1,6 @@
-"""The figures of the NCSN paper, and others, as scripts that run in minutes on a CPU.
+"""Scripts that draw the figures of the NCSN paper, and others, in minutes on a CPU.
 
-Each is run from the top directory, as in `python -m examples.figure3`, and writes a PNG file.
+Run each from the top directory, for example `python -m examples.figure3`. It writes a PNG file.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from ncsn_jax.errors import one_line
 
 
 def output_path(description: str, default: str) -> str:
-    """Returns the path of the PNG file to write, from the command line; it must not be there yet."""
+    """Returns the command line's path of the PNG file to write, which must not exist yet."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("path", nargs="?", default=default, help=f"PNG file to write ({default})")
     path = parser.parse_args().path

@@ -2,9 +2,9 @@
 
     python -m examples.figure1 [OUTPUT.png]
 
-The exact score matching loss of a small network on 8x8 digits, whose corners are always black and whose
-pixels have 17 values: without a perturbation it has no minimum and falls for ever; with N(0, 0.05^2) it
-settles. The paper shows this for sliced score matching on CIFAR-10.
+A small network learns 8x8 digits, whose corners are always black and whose pixels have 17 values. Without a
+perturbation, its exact score matching loss has no minimum and falls forever; with N(0, 0.05^2) it settles.
+The paper shows this for sliced score matching on CIFAR-10.
 """
 
 import jax

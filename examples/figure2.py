@@ -1,9 +1,9 @@
-"""Figure 2: the true and the estimated score of a mixture, with its density underneath.
+"""Figure 2: the true and the estimated score of a mixture, over its density.
 
     python -m examples.figure2 [OUTPUT.png]
 
-The mixture is 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), the network is trained by sliced score matching.
-Where the density is low, the estimate is not to be trusted: little data fell there.
+The mixture is 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), and sliced score matching trains the network. The
+estimate is unreliable where the density, and so the amount of data, is low.
 """
 
 import jax

@@ -1,9 +1,9 @@
-"""Figure 3: Langevin dynamics gets the weights of two modes wrong, annealed Langevin dynamics right.
+"""Figure 3: Langevin dynamics gets the weights of two modes wrong; annealed Langevin dynamics, right.
 
     python -m examples.figure3 [OUTPUT.png]
 
-Samples of 1/5 N((-5, -5), I) + 4/5 N((5, 5), I): exact ones, of Langevin dynamics and of annealed
-Langevin dynamics, both with the exact score.
+It shows samples from 1/5 N((-5, -5), I) + 4/5 N((5, 5), I): exact ones, and those of Langevin dynamics and
+annealed Langevin dynamics with the exact score.
 """
 
 import jax

@@ -1,14 +1,14 @@
-"""Figures 4, 5 and 6, and two more, from the newest checkpoint of a run.
+"""Draws figures 4, 5 and 6, and two more, from a run's newest checkpoint.
 
     python -m examples.figures_of_a_run --config=configs/digits.py --workdir=runs/digits
 
 writes to `WORKDIR/figures/step_<step>`:
 
-- `figure4.png`: samples on their way from noise, one a row;
+- `figure4.png`: samples on their way from noise, one per row;
 - `figure5.png`: uncurated samples;
-- `figure6.png`: images, what was left of them, and several completions of each;
-- `score_norms.png`: the norm of the score against 1 / sigma, which are about proportional, and the loss
-  of every level with the weight sigma^2, which is of the same size for all (section 4.2 of the paper);
+- `figure6.png`: occluded images, several completions of each, and the originals;
+- `score_norms.png`: the norm of the score against 1 / sigma, which are about proportional, and every level's
+  loss with weight sigma^2, which is about the same for all (section 4.2 of the paper);
 - `signal_to_noise.png`: the ratio of the norms of drift and noise at every level, which does not depend
   on sigma (section 4.3).
 """
@@ -22,7 +22,7 @@ _WORKDIR = cli.define_workdir()
 
 
 def make_figures(config, workdir: str) -> str:
-    """Writes all of the figures and returns their directory."""
+    """Writes all figures and returns their directory."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -51,7 +51,7 @@ def make_figures(config, workdir: str) -> str:
     def write(name, picture):
         pictures.write_png(os.path.join(directory, name), picture)
 
-    # Figures 4 and 5: one batch of chains.
+    # Figures 4 and 5 share one batch of chains.
     replicated = devices.replicate(params)
     indices = list(range(64))
     made = run_samplers.Chains(config).run(replicated, indices, len(indices), num_frames=10)
@@ -77,7 +77,7 @@ def make_figures(config, workdir: str) -> str:
     )
     write("figure6.png", pictures.grid(rows.reshape(-1, *shape), columns=7))
 
-    # The norm of the score and the loss of every level, on perturbed images.
+    # Score norms and losses.
     ladder = build.make_sigmas(config)
     score_fn = models.score_fn(build.make_model(config), params, ladder)
     clean = jnp.asarray(build.load_images(config, "test")[:128] / np.float32(255))
@@ -106,7 +106,7 @@ def make_figures(config, workdir: str) -> str:
     right.legend()
     figure.savefig(os.path.join(directory, "score_norms.png"), dpi=100)
 
-    # The signal-to-noise ratio of the sampler's steps.
+    # Signal-to-noise ratio.
     @jax.jit
     def steps(key):
         key_start, key = jax.random.split(key)
@@ -137,7 +137,7 @@ def make_figures(config, workdir: str) -> str:
 
 
 def main(_) -> None:
-    """Makes the figures of the run that the flags name."""
+    """Draws the figures of the run that the flags name."""
     print(f"wrote the figures to {make_figures(_CONFIG.value, _WORKDIR.value)}")
 
 

@@ -1,4 +1,4 @@
-"""A small network for vectors, trained by any of the library's losses: what figures 1 and 2 need."""
+"""A small network for vectors, trained by any of the library's losses, for figures 1 and 2."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import optax
 
 
 def init(key: jax.Array, sizes: Sequence[int]) -> list:
-    """Returns the weights of a network with the given widths, its input's and output's included."""
+    """Returns the weights of a network with the given widths, including input and output."""
     keys = jax.random.split(key, len(sizes) - 1)
     return [
         (jax.random.normal(k, (a, b)) / a**0.5, jnp.zeros(b))
@@ -18,7 +18,7 @@ def init(key: jax.Array, sizes: Sequence[int]) -> list:
 
 
 def apply(params: list, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """A score function that does not look at sigma: `[B, D]` to `[B, D]`."""
+    """Returns the score `[B, D]` of x `[B, D]`; ignores sigma."""
     del sigma
     for weight, bias in params[:-1]:
         x = jax.nn.softplus(x @ weight + bias[None])
@@ -34,7 +34,7 @@ def train(
     num_steps: int,
     learning_rate: float = 1e-3,
 ) -> tuple[list, jax.Array]:
-    """Trains by Adam and returns the weights and the loss of every step.
+    """Trains with Adam and returns the weights and every step's loss.
 
     Args:
       key: for the batches and the loss.

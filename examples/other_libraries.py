@@ -1,9 +1,9 @@
-"""The same sampler with scores of four kinds: Flax linen, Flax nnx, Equinox, and a closed form.
+"""Runs one sampler with scores from Flax linen, Flax nnx, Equinox, and a closed form.
 
     python -m examples.other_libraries
 
-A score function is `score_fn(x, sigma)`, with x `[B, ...]` and sigma `[B]`. Here every network is a linear
-layer whose weights are set to the score of N(0, 1) data, so that all four give the same samples.
+A score function is `score_fn(x, sigma)`, with x `[B, ...]` and sigma `[B]`. Every network here is a linear
+layer with weights set to the score of N(0, 1) data, so all four give the same samples.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ WEIGHT = -jnp.eye(2)
 
 
 def scaled(layer):
-    """The score of perturbed N(0, I) data, -x / (1 + sigma^2), from a layer that computes -x."""
+    """Returns the score of perturbed N(0, I) data, -x / (1 + sigma^2), from a layer that computes -x."""
     return lambda x, sigma: layer(x) / (1 + jnp.square(sigma))[:, None]
 
 
@@ -47,7 +47,7 @@ def score_functions() -> dict:
 
 
 def sample(score_fn) -> jax.Array:
-    """Samples with a score function, the same way for all."""
+    """Samples with a score function."""
     ladder = sigmas.geometric(5.0, 0.1, 8)
     start = jax.random.normal(jax.random.key(0), (2000, 2))
     run = jax.jit(

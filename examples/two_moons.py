@@ -1,9 +1,9 @@
-"""A score model of one's own in one file: train it, sample with three samplers, compute exact densities.
+"""Trains your own score model in one file, samples with three samplers, and computes exact densities.
 
     python -m examples.two_moons [OUTPUT.png]
 
-The network is a small one in Flax nnx; any function `score_fn(x, sigma)` would do. The training is plain
-optax. Takes about half a minute on a CPU.
+The network is a small Flax nnx module, but any function `score_fn(x, sigma)` would do. Training is plain
+optax. It takes about half a minute on a CPU.
 """
 
 import jax
@@ -17,12 +17,12 @@ import examples
 from ncsn_jax import likelihood, losses, sampling, sde, sigmas
 
 STEPS, COUNT = 4000, 1000
-# From far above the width of the data, which is about 1, to below its own noise of 0.06.
+# From far above the data's width of about 1 to below its own noise of 0.06.
 SIGMA_MAX, SIGMA_MIN = 3.0, 0.02
 
 
 def moons(key: jax.Array, n: int) -> jax.Array:
-    """Draws `[n, 2]`: two half circles that reach into one another, with a little noise."""
+    """Draws `[n, 2]`: two interlocking half circles with a little noise."""
     key_side, key_angle, key_noise = jax.random.split(key, 3)
     side = jax.random.bernoulli(key_side, shape=(n,))
     angle = jnp.pi * jax.random.uniform(key_angle, (n,))
@@ -32,7 +32,7 @@ def moons(key: jax.Array, n: int) -> jax.Array:
 
 
 class Network(nnx.Module):
-    """The score of two numbers: hidden layers see x, scaled to variance 1, and log sigma."""
+    """A score network for 2D data. Its input is x, scaled to variance 1, and log sigma."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.layers = nnx.List(
@@ -50,7 +50,7 @@ class Network(nnx.Module):
 
 
 def train(num_steps: int) -> nnx.Module:
-    """Trains by denoising score matching at sigmas that are uniform in their logarithm."""
+    """Trains by denoising score matching at log-uniform sigmas."""
     network = Network(128, nnx.Rngs(0))
     schedule = optax.cosine_decay_schedule(3e-3, num_steps)
     optimizer = nnx.Optimizer(network, optax.adam(schedule), wrt=nnx.Param)

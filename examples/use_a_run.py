@@ -1,8 +1,8 @@
-"""A trained run in one's own code: denoise images, compute their likelihood, and complete their lower halves.
+"""Uses a trained run in your own code to denoise images, compute likelihoods and complete lower halves.
 
     python -m examples.use_a_run WORKDIR [OUTPUT.png]
 
-WORKDIR holds a run of images, such as that of `python main.py --config=configs/digits.py --workdir=WORKDIR`.
+WORKDIR holds a run on images, for example of `python main.py --config=configs/digits.py --workdir=WORKDIR`.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(workdir: str, path: str = "use_a_run.png") -> None:
     images = build.load_images(run.config, "test")[:COUNT]
     x = run.prepare(images)
 
-    # The mean of the clean image, given the noisy one, is x + sigma^2 score (Tweedie's formula).
+    # By Tweedie's formula, the mean of the clean image given the noisy x is x + sigma^2 score.
     sigma = jnp.full(len(x), SIGMA)
     noisy = x + SIGMA * jax.random.normal(jax.random.key(0), x.shape)
     denoised = noisy + SIGMA**2 * jax.jit(run.score_fn)(noisy, sigma)

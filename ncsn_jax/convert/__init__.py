@@ -1,9 +1,8 @@
-"""The authors' PyTorch parameters as Flax parameters, and back.
+"""Converts the authors' PyTorch parameters to Flax parameters, and back.
 
-`names` turns the path of a Flax parameter into the name of its PyTorch counterpart. So a state dict is read
-by a walk through the tree that the model itself describes, and what is missing, superfluous or of the wrong
-shape is found by name. Nothing here needs torch. `python -m ncsn_jax.convert` reads the authors' checkpoints
-with it, and turns one into a work directory.
+`names` maps the path of a Flax parameter to the name of its PyTorch counterpart. `from_torch` walks the
+model's own parameter tree, so it reports missing, superfluous and wrongly shaped arrays by name. Nothing here
+needs torch. `python -m ncsn_jax.convert` uses it to turn an authors' checkpoint into a work directory.
 """
 
 import functools
@@ -27,15 +26,15 @@ __all__ = [
     "to_torch",
 ]
 
-# The ladder, which NCSNv2 and NCSN++ keep in their files as a buffer. It is no parameter here.
+# NCSNv2 and NCSN++ store the ladder as a buffer. Here it is not a parameter.
 _LADDER = "sigmas"
 
 _WITH_LADDER = (models.RefineNet, models.NCSNpp)
 
-# The ladder of the buffer that the original NCSN++ has even where it uses none: largest, smallest, levels.
+# The original NCSN++ has a ladder in its buffer even where it uses none: largest, smallest, levels.
 _UNUSED_LADDER = (50.0, 0.01, 1000)
 
-# No images have more.
+# More than any image has.
 _MAX_CHANNELS = 1000
 
 
@@ -43,19 +42,19 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     """Converts a state dict to the parameters that `model.init` returns.
 
     Args:
-      state_dict: name to array or tensor in PyTorch's layout (convolutions OIHW); a 'module.' prefix, which
-        `DataParallel` adds, is ignored. NCSNv2's and NCSN++'s buffer 'sigmas' is compared with the model's
-        ladder where both are there.
+      state_dict: name to array or tensor in PyTorch's layout (convolutions OIHW). `DataParallel`'s prefix
+        'module.' is ignored. The buffer 'sigmas' of NCSNv2 and NCSN++ must match the model's ladder if both
+        are present.
       model: the network the parameters belong to.
-      channels: of the images; by default those that the state dict has.
+      channels: the images' channels; by default taken from the state dict.
 
     Returns:
       The parameters, as for `model.apply(params, x, level)`.
 
     Raises:
-      ValueError: if an array is missing, has another shape, belongs nowhere, or holds what float32
-        does not; if the ladder is another, or the network is not one of `ncsn_jax.models`. The message
-        names the array and the shapes, in PyTorch's layout.
+      ValueError: if an array is missing, has another shape, matches no parameter, or does not fit in
+        float32; if the ladder differs, or the network is not in `ncsn_jax.models`. The message names the
+        array and the shapes, in PyTorch's layout.
     """
     _check_network(model)
     if not isinstance(state_dict, Mapping):
@@ -103,22 +102,22 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
 
 
 def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
-    """Converts parameters to the state dict that the original network loads: `from_torch` reversed.
+    """Converts parameters to the state dict that the original network loads; inverts `from_torch`.
 
     Args:
-      params: the parameters of `model`, or a tree like them, such as their moving average.
+      params: the parameters of `model`, or a tree like them, such as their EMA.
       model: the network they belong to.
-      sigmas: `[L]`, the ladder for an NCSN++ that has none. The original always holds one as a buffer,
-        of as many levels as its `num_scales`, and loads no other length; it makes no use of it where
-        ours has none. The default is that of the runs on CIFAR-10, 1000 levels from 50 to 0.01.
+      sigmas: `[L]`, the ladder for an NCSN++ that has none. The original always has one as a buffer and loads
+        only `num_scales` levels, but does not use it where ours has none. The default is that of the runs on
+        CIFAR-10, 1000 levels from 50 to 0.01.
 
     Returns:
-      Name to array in PyTorch's layout, without 'module.', bit for bit the parameters, with all that the
-      original loads strictly: for the networks of NCSNv2 and NCSN++ the ladder is among them, as 'sigmas'.
+      Name to array in PyTorch's layout, without 'module.', bit for bit the parameters. It has everything for
+      a strict load, which for NCSNv2 and NCSN++ includes the ladder, as 'sigmas'.
 
     Raises:
-      ValueError: if the parameters are not the model's; the message names the first that differs. If
-        `sigmas` is no array of that shape.
+      ValueError: if the parameters are not the model's (the message names the first that differs), or
+        `sigmas` is not an array of that shape.
     """
     _check_network(model)
     found = traverse_util.flatten_dict(params)
@@ -148,14 +147,14 @@ def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
 def parameter_shapes(
     model: nn.Module, channels: int
 ) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Returns path to shape and type of every parameter, without computing any."""
+    """Maps the path of every parameter to its shape and type, without computing any."""
     ladder = getattr(model, "sigmas", None)
     if ladder is not None:
         model = model.clone(sigmas=(1.0,) * len(ladder))
     return _parameter_shapes(model, channels)
 
 
-# Every part of a file asks for the shapes, and to trace a network takes seconds.
+# Every part of a file asks for the shapes, and tracing a network takes seconds.
 @functools.lru_cache(maxsize=8)
 def _parameter_shapes(model: nn.Module, channels: int):
     side = max(16, 2**model.HALVINGS)
@@ -174,7 +173,7 @@ def _check_network(model: nn.Module) -> None:
 
 
 def _check_values(name: str, array: np.ndarray) -> None:
-    """Refuses what would not be the same in float32."""
+    """Rejects values that float32 cannot represent."""
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{name} is of type {array.dtype}, expected float32")
     with np.errstate(over="ignore"):
@@ -184,10 +183,10 @@ def _check_values(name: str, array: np.ndarray) -> None:
 
 
 def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:
-    """Raises ValueError unless a file's ladder `[L]` is the expected one but for rounding."""
+    """Raises ValueError unless a file's ladder `[L]` equals the expected one up to rounding."""
     if found.shape != expected.shape:
         raise ValueError(f"sigmas has shape {list(found.shape)}, expected {list(expected.shape)}")
-    # Theirs is an exponential of float32 logarithms, whose rounding is some 6e-8 |ln sigma| < 1e-6.
+    # The authors exponentiate float32 logarithms, whose rounding is about 6e-8 |ln sigma| < 1e-6.
     differing = np.abs(found / expected - 1) > 2e-6
     if differing.any():
         level = int(differing.argmax())

@@ -1,10 +1,10 @@
-"""The authors' checkpoints as work directories, and work directories as what the authors' code loads.
+"""Converts the authors' checkpoints to work directories, and exports parameters for the authors' code.
 
     python -m ncsn_jax.convert CHECKPOINT.pth --config=configs/mnist.py --workdir=DIR
     python -m ncsn_jax.convert --config=configs/mnist.py --workdir=DIR --export=WEIGHTS.npz
 
-The first makes a work directory that `main.py` samples from and trains further; the second writes the
-newest checkpoint's parameters under their PyTorch names. Only the flags are here; `app.torch_runs` does the
+The first makes a work directory from which `main.py` samples and continues training; the second writes the
+newest checkpoint's parameters by their PyTorch names. This file has only the flags; `app.torch_runs` does the
 work.
 """
 
@@ -21,7 +21,7 @@ _EXPORT = cli.define_path(
 
 
 def main(arguments: list[str]) -> None:
-    """Imports the file that is named, or exports."""
+    """Imports the named file, or exports."""
     if _EXPORT.value is None and not arguments:
         cli.fail("the file to convert is required: python -m ncsn_jax.convert FILE.pth ...", 2)
     if _EXPORT.value is not None and arguments:

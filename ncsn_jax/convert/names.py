@@ -1,6 +1,6 @@
-"""What the parameters are called in the authors' PyTorch code.
+"""Names of the parameters in the authors' PyTorch code.
 
-A path is that of a Flax parameter, without the collection: the names of its modules, and of the array.
+A path is a Flax parameter's, without the collection: the names of its modules and of the array.
 """
 
 import re
@@ -12,7 +12,7 @@ from ncsn_jax import models
 
 NETWORKS = (models.NCSN, models.RefineNet, models.SimplifiedNCSN, models.NCSNpp)
 
-# The first pattern that is all of a module's name, and its PyTorch name. There units count from one.
+# The first pattern that matches a whole module name gives its PyTorch name, where units count from one.
 _UNIT = (r"(conv|norm)_(\d)_(\d)", lambda m: f"{int(m[2]) + 1}_{int(m[3]) + 1}_{m[1]}")
 _REFINENET = (
     (r"(res\d+)_(\d)", r"\1.\2"),
@@ -34,7 +34,7 @@ _SIMPLIFIED = (
     ("normalizer", "end_norm"),
 )
 
-# NCSN++: the parts of a layer, and the arrays.
+# The parts of NCSN++'s layers.
 _PARTS = {
     "normalize": "GroupNorm_0",
     "normalize1": "GroupNorm_0",
@@ -65,16 +65,16 @@ def torch_name(path: Sequence[str], model: nn.Module) -> str:
 
 
 def refinenet_name(path: Sequence[str], *, pooled: bool = False) -> str:
-    """Returns the name in NCSN, NCSNv2 or a block of theirs.
+    """Returns the name in NCSN, NCSNv2 or one of their blocks.
 
-    A `pooled` convolution sits inside a pooling module in PyTorch, which adds ".conv" to its name.
+    In PyTorch a pooling module contains a `pooled` convolution, which adds ".conv" to its name.
     """
     modules = [_translate(module, _REFINENET) for module in path[:-1]]
     return ".".join([*modules, *(["conv"] if pooled else []), _leaf(path)])
 
 
 def ncsnpp_name(path: Sequence[str], resblock_type: str) -> str:
-    """Returns the name in a layer of NCSN++, without the number of the layer, `path[0]`."""
+    """Returns the name in NCSN++'s layer `path[0]`, without the layer's number."""
     layer, *parts, leaf = path
     name = ""
     if parts == ["shortcut"]:
@@ -88,7 +88,7 @@ def ncsnpp_name(path: Sequence[str], resblock_type: str) -> str:
 
 
 def layer_names(model: models.NCSNpp) -> list[str]:
-    """Returns the names of NCSN++'s layers in the order of their use, by which PyTorch numbers them."""
+    """Returns the names of NCSN++'s layers in order of use, which is PyTorch's numbering."""
     levels, blocks, last = range(len(model.ch_mult)), model.num_res_blocks, len(model.ch_mult) - 1
     names = ["fourier"] if model.embedding_type == "fourier" else []
     names += ["dense_0", "dense_1", "begin_conv"]
@@ -116,7 +116,7 @@ def layer_names(model: models.NCSNpp) -> list[str]:
 
 
 def torch_axes(name: str, ndim: int) -> tuple[int, ...]:
-    """Returns which axes of a Flax parameter are those of its PyTorch counterpart."""
+    """Returns the permutation of axes from Flax to PyTorch."""
     if ndim == 4:
         return (3, 2, 0, 1)
     if ndim == 2 and name.endswith("weight") and not name.endswith("embed.weight"):
