@@ -35,7 +35,7 @@ _DIRECTIONS = 16
 def denoising_score_matching(
     key: jax.Array, score_fn: ScoreFn, x: jax.Array, sigma: jax.Array
 ) -> jax.Array:
-    """Denoising score matching (NCSN, equations 5 and 6) with weight lambda(sigma) = sigma^2.
+    """Computes the denoising score matching loss (NCSN, equations 5 and 6), lambda(sigma) = sigma^2.
 
         loss = 1/2 || sigma * s(x + sigma z, sigma) + z ||^2,    z ~ N(0, I)
 
@@ -73,13 +73,13 @@ def denoising_diffusion(
     num_levels: int | None = None,
     likelihood_weighting: bool = False,
 ) -> jax.Array:
-    """Denoising score matching under an SDE (Song et al., 2021, equation 7), with lambda(t) = std_t^2.
+    """Computes the denoising score matching loss of an SDE (Song et al., 2021, equation 7).
 
         loss = 1/2 || std_t s(x_t, t) + z ||^2,    x_t = alpha_t x + std_t z,    z ~ N(0, I)
 
-    With `likelihood_weighting`, lambda(t) = g(t)^2 (Song et al., "Maximum likelihood training of
-    score-based diffusion models", 2021): 1/2 g(t)^2 || s(x_t, t) + z / std_t ||^2. With `num_levels`,
-    alpha and std are those of the discrete chain, which gives the objectives of SMLD and DDPM.
+    The weight is lambda(t) = std_t^2. With `likelihood_weighting` it is g(t)^2 (Song et al., "Maximum
+    likelihood training of score-based diffusion models", 2021): 1/2 g(t)^2 || s(x_t, t) + z / std_t ||^2.
+    With `num_levels`, alpha and std are those of the discrete chain: the objectives of SMLD and DDPM.
 
     With `reduce_mean`, the authors' code takes the mean of || . ||^2 over an example's D elements, without
     the 1/2. That is this loss times 2 / D.
@@ -126,7 +126,7 @@ def sliced_score_matching(
     sigma: jax.Array,
     num_projections: int = 1,
 ) -> jax.Array:
-    """Sliced score matching of the perturbed data, with reduced variance and weight sigma^2.
+    """Computes the sliced score matching loss of perturbed data, with reduced variance and weight sigma^2.
 
     Song et al. (2019), "Sliced Score Matching", equation 8, applied to x~ = x + sigma z as in NCSN,
     section 2.1, for projections v ~ N(0, I):
@@ -162,7 +162,7 @@ def sliced_score_matching(
 
 
 def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Exact score matching (Hyvarinen, 2005; NCSN, equation 1) with weight sigma^2.
+    """Computes the exact score matching loss (Hyvarinen, 2005; NCSN, equation 1) with weight sigma^2.
 
         loss = sigma^2 * (1/2 ||s(x, sigma)||^2 + tr J),    J = ds/dx
 

@@ -42,26 +42,26 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def alpha(self, t: jax.Array) -> jax.Array:
-        """alpha_t `[B]`, the factor of x_0 in the mean of x_t."""
+        """Returns alpha_t `[B]`, the factor of x_0 in the mean of x_t."""
 
     @abc.abstractmethod
     def std(self, t: jax.Array) -> jax.Array:
-        """std_t `[B]`, the standard deviation of x_t given x_0."""
+        """Returns std_t `[B]`, the standard deviation of x_t given x_0."""
 
     @abc.abstractmethod
     def drift_coefficient(self, t: jax.Array) -> jax.Array:
-        """The drift's factor of x, `[B]`."""
+        """Returns f(x, t) / x `[B]`; the drift is linear in x."""
 
     @abc.abstractmethod
     def diffusion(self, t: jax.Array) -> jax.Array:
-        """g(t) `[B]`."""
+        """Returns g(t) `[B]`."""
 
     def prior_std(self) -> float:
-        """The standard deviation of the prior, N(0, prior_std^2 I)."""
+        """Returns the standard deviation of the prior, N(0, prior_std^2 I)."""
         return 1.0
 
     def drift(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """f(x, t), shaped like x."""
+        """Returns f(x, t), shaped like x."""
         return expand(self.drift_coefficient(t), x) * x
 
     def marginal(self, x0: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -69,12 +69,12 @@ class SDE(abc.ABC):
         return expand(self.alpha(t), x0) * x0, self.std(t)
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        """std_t / alpha_t `[B]`: the noise in x_t / alpha_t, in units of the data."""
+        """Returns std_t / alpha_t `[B]`, the noise of x_t / alpha_t in units of the data."""
         return self.std(t) / self.alpha(t)
 
     @abc.abstractmethod
     def time(self, sigma: jax.Array) -> jax.Array:
-        """The time `[B]` at which `sigma(t)` is sigma; the inverse of `sigma`."""
+        """Returns the time `[B]` at which `sigma(t)` is sigma; inverts `sigma`."""
 
     def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Draws x_1 of `shape` (B, ...) from the prior; `key` is one key, or one per example `[B]`."""
@@ -190,11 +190,11 @@ class VP(SDE):
         _keep(self, **check.ends(beta_max=self.beta_max, beta_min=self.beta_min, equal=True))
 
     def beta(self, t: jax.Array) -> jax.Array:
-        """The rate of the noise at t, `[B]`."""
+        """Returns the rate of the noise at t, `[B]`."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integral(self, t: jax.Array) -> jax.Array:
-        """B(t) `[B]`, the integral of beta from 0 to t."""
+        """Returns B(t) `[B]`, the integral of beta from 0 to t."""
         return t * self.beta_min + 0.5 * t**2 * (self.beta_max - self.beta_min)
 
     def alpha(self, t):

@@ -128,7 +128,7 @@ def suggest(
     sigma_1 is the largest distance between two points (`largest_distance`). The ratio of neighbours is
     `level_ratio` for the data's dimension, adjusted to a whole number of levels. epsilon follows from that
     ratio and the steps per level (`step_size`). For CIFAR-10 this gives sigma_1 = 53, L = 221 and epsilon =
-    1.30e-5. The paper trained with 50, 232 and 1.24e-5, as its ladders have an overlap of 0.57.
+    1.30e-5. The paper trained with 50, 232 and 1.24e-5: its ladders have an overlap of 0.57.
 
     Args:
       data: `[N, ...]`, N >= 2; an image has D = H W C dimensions, D >= 5. Below 5, technique 2 gives no

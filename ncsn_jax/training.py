@@ -213,8 +213,8 @@ def train_step(
       optimizer: as made by `make_optimizer`.
       ema_decay: in [0, 1), the weight of the old average; 0 is off.
       random_flip, dequantize, centered: see `images.prepare`.
-      reduce_mean: use the mean square over an example's elements instead of half the sum of squares, which
-        is 2 / D times as large. The metrics by level keep the sum.
+      reduce_mean: use the mean square over an example's elements, 2 / D times half the sum of squares. The
+        metrics by level keep half the sum.
       microbatches: >= 1, a divisor of B. Accumulates gradients over this many microbatches, which gives the
         same step to float32 rounding and uses the memory of one microbatch.
       skip_nonfinite: leave parameters, EMA and optimizer state unchanged if the loss or gradient is not

@@ -67,7 +67,7 @@ def _with_mean_pool(kernel: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def elu(x: jax.Array) -> jax.Array:
-    """ELU: x where it is positive, exp(x) - 1 elsewhere."""
+    """Returns x where it is positive and exp(x) - 1 elsewhere (ELU)."""
     return jax.nn.elu(x)
 
 
@@ -175,13 +175,13 @@ def _pool5(x: jax.Array, start: float, combine) -> jax.Array:
 
 @jax.jit
 def average_pool5(x: jax.Array) -> jax.Array:
-    """5x5 average pooling with stride 1; zeros beyond the border count, so it always divides by 25."""
+    """Averages 5x5 pixels at stride 1; zeros beyond the border count, so it always divides by 25."""
     return _pool5(x, 0.0, jax.lax.add) / 25.0
 
 
 @jax.jit
 def max_pool5(x: jax.Array) -> jax.Array:
-    """5x5 maximum pooling with stride 1; nothing beyond the border counts."""
+    """Takes the maximum of 5x5 pixels at stride 1; ignores everything beyond the border."""
     return _pool5(x, -jnp.inf, jax.lax.max)
 
 

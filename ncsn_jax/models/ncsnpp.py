@@ -126,7 +126,7 @@ class NCSNpp(nn.Module):
 
     @property
     def HALVINGS(self) -> int:
-        """The number of halvings of the sides."""
+        """How often the down path halves the sides."""
         return len(self.ch_mult) - 1
 
     def attends(self, level: int) -> bool:

@@ -54,7 +54,7 @@ def heun(
     second_order: bool = True,
     steps: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, SamplerInfo]:
-    """Heun's method along a ladder, deterministic or with churn (algorithms 1 and 2).
+    """Samples by Heun's method along a ladder, deterministic or with churn (algorithms 1 and 2).
 
     With d(x, sigma) = -sigma s(x, sigma), step i goes from sigma_i to sigma_{i+1}, with sigma_{L+1} = 0:
 

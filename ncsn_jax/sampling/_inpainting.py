@@ -42,10 +42,10 @@ def inpaint(
     num_frames: int | None = None,
     steps: tuple[int, int] | None = None,
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
-    """Inpainting by annealed Langevin dynamics (NCSN, Algorithm 2).
+    """Inpaints by annealed Langevin dynamics (NCSN, Algorithm 2).
 
-    After every update, `annealed_langevin` replaces the observed part of x by `observed` plus the level's
-    noise,
+    It runs `annealed_langevin` and after every update replaces the observed part of x by `observed` plus the
+    level's noise,
 
         x <- mask y_i + (1 - mask) x,    y_i = observed + sigma_i z_i,
 
@@ -65,8 +65,8 @@ def inpaint(
       keep_observed: whether the observed part ends exactly as `observed`; otherwise it has the last level's
         noise, as published.
       scheme: "paper" for Algorithm 2; "ncsn" for the authors' code, which also imposes the level's y
-        before the level's first score; "ncsnv2" for their code of 2020, which imposes y only before every
-        score, each time with fresh noise, so the observed part ends one update away from y.
+        before the level's first score; "ncsnv2" for their code of 2020, which imposes y before every score
+        and not after updates, with fresh noise each time, so the observed part ends one update away from y.
       return_info, num_frames, steps: as for `annealed_langevin`; `keep_observed` acts in the last step.
 
     Returns:

@@ -73,7 +73,7 @@ def langevin(
     return_info: bool = False,
     num_frames: int | None = None,
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
-    """Langevin dynamics with a fixed step size (NCSN, equation 4).
+    """Samples by Langevin dynamics with a fixed step size (NCSN, equation 4).
 
         x <- x + (step_size / 2) s(x) + sqrt(step_size) z
 
@@ -123,7 +123,7 @@ def annealed_langevin(
     num_frames: int | None = None,
     steps: tuple[int, int] | None = None,
 ) -> jax.Array | tuple[jax.Array, LangevinInfo]:
-    """Annealed Langevin dynamics (NCSN, Algorithm 1).
+    """Samples by annealed Langevin dynamics (NCSN, Algorithm 1).
 
     Runs `steps_per_level` updates at every level i, from the largest sigma to the smallest:
 

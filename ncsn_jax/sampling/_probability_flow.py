@@ -160,5 +160,5 @@ def integrate(
 
 def _largest_rms(state) -> jax.Array:
     means = [jnp.mean(jnp.square(y)) for y in jax.tree.leaves(state)]
-    # The root has no finite derivative at 0; no error is as small as tiny.
+    # The root has no finite derivative at 0; no error is this small.
     return jnp.sqrt(jnp.maximum(jnp.max(jnp.stack(means)), jnp.finfo(means[0].dtype).tiny))
