@@ -258,7 +258,8 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 waited, feed.waited = distributed.gather(np.float32(feed.waited)).max(), 0.0
                 scalars = window.scalars(waited)
                 scalars["learning_rate"] = float(learning_rate(step - 1))
-                shared.name_damaged(dataset)
+                if damaged := shared.name_damaged(dataset):
+                    scalars["damaged_images"] = damaged
                 writer.write_scalars(step, scalars)
                 _log.info("%s", window.line(step, last, scalars))
                 windows += 1

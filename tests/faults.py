@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -195,7 +196,7 @@ def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
             continue
         full += 1
         # TensorStore's threads may say beside it that nobody waits for them any more.
-        errors = [line for line in lines if line.startswith("error: ")]
+        errors = re.findall(r"(?<!\w)error: .*", result.stderr)
         demand(result.returncode == 1 and len(errors) == 1, "not one error line", lines[-20:])
         demand(str(disk) in errors[0] and "pace left" in errors[0], "no path", errors[0])
         saved = complete(workdir)

@@ -6,6 +6,7 @@ cannot. Every failure is an OSError with a name. The module also handles users' 
 """
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -264,8 +265,10 @@ def at(path: str) -> Iterator[epath.Path]:
         if is_remote(path):
             _prepare()
         yield epath.Path(path)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if error.strerror:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     except KeyError:
         raise OSError(None, "there is no such kind of storage", path) from None
     # Clients of object storage raise their own exceptions, and Python may omit the name.
@@ -278,7 +281,8 @@ def _object(url: str) -> tuple[Any, str]:
     """Returns an object's fsspec file system, and its name there."""
     import fsspec
 
-    return fsspec.url_to_fs(url)
+    protocol, _, name = url.partition("://")  # fsspec's own function gives "::" in a name a meaning
+    return fsspec.filesystem(protocol), name
 
 
 @functools.cache

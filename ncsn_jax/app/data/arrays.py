@@ -62,6 +62,7 @@ class RemoteArray:
         if is_fortran or self.dtype.hasobject:
             raise ValueError("it must hold numbers in C order")
         self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
         self._url, self._start = url, file.tell()
         self._row = self.size // max(self.shape[0], 1) * self.dtype.itemsize if self.shape else 0
 
@@ -73,7 +74,10 @@ class RemoteArray:
             (which, which + 1, 1) if isinstance(which, int) else which.indices(len(self))
         )
         count = max(last - first, 0)
-        data = storage.read_part(self._url, self._start + first * self._row, count * self._row)
+        try:
+            data = storage.read_part(self._url, self._start + first * self._row, count * self._row)
+        except OSError as error:
+            raise UserError(f"{self._url} cannot be read: {error.strerror}") from None
         rows = np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])[::step]
         return rows[0] if isinstance(which, int) else rows
 
@@ -185,7 +189,10 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
             storage.check(path, field)
             if npz:
                 raise UserError(f"{what} must be a .npy file: a .npz file is not read by ranges")
-            return RemoteArray(path), [path, *storage.find_objects(path)[0][1:]]
+            array, (_, size, version) = RemoteArray(path), storage.find_objects(path)[0]
+            if size < array.nbytes:
+                raise ValueError("it is cut short")
+            return array, [path, size, version]
         path = os.path.abspath(path)
         status = os.stat(path)
         version = [path, key, status.st_size, status.st_mtime_ns]

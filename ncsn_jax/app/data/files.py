@@ -5,7 +5,7 @@ their range of bytes. Nothing is copied.
 """
 
 import collections
-import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +28,9 @@ _ARCHIVES = (".tar", ".zip")
 
 # A zip member begins with a fixed header, its name and extra fields, usually less than a kilobyte.
 _HEADER, _EXTRA = 30, 1024
+
+# The system's words for what is not there, or cannot be named.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 # The most zeros that may end a tar file.
 _LONGEST_END = 2**20
@@ -62,11 +65,13 @@ class File(NamedTuple):
           Exception: any other, if a member is damaged.
         """
         size = self.size if most is None else min(self.size, most)
-        if self.method < 0:
+        if self.method < 0 or not size:  # Without a size, zlib would have no limit.
             return self._part(self.start, size)
         head = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.stored)
         if len(head) < _HEADER:
             raise OSError(_SHORTER)
+        if head[:4] != b"PK\3\4":
+            raise ValueError("its header is damaged")
         begin = _HEADER + sum(struct.unpack("<2H", head[26:_HEADER]))
         data = head[begin : begin + self.stored]
         if len(data) < self.stored:
@@ -142,13 +147,16 @@ def _entries(path: str) -> Iterator[tuple[str, int, object]]:
         status = os.stat(path)
         yield "", status.st_size, status.st_mtime_ns
     else:
-        os.scandir(path).close()  # raises if the directory cannot be read; `walk` would skip it
+        os.scandir(path).close()  # raises if the directory is not there; `walk` would skip it
         for folder, names in walk(path):
             for full in (os.path.join(folder, name) for name in names if not name.startswith(".")):
-                with contextlib.suppress(OSError):  # a dangling link
+                try:
                     status = os.stat(full)
-                    if not stat.S_ISREG(status.st_mode):
+                except OSError as error:
+                    if error.errno in _ABSENT:  # a dangling link
                         continue
+                    raise
+                if stat.S_ISREG(status.st_mode):
                     name = os.path.relpath(full, path).replace(os.sep, "/")
                     yield name, status.st_size, status.st_mtime_ns
 
@@ -156,8 +164,11 @@ def _entries(path: str) -> Iterator[tuple[str, int, object]]:
 def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[str, list[str]]]:
     """Yields every directory of a tree with the sorted names of everything in it but directories.
 
-    It follows links and visits every directory once, so links upwards end. It leaves out directories that
-    cannot be read, and those whose names begin with one of `ignored`.
+    It follows links and visits every directory once, so links upwards end. It leaves out directories whose
+    names begin with one of `ignored`.
+
+    Raises:
+      OSError: if a directory is there and cannot be read.
     """
     waiting, seen = collections.deque([directory]), set()
     while waiting:
@@ -165,8 +176,12 @@ def walk(directory: str, ignored: tuple[str, ...] = (".",)) -> Iterator[tuple[st
         try:
             status = os.stat(folder)
             names = sorted(os.listdir(folder))
-        except (OSError, ValueError):  # ValueError: a name no file system allows
+        except ValueError:  # a name no file system allows
             continue
+        except OSError as error:
+            if error.errno in _ABSENT:
+                continue
+            raise
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -184,17 +199,17 @@ def _members(path: str, prefix: str, size: int, changed: object, field: str) -> 
         list_members = _in_zip if path.lower().endswith(".zip") else _in_tar
         # Damaged archives can raise any exception.
         try:
-            found = [
-                member
-                for member in list_members(path, size)
-                if not any(part.startswith(".") for part in member[0].split("/"))
-            ]
+            found = []
+            for name, *numbers in list_members(path, size):
+                parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+                if not any(part.startswith(".") for part in parts):
+                    found.append(("/".join(parts), *numbers))
+            numbers = np.array([member[1:] for member in found], np.int64).reshape(-1, 4)
         except MemoryError:
             raise
         except Exception as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{field}={path!r} cannot be read as an archive: {reason}") from None
-        numbers = np.array([member[1:] for member in found], np.int64).reshape(-1, 4)
         return numbers, json.dumps([member[0] for member in found])
 
     numbers, names = cache.array("archive", [path, size, changed], make)
@@ -214,11 +229,11 @@ def _in_tar(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
                 raise tarfile.ReadError("a size is negative")
             if member.isreg() and not member.issparse():
                 size = member.size
-                yield member.name.removeprefix("./"), size, member.offset_data, size, -1
+                yield member.name, size, member.offset_data, size, -1
         # The list ends at the first unreadable header. If zeros follow it, the archive is complete.
         file.seek(archive.offset)
         end = file.read(_LONGEST_END)
-        if length % tarfile.BLOCKSIZE or not end or any(end):
+        if length % tarfile.BLOCKSIZE or not end or any(end) or archive.offset + len(end) < length:
             raise tarfile.ReadError("it is damaged or cut short")
 
 
@@ -229,6 +244,8 @@ def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
             if member.is_dir():
                 continue
             method = member.compress_type
+            if member.header_offset + member.compress_size > length:
+                raise zipfile.BadZipFile(f"{member.filename} is larger than the archive")
             if member.flag_bits & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(
                     f"{member.filename} is encrypted, or compressed by another method than deflate"

@@ -4,7 +4,6 @@ Images are in the order of their file names. A file counts as an image if it has
 has no suffix and begins like an image. The others are left out, counted and named.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from ncsn_jax.app import storage
 from ncsn_jax.app.data import cache, files, reading, transforms
 from ncsn_jax.app.data.holdout import is_held_out
-from ncsn_jax.app.data.images import Damaged, Source
+from ncsn_jax.app.data.images import Damaged, Source, in_order
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
@@ -70,6 +69,8 @@ class Folder(Source):
                 f"{self.what} is not a directory of images, nor a .tar or .zip file; unpack other archives"
             )
         listing = files.find(path, field)
+        if storage.is_remote(path) and not listing.files:
+            raise UserError(f"{self.what} does not exist")
         kept, others = self._images_of(listing.files)
         self.left_out = ""
         if others:
@@ -192,10 +193,10 @@ def _in_threads(
     function: Callable, values: Sequence, advanced: Callable = lambda _: None
 ) -> Iterable:
     """Yields a function's results in order, computed by several threads."""
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        for result in pool.map(function, values):
-            yield result
-            advanced(1)
+    indices = range(len(values))
+    for result in in_order(lambda i: function(values[i]), indices, _READERS, 4 * _READERS):
+        yield result
+        advanced(1)
 
 
 def _name(what: str, named: dict[str, str]) -> str:

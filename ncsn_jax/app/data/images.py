@@ -107,7 +107,8 @@ class Images:
             return np.asarray(self._array[which])
         rows = np.arange(len(self))[which]
         if rows.ndim == 0:
-            return self.image(int(rows))
+            with reading.pillow():
+                return self.image(int(rows))
         found = [image for block in self.blocks(rows.tolist()) for image in block]
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), self.dtype)
 
@@ -177,15 +178,15 @@ class Images:
     def _count(self, row: int, reason: str) -> None:
         with self._lock:
             self.damaged[row] = reason
-        self.check_damaged(len(self))
+        if len(self.damaged) > _MOST_DAMAGED * len(self):
+            self.refuse(f"more than a tenth of {len(self)}")
 
-    def check_damaged(self, looked_at: int) -> None:
-        """Raises UserError if more than a tenth of `looked_at` images were damaged."""
-        if len(self.damaged) > _MOST_DAMAGED * looked_at:
-            raise UserError(
-                f"{self.source.what}: more than a tenth of {looked_at} images cannot be used: "
-                f"{describe_damaged(self.source, self.damaged)}"
-            )
+    def refuse(self, share: str) -> None:
+        """Raises a UserError that says what share of the images is damaged, and names some."""
+        raise UserError(
+            f"{self.source.what}: {share} images cannot be used: "
+            f"{describe_damaged(self.source, self.damaged)}"
+        )
 
 
 def in_order(

@@ -200,6 +200,8 @@ class Examples(Source):
     def _decode(self, image: bytes | np.ndarray) -> np.ndarray:
         if isinstance(image, bytes):
             return reading.pixels(image, *self._fit)[0]
+        if image.dtype != np.uint8:
+            raise UserError(f"{self.what} has images of type {image.dtype}, must be uint8")
         if image.shape == self.shape[1:] and not self._fit[2]:
             return image
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -107,23 +107,28 @@ def load_images(
     return build.load_images(config, split, images)
 
 
-def name_damaged(dataset: data.Images) -> None:
-    """Logs damaged images newly found in any process. All processes must call it."""
+def name_damaged(dataset: data.Images) -> int:
+    """Logs damaged images that were newly found, in any process. All processes must call it.
+
+    Returns:
+      How many damaged images a process has found, the largest number over the processes.
+    """
     if dataset.source is None:
-        return
+        return len(dataset.damaged)
     told = set(dataset.told)
-    rows = np.full(_NAMED, -1)
-    found = dataset.news(_NAMED)
-    rows[: len(found)] = found
-    new = set(distributed.gather(rows).ravel().tolist()) - told - {-1}
-    if not new:
-        return
-    dataset.told.update(new)
-    named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
-    if len(told) >= _MOST_NAMED:
-        named = f"{len(new)} more damaged images"
-    total = f" ({len(dataset.told)} damaged up to now)" if told else ""
-    log.warning("%s: %s, each replaced by the next one%s", dataset.source.what, named, total)
+    rows = np.full(1 + _NAMED, -1)
+    rows[0] = len(dataset.damaged)
+    if len(told) < _MOST_NAMED:
+        found = dataset.news(_NAMED)
+        rows[1 : 1 + len(found)] = found
+    gathered = distributed.gather(rows)
+    total = int(gathered[:, 0].max())
+    if new := set(gathered[:, 1:].ravel().tolist()) - told - {-1}:
+        dataset.told.update(new)
+        named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
+        count = f" ({total} damaged up to now)" if total > len(new) else ""
+        log.warning("%s: %s, each replaced by the next one%s", dataset.source.what, named, count)
+    return total
 
 
 def load_originals(

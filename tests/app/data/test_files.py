@@ -159,6 +159,7 @@ def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
         (whole[: 3 * 512], ""),
         (whole[:100] + b"\xff" + whole[101:], ""),
         (whole[:1024] + bytes(512) + whole[1536:], "it is damaged or cut short"),
+        (whole[:1024] + bytes(2**20) + whole[1024:], "it is damaged or cut short"),
         (
             whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512),
             "it is damaged or cut short",
@@ -180,6 +181,40 @@ def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
     data[data.index(entry, data.index(entry) + 1) + 8] |= 1  # of the first member that is a file
     path.write_bytes(data)
     assert begin in line(path) and "is encrypted, or compressed by another method" in line(path)
+
+
+def test_a_damaged_zip_file_is_one_line_or_a_damaged_member(tmp_path):
+    """A size beyond the archive, a local header that is none, and no content at all."""
+    path = write_zip(tmp_path / "x.zip", zipfile.ZIP_DEFLATED, {"a.png": b"a" * 99, "b.png": b""})
+    whole = path.read_bytes()
+    entry = whole.index(b"a.png", whole.index(b"PK\x01\x02")) - 46
+    path.write_bytes(whole[: entry + 20] + b"\xff\xff\xff\x0f" + whole[entry + 24 :])
+    assert "a.png is larger than the archive" in refusal(path)
+    start = whole.index(b"a.png") - 30
+    path.write_bytes(whole[:start] + b"xx" + whole[start + 2 :])
+    a, b = (file for file in files.find(str(path), "x").files if not file.name.startswith("a/"))
+    with pytest.raises(ValueError, match="its header is damaged"):
+        a.read()
+    assert (a.name, b.name, b.read()) == ("a.png", "b.png", b"")
+
+
+def test_names_with_dots_are_relative_to_the_archive(tmp_path):
+    for name in ("./a.png", "../im/a.png"):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr(name, b"content")
+        os.utime(tmp_path / "x.zip", ns=(len(name), 1))
+        (expected,) = found(tmp_path / "x.zip")
+        assert expected == name.replace("../", "").replace("./", "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_that_cannot_be_read_is_one_line(tmp_path):
+    write_folder(tmp_path / "x")
+    (tmp_path / "x" / "a").chmod(0)
+    try:
+        assert "cannot be read: Permission denied" in refusal(tmp_path / "x")
+    finally:
+        (tmp_path / "x" / "a").chmod(0o700)
 
 
 def test_what_is_no_directory_and_no_archive_is_one_line(tmp_path):

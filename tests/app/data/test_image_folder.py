@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ncsn_jax.app import data
-from ncsn_jax.app.data import files, image_folder, images, transforms
+from ncsn_jax.app.data import files, image_folder, images, sources, transforms
 from ncsn_jax.errors import UserError
 
 
@@ -34,6 +34,7 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
 ):
     """A damaged image is replaced by the next; the last one's next is the first."""
     monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    monkeypatch.setattr(sources, "_MOST_OF_SAMPLE", 0.5)
     load = lambda channels: data.load(
         "image_folder", str(folder), 8, channels, crop_size=-1, cache_bytes=cache_bytes
     )

@@ -166,8 +166,8 @@ def test_nothing_of_it_is_copied(there, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (folder("nothing"), "data.data_dir='gs://bucket/nothing' holds no PNG, "),
-        (folder("no.tar"), "data.data_dir='gs://bucket/no.tar' holds no PNG, "),
+        (folder("nothing"), "data.data_dir='gs://bucket/nothing' does not exist"),
+        (folder("no.tar"), "data.data_dir='gs://bucket/no.tar' does not exist"),
         (array("no.npy", ()), "data.dataset='gs://bucket/no.npy' cannot be read: "),
         (
             array("no.npz", ()),
