@@ -1,9 +1,8 @@
 """Prepares the next batch while a step runs, and measures how long steps wait for their batches."""
 
 import concurrent.futures
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -21,7 +20,11 @@ class Feed:
       waited: seconds for which the devices idled for lack of a batch; the caller resets it.
     """
 
-    def __init__(self, batches: Iterator[np.ndarray], prepare: Callable[[np.ndarray], np.ndarray]):
+    def __init__(
+        self,
+        batches: Generator[np.ndarray, None, None],
+        prepare: Callable[[np.ndarray], np.ndarray],
+    ):
         self._batches, self._prepare, self.waited = batches, prepare, 0.0
 
     def __enter__(self) -> "Feed":
@@ -32,8 +35,7 @@ class Feed:
     def __exit__(self, *_) -> None:
         for pool in (self._maker, self._watcher):
             pool.shutdown(cancel_futures=True)
-        with contextlib.suppress(AttributeError):  # not every iterator has it
-            self._batches.close()
+        self._batches.close()
 
     def take(self, computing: Any = None) -> np.ndarray:
         """Returns the next batch.

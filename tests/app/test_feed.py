@@ -9,13 +9,13 @@ from ncsn_jax.errors import UserError
 
 
 def test_batches_come_in_order_prepared_and_none_after_the_last():
-    with feed.Feed(iter([1, 2, 3]), lambda batch: 10 * batch) as batches:
+    with feed.Feed((i for i in (1, 2, 3)), lambda batch: 10 * batch) as batches:
         assert [batches.take() for _ in range(5)] == [10, 20, 30, None, None]
 
 
 def test_the_next_batch_is_made_while_the_one_before_is_used():
     made = [threading.Event() for _ in range(3)]
-    with feed.Feed(iter(range(3)), lambda i: made[i].set() or i) as batches:
+    with feed.Feed((i for i in range(3)), lambda i: made[i].set() or i) as batches:
         assert made[0].wait(60)  # before any is asked for
         for i in range(2):
             assert batches.take() == i
@@ -59,7 +59,7 @@ def test_waiting_is_the_time_in_which_nothing_computes(computes_until, waited, m
 
 def test_a_batch_that_is_ready_is_not_waited_for():
     ready = threading.Event()
-    with feed.Feed(iter([1]), lambda batch: batch) as batches:
+    with feed.Feed((i for i in (1,)), lambda batch: batch) as batches:
         batches._next.add_done_callback(lambda _: ready.set())
         assert ready.wait(60)
         assert batches.take("not looked at") == 1

@@ -9,6 +9,6 @@ run sees the same batches as one that never stopped. Flips and dequantization ha
 
 from ncsn_jax.app.data.batches import Batches
 from ncsn_jax.app.data.images import Images
-from ncsn_jax.app.data.sources import CACHE_BYTES, load, load_labels
+from ncsn_jax.app.data.sources import load, load_labels
 
-__all__ = ["CACHE_BYTES", "Batches", "Images", "load", "load_labels"]
+__all__ = ["Batches", "Images", "load", "load_labels"]

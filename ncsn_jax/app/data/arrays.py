@@ -119,7 +119,7 @@ def load(
     split: str = "train",
     holdout: float = 0.0,
     field: str = "data.dataset",
-    cache_bytes: int = 4 * 10**9,
+    cache_bytes: int = cache.CACHE_BYTES,
 ) -> Images:
     """Returns the images of an array.
 

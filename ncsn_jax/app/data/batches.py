@@ -1,9 +1,10 @@
 """Computes batches as a function of (seed, step): shuffled by epoch, sharded by process, stateless."""
 
 import contextlib
+import functools
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -39,22 +40,20 @@ class Batches:
         self._batch_size = batch_size
         share = batch_size // process_count
         self._mine = np.arange(process_index * share, (process_index + 1) * share)
-        self._seed, self._lock, self._permutations = seed, threading.Lock(), {}
+        self._lock = threading.Lock()
+        self._permutation = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(images))
+        )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _row(self, position: int) -> int:
+        """Returns the index of the example at a position of the endless sequence."""
+        epoch, place = divmod(int(position), len(self._images))
         with self._lock:  # all threads need a new permutation at the same time
-            if epoch not in self._permutations:
-                while len(self._permutations) > 1:
-                    del self._permutations[min(self._permutations)]
-                rng = np.random.default_rng([self._seed, epoch])
-                self._permutations[epoch] = rng.permutation(len(self._images))
-            return self._permutations[epoch]
+            return int(self._permutation(epoch)[place])
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the indices of this process's examples in the batch of `step`, `int64[B / count]`."""
-        position = step * self._batch_size + self._mine
-        epoch, place = np.divmod(position, len(self._images))
-        return np.array([self._permutation(e)[p] for e, p in zip(epoch, place, strict=True)])
+        return np.array([self._row(position) for position in step * self._batch_size + self._mine])
 
     def __call__(self, step: int, num_steps: int = 1) -> np.ndarray:
         """Returns the batches of `num_steps` steps from `step`, `[num_steps, b, H, W, C]`."""
@@ -62,7 +61,7 @@ class Batches:
 
     def between(
         self, first: int, last: int, num_steps: int, *, threads: int = 1, ahead: int = 1
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """Yields the batches of steps `first` to `last - 1`, `num_steps` steps at a time.
 
         If images are decoded on demand, grain's threads decode them in advance.
@@ -90,5 +89,4 @@ class Batches:
     def _image(self, position: int) -> np.ndarray:
         """Returns the image at a position in the sequence of this process's images."""
         step, place = divmod(int(position), len(self._mine))
-        epoch, row = divmod(step * self._batch_size + int(self._mine[place]), len(self._images))
-        return self._images.image(int(self._permutation(epoch)[row]))
+        return self._images.image(self._row(step * self._batch_size + self._mine[place]))

@@ -16,6 +16,8 @@ import numpy as np
 
 from ncsn_jax.app import storage
 
+# By default, larger datasets are not cached but decoded on demand.
+CACHE_BYTES = 4 * 10**9
 # Part of every entry's name. Raise it whenever decoding, cropping or resizing changes.
 _VERSION = 3
 

@@ -78,9 +78,8 @@ class File(NamedTuple):
             data = self._part(self.start + begin, self.stored)
         if self.method == zipfile.ZIP_STORED:
             return data[:size]
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-            data, size
-        )  # a damaged member may unpack to more
+        # A damaged member may unpack to more.
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
 
     def _part(self, start: int, size: int) -> bytes:
         data = storage.read_part(self.path, start, size)
@@ -118,7 +117,7 @@ def find(path: str, field: str) -> Listing:
     """
     found, version = [], hashlib.sha256(path.encode(errors="surrogateescape"))
     try:
-        entries = list(_entries(path))
+        entries = list(list_files(path))
     except OSError as error:
         raise UserError(f"{field}={path!r} cannot be read: {error.strerror or error}") from None
     archives = [name for name, *_ in entries if is_archive(name)]
@@ -137,19 +136,31 @@ def find(path: str, field: str) -> Listing:
     return Listing(sorted(found), version.hexdigest()[:16])
 
 
-def _entries(path: str) -> Iterator[tuple[str, int, object]]:
-    """Yields (relative name, size, version) of each file; the name is "" if `path` is a file itself."""
+def list_files(
+    path: str, ignored: tuple[str, ...] = (".",)
+) -> Iterator[tuple[str, int, int | str]]:
+    """Yields (relative name, size, version) of each file; the name is "" if `path` is a file itself.
+
+    Args:
+      path: the path or URL of a directory or a file.
+      ignored: how the names of files and directories begin that are left out.
+
+    Raises:
+      OSError: if it is not there, or cannot be read.
+    """
     if storage.is_remote(path):
         for name, size, changed in storage.find_objects(path):
-            if not any(part.startswith(".") for part in name.split("/")):
+            if not any(part.startswith(ignored) for part in name.split("/")):
                 yield name, size, changed
     elif os.path.isfile(path):
         status = os.stat(path)
         yield "", status.st_size, status.st_mtime_ns
     else:
         os.scandir(path).close()  # raises if the directory is not there; `walk` would skip it
-        for folder, names in walk(path):
-            for full in (os.path.join(folder, name) for name in names if not name.startswith(".")):
+        for folder, names in walk(path, ignored):
+            for full in (
+                os.path.join(folder, name) for name in names if not name.startswith(ignored)
+            ):
                 try:
                     status = os.stat(full)
                 except OSError as error:

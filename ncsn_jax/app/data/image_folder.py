@@ -41,7 +41,7 @@ class Folder(Source):
       identity: a digest of the images' names and sizes, which does not depend on their location.
       version: the files' version; see `files.Listing`.
       left_out: names files that are not images, or "".
-      remarks: by image number, whether it is transparent and why it is almost black; None to keep none.
+      remarks: by index, whether an image is transparent and why it is almost black; see `Source`.
 
     Raises:
       UserError: if the directory or archive does not exist or holds no image.
@@ -86,7 +86,7 @@ class Folder(Source):
             raise UserError(f"{self.what} holds no {reading.KINDS} image{reason}")
         self.shape = (len(kept), *transforms.sides(size), channels)
         self._files, self._fit, self._background = kept, (size, channels, crop_size), background
-        self.remarks: dict[int, tuple[bool, str]] | None = {}
+        self.remarks = {}
         self._least = 2 * max(self.shape[1:3]) if crop_size == transforms.LARGEST_SQUARE else 0
 
     def name(self, index: int) -> str:

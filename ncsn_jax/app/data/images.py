@@ -1,13 +1,14 @@
 """Gives a dataset's images by index: from memory, from a mapped file, or decoded on demand.
 
-`Images` hides which; the results are the same.
+The results do not depend on which of these it is.
 """
 
+import abc
 import contextlib
 import math
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ _NAMED = 5
 _AHEAD = 2
 
 
-class Source:
+class Source(abc.ABC):
     """Decodes the images of a dataset, for several threads at once.
 
     Attributes:
@@ -34,6 +35,7 @@ class Source:
       what: what the images belong to, for messages, such as a field with its value.
       block: how many images a thread decodes at a time if many are wanted.
       threads: how many threads then decode.
+      remarks: what is remarkable in the images decoded so far, by index; None to record nothing.
     """
 
     shape: tuple[int, int, int, int]
@@ -41,11 +43,13 @@ class Source:
     what: str
     block: int = 1
     threads: int = cpu.cores() + 4
+    remarks: dict[int, Any] | None = None
 
+    @abc.abstractmethod
     def name(self, index: int) -> str:
         """Returns an image's name for messages."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def image(self, index: int) -> np.ndarray:
         """Returns an image, `[H, W, C]`.
 
@@ -53,11 +57,14 @@ class Source:
           Damaged: if its content cannot be decoded, on any host, ever.
           UserError: if it cannot be read, or does not belong in the dataset.
         """
-        raise NotImplementedError
 
     def images(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Returns several images, which may be faster."""
         return [self.image(row) for row in rows]
+
+    def note(self) -> str:
+        """Returns a line on `remarks`, or ""."""
+        return ""
 
 
 class Images:
@@ -133,13 +140,11 @@ class Images:
         return [self.image(row) for row in rows]
 
     def image(self, index: int) -> np.ndarray:
-        """Returns one image, or if it is damaged the next sound one.
+        """Returns one image of a source, or if it is damaged the next sound one.
 
         Raises:
           UserError: if too many are damaged, or one cannot be read.
         """
-        if self.source is None:
-            return self[index]
         for row in self._from(index):
             if row in self.damaged:
                 continue
@@ -191,7 +196,7 @@ class Images:
 
 def in_order(
     function: Callable[[int], Any], values: range, threads: int, ahead: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yields a function's results in order; grain's threads compute some in advance.
 
     Args:

@@ -33,8 +33,8 @@ _BLOCK_BYTES = 2**22
 _MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
-def find(dataset: str, data_dir: str) -> tuple[str, str]:
-    """Returns the directory of datasets and that of this one; prepares the dataset if need be.
+def find(dataset: str, data_dir: str) -> str:
+    """Returns the directory of datasets that holds a dataset; prepares the dataset if need be.
 
     Args:
       dataset: "digits", or a name that tensorflow-datasets knows.
@@ -61,7 +61,7 @@ def find(dataset: str, data_dir: str) -> tuple[str, str]:
     if not is_there:
         with _alone(dataset, data_dir), opened(dataset, data_dir) as builder:
             _prepare(builder, dataset, data_dir)
-    return data_dir, directory
+    return data_dir
 
 
 @contextlib.contextmanager
@@ -117,22 +117,13 @@ def _builder(dataset: str, data_dir: str):
 
 
 def fingerprint(directory: str) -> list:
-    """Returns path, size and modification time of every file below a directory.
+    """Returns path, size and version of every file below a directory, sorted; none if it is not there.
 
     It leaves out hidden files and what tensorflow-datasets has not finished.
     """
-    if storage.is_remote(directory):
-        found = sorted(map(list, storage.find_objects(directory)))
-        skipped = (".", "incomplete.")
-        return [f for f in found if not any(p.startswith(skipped) for p in f[0].split("/"))]
-    found = []
-    for folder, names in files.walk(directory, (".", "incomplete.")):
-        for path in (os.path.join(folder, name) for name in names):
-            with contextlib.suppress(OSError):  # a dangling link
-                status = os.stat(path)
-                relative = os.path.relpath(path, directory)
-                found.append([relative, status.st_size, status.st_mtime_ns])
-    return sorted(found)
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(map(list, files.list_files(directory, (".", "incomplete."))))
+    return []
 
 
 class Examples(Source):

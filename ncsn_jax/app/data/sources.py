@@ -9,12 +9,11 @@ import numpy as np
 
 from ncsn_jax.app import storage
 from ncsn_jax.app.data import arrays, cache, image_folder, prepared
-from ncsn_jax.app.data.images import Images, describe_damaged
+from ncsn_jax.app.data.cache import CACHE_BYTES
+from ncsn_jax.app.data.images import Images, Source, describe_damaged
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError, one_line
 
-# Larger datasets are decoded on demand every time, unless the caller says otherwise.
-CACHE_BYTES = 4 * 10**9
 # Labels are read this many at a time.
 _CHUNK = 1000
 # How many images of larger datasets are examined when they are opened.
@@ -80,12 +79,12 @@ def load(
         arguments = image_size, channels, crop_size
         folder = image_folder.Folder(path, *arguments, **options)
         key = ["image_folder", *arguments, options, folder.version]
-        return _open(folder, folder.identity, dataset, key, cache_bytes, folder)
+        return _open(folder, folder.identity, dataset, key, cache_bytes)
     if holdout:
         raise UserError(
             f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
         )
-    data_dir, _ = prepared.find(dataset, data_dir)
+    data_dir = prepared.find(dataset, data_dir)
     with prepared.opened(dataset, data_dir) as builder:
         files = prepared.fingerprint(str(builder.data_path))
         source = builder.as_data_source(split=split, decoders=prepared.contents(builder))
@@ -96,7 +95,7 @@ def load(
     return _open(examples, identity, dataset, key, cache_bytes)
 
 
-def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=None) -> Images:
+def _open(source: Source, identity: str, name: str, key: list, cache_bytes: int) -> Images:
     """Returns a source's images: from the cache if they fit there, else decoded on demand.
 
     It logs a line about damaged or remarkable images among those it examines.
@@ -111,7 +110,7 @@ def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=
                 advanced(len(block))
 
     def describe() -> str:
-        return json.dumps([images.damaged, folder.note() if folder else ""])
+        return json.dumps([images.damaged, source.note()])
 
     if images.nbytes < cache_bytes:
         pixels, kept = cache.images(name, key, images.shape, images.dtype, decode, describe)
@@ -125,9 +124,8 @@ def _open(source, identity: str, name: str, key: list, cache_bytes: int, folder=
         found = images.damaged.keys() & set(looked_at)
         if len(found) > _MOST_OF_SAMPLE * len(looked_at):
             images.refuse(f"{len(found)} of {len(looked_at)}")
-        damaged, note = images.damaged, ""
-        if folder:
-            note, folder.remarks = folder.note(), None
+        damaged, note = images.damaged, source.note()
+        source.remarks = None  # they would grow with every image that is decoded
     images.told.update(damaged)  # the note below names them
     if damaged:
         note += ("; " if note else "") + describe_damaged(source, damaged)
@@ -156,7 +154,7 @@ def load_labels(
     """
     if dataset == "image_folder" or arrays.is_array(dataset):
         raise _unlabelled(dataset)
-    data_dir, _ = prepared.find(dataset, data_dir)
+    data_dir = prepared.find(dataset, data_dir)
     with prepared.opened(dataset, data_dir) as builder:
         labels = Labels(dataset, builder, split)
         if labels.nbytes >= cache_bytes:

@@ -145,7 +145,7 @@ def test_all_that_an_entry_of_the_cache_depends_on_is_in_its_key(
     for where, name, fake in (
         (sources.cache, "images", kept),
         (sources.cache, "array", kept),
-        (sources.prepared, "find", lambda *_: ("", "")),
+        (sources.prepared, "find", lambda *_: ""),
         (sources.prepared, "opened", lambda *_: contextlib.nullcontext(builder)),
         (sources.prepared, "contents", lambda _: None),
         (sources.prepared, "Examples", lambda *_: source),

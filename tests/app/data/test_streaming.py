@@ -115,8 +115,8 @@ def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monk
         "image",
         lambda self, index: asked.append(index) or real(self, index),
     )
-    folder("folder")(stored, cache_bytes=0)
-    assert sorted(asked) == list(range(0, 40, 4))
+    found = folder("folder")(stored, cache_bytes=0)
+    assert sorted(asked) == list(range(0, 40, 4)) and found.source.remarks is None
 
 
 def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
