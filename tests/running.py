@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--config=tests/tiny.py"]
+
+
+def python_of(page):
+    """Returns the blocks of Python on a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def environment(devices=1):
