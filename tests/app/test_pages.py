@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import re
 
 import flax.linen as nn
@@ -16,11 +17,7 @@ import run_lib
 from examples import two_moons, use_a_run
 from ncsn_jax import models, scores
 from ncsn_jax.app import build, schema
-from tests.running import ROOT
-
-
-def blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+from tests.running import ROOT, python_of
 
 
 class Beginning(nn.Module):
@@ -42,7 +39,7 @@ def beside_a_run(uninterrupted, tmp_path, monkeypatch):
 
 def run_page(page, **names):
     """Runs the Python of a page, as a reader does from top to bottom, and returns its names."""
-    for block in blocks(page):
+    for block in python_of(page):
         exec(block, names)
     return names
 
@@ -62,7 +59,7 @@ def test_the_readme_and_the_page_on_the_library_do_what_they_say(one_run, capsys
 
     # The network of two convolutions takes a second to compile. It begins with scores near 0.
     monkeypatch.setattr(models, "NCSN", lambda features, num_levels: Beginning())
-    opened, continuous, network = blocks("docs/library.md")
+    opened, continuous, network = python_of("docs/library.md")
     names = {}
     exec(opened, names)
     assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
@@ -77,6 +74,16 @@ def test_the_readme_and_the_page_on_the_library_do_what_they_say(one_run, capsys
     evaluations, loss = map(float, capsys.readouterr().out.splitlines())
     assert evaluations == 35
     assert abs(loss / 392 - 1) < 4 * np.sqrt(2 / (8 * 784))  # half a chi square of 784, eight times
+
+
+def test_the_page_on_the_first_sampler_does_what_it_says(capsys):
+    run_page("docs/first_sampler.md")
+    start, shape, spread, alone, end = re.split(r"\n(?! )", capsys.readouterr().out.strip())
+    spread = [float(s) for s in spread.strip("[]").split()]
+    assert shape == "(10, 4000, 2)" and 9 < spread[0] < 12
+    assert float(alone) < 1e-5 and end.split()[1] == "35"
+    # 8,000 numbers; the chain's bias is larger than their standard error, 0.8 %.
+    assert all(abs(float(s) - 1) < 0.05 for s in (start, spread[-1], end.split()[0]))
 
 
 def test_the_page_on_checkpoints_writes_a_file_of_the_authors_kind(beside_a_run):
@@ -99,9 +106,10 @@ def test_the_page_on_images_starts_a_run_on_an_array(monkeypatch):
 
 
 def test_every_page_with_python_is_run():
-    pages = {p.stem for p in (ROOT / "docs").glob("*.md") if blocks(f"docs/{p.name}")}
-    # `test_controllable.py` runs `conditioning.md`. The names of the page on likelihoods are the reader's.
-    assert pages == {"library", "checkpoints", "images", "conditioning", "likelihood"}
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md") if python_of(f"docs/{p.name}")}
+    # Other modules run `conditioning.md` and `extending.md`; the names in `likelihood.md` are the reader's.
+    known = {"library", "checkpoints", "images", "conditioning", "likelihood"}
+    assert pages == known | {"first_sampler", "extending"}
 
 
 def anchors(text):
@@ -120,18 +128,30 @@ def links(page):
             yield (page.parent / path if path else page).resolve(), anchor
 
 
-def test_links_between_pages_lead_somewhere_and_to_every_file_in_docs():
+def defines(path, name):
+    """Whether a Python file defines `f`, or `Class.f`."""
+    name = name.rpartition(".")[2]
+    return re.search(rf"^ *(def|class) {name}\b|^{name}\b.*=", path.read_text(), re.MULTILINE)
+
+
+def test_links_between_pages_lead_somewhere():
     folders = (ROOT, ROOT / "docs", ROOT / "benchmarks")
-    linked = set()
     for page in [page for folder in folders for page in folder.glob("*.md")]:
         for path, anchor in links(page):
             assert path.exists(), f"{page.name}: {path}"
-            assert not anchor or anchor in anchors(path.read_text()), (
-                f"{page.name}: {path}#{anchor}"
-            )
-            linked.add(path)
-    assert {p.resolve() for p in (ROOT / "docs").iterdir()} <= linked
-    assert {p for p, _ in links(ROOT / "README.md")} >= set((ROOT / "docs").resolve().glob("*.md"))
+            if anchor and path.suffix == ".py":
+                assert defines(path, anchor), f"{page.name}: {path}#{anchor}"
+            elif anchor:
+                assert anchor in anchors(path.read_text()), f"{page.name}: {path}#{anchor}"
+
+
+def test_something_leads_to_every_file_in_docs():
+    """A page or the site's configuration; and the navigation of the site to every page."""
+    docs, site = ROOT / "docs", (ROOT / "mkdocs.yml").read_text()
+    linked = {path for page in [ROOT / "README.md", *docs.glob("*.md")] for path, _ in links(page)}
+    for path in filter(pathlib.Path.is_file, docs.rglob("*")):
+        name = str(path.relative_to(docs))
+        assert name in site or (path.suffix != ".md" and path in linked), name
 
 
 def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
