@@ -108,7 +108,9 @@ def _linked_sources(files):
         text = _FENCE.sub("", file.content_string)
         for _, link, _ in _LINK.findall(text):
             found = _target(file.src_uri, link)
-            if found and not found[0].startswith("docs/") and found[0] not in PAGES:
+            if found is None or found[0].startswith("docs/") or found[0] in PAGES:
+                continue
+            if (ROOT / found[0]).exists():  # mkdocs reports a dead link
                 yield found[0]
 
 
