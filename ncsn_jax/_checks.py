@@ -35,9 +35,7 @@ def as_float(name: str, value: float, *, traced: bool = True) -> float:
     """
     if is_traced(value):
         if not traced:
-            raise ValueError(
-                f"{name} must be a number that is known when tracing, got {show(value)}"
-            )
+            raise ValueError(f"{name} must be a number, not a traced value, got {show(value)}")
         return value
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real and hasattr(value, "dtype") and np.ndim(value) == 0:
@@ -70,7 +68,9 @@ def ends(*, equal: bool = False, traced: bool = True, **bounds) -> dict[str, flo
         return found
     if not (MAX_FLOAT >= high >= low > 0 and (high > low or equal)):
         order = f"{MAX_FLOAT:g} >= {first} {'>=' if equal else '>'} {last} > 0"
-        raise ValueError(f"{order} must hold, got {first}={high} and {last}={low}")
+        raise ValueError(
+            f"{first} and {last} must satisfy {order}, got {first}={high} and {last}={low}"
+        )
     return found
 
 
@@ -86,7 +86,7 @@ def count(name: str, value, least: int = 1, most: int = MAX_COUNT) -> int:
     """Returns an integer from `least` to `most` as an int."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and least <= value <= most):
-        raise ValueError(f"{name} must be an integer >= {least}, {most} at most, got {show(value)}")
+        raise ValueError(f"{name} must be an integer from {least} to {most}, got {show(value)}")
     return int(value)
 
 
@@ -135,7 +135,7 @@ def state(name: str, x: jax.Array, *, elements: bool = False) -> tuple[jax.Array
     x = jnp.asarray(x)
     floating(name, x)
     if elements and not x.size:
-        raise ValueError(f"{name} must have elements, got shape {x.shape}")
+        raise ValueError(f"{name} must not be empty, got shape {x.shape}")
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)), x.dtype
 
 
@@ -182,7 +182,7 @@ def mask(value) -> jax.Array:
     """Returns a mask as booleans."""
     value = jnp.asarray(value)
     if not is_traced(value) and not np.isin(np.asarray(value), (0, 1)).all():
-        raise ValueError("mask must be 1 or True where observed, and 0 or False elsewhere, only")
+        raise ValueError("mask must contain only 1 or True (observed) and 0 or False (hidden)")
     return value.astype(bool)
 
 
@@ -192,7 +192,7 @@ def broadcast_like(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
         a not in (1, b) for a, b in zip(array.shape, x.shape, strict=True)
     ):
         raise ValueError(
-            f"{name} must have the shape of x, {x.shape}, or 1 in place of a number there, "
+            f"{name} must have as many axes as x and broadcast to its shape, {x.shape}, "
             f"got {array.shape}"
         )
     return jnp.broadcast_to(array, x.shape)
@@ -213,7 +213,7 @@ def inputs(model: object, x, label, name: str = "level", levels: int | None = No
     kind, allowed = (jnp.integer, "integers") if name == "level" else (jnp.number, "numbers")
     if label.shape != x.shape[:1] or not jnp.issubdtype(label.dtype, kind):
         raise ValueError(
-            f"{network} needs a {name} of {allowed} [B] = [{x.shape[0]}], "
+            f"{name} of {network} must be {allowed} [B] = [{x.shape[0]}], "
             f"got {label.dtype}{[*label.shape]}"
         )
     if levels is not None and not is_traced(label):
@@ -221,7 +221,7 @@ def inputs(model: object, x, label, name: str = "level", levels: int | None = No
         outside = values[~((values >= 0) & (values < levels) & (values == np.floor(values)))]
         if outside.size:
             raise ValueError(
-                f"{network} needs a {name} of integers from 0 to {levels - 1}, got {outside[0]}"
+                f"{name} of {network} must be integers from 0 to {levels - 1}, got {outside[0]}"
             )
     return x, label
 
@@ -249,7 +249,7 @@ def ladder(sigmas: jax.Array, dtype=None) -> jax.Array:
     values = np.asarray(sigmas)
     if not (np.all(np.isfinite(values)) and np.all(values > 0) and np.all(np.diff(values) < 0)):
         raise ValueError(
-            "sigmas must be positive and decrease from the first to the last, "
+            "sigmas must be positive and strictly decreasing, "
             f"got {values[0]} ... {values[-1]} ({len(values)} levels)"
         )
     return sigmas

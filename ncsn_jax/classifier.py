@@ -162,7 +162,7 @@ def train_step(
 def _check_classes(y: jax.Array | int) -> jax.Array:
     classes = jnp.asarray(y)
     if not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise ValueError(f"y must be of integers, got {show(y)}")
+        raise ValueError(f"y must be integers, got {show(y)}")
     return classes
 
 

@@ -88,7 +88,7 @@ def prepare(
     """
     keys = check.keys(keys, check.batch("images", images))
     if dequantize and images.dtype != jnp.uint8:
-        raise ValueError(f"dequantize=True is for images of uint8, got {images.dtype}")
+        raise ValueError(f"dequantize=True needs uint8 images, got {images.dtype}")
     flip_keys, noise_keys = split_each(keys, 2)
     if random_flip:
         flip = jax.vmap(jax.random.bernoulli)(flip_keys)

@@ -186,7 +186,7 @@ def score_matching(score_fn: ScoreFn, x: jax.Array, sigma: jax.Array) -> jax.Arr
     score, directional = _linearize(score_fn, x, sigma)
     size = math.prod(x.shape[1:])
     if not size:
-        raise ValueError(f"x must have elements, got shape {x.shape}")
+        raise ValueError(f"x must not be empty, got shape {x.shape}")
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
     # Batching and recomputation in the backward pass keep memory from growing with D.
     at_once = next(k for k in range(min(size, _DIRECTIONS), 0, -1) if size % k == 0)

@@ -106,14 +106,14 @@ def gaussian_mixture(
     components = means.shape[:1]
     if means.ndim != 2 or not means.size or stds.shape != components or weights.shape != components:
         raise ValueError(
-            "means must be [K, D], stds and weights [K], "
+            "means must have shape [K, D], stds and weights [K], "
             f"got {means.shape}, {stds.shape} and {weights.shape}"
         )
     if not any(map(check.is_traced, (means, stds, weights))):
         values = [np.asarray(a) for a in (means, stds, weights)]
         finite = all(np.isfinite(a).all() for a in values)
         if not (finite and (values[1] >= 0).all() and (values[2] > 0).all()):
-            raise ValueError("means must be finite, stds >= 0 and weights > 0, all of them")
+            raise ValueError("means, stds and weights must be finite, stds >= 0 and weights > 0")
     return GaussianMixture(means, stds, weights / jnp.sum(weights))
 
 

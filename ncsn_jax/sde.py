@@ -112,7 +112,7 @@ class SDE(abc.ABC):
           ValueError: if `num_levels` is out of range, or the SDE has no discrete chain (sub-VP).
         """
         raise ValueError(
-            f"num_levels: {type(self).__name__} is no chain's limit, got {show(num_levels)}"
+            f"num_levels: {type(self).__name__} has no discrete chain, got {show(num_levels)}"
         )
 
 

@@ -192,7 +192,7 @@ def largest_distance(data: np.ndarray) -> float:
             f"data must be real, [N, ...] and not empty, got {data.dtype} of shape {data.shape}"
         )
     if len(data) < 2:
-        raise ValueError(f"data must hold at least 2 points, got {len(data)}")
+        raise ValueError(f"data must contain at least 2 points, got {len(data)}")
     # After centring and scaling, float32 is precise enough wherever the data lies.
     points = data.reshape(len(data), -1)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below
@@ -254,8 +254,8 @@ def level_ratio(dimension: int, overlap: float = 0.5) -> float:
     """
     if not 5 <= dimension < math.inf:
         raise ValueError(
-            f"dimension must be finite and at least 5, got {show(dimension)}: in fewer, noise of any two "
-            "levels overlaps; take geometric, with a ratio of neighbours of 2, and step_size for epsilon"
+            f"dimension must be finite and at least 5, got {show(dimension)}: below 5, noise of any two "
+            "levels overlaps; use geometric with a ratio of about 2, and step_size for epsilon"
         )
     overlap = check.as_float("overlap", overlap, traced=False)
     if not 0 < overlap < 0.99:
@@ -307,7 +307,7 @@ def step_size(sigma_end: float, ratio: float, steps_per_level: int) -> tuple[flo
         and 1 <= steps_per_level <= check.MAX_COUNT
     ):
         raise ValueError(
-            "sigma_end > 0, ratio > 1 and steps_per_level >= 1 must hold and be finite, "
+            "sigma_end must be > 0, ratio > 1 and steps_per_level >= 1, all finite, "
             f"got {show(sigma_end)}, {show(ratio)} and {show(steps_per_level)}"
         )
     gamma2, steps = ratio**2, 2 * steps_per_level

@@ -170,7 +170,7 @@ def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
     examples = images.shape[0]
     if examples % parts:
         raise ValueError(
-            f"{examples} examples on a device are not a multiple of {parts} microbatches"
+            f"microbatches must divide the {examples} examples on a device, got {parts}"
         )
     xs = [a.reshape(parts, examples // parts, *a.shape[1:]) for a in (images, keys)]
 

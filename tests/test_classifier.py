@@ -181,7 +181,7 @@ def test_wrong_arguments_are_refused():
     exact = classifier.logits_fn(BAYES, None, vp)
     likelihood = functools.partial(classifier.log_likelihood, BAYES, None, vp)
     for call, message in [
-        (lambda: likelihood(0.5), r"y must be of integers, got 0.5"),
+        (lambda: likelihood(0.5), r"y must be integers, got 0.5"),
         (lambda: likelihood(3)(x, t), r"y must be in \[0, 3\), got 3"),
         (lambda: likelihood(np.array([0, -1, 1]))(x, t), r"y must be in \[0, 3\), got -1"),
         (lambda: likelihood(y[:2])(x, t), r"y must have shape \(\) or \(3,\), got \(2,\)"),

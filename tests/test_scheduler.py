@@ -103,15 +103,21 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Scheduler(0, 3, 0.1, 1.0, 0.01), "num_train_timesteps must be an integer >= 1"),
-        (lambda: Scheduler(5, 0, 0.1, 1.0, 0.01), "num_annealed_steps must be an integer >= 1"),
-        (lambda: Scheduler(5, 3, 1.0, 0.1, 0.01), "sigma_max > sigma_min > 0 must hold"),
+        (
+            lambda: Scheduler(0, 3, 0.1, 1.0, 0.01),
+            "num_train_timesteps must be an integer from 1 to",
+        ),
+        (
+            lambda: Scheduler(5, 0, 0.1, 1.0, 0.01),
+            "num_annealed_steps must be an integer from 1 to",
+        ),
+        (lambda: Scheduler(5, 3, 1.0, 0.1, 0.01), "sigma_max > sigma_min > 0, got"),
         (
             lambda: Scheduler(1, 3, 1.0, 0.1, 0.01),
-            "sigma_max >= sigma_min > 0 must hold, got sigma_max=0.1",
+            "sigma_max >= sigma_min > 0, got sigma_max=0.1",
         ),
         (lambda: Scheduler(5, 3, 0.1, 1.0, 0.0), "sampling_eps must be a finite number > 0, got 0"),
-        (lambda: Scheduler(*CTOR0).set_sigmas(4, sigma_min=0.0), "sigma_min > 0 must hold"),
+        (lambda: Scheduler(*CTOR0).set_sigmas(4, sigma_min=0.0), "sigma_min > 0, got"),
         (lambda: Scheduler(*CTOR0).set_timesteps(-1), "num_inference_steps must be an integer"),
         (
             lambda: Scheduler(*CTOR0).step(
@@ -138,7 +144,10 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
         (lambda: Scheduler(5, 3, "x", 1.0, 1e-5), "sigma_min must be a number, got 'x'"),
         (lambda: Scheduler(5, 3, 0.1, 10**400, 1e-5), ">= sigma_max > sigma_min > 0"),
         (lambda: Scheduler(5, 3, 0.1, 1.0, 1e39), r"sampling_eps must be a finite number > 0"),
-        (lambda: Scheduler(*CTOR0).set_timesteps(10**18), "num_inference_steps must be .* at most"),
+        (
+            lambda: Scheduler(*CTOR0).set_timesteps(10**18),
+            "num_inference_steps must be an integer from 1 to",
+        ),
         (
             lambda: Scheduler(*CTOR0).step(
                 jax.random.split(jax.random.key(0), 3), jnp.ones((4, 1)), 0, jnp.ones((4, 1))

@@ -123,14 +123,14 @@ def test_chain_of_vp_tends_to_it():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SDES["subvp"].chain(100), "num_levels: SubVP is no chain's limit, got 100"),
-        (lambda: SDES["vp"].chain(20), "num_levels must be an integer >= 21, .* got 20"),
-        (lambda: SDES["ve"].chain(2.0), "num_levels must be an integer >= 1, .* got 2.0"),
-        (lambda: sde.VE(1.0, 1.0), "sigma_max > sigma_min > 0 must hold, got sigma_max=1.0"),
-        (lambda: sde.VE(0.0, 1.0), "sigma_min > 0 must hold"),
+        (lambda: SDES["subvp"].chain(100), "num_levels: SubVP has no discrete chain, got 100"),
+        (lambda: SDES["vp"].chain(20), "num_levels must be an integer from 21 to .* got 20"),
+        (lambda: SDES["ve"].chain(2.0), "num_levels must be an integer from 1 to .* got 2.0"),
+        (lambda: sde.VE(1.0, 1.0), "sigma_max > sigma_min > 0, got sigma_max=1.0"),
+        (lambda: sde.VE(0.0, 1.0), "sigma_min > 0, got"),
         (
             lambda: sde.VP(0.0, 1.0),
-            "beta_max >= beta_min > 0 must hold, got beta_max=1.0 and beta_min=0.0",
+            "beta_max >= beta_min > 0, got beta_max=1.0 and beta_min=0.0",
         ),
         (lambda: sde.SubVP(2.0, 1.0), "beta_max=1.0"),
     ],

@@ -151,7 +151,7 @@ def test_a_step_is_made_of_the_library_with_a_key_for_each_use(state, batches, c
 
 def test_refuses_parts_of_examples(state, batches):
     with pytest.raises(
-        ValueError, match="16 examples on a device are not a multiple of 3 microbatches"
+        ValueError, match="microbatches must divide the 16 examples on a device, got 3"
     ):
         training.train_step(state, batches[0], 7, microbatches=3, **OPTIONS)
 

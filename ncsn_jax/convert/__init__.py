@@ -60,13 +60,13 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             f"state_dict must map names to arrays, got {type(state_dict).__name__} "
-            "(the authors' files are lists that begin with one)"
+            "(the authors' files are lists whose first element is one)"
         )
     if unnamed := [name for name in state_dict if not isinstance(name, str)]:
         raise ValueError(f"names must be strings, got {show(unnamed[0])}")
     found = {name.removeprefix("module."): _as_array(a) for name, a in state_dict.items()}
     if len(found) < len(state_dict):
-        raise ValueError("some names are there twice, with 'module.' and without")
+        raise ValueError("some names appear twice, with and without 'module.'")
     if isinstance(model, _WITH_LADDER) and _LADDER in found:
         ladder = found.pop(_LADDER)
         if model.sigmas is not None:
@@ -95,8 +95,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     if found:
         name, array = next(iter(sorted(found.items())))
         raise ValueError(
-            f"{name} with shape {list(array.shape)} belongs to no parameter of "
-            f"{type(model).__name__} ({len(found)} such)"
+            f"{name} with shape {list(array.shape)} is not a parameter of "
+            f"{type(model).__name__} ({len(found)} such arrays)"
         )
     return traverse_util.unflatten_dict(params)
 
@@ -139,7 +139,7 @@ def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
         if ladder is None:
             ladder = geometric(*_UNUSED_LADDER)
         if np.ndim(ladder) != 1:
-            raise ValueError(f"sigmas must be of shape [L], got {list(np.shape(ladder))}")
+            raise ValueError(f"sigmas must have shape [L], got {list(np.shape(ladder))}")
         state[_LADDER] = np.array(ladder, np.float32)
     return state
 
@@ -175,11 +175,11 @@ def _check_network(model: nn.Module) -> None:
 def _check_values(name: str, array: np.ndarray) -> None:
     """Rejects values that float32 cannot represent."""
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{name} is of type {array.dtype}, expected float32")
+        raise ValueError(f"{name} has type {array.dtype}, expected float32")
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float32)
     if not np.array_equal(rounded, array) or not np.isfinite(rounded).all():
-        raise ValueError(f"{name}, of type {array.dtype}, holds values that are no finite float32")
+        raise ValueError(f"{name} of type {array.dtype} has values that are not finite float32")
 
 
 def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:

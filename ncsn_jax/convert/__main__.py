@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     if _EXPORT.value is None and not arguments:
         cli.fail("the file to convert is required: python -m ncsn_jax.convert FILE.pth ...", 2)
     if _EXPORT.value is not None and arguments:
-        cli.fail(f"--export and the file {arguments[0]!r} exclude each other", 2)
+        cli.fail(f"--export cannot be combined with the file {arguments[0]!r}", 2)
     from ncsn_jax.app import storage, torch_runs
 
     if arguments:

@@ -113,9 +113,7 @@ class Conv(nn.Module):
         k, channels = self.kernel_size, x.shape[-1]
         if self.pooled:
             if self.dilation != 1 or self.stride != 1 or self.padding is not None:
-                raise ValueError(
-                    "a pooled convolution has no dilation, stride or padding of its own"
-                )
+                raise ValueError("a pooled convolution cannot have a dilation, stride or padding")
             check.sides(self, x, 1)
         if self.xavier:
             init = _xavier_init(k * k * channels, k * k * self.features, self.scale)

@@ -249,5 +249,5 @@ class NCSNpp(nn.Module):
         if self.scale_by_sigma and self.embedding_type == "positional" and self.sigmas is None:
             raise ValueError("scale_by_sigma with embedding_type='positional' needs sigmas")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         check.sides(self, x, self.HALVINGS)

@@ -197,8 +197,8 @@ class GroupNorm(nn.Module):
         groups = min(channels // 4, 32)
         if groups == 0 or channels % groups:
             raise ValueError(
-                f"GroupNorm needs at least 4 channels in groups of one size, got {channels} channels "
-                f"for {groups} groups"
+                f"GroupNorm needs at least 4 channels, in groups of equal size, got {channels} "
+                f"channels for {groups} groups"
             )
         gamma = self.param("gamma", nn.initializers.ones_init(), (channels,), jnp.float32)
         beta = self.param("beta", nn.initializers.zeros_init(), (channels,), jnp.float32)

@@ -123,8 +123,8 @@ def guided(
             value = log_likelihood(x, t)
             if value.shape != x.shape[:1]:
                 raise ValueError(
-                    f"log_likelihood must have shape {x.shape[:1]} for x {x.shape}, got {value.shape} "
-                    "(conditions of each example: see docs/conditioning.md)"
+                    f"log_likelihood must return shape {x.shape[:1]} for x {x.shape}, got {value.shape} "
+                    "(for a condition per example, see docs/conditioning.md)"
                 )
             return jnp.sum(value)
 

@@ -147,5 +147,5 @@ def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
 def _check_churn(name: str, value):
     number = check.as_float(name, value)
     if not (check.is_traced(number) or 0 <= number <= _MAX_CHURN):
-        raise ValueError(f"{name} must be >= 0, {_MAX_CHURN:g} at most, got {show(value)}")
+        raise ValueError(f"{name} must be in [0, {_MAX_CHURN:g}], got {show(value)}")
     return number

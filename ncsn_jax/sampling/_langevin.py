@@ -195,7 +195,7 @@ def annealed_langevin(
     steps_per_level = check.count("steps_per_level", steps_per_level, most=most)
     check.frames(num_frames, return_info, sigmas.shape[0] * steps_per_level)
     if steps is not None and return_info:
-        raise ValueError("steps and return_info exclude each other")
+        raise ValueError("steps cannot be combined with return_info=True")
     table = _table(sigmas, epsilon, steps_per_level, denoise, x.dtype)
 
     def update(x, step):
@@ -303,15 +303,13 @@ def initial_samples(
     key = check.keys(key, shape[0])
     if (data is not None) != (init == "data") or (data is not None and np.shape(data) != shape):
         raise ValueError(
-            f"data of shape {shape} is needed for init='data' and for nothing else, got "
-            f"init={show(init)} and {None if data is None else np.shape(data)}"
+            f"data must have shape {shape} for init='data' and be None otherwise, got "
+            f"{None if data is None else np.shape(data)} for init={show(init)}"
         )
     like = jnp.zeros(shape, jnp.float32)
     if init == "uniform":
         return uniform_like(key, like)
     centres = {"normal": 0.0, "centred_normal": 0.5, "data": data}
     if init not in centres:
-        raise ValueError(
-            f"init must be 'uniform', {', '.join(map(repr, centres))}, got {show(init)}"
-        )
+        raise ValueError(f"init must be one of {['uniform', *centres]}, got {show(init)}")
     return centres[init] + check.as_float("scale", scale) * normal_like(key, like)

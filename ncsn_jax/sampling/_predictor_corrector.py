@@ -225,14 +225,14 @@ def check_choice(sde: SDE, predictor: str, corrector: str, snr: float | None) ->
         raise ValueError("predictor and corrector cannot both be 'none'")
     if isinstance(sde, SubVP) and predictor == "ancestral":
         raise ValueError(
-            "predictor 'ancestral' does not exist for sub-VP, which is no chain's limit"
+            "predictor 'ancestral' is not available for sub-VP, which has no discrete chain"
         )
     if isinstance(sde, SubVP) and corrector != "none":
-        raise ValueError(f"corrector {corrector!r} does not exist for sub-VP")
+        raise ValueError(f"corrector {corrector!r} is not available for sub-VP")
     ratio = 0.0 if snr is None else check.as_float("snr", snr)
     if corrector != "none" and not (check.is_traced(ratio) or 0 < ratio <= _MAX_SNR):
         raise ValueError(
-            f"corrector {corrector!r} needs a signal-to-noise ratio snr > 0, {_MAX_SNR:g} at most, "
+            f"corrector {corrector!r} needs a signal-to-noise ratio snr in (0, {_MAX_SNR:g}], "
             f"got {show(snr)}"
         )
 
@@ -243,5 +243,5 @@ def _check_chain(sde: SDE, predictor: str, corrector: str, num_steps: int) -> No
     chain_of_vp = isinstance(sde, VP) and not isinstance(sde, SubVP) and uses_chain
     if chain_of_vp and not check.is_traced(sde.beta_max) and num_steps <= sde.beta_max:
         raise ValueError(
-            f"num_steps must be above beta_max, {sde.beta_max}, for the chain of VP, got {num_steps}"
+            f"num_steps must be above beta_max={sde.beta_max} for the chain of VP, got {num_steps}"
         )

@@ -92,7 +92,7 @@ MEMORY = [  # on eight devices; 2**34 numbers are 1024 images of 4096 x 4096
 ]
 LADDER = [
     ({}, "sampling.steps_per_level", 5_000_000, 5_000_001, "at most 5000000 with .*levels=2"),
-    ({}, "model.sigma_begin", 0.0401, 0.04, "sigma_begin > sigma_end > 0 must hold"),
+    ({}, "model.sigma_begin", 0.0401, 0.04, "must satisfy .* sigma_begin > sigma_end > 0"),
     # The weights are 1024^12.80 and 25^27.56 where they reach 3.4e38.
     ({"model.sigma_begin": 1024.0}, "training.anneal_power", 14.79, 14.81, "a finite number for"),
     ({}, "training.anneal_power", -25.5, -25.6, "a finite number for which the weights"),

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "configuration.md"
         ),
         (
             {"model.sigma_begin": 0.01},
-            "sigma_begin > sigma_end > 0 must hold, got sigma_begin=0.01",
+            "sigma_begin > sigma_end > 0, got sigma_begin=0.01",
         ),
         ({"model.num_levels": 1}, "config.model.num_levels=1 must be at least 2"),
         ({"model.ema_decay": 1.0}, r"config.model.ema_decay=1.0 must be in \[0, 1\)"),
@@ -147,7 +147,7 @@ def test_values_that_cannot_work_are_refused(changes, message):
                 "sampling.method": "predictor_corrector",
                 "sampling.predictor": "ancestral",
             },
-            "predictor 'ancestral' does not exist for sub-VP",
+            "predictor 'ancestral' is not available for sub-VP",
         ),
         (
             {
@@ -156,7 +156,7 @@ def test_values_that_cannot_work_are_refused(changes, message):
                 "sampling.corrector": "langevin",
                 "sampling.snr": 0.1,
             },
-            "corrector 'langevin' does not exist for sub-VP",
+            "corrector 'langevin' is not available for sub-VP",
         ),
         (
             {"sampling.method": "predictor_corrector", "sampling.corrector": "langevin"},

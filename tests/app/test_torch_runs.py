@@ -159,7 +159,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     saved(lambda c: c[1]["param_groups"][0]["params"].pop())
     refused(v2_config(), "an optimizer of 152 parameters for a network of 153")
     saved(lambda c: c[0].update(extra=torch.zeros(2, 5)))
-    refused(v2_config(), r"extra with shape \[2, 5\] belongs to no parameter of NCSNv2")
+    refused(v2_config(), r"extra with shape \[2, 5\] is not a parameter of NCSNv2")
     saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 5, 5)}))
     refused(v2_config(), r"res2.0.conv1.weight has shape \[3, 3, 5, 5\], expected \[3, 3, 3, 3\]")
     saved(lambda c: c[4].pop("end_conv.bias"))

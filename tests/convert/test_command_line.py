@@ -41,7 +41,7 @@ def test_the_documented_commands_convert_and_sample(tmp_path):
     ("arguments", "message"),
     [
         ([], "the file to convert is required"),
-        (["a.pth", "--export=b.npz"], "--export and the file 'a.pth' exclude each other"),
+        (["a.pth", "--export=b.npz"], "--export cannot be combined with the file 'a.pth'"),
         (["a.pth", "b.pth"], "unexpected argument 'b.pth'"),
         (["a.pth"], "a.pth does not exist"),
         (["~/no_such_file.pth"], f"{os.path.expanduser('~')}/no_such_file.pth does not exist"),

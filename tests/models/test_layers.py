@@ -45,7 +45,7 @@ def test_what_a_pooled_convolution_cannot_do_is_refused():
     with pytest.raises(ValueError, match="multiples of 2, got 4x5"):
         layers.Conv(5, pooled=True).init(jax.random.key(0), x)
     for options in ({"dilation": 2}, {"stride": 2}, {"padding": (1, 1)}):
-        with pytest.raises(ValueError, match="no dilation, stride or padding"):
+        with pytest.raises(ValueError, match="cannot have a dilation, stride or padding"):
             layers.Conv(5, pooled=True, **options).init(jax.random.key(0), x[:, :, :4])
 
 

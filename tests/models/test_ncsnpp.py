@@ -217,8 +217,8 @@ def test_a_network_in_bfloat16_is_near_that_in_float32():
         ({"embedding_type": "none"}, "embedding_type must be one of .*'positional'.*, got 'none'"),
         ({"embedding_type": "positional"}, "scale_by_sigma .* needs sigmas"),
         ({"fir_kernel": (1, 2, 1)}, r"fir_kernel must have four taps, got \(1, 2, 1\)"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),
-        ({"features": 3}, "GroupNorm needs at least 4 channels .* got 3 channels for 0 groups"),
+        ({"dropout": 1.0}, "dropout must be in \\[0, 1\\), got 1.0"),
+        ({"features": 3}, "GroupNorm needs at least 4 channels, .* got 3 channels for 0 groups"),
         ({"ch_mult": (1, 2, 2, 2, 2)}, "multiples of 16, got 8x8"),
     ],
 )

@@ -375,18 +375,18 @@ def test_correctors_equal_the_authors(name, kind, label, golden):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("subvp", {"predictor": "ancestral"}, "'ancestral' does not exist for sub-VP"),
-        ("subvp", {"corrector": "langevin", "snr": 0.1}, "'langevin' does not exist for sub-VP"),
+        ("subvp", {"predictor": "ancestral"}, "'ancestral' is not available for sub-VP"),
+        ("subvp", {"corrector": "langevin", "snr": 0.1}, "'langevin' is not available for sub-VP"),
         (
             "ve",
             {"corrector": "langevin"},
-            "'langevin' needs a signal-to-noise ratio snr > 0, .* got None",
+            "'langevin' needs a signal-to-noise ratio snr in .* got None",
         ),
         ("ve", {"predictor": "none"}, "cannot both be 'none'"),
         ("ve", {"predictor": "heun"}, "predictor must be one of"),
-        ("ve", {"num_steps": 0}, "num_steps must be an integer >= 1, .* got 0"),
+        ("ve", {"num_steps": 0}, "num_steps must be an integer from 1 to .* got 0"),
         ("ve", {"end": 0.0}, r"end must be in \(0, 1\), got 0.0"),
-        ("vp", {"num_steps": 20}, "num_steps must be above beta_max, 20.0, .* got 20"),
+        ("vp", {"num_steps": 20}, "num_steps must be above beta_max=20.0 .* got 20"),
         ("ve", {"steps": (3, 2)}, r"steps must be \(start, stop\), 0 <= .* 1000, got \(3, 2\)"),
         ("ve", {"steps": (0, 1001)}, r"0 <= start <= stop <= 1000, got \(0, 1001\)"),
     ],
