@@ -1,8 +1,8 @@
 """Settings of the whole suite, made before jax is imported: eight simulated devices, strict shapes.
 
-Programs compile quickly, since they run for moments only. To test them as users get them:
-XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" python -m pytest. XLA takes
-the last of two values of a flag. Processes that tests start inherit the flags, except those that
+Programs run only briefly, so they compile with few optimizations. To test them as users run them:
+XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" python -m pytest. If a flag
+appears twice, XLA takes the last value. Processes that tests start inherit the flags, except those that
 `test_faults` kills, which have the flags of users.
 """
 
@@ -15,8 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
-        # The older of XLA's two generators of code for CPUs, a third quicker; only jax 0.10 has both. And
-        # one module for LLVM instead of up to 32, whose threads would have no core: an eighth quicker.
+        # XLA's older code generator for CPUs compiles a third faster; only jax 0.10 has both. One LLVM
+        # module instead of up to 32, whose threads would have no core, saves another eighth.
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         if metadata.version("jaxlib").startswith("0.10.")
         else "",
@@ -49,7 +49,7 @@ def golden():
 
 @pytest.fixture
 def stored_noise(monkeypatch):
-    """Makes `jax.random.normal` return stored arrays, in the order in which programs draw them."""
+    """Makes `jax.random.normal` return stored arrays, in the order that programs draw them."""
 
     def use(arrays):
         stored = iter(arrays)
@@ -67,9 +67,10 @@ def stored_noise(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_directory(tmp_path_factory):
-    """Keeps the tests out of the user's caches, and lets their processes share what they compile.
+    """Keeps the tests out of the user's caches, and shares compiled programs among their processes.
 
-    With this process, which reads the environment before: many modules run the same small networks.
+    This process has read the environment already, so its configuration is updated as well. Many modules run
+    the same small networks.
     """
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

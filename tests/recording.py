@@ -1,4 +1,4 @@
-"""A recorder of what the application calls in the library."""
+"""Records the application's calls to the library."""
 
 import functools
 import inspect
@@ -15,13 +15,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8
 
 
 class Recorder:
-    """The arguments of calls, by the name of the function and of the parameter."""
+    """Arguments of calls, by function name and parameter name."""
 
     def __init__(self, patch):
         self.calls, self._patch = {}, patch
 
     def watch(self, owner, name: str, result=None) -> None:
-        """Records the calls of a function, which returns `result(**arguments)` where that is given."""
+        """Records the calls of a function, which then returns `result(**arguments)` if given."""
         real = getattr(owner, name)
         signature = inspect.signature(real)
         rest = [p.name for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]
@@ -46,7 +46,7 @@ def _spent(x, **_):
 
 
 def record_library(patch) -> Recorder:
-    """A recorder of what the application calls in the library; samplers and solvers do nothing."""
+    """Records the application's calls to the library; samplers and solvers do nothing."""
     recorder = Recorder(patch)
     recorder.watch(data, "load", lambda **_: data.Images(IMAGES))
     recorder.watch(data, "load_labels", lambda **_: (np.arange(10, dtype=np.int32) % 3, 3))
@@ -73,7 +73,7 @@ def record_library(patch) -> Recorder:
 
 
 def draw(config, task=Stream.SAMPLES, *known, params=None, of_classes=None, count=2):
-    """Returns where the chains of a sampler start, and runs them."""
+    """Returns a sampler's starting points and the samples."""
     sampler = samplers.make(config, task, of_classes)
     x = sampler.start(jax.random.split(jax.random.key(0), count))
     keys = jax.random.split(jax.random.key(1), count)

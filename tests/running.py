@@ -1,4 +1,4 @@
-"""Running the application in processes of its own, on a network of a few channels."""
+"""Runs the application in its own processes, on a network of a few channels."""
 
 import os
 import pathlib
@@ -22,14 +22,14 @@ def python_of(page):
 
 
 def environment(devices=1):
-    """Returns the environment of a process with so many simulated devices."""
+    """Returns the environment of a process with this many simulated devices."""
     given = os.environ.get("XLA_FLAGS", "")  # XLA takes the last of two values
     flags = f"{given} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 
 def quickly_compiling():
-    """Without LLVM's optimizations, for networks that take longer to compile than to run."""
+    """Returns an environment without LLVM's optimizations, for networks slower to compile than to run."""
     given = environment()
     return given | {"XLA_FLAGS": f"{given['XLA_FLAGS']} --xla_backend_optimization_level=0"}
 
@@ -52,7 +52,7 @@ def run(workdir, *extra, devices=1, prefix=()):
 
 
 def kill_at(line, workdir, *extra, devices=1):
-    """Starts the application, and kills it when it prints a line that begins so."""
+    """Starts the application, and kills it when it prints a line that begins with `line`."""
     process = subprocess.Popen(
         command(workdir, *extra),
         cwd=ROOT,
@@ -68,7 +68,7 @@ def kill_at(line, workdir, *extra, devices=1):
 
 
 def final_state(workdir):
-    """Returns step and arrays of the newest sound checkpoint, and changes nothing."""
+    """Returns the step and arrays of the newest sound checkpoint, without changing anything."""
     like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
         return store.load(like)
@@ -84,7 +84,7 @@ def load_config(**changes):
     return config
 
 
-# A run with an SDE that takes seconds.
+# A run with an SDE, which takes seconds.
 SMALL_DIFFUSION = {
     "model.features": 4,
     "model.num_levels": 30,
@@ -110,7 +110,7 @@ SMALL_DIFFUSION = {
 
 
 def load_diffusion_config(module=None, **changes):
-    """Returns a small configuration with an SDE: that of `digits_ve`, or of another module."""
+    """Returns a small configuration with an SDE, based on `digits_ve` or another module."""
     from configs import digits_ve
 
     config = (module or digits_ve).get_config()

@@ -1,4 +1,4 @@
-"""The classifier's loss and likelihood against closed forms, its network at all noise and sizes."""
+"""The classifier's loss and likelihood against closed forms, and its network at all sigmas and sizes."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ def process(request):
 
 
 def bayes(params, x, sigma):
-    """The exact logits of the components of a mixture of Gaussians, seen as classes, for x_0 + sigma z."""
+    """Returns exact logits of a Gaussian mixture's components, taken as classes, for x_0 + sigma z."""
     del params
     variance = jnp.asarray(STDS, jnp.float32)[None] ** 2 + sigma[:, None] ** 2
     square = jnp.sum((x[:, None] - jnp.asarray(MEANS, jnp.float32)[None]) ** 2, axis=2)
@@ -41,7 +41,7 @@ def bayes(params, x, sigma):
 BAYES = types.SimpleNamespace(apply=bayes)
 
 
-def test_the_likelihood_turns_the_score_into_that_of_a_class(process):
+def test_guidance_by_the_likelihood_gives_the_class_conditional_score(process):
     """grad log p(x_t) + grad log p(y | x_t) = grad log p(x_t | y), all three in closed form."""
     t = jnp.linspace(0.2, 1.0, 60)
     x = jax.random.normal(jax.random.key(0), (60, 2)) * process.std(t)[:, None]
@@ -58,7 +58,7 @@ def test_the_likelihood_turns_the_score_into_that_of_a_class(process):
     assert np.all(np.abs(found - expected) < 1e-5 * scale / variance)
 
 
-def test_likelihoods_of_all_classes_add_up_to_one(process):
+def test_class_probabilities_sum_to_one(process):
     t = jnp.linspace(0.01, 1.0, 20)
     x = jax.random.normal(jax.random.key(0), (20, 2))
     likelihood = jax.jit(lambda y: classifier.log_likelihood(BAYES, None, process, y)(x, t))
@@ -69,8 +69,8 @@ def test_likelihoods_of_all_classes_add_up_to_one(process):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_loss_is_the_cross_entropy_of_x_t(process, several):
-    """Against numpy in double precision, for logits that are linear in x_t and know the time."""
+def test_loss_is_the_cross_entropy_at_x_t(process, several):
+    """Compares with numpy in double precision, for logits linear in x_t that depend on the time."""
     key = jax.random.key(3)
     key = jax.random.split(key, 5) if several else key
     x, weights = (jax.random.normal(jax.random.key(i), s) for i, s in ((1, (5, 4)), (2, (4, 3))))
@@ -90,7 +90,7 @@ def test_the_loss_is_the_cross_entropy_of_x_t(process, several):
     np.testing.assert_array_equal(correct, logits.argmax(axis=1) == y)
 
 
-def test_an_example_with_its_own_key_does_not_depend_on_its_batch():
+def test_loss_with_a_key_per_example_does_not_depend_on_the_batch():
     keys = jax.random.split(jax.random.key(1), 4)
     x, y = np.ones((4, 3), np.float32), np.array([0, 1, 2, 0])
     t = jnp.linspace(0.1, 1.0, 4)
@@ -101,7 +101,7 @@ def test_an_example_with_its_own_key_does_not_depend_on_its_batch():
 
 
 def weights(model, shape, scale):
-    """Parameters of a network, all of them random."""
+    """Returns random parameters of a network."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image, sigma)
@@ -109,8 +109,8 @@ def weights(model, shape, scale):
     return jax.tree.map(lambda a: scale * rng.standard_normal(a.shape, np.float32), params)
 
 
-def test_the_network_takes_any_noise_and_odd_sides():
-    """Logits and gradients are finite and noise counts; an example does not depend on the others."""
+def test_network_accepts_any_sigma_and_odd_sides():
+    """Logits and gradients are finite, logits depend on sigma, and examples do not affect each other."""
     model = NoisyClassifier(4, 4, (1, 1))
     params = weights(model, (5, 3, 2), 0.3)
     sigma = np.array([0.01, 0.1, 1.0, 10.0, 100.0, 500.0], np.float32)
@@ -132,7 +132,7 @@ def test_the_network_takes_any_noise_and_odd_sides():
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.pairwise(flat))
 
 
-def test_the_network_takes_single_pixels():
+def test_network_accepts_single_pixels():
     model = NoisyClassifier(5, 4, (1, 1))
     params = weights(model, (1, 1, 1), 0.3)
     logits = jax.jit(model.apply)(params, np.ones((2, 1, 1, 1)), np.array([0.01, 100.0]))
@@ -140,7 +140,7 @@ def test_the_network_takes_single_pixels():
 
 
 class Brightness:
-    """A stand-in for a network: whether an image is bright, by two parameters."""
+    """A stand-in for a network that tells bright images from dark ones by two parameters."""
 
     def lazy_init(self, key, x, sigma):
         return {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
@@ -150,8 +150,8 @@ class Brightness:
         return jnp.stack([jnp.zeros_like(logit), logit], axis=1)
 
 
-def test_steps_learn_and_are_functions_of_seed_and_step():
-    """Bright against dark images in noise of at most 0.1, which is far less than the difference."""
+def test_training_steps_learn_and_depend_only_on_seed_and_step():
+    """The classes are bright and dark images; noise of at most 0.1 is far below their difference."""
     images = np.full((8, 4, 4, 1), 25, np.uint8)
     images[4:] = 230
     labels = np.arange(8) // 4
@@ -161,7 +161,7 @@ def test_steps_learn_and_are_functions_of_seed_and_step():
     start = training.make_init(Brightness(), optimizer, (4, 4, 1), ema=False)(jax.random.key(0))
     state, first = step(start, images, labels, 7)
     assert float(first.loss) == pytest.approx(np.log(2)) and float(first.accuracy) == 0.5
-    # From logits of zero the gradient of the scale is the mean of (1/2 - y) m, where m is the mean of an
+    # At zero logits, the gradient of the scale is the mean of (1/2 - y) m, where m is the mean of an
     # image in [-1, 1], with noise of at most 0.1 on 16 pixels.
     expected = 10 * 0.25 * (230 - 25) / 127.5
     assert abs(float(state.params["scale"]) - expected) < 4 * 10 * 0.5 * 0.1 / np.sqrt(8 * 16)
@@ -175,7 +175,7 @@ def test_steps_learn_and_are_functions_of_seed_and_step():
     assert int(state.step) == 21 and float(metrics.accuracy) == 1.0 and float(metrics.loss) < 0.01
 
 
-def test_wrong_arguments_are_refused():
+def test_invalid_arguments_are_rejected():
     key, x, t = jax.random.key(0), jnp.zeros((3, 2)), jnp.ones(3) / 2
     vp, y = SDES["vp"], np.array([0, 1, 2])
     exact = classifier.logits_fn(BAYES, None, vp)

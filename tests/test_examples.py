@@ -11,19 +11,19 @@ from examples import figure3, mlp, other_libraries
 from ncsn_jax import losses, scores
 
 
-def test_scores_of_all_libraries_give_the_same_samples():
+def test_all_libraries_give_the_same_samples():
     functions = other_libraries.score_functions()
     pytest.importorskip("equinox")
     assert set(functions) == {"closed form", "flax linen", "flax nnx", "equinox"}
     found = {name: np.asarray(other_libraries.sample(f)) for name, f in functions.items()}
     for samples in found.values():
-        # 4,000 numbers of variance 1, and a little for the last level's noise and finite steps.
+        # The error of 4,000 numbers of variance 1, plus the last level's noise and the finite steps.
         assert abs(samples.std() - 1) < 4 / np.sqrt(2 * samples.size) + 0.02
         np.testing.assert_allclose(samples, found["closed form"], atol=2e-4)
 
 
-def test_the_small_network_learns_the_score_of_a_mixture():
-    """By exact score matching; where the data is, the error is a fraction of the score."""
+def test_mlp_learns_the_score_of_a_mixture():
+    """Exact score matching leaves an error that is a fraction of the score where the data is."""
     mixture = scores.gaussian_mixture([[-1.0, 0.0], [1.0, 0.0]], [0.7, 0.7], [0.5, 0.5])
 
     def loss(key, score_fn, x):
@@ -40,14 +40,14 @@ def test_the_small_network_learns_the_score_of_a_mixture():
     assert error < 0.05 * np.square(true).sum(axis=1).mean()
 
 
-def test_figure_3_is_written(tmp_path, monkeypatch):
+def test_figure_3_writes_a_png(tmp_path, monkeypatch):
     monkeypatch.setattr(figure3, "COUNT", 50)
     figure3.main(str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["there.png", "no/x.png", "x", "", "two\nlines", "\udcff.jpg"])
-def test_paths_that_cannot_be_written_are_refused_with_one_line(name, tmp_path, monkeypatch):
+def test_invalid_output_paths_are_rejected_with_one_line(name, tmp_path, monkeypatch):
     (tmp_path / "there.png").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["figure", name])
@@ -59,7 +59,7 @@ def test_paths_that_cannot_be_written_are_refused_with_one_line(name, tmp_path, 
 @pytest.mark.parametrize(
     "content", [{"samples": np.zeros((3, 5), np.uint8)}, {"x": np.zeros(3)}, b"PK\3\4", None]
 )
-def test_files_without_samples_are_refused_with_one_line(content, tmp_path):
+def test_files_without_samples_are_rejected_with_one_line(content, tmp_path):
     path = tmp_path / "samples.npz"
     if isinstance(content, dict):
         np.savez(path, **content)

@@ -9,7 +9,7 @@ import numpy as np
 from ncsn_jax import images as images_
 
 
-def test_images_are_dequantized_and_flipped():
+def test_prepare_dequantizes_and_flips_images():
     n = 400
     keys = jax.random.split(jax.random.key(0), n)
     images = np.broadcast_to(
@@ -30,14 +30,14 @@ def test_images_are_dequantized_and_flipped():
     assert abs(mirrored.mean() - 0.5) < 4 * np.sqrt(0.25 / n)
 
 
-def test_images_are_centred_only_if_they_are_to_be():
+def test_to_float_centres_images_only_if_asked():
     images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
     for centered, expected in ((False, [0, 0.2, 1]), (True, [-1, -0.6, 1])):
         found = images_.to_float(images, centered=centered).ravel()
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_dequantized_images_fill_the_cells_of_their_bytes():
+def test_dequantize_spreads_each_byte_over_its_cell():
     images = jnp.arange(256, dtype=jnp.uint8).reshape(1, 256).repeat(100, axis=0)
     keys = jax.random.split(jax.random.key(0), 100)
     x = images_.dequantize(keys, images)
@@ -48,10 +48,10 @@ def test_dequantized_images_fill_the_cells_of_their_bytes():
     assert abs(u.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / u.size)
     assert abs(u.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / u.size)
     np.testing.assert_array_equal(images_.dequantize(keys[3:5], images[3:5]), x[3:5])
-    assert np.unique(u[:, 0]).size > 95  # not one noise for all
+    assert np.unique(u[:, 0]).size > 95  # each example has its own noise
 
 
-def test_centring_and_back_is_the_identity_and_maps_the_ends():
+def test_uncenter_inverts_center():
     x = np.asarray([0.0, 0.25, 1.0], np.float32)
     np.testing.assert_array_equal(images_.center(x), [-1, -0.5, 1])
     np.testing.assert_array_equal(images_.uncenter(images_.center(x)), x)
@@ -60,7 +60,7 @@ def test_centring_and_back_is_the_identity_and_maps_the_ends():
     assert (images_.width(True), images_.width(False)) == (2.0, 1.0)
 
 
-def test_prepared_images_are_centred_only_if_they_are_to_be():
+def test_prepare_centres_images_only_if_asked():
     keys, options = jax.random.split(jax.random.key(0), 2), {"random_flip": False}
     images = np.asarray([0, 255], np.uint8).reshape(2, 1, 1, 1)
     for dequantize in (False, True):
@@ -69,7 +69,7 @@ def test_prepared_images_are_centred_only_if_they_are_to_be():
         np.testing.assert_allclose(centred, 2 * plain - 1, atol=1e-6)
 
 
-def test_floats_are_prepared_as_the_bytes_that_they_stand_for():
+def test_prepare_treats_floats_like_the_equivalent_bytes():
     keys = jax.random.split(jax.random.key(0), 4)
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 2), dtype=np.uint8)
     for centered in (False, True):

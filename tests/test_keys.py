@@ -1,4 +1,4 @@
-"""Keys and numbers in every form in which users have them: legacy keys, NumPy's scalars, traced numbers."""
+"""Keys and numbers in every accepted form: legacy keys, NumPy scalars and traced numbers."""
 
 import inspect
 
@@ -58,8 +58,8 @@ TAKE_KEYS = {
 
 
 @pytest.mark.parametrize("name", TAKE_KEYS)
-def test_a_legacy_key_is_the_typed_one_it_stands_for(name):
-    """For one key and for several: the same program, which is not compiled here."""
+def test_legacy_keys_act_like_typed_keys(name):
+    """One key or several trace to the same program, which is not compiled here."""
     call = TAKE_KEYS[name]
     several = jax.random.split(jax.random.key(3), 4)
     for key in (jax.random.PRNGKey(3), jax.random.key_data(several)):
@@ -69,16 +69,16 @@ def test_a_legacy_key_is_the_typed_one_it_stands_for(name):
         assert found.out_info.shape[0] == 4
 
 
-def test_every_public_function_with_a_key_is_among_them():
+def test_every_public_function_with_a_key_is_tested():
     for module in (sampling, losses, images, likelihood):
         for name in module.__all__:
             function = getattr(module, name)
             if inspect.isfunction(function) and "key" in inspect.signature(function).parameters:
-                # The line of the paper checks nothing.
+                # langevin_update, the paper's formula, checks nothing.
                 assert name in TAKE_KEYS or name == "langevin_update"
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_scalars_are_accepted_and_keep_results_float32():
     key, small, two = jax.random.key(0), np.float32(0.125), np.int64(2)
     double, steps, size = np.float64, np.int64(4), np.float64(0.125)
 
@@ -159,8 +159,8 @@ def over_end(end):
         (over_end, [0.02, 0.3]),
     ],
 )
-def test_a_sweep_by_vmap_is_the_loop(run, values):
+def test_vmap_over_a_parameter_matches_single_runs(run, values):
     together = jax.jit(jax.vmap(run))(jnp.asarray(values))
-    alone = jax.jit(lambda: run(values[-1]))()  # each value compiles anew
+    alone = jax.jit(lambda: run(values[-1]))()  # one value, as each compiles again
     for found, expected in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
         np.testing.assert_allclose(found[-1], expected, rtol=2e-4, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Log densities against closed forms, latents there and back, and bits per dimension of known data."""
+"""Log densities against closed forms, latents, and bits per dimension of known data."""
 
 import dataclasses
 import math
@@ -20,20 +20,20 @@ END = 1e-5
 
 
 def log_density(process, x, t):
-    """log p_t(x) of the mixture under an SDE, in nats `[B]`."""
+    """Returns log p_t(x) of the mixture under an SDE, in nats `[B]`."""
     t = jnp.full(len(x), t)
     alpha = process.alpha(t)
     return MIXTURE.log_prob(x / alpha[:, None], process.sigma(t)) - 2 * jnp.log(alpha)
 
 
 def with_exact_prior(process):
-    """The SDE with p_1 in place of its prior, which differ by up to 0.07 nats here."""
+    """Returns the SDE with p_1 as its prior; the two differ by up to 0.07 nats here."""
     methods = {"prior_log_prob": lambda self, x: log_density(process, x, 1.0)}
     return type("Exact", (type(process),), methods)(*dataclasses.astuple(process))
 
 
 def data(process, number):
-    """Samples of the mixture at t = END."""
+    """Returns samples of the mixture at t = END."""
     t = jnp.full(number, END)
     x = MIXTURE.sample(jax.random.key(0), number)
     noise = jax.random.normal(jax.random.key(1), x.shape)
@@ -41,8 +41,8 @@ def data(process, number):
 
 
 @pytest.mark.parametrize("name", list(SDES))
-def test_exact_log_density_of_a_mixture(name):
-    """Of x at t = END; ten times what the tolerance of 1e-5 allows a step, and its sum."""
+def test_exact_log_prob_of_a_mixture_matches_the_closed_form(name):
+    """The bound, in nats per dimension, is a hundred times the tolerance of a step."""
     process = with_exact_prior(SDES[name])
     score = sde.from_sigma_score(process, MIXTURE.score)
     x = data(process, 16)
@@ -50,11 +50,11 @@ def test_exact_log_density_of_a_mixture(name):
     np.testing.assert_allclose(found / 2, log_density(process, x, END) / 2, atol=1e-3)
 
 
-def test_estimates_of_a_mixture_are_unbiased():
-    """Within four standard errors, with one key each; others in the batch change nothing."""
+def test_log_prob_estimates_of_a_mixture_are_unbiased():
+    """The mean of 400 keys is within four standard errors; other examples change nothing."""
     process = with_exact_prior(SDES["vp"])
     score = sde.from_sigma_score(process, MIXTURE.score)
-    # Beside a mode. The other is in no axis's direction, so that the Jacobian is not diagonal.
+    # This x is near a mode. The other mode is not along an axis, so the Jacobian is not diagonal.
     x = jnp.tile(jnp.array([[-1.2, 0.3]]), (400, 1))
     keys = jax.random.split(jax.random.key(2), 400)
     estimate = jax.jit(lambda keys, x: likelihood.log_prob(keys, process, score, x))
@@ -62,14 +62,14 @@ def test_estimates_of_a_mixture_are_unbiased():
     expected = float(log_density(process, x, END)[0])
     error = found.std() / math.sqrt(400)
     assert error > 1e-3
-    # And the bound of the exact trace.
+    # The second term is the error of the exact trace.
     assert abs(found.mean() - expected) < 4 * error + 2e-3
     others = estimate(keys.at[1:].set(keys[0]), x.at[1:].add(1.0))
     np.testing.assert_array_equal(others[0], found[0])
 
 
-def test_gaussian_projections_and_the_prior():
-    """A Gaussian with axes of its own under the real prior: nats, and the variance of their estimate."""
+def test_gaussian_projections_have_the_known_mean_and_variance():
+    """For an anisotropic Gaussian under the real prior, the mean and variance of the estimate are known."""
     process, std = SDES["ve"], jnp.array([0.1, 0.3, 1.0, 2.0])
 
     def score(x, t):
@@ -90,17 +90,17 @@ def test_gaussian_projections_and_the_prior():
         )
     )
     found, info = estimate(jax.random.key(3), x)
-    # div = sum of d log spread / dt over the axes, and v^T J v of them times v^2.
+    # The divergence sums d log spread / dt over the axes; v^T J v weights each axis by v^2.
     growth = jnp.log(spread(1.0) / spread(END))
     expected = process.prior_log_prob(spread(1.0)[None])[0] + growth.sum()
     error = float(jnp.sqrt(2 * jnp.sum(growth**2) / projections))
     assert abs(float(found.mean() - expected)) < 4 * error / math.sqrt(number)
-    # A standard deviation's relative error for 512 draws; these have heavier tails than normal ones.
+    # The standard deviation's relative error for 512 draws, with tails heavier than normal.
     assert abs(float(found.std()) / error - 1) < 6 / math.sqrt(2 * number)
     assert (info.evaluations >= 1 + 6 * 10).all()
 
 
-def test_decoding_undoes_encoding_and_temperature_scales_latents():
+def test_decode_inverts_encode_and_temperature_scales_latents():
     process = SDES["vp"]
     score = sde.from_sigma_score(process, MIXTURE.score)
     x = data(process, 8)
@@ -112,19 +112,19 @@ def test_decoding_undoes_encoding_and_temperature_scales_latents():
 
     z, back = there_and_back(x)
     assert float(jnp.abs(z - x).max()) > 0.1
-    # Ten times the tolerance: some tens of steps.
+    # Some tens of steps add up to ten times the tolerance.
     np.testing.assert_allclose(back, x, atol=1e-4)
 
 
-def test_bits_per_dim_of_known_distributions():
-    """Bytes with probabilities q have, dequantized, the density 256 q; their bits are those of the code."""
+def test_bits_per_dim_of_known_distributions_is_their_code_length():
+    """Dequantized bytes with probabilities q have density 256 q, and cost -log2 q bits."""
     rng = np.random.default_rng(0)
     q = rng.dirichlet(np.ones(256))
     images = rng.choice(256, size=(5, 4, 4, 1), p=q)
     bits = -np.log2(q)[images].mean(axis=(1, 2, 3))
     nats = np.log(256 * q)[images].sum(axis=(1, 2, 3))
     np.testing.assert_allclose(likelihood.bits_per_dim(nats, images.shape), bits, rtol=1e-5)
-    # Scaled to [-1, 1] the density is half of that in every dimension.
+    # Scaling to [-1, 1] halves the density in every dimension.
     nats -= 16 * math.log(2)
     found = likelihood.bits_per_dim(nats, images.shape, width=2.0)
     np.testing.assert_allclose(found, bits, rtol=1e-5)
@@ -132,7 +132,7 @@ def test_bits_per_dim_of_known_distributions():
     np.testing.assert_allclose(found, 5.0, rtol=1e-6)
 
 
-def test_interpolation_follows_the_arc():
+def test_interpolate_follows_the_arc():
     z0, z1 = jnp.zeros((2, 3)).at[0, 0].set(2.0), jnp.zeros((2, 3)).at[1, 2].set(2.0)
     found = likelihood.interpolate(z0, z1, 7)
     assert found.shape == (7, 2, 3)
@@ -180,7 +180,7 @@ def test_interpolation_follows_the_arc():
         ),
     ],
 )
-def test_bad_arguments_are_refused(call, message):
+def test_invalid_arguments_are_rejected(call, message):
     x = jnp.zeros((2, 3))
 
     def log_prob(**options):

@@ -7,8 +7,8 @@ from ncsn_jax import losses, scores, sde, sigmas
 from ncsn_jax._random import normal_like
 
 
-def test_denoising_loss_is_the_originals(golden, stored_noise):
-    """On the originals' toy score, with their noise in place of the drawn one."""
+def test_denoising_loss_matches_the_original(golden, stored_noise):
+    """Uses the original's toy score and its stored noise."""
     g = golden("losses")
     ladder = jnp.asarray(g["in/sigmas"])
     stored_noise([g["in/toy/noise"]])
@@ -24,8 +24,8 @@ def test_denoising_loss_is_the_originals(golden, stored_noise):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_sliced_loss_is_the_originals(golden, stored_noise, count):
-    """With the originals' noise and projections; theirs are stacked particle by particle."""
+def test_sliced_loss_matches_the_original(golden, stored_noise, count):
+    """Uses the original's stored noise and projections, which are stacked by projection."""
     g = golden("losses")
     ladder = jnp.asarray(g["in/sigmas"])
     stored_noise([g["in/toy/noise"], *g[f"in/toy/vectors_{count}"].reshape(count, 5, 6)])
@@ -40,8 +40,8 @@ def test_sliced_loss_is_the_originals(golden, stored_noise, count):
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_exact_loss_is_the_mean_of_the_sliced_one_and_has_the_known_trace():
-    """For s(x) = -x A^T the trace is -tr A; the sliced loss agrees within its standard error."""
+def test_exact_loss_is_the_mean_of_the_sliced_loss_and_has_the_known_trace():
+    """The trace of s(x) = -x A^T is -tr A; the sliced loss agrees within four standard errors."""
     key_a, key_x, key = jax.random.split(jax.random.key(0), 3)
     a = jax.random.normal(key_a, (4, 4))
     n, sigma = 20_000, 0.7
@@ -62,7 +62,7 @@ def test_exact_loss_is_the_mean_of_the_sliced_one_and_has_the_known_trace():
     assert abs(sliced.mean() - mean) < 4 * sliced.std() / np.sqrt(n)
 
 
-def test_the_three_losses_have_the_same_gradient_at_and_off_the_score_of_a_mixture():
+def test_all_three_losses_have_the_same_gradient_at_and_away_from_the_true_score():
     """Their derivatives along f * score agree at f = 0.5 and vanish at f = 1, the closed form."""
     mixture = scores.gaussian_mixture([[-1.0, 0.0], [1.0, 1.0]], [0.5, 1.0], [0.3, 0.7])
     n, sigma = 40_000, 0.8
@@ -91,11 +91,11 @@ def test_the_three_losses_have_the_same_gradient_at_and_off_the_score_of_a_mixtu
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 5.0])
-def test_minimum_is_the_closed_form_score(sigma):
+def test_denoising_loss_is_smallest_at_the_true_score(sigma):
     """At the true score the loss has its known minimum, and any scaled or negated score is worse.
 
     For data N(0, I) the perturbed score is -x / v with v = 1 + sigma^2; the residual
-    sigma s(x + sigma z) + z has variance 1 / v in each dimension, so that the loss is D / (2 v).
+    sigma s(x + sigma z) + z has variance 1 / v in each dimension, so the loss is D / (2 v).
     """
     n, dimension = 20_000, 3
     data = jax.random.normal(jax.random.key(0), (n, dimension))
@@ -114,7 +114,7 @@ def test_minimum_is_the_closed_form_score(sigma):
         assert other.mean() > exact.mean()
 
 
-def test_one_key_per_example_makes_examples_independent_of_their_batch():
+def test_losses_with_a_key_per_example_do_not_depend_on_the_batch():
     mixture = scores.gaussian_mixture([[0.0, 1.0]], [1.0], [1.0])
     keys = jax.random.split(jax.random.key(0), 6)
     x = jax.random.normal(jax.random.key(1), (6, 2))
@@ -128,7 +128,7 @@ def test_one_key_per_example_makes_examples_independent_of_their_batch():
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-def test_levels_are_uniform_over_the_ladder(per_example):
+def test_sample_levels_is_uniform_over_the_ladder(per_example):
     n, ladder = 10_000, sigmas.geometric(1.0, 0.01, 10)
     key = jax.random.key(3)
     drawn = losses.sample_levels(jax.random.split(key, n) if per_example else key, ladder, n)
@@ -138,13 +138,13 @@ def test_levels_are_uniform_over_the_ladder(per_example):
     assert np.sum((counts - n / 10) ** 2 / (n / 10)) < 27.9
 
 
-def test_flat_draw_is_the_shaped_draw():
+def test_normal_like_draws_the_numbers_of_a_shaped_draw():
     x = jnp.zeros((3, 4, 5, 2))
     expected = jax.random.normal(jax.random.key(7), x.shape)
     np.testing.assert_array_equal(normal_like(jax.random.key(7), x), expected)
 
 
-def test_refuses_wrong_shapes_and_keys():
+def test_wrong_shapes_and_keys_are_rejected():
     x, key = jnp.zeros((4, 2)), jax.random.key(0)
     loss = losses.denoising_score_matching
     with pytest.raises(ValueError, match=r"sigma must have shape \(4,\).*got \(1,\)"):
@@ -159,7 +159,7 @@ def test_refuses_wrong_shapes_and_keys():
         loss(np.zeros(3, np.uint32), lambda x, s: x, x, jnp.ones(4))
 
 
-def test_arguments_that_are_none_are_named():
+def test_error_messages_name_the_invalid_argument():
     key, x, sigma = jax.random.key(0), jnp.ones((2, 3)), jnp.ones(2)
     score = lambda x, sigma: -x
     for call, message in (
@@ -188,8 +188,8 @@ def test_arguments_that_are_none_are_named():
             call()
 
 
-def test_sliced_score_matching_takes_images_of_half_precision():
-    """They are float32 from the start. For s(x) = -x it is (||x + z||^2 / 2 - ||v||^2) sigma^2."""
+def test_sliced_loss_of_half_precision_images_is_float32():
+    """For s(x) = -x the loss is (||x + z||^2 / 2 - ||v||^2) sigma^2, with float32 noise."""
     x, key = jnp.ones((2, 3), jnp.float16), jax.random.key(0)
     loss = losses.sliced_score_matching(key, lambda x, s: -x, x, jnp.ones(2))
     z = normal_like(jax.random.fold_in(key, 0), jnp.zeros((2, 3)))
@@ -207,15 +207,15 @@ SDES = {
 
 
 def network(x, label):
-    """The network that the authors' figures of the SDEs were made with."""
+    """The network behind the authors' stored SDE values."""
     label = label.reshape(-1, 1, 1, 1)
     return -0.7 * x + 0.2 * jnp.sin(3 * x) + 0.01 * label * jnp.cos(x)
 
 
 @pytest.mark.parametrize("weighting", [False, True])
 @pytest.mark.parametrize("name", list(SDES))
-def test_losses_of_the_sdes_are_the_authors(name, weighting, golden, stored_noise):
-    """With their noise. Their `reduce_mean` is the loss here times 2 / D."""
+def test_sde_losses_match_the_authors(name, weighting, golden, stored_noise):
+    """Uses their stored noise. Their `reduce_mean` is this loss times 2 / D."""
     g, process = golden("sde"), SDES[name]
     x, u = (jnp.asarray(g[f"in/{n}"]) for n in ("x", "u"))
     stored_noise([g["in/noise"]])
@@ -242,7 +242,7 @@ def test_losses_of_the_sdes_are_the_authors(name, weighting, golden, stored_nois
 
 
 @pytest.mark.parametrize(("name", "label"), [("ve", "smld"), ("vp", "ddpm")])
-def test_losses_of_the_chains_are_the_authors(name, label, golden, stored_noise):
+def test_chain_losses_match_the_authors(name, label, golden, stored_noise):
     """SMLD counts levels from the largest sigma, DDPM from the smallest."""
     g, process = golden("sde"), SDES[name]
     x = jnp.asarray(g["in/x"])
@@ -264,8 +264,8 @@ def test_losses_of_the_chains_are_the_authors(name, label, golden, stored_noise)
         assert float(loss.mean()) * factor == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_every_time_of_a_chain_has_its_own_level(stored_noise):
-    """Seen by a score function of data 1 without noise: alpha of each level."""
+def test_chain_loss_maps_each_time_to_its_own_level(stored_noise):
+    """For data of 1 without noise, the score function sees alpha of each level."""
     stored_noise([np.zeros(1000)])
     alphas, stds = SDES["vp"].chain(1000)
     seen = []
@@ -283,7 +283,7 @@ def test_every_time_of_a_chain_has_its_own_level(stored_noise):
 
 @pytest.mark.parametrize("num_levels", [None, 100])
 @pytest.mark.parametrize("name", ["ve", "vp"])
-def test_minimum_under_an_sde_is_the_closed_form_score(name, num_levels):
+def test_sde_loss_at_the_true_score_has_its_known_value(name, num_levels):
     """For data N(0, I) x_t has variance v = alpha^2 + std^2: the loss is D alpha^2 / (2 v) at -x / v."""
     process, n = SDES[name], 20_000
     x, t = jax.random.normal(jax.random.key(0), (n, 3)), jnp.full(n, 20 / 99)
@@ -301,13 +301,13 @@ def test_minimum_under_an_sde_is_the_closed_form_score(name, num_levels):
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-def test_times_are_uniform(per_example):
+def test_sample_times_is_uniform(per_example):
     n = 10_000
     key = jax.random.key(3)
     key = jax.random.split(key, n) if per_example else key
     t = np.asarray(losses.sample_times(key, n, end=0.2))
     assert t.dtype == np.float32 and t.shape == (n,) and t.min() > 0.2 and t.max() <= 1
-    # Above 27.9 with probability 0.001, with 9 degrees of freedom.
+    # Pearson's statistic with 9 degrees of freedom: above 27.9 with probability 0.001.
     uniform = lambda counts: np.sum((counts - n / 10) ** 2 / (n / 10)) < 27.9
     assert uniform(np.histogram(t, bins=10, range=(0.2, 1.0))[0])
     levels = np.asarray(losses.sample_times(key, n, num_levels=10)) * 9
@@ -318,7 +318,7 @@ def test_times_are_uniform(per_example):
         np.testing.assert_array_equal(part, t[5:8])
 
 
-def test_losses_of_sdes_refuse_what_is_wrong():
+def test_sde_losses_reject_invalid_arguments():
     key, x, t = jax.random.key(0), jnp.ones((2, 3)), jnp.ones(2)
     score = lambda x, t: -x
     loss = lambda name, t=t, score=score, **options: losses.denoising_diffusion(

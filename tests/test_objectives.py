@@ -1,4 +1,4 @@
-"""Objectives against the losses and the noise that they are made of, for networks known in closed form."""
+"""Objectives against their losses and noise, for networks in closed form."""
 
 import types
 
@@ -19,11 +19,11 @@ def network(apply):
     return types.SimpleNamespace(apply=apply)
 
 
-# The score of N(0, 1) plus noise, of a network that is told the level's index.
+# The score of N(0, 1) plus noise, as a network of the level's index.
 EXACT = network(lambda params, x, level: -params * x / (1 + LADDER[level] ** 2)[:, None])
 
 
-def test_a_ladders_noise_is_a_level_and_its_bin_is_the_levels_index():
+def test_ladder_draws_levels_and_bins_them_by_index():
     objective = objectives.ladder(EXACT, LADDER)
     np.testing.assert_array_equal(objective.sigmas, LADDER)
     np.testing.assert_array_equal(objective.bin(LADDER), np.arange(5))
@@ -33,13 +33,13 @@ def test_a_ladders_noise_is_a_level_and_its_bin_is_the_levels_index():
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
-def test_a_levels_weight_makes_sigma_squared_the_power_asked_for(power):
+def test_anneal_power_sets_the_weight_of_a_level(power):
     weight = objectives.ladder(EXACT, LADDER, anneal_power=power).weight
     np.testing.assert_allclose(weight(LADDER) * LADDER**2, LADDER**power, rtol=1e-6)
     assert objectives.ladder(EXACT, LADDER).weight is None
 
 
-def test_the_loss_of_a_ladder_is_that_of_the_networks_score_at_the_examples_level():
+def test_ladder_loss_uses_the_score_at_the_level_of_each_example():
     objective = objectives.ladder(EXACT, LADDER)
     sigma = LADDER[jnp.arange(40) % 5]
     found = objective.loss(KEYS, objective.score_fn(0.5, KEYS), X, sigma)
@@ -49,8 +49,8 @@ def test_the_loss_of_a_ladder_is_that_of_the_networks_score_at_the_examples_leve
     np.testing.assert_allclose(found, 0.5 * np.sum(residual**2, axis=1), rtol=1e-4, atol=1e-5)
 
 
-def test_exact_score_matching_is_that_of_the_perturbed_data():
-    """For s(x) = -a x: sigma^2 (a^2 ||x + sigma z||^2 / 2 - a D)."""
+def test_exact_score_matching_perturbs_the_data():
+    """For s(x) = -a x the loss is sigma^2 (a^2 ||x + sigma z||^2 / 2 - a D)."""
     sigma = jnp.linspace(0.2, 2.0, 40)
     found = objectives.LOSSES["sm"](KEYS, lambda x, sigma: -0.7 * x, X, sigma)
     z = np.stack([jax.random.normal(key, (3,)) for key in KEYS])
@@ -59,7 +59,7 @@ def test_exact_score_matching_is_that_of_the_perturbed_data():
     np.testing.assert_allclose(found, s**2 * (0.49 * square / 2 - 2.1), rtol=1e-4, atol=1e-5)
 
 
-def test_times_fall_into_ten_bins_from_noise_to_data_each_with_its_largest_sigma():
+def test_diffusion_bins_times_into_ten_labelled_by_their_largest_sigma():
     objective = objectives.diffusion(network(None), VP)
     t = jnp.asarray([1.0, 0.95, 0.85, 0.45, 0.05, 1e-5])
     np.testing.assert_array_equal(objective.bin(t), [0, 0, 1, 5, 9, 9])
@@ -68,8 +68,8 @@ def test_times_fall_into_ten_bins_from_noise_to_data_each_with_its_largest_sigma
 
 
 @pytest.mark.parametrize("num_levels", [None, 30])
-def test_the_loss_of_an_sde_is_that_of_the_networks_score_in_its_own_time(num_levels):
-    """A network that returns std x / v has the score of N(0, 1), -x / v with v = 1, of VP."""
+def test_diffusion_loss_uses_the_score_at_the_time_of_each_example(num_levels):
+    """A network that returns std x has the score of N(0, 1) data under VP, -x."""
     stds = None if num_levels is None else VP.chain(num_levels)[1]
 
     def apply(params, x, label):
@@ -85,7 +85,7 @@ def test_the_loss_of_an_sde_is_that_of_the_networks_score_in_its_own_time(num_le
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_likelihood_weight_turns_std_squared_into_g_squared():
+def test_likelihood_weighting_turns_std_squared_into_g_squared():
     t = jnp.linspace(0.01, 1.0, 20)
     weight = objectives.diffusion(network(None), VP, likelihood_weighting=True).weight
     np.testing.assert_allclose(weight(t) * VP.std(t) ** 2, VP.beta(t), rtol=1e-5)

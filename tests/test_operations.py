@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from benchmarks import operations
 
 
-def test_multiply_adds_of_known_programs():
+def test_multiply_adds_of_known_programs_are_counted():
     x, w = jnp.zeros((2, 8, 6, 3)), jnp.zeros((3, 3, 3, 5))
 
     def conv(x, w):
@@ -21,7 +21,7 @@ def test_multiply_adds_of_known_programs():
     assert operations.count_multiply_adds(looped, jnp.zeros((5, 5))) == 7 * 125
 
 
-def test_a_training_step_takes_six_operations_for_each_multiply_add_of_the_network():
+def test_training_step_counts_six_operations_per_multiply_add():
     network = nn.Conv(6, (3, 3), use_bias=False)
 
     class Model:

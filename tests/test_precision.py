@@ -1,4 +1,4 @@
-"""Numbers of every type: half precision, float64, and parameters whatever JAX's default is."""
+"""Samplers, losses and the scheduler in half precision and float64."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from ncsn_jax import likelihood, losses, sampling, sde, sigmas
 from ncsn_jax.scheduler import AnnealedLangevinDynamicsScheduler
 
-# Data are N(0, 1).
+# The data are N(0, 1).
 N = 2000
 SDES = {"ve": sde.VE(0.01, 20.0), "vp": sde.VP()}
 LADDER = sigmas.geometric(20.0, 0.01, 40)
@@ -66,22 +66,22 @@ SAMPLERS = {
 }
 
 
-# float32 is what the tests of each sampler have.
+# Each sampler's own tests cover float32.
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_samples_the_data_from_x_of_any_type(name, dtype):
+def test_every_sampler_samples_the_data_and_keeps_the_type_of_x(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         x = SDES["ve"].prior_sample(jax.random.key(0), (N, 1)).astype(dtype)
         x = jax.jit(SAMPLERS[name])(jax.random.key(1), x)
         assert x.dtype == dtype
         std = float(jnp.std(x.astype(jnp.float32)))
-    # Steps that are not small make it some percent larger or smaller, whatever the type.
+    # The finite steps change it by a few percent, for any type.
     assert abs(std - 1) < 5 / np.sqrt(2 * N) + 0.04
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_numbers_of_an_example_are_float32_and_right_for_images_of_half_precision(dtype):
-    """D = 2^18: losses and log densities are beyond the largest float16."""
+def test_losses_and_log_prob_of_half_precision_images_are_float32(dtype):
+    """With D = 2^18, losses and log densities exceed the largest float16."""
     key, process = jax.random.key(0), SDES["vp"]
     x, level = jnp.zeros((1, 2**18), dtype), jnp.full(1, 0.5, dtype)
     zero = lambda x, _: 0 * x
@@ -92,15 +92,15 @@ def test_numbers_of_an_example_are_float32_and_right_for_images_of_half_precisio
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, 2**17, rtol=5 * np.sqrt(2 / 2**18))
     if dtype == jnp.bfloat16:
-        return  # one solver to compile is enough
+        return  # compiling one solver is enough
     nats = likelihood.log_prob(key, process, lambda x, t: -x, x)
     assert nats.dtype == jnp.float32
     np.testing.assert_allclose(nats, -(2**17) * np.log(2 * np.pi), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_the_scheduler_computes_in_float32(dtype):
-    """One step at the smallest of sigmas that are as far apart as published."""
+def test_scheduler_computes_in_float32_and_keeps_the_type_of_x(dtype):
+    """Takes one step at the largest and smallest sigma of a published range."""
     scheduler = AnnealedLangevinDynamicsScheduler(232, 5, 0.01, 50.0, 1e-5)
     x, key = jnp.ones((4, 3), dtype), jax.random.key(0)
     for t in (0, 231):

@@ -26,16 +26,16 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_schedule_is_the_originals(golden, name):
+def test_schedule_matches_the_original(golden, name):
     g = golden("scheduler")
     scheduler = SETS[name]()
     np.testing.assert_array_equal(scheduler.timesteps, g[f"out/{name}/timesteps"])
-    # The original takes logarithm and exponential in float32: a few units in the last place.
+    # The original's float32 logarithm and exponential cost a few units in the last place.
     np.testing.assert_allclose(scheduler.sigmas, g[f"out/{name}/sigmas"], rtol=2e-6)
     np.testing.assert_allclose(scheduler.step_size, g[f"out/{name}/step_size"], rtol=6e-6)
 
 
-def test_noise_and_steps_are_the_originals(golden, stored_noise):
+def test_add_noise_and_step_match_the_original(golden, stored_noise):
     g = golden("scheduler")
     scheduler = Scheduler(*CTOR1)
     noisy = scheduler.add_noise(g["in/add_noise/x"], g["in/add_noise/noise"], g["in/add_noise/t"])
@@ -61,7 +61,7 @@ def test_noise_and_steps_are_the_originals(golden, stored_noise):
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-def test_a_loop_is_annealed_langevin_bit_for_bit(per_example):
+def test_compiled_loop_matches_annealed_langevin_bit_for_bit(per_example):
     mixture = scores.gaussian_mixture([[-5.0, -5.0], [5.0, 5.0]], [1.0, 1.0], [0.2, 0.8])
     scheduler = Scheduler(*CTOR2)
     key, x = jax.random.key(1), jax.random.normal(jax.random.key(0), (7, 2))
@@ -86,7 +86,7 @@ def test_a_loop_is_annealed_langevin_bit_for_bit(per_example):
     np.testing.assert_array_equal(loop(scheduler, key, x), whole(key, x))
 
 
-def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
+def test_scheduler_is_an_immutable_pytree():
     scheduler = Scheduler(*CTOR0)
     with pytest.raises(AttributeError):
         scheduler.sigmas = 1
@@ -161,6 +161,6 @@ def test_scheduler_is_a_pytree_that_is_never_changed_in_place():
         ),
     ],
 )
-def test_refuses_what_is_no_schedule(call, message):
+def test_invalid_arguments_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -31,17 +31,17 @@ def test_samples_have_the_moments_of_the_mixture():
     mean = weights @ means
     variance = weights @ (stds[:, None] ** 2 + means**2) - mean**2
     assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(variance / n))
-    # The kurtosis of this mixture is below 4, hence the variance's relative error below sqrt(3 / n).
+    # The kurtosis of this mixture is below 4, so the variance's relative error is below sqrt(3 / n).
     assert np.all(np.abs(x.var(0) / variance - 1) < 4 * np.sqrt(3 / n))
 
 
-def test_scores_of_a_mixture_that_is_traced_are_the_same():
+def test_traced_mixture_has_the_same_score():
     x = jnp.ones((4, 2))
     score = jax.jit(lambda mixture, x: mixture.score(x, jnp.ones(4)))(MIXTURE, x)
     np.testing.assert_allclose(score, MIXTURE.score(x, 1.0), rtol=1e-6)
 
 
-def test_refuses_shapes_that_disagree():
+def test_mismatched_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"got \(2, 2\), \(1,\) and \(2,\)"):
         gaussian_mixture([[0.0, 0.0], [1.0, 1.0]], [1.0], [0.5, 0.5])
 
@@ -54,7 +54,7 @@ def test_refuses_shapes_that_disagree():
         ([[0.0]], [1.0], [0.0]),
     ],
 )
-def test_values_out_of_range_are_refused(arguments):
+def test_values_out_of_range_are_rejected(arguments):
     with pytest.raises(ValueError, match="must be finite, stds >= 0 and weights > 0"):
         gaussian_mixture(*arguments)
     jax.jit(lambda: gaussian_mixture([[0.0]], [1.0], [1.0]).weights)()

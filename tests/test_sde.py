@@ -1,4 +1,4 @@
-"""The three SDEs against the authors' figures, their own differential equations, and closed forms."""
+"""The three SDEs against the authors' values, their differential equations and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ def named(request):
     return request.param, SDES[request.param]
 
 
-def test_every_function_equals_the_authors_figures(named, golden):
-    """Every function at the figures' times; their chain has 100 steps."""
+def test_sde_functions_match_the_authors(named, golden):
+    """Evaluates every function at the stored times, for a chain of 100 steps."""
     name, process = named
     figures = golden("sde")
     x, t = (jnp.asarray(figures[f"in/{n}"]).reshape(s) for n, s in (("x", (3, 2, 4, 4)), ("t", 3)))
@@ -35,11 +35,11 @@ def test_every_function_equals_the_authors_figures(named, golden):
         "disc_G": g,
         "prior_logp": process.prior_log_prob(x),
     }
-    # The authors' 1 - exp(-B) and its like lose three digits at t = 0.03.
+    # The authors' 1 - exp(-B) and similar terms lose three digits at t = 0.03.
     rtol = {"marginal_std": 1e-5, "disc_G": 1e-4}
     for field, value in found.items():
         expected = figures[f"out/{name}/{field}"]
-        # Of x sqrt(1 - beta) - x as well, whose terms are of the size of x.
+        # So does x sqrt(1 - beta) - x, whose terms are as large as x.
         atol = 1.2e-7 * np.abs(x).max() if field == "disc_f" else 0.0
         np.testing.assert_allclose(
             value, expected, rtol=rtol.get(field, 2e-6), atol=atol, err_msg=field
@@ -47,7 +47,7 @@ def test_every_function_equals_the_authors_figures(named, golden):
 
 
 def test_marginals_solve_the_differential_equations(named):
-    """alpha' = rate alpha; (std^2)' = 2 rate std^2 + g^2, by derivatives that jax takes."""
+    """Checks alpha' = rate alpha and (std^2)' = 2 rate std^2 + g^2 by automatic differentiation."""
     process = named[1]
     t = jnp.linspace(0.01, 1.0, 50)
     slope = lambda function: jax.vmap(jax.grad(function))(t)
@@ -60,15 +60,15 @@ def test_marginals_solve_the_differential_equations(named):
     )
 
 
-def test_time_and_sigma_are_inverse(named):
+def test_time_inverts_sigma(named):
     process = named[1]
     t = jnp.linspace(0.001, 1.0, 100)
-    # sigma changes by a factor of e to the power of dt times its logarithmic slope.
+    # A change dt multiplies sigma by exp(dt times its logarithmic slope).
     np.testing.assert_allclose(process.time(process.sigma(t)), t, rtol=1e-4, atol=1e-6)
 
 
-def test_scores_of_sigma_become_those_of_time_and_back(named):
-    """A mixture under the SDE is a mixture; there and back is the identity."""
+def test_from_sigma_score_is_exact_for_a_mixture_and_to_sigma_score_inverts_it(named):
+    """A mixture under the SDE is another mixture with a known score."""
     process = named[1]
     means, stds, weights = np.array([[-1.0, 0.5], [2.0, 1.0]]), np.array([0.3, 0.5]), [0.4, 0.6]
     mixture = scores.gaussian_mixture(means, stds, weights)
@@ -85,7 +85,7 @@ def test_scores_of_sigma_become_those_of_time_and_back(named):
     np.testing.assert_allclose(back(x, sigma), mixture.score(x, sigma), rtol=1e-3, atol=1e-5)
 
 
-def test_prior_samples_have_its_deviation_and_density(named):
+def test_prior_samples_have_the_standard_deviation_and_density_of_the_prior(named):
     process = named[1]
     x = process.prior_sample(jax.random.key(0), (4, 100, 100))
     error = 4 * process.prior_std() / np.sqrt(2 * x.size)
@@ -94,12 +94,12 @@ def test_prior_samples_have_its_deviation_and_density(named):
     np.testing.assert_allclose(process.prior_log_prob(x), direct, rtol=1e-5)
 
 
-def test_chains_are_the_authors(golden):
-    """Theirs are computed in float32: products of 100 numbers, and 1 minus them."""
+def test_chains_match_the_authors(golden):
+    """The authors compute products of 100 numbers, and 1 minus them, in float32."""
     figures = golden("sde")
     alphas, stds = SDES["ve"].chain(100)
     np.testing.assert_array_equal(alphas, np.ones(100, np.float32))
-    # The rounding of an exponent of 8.5 in size.
+    # The tolerance is the rounding of an exponent of about 8.5.
     np.testing.assert_allclose(stds, figures["out/ve/discrete_sigmas"], rtol=2e-6)
     alphas, stds = SDES["vp"].chain(100)
     squares = np.concatenate([[1.0], np.asarray(alphas, np.float64) ** 2])
@@ -110,8 +110,8 @@ def test_chains_are_the_authors(golden):
     np.testing.assert_allclose(alphas**2 + stds**2, 1, rtol=3e-7)
 
 
-def test_chain_of_vp_tends_to_it():
-    """With an error of the order of 1 / N: twice the levels, half of it."""
+def test_vp_chain_converges_to_the_sde():
+    """The error is of order 1 / N: twice the levels halve it."""
     process = SDES["vp"]
     error = [
         np.abs(process.chain(n)[0] - process.alpha(np.linspace(0, 1, n, dtype=np.float32))).max()
@@ -135,6 +135,6 @@ def test_chain_of_vp_tends_to_it():
         (lambda: sde.SubVP(2.0, 1.0), "beta_max=1.0"),
     ],
 )
-def test_refuses_what_is_no_sde(make, message):
+def test_invalid_sdes_and_chains_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()

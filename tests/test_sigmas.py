@@ -12,11 +12,11 @@ def test_geometric_ladder_has_a_constant_ratio_and_exact_ends():
     assert ladder.dtype == np.float32 and ladder.shape == (232,)
     assert ladder[0] == np.float32(50.0) and ladder[-1] == np.float32(0.01)
     ratios = ladder[:-1].astype(np.float64) / ladder[1:]
-    # Each sigma is rounded once, so that a ratio is off by at most two half units in the last place.
+    # Each sigma is rounded once, so a ratio is off by at most two half units in the last place.
     np.testing.assert_allclose(ratios, 5000 ** (1 / 231), rtol=2 * np.finfo(np.float32).eps)
 
 
-def test_geometric_ladder_is_the_originals(golden):
+def test_geometric_ladder_matches_the_original(golden):
     expected = golden("losses")["in/sigmas"]
     np.testing.assert_allclose(sigmas.geometric(1.0, 0.01, 10), expected, rtol=1.2e-7)
 
@@ -34,17 +34,17 @@ def test_geometric_ladder_is_the_originals(golden):
         ((1.0, 0.9999999, 100), "not distinct in float32"),
     ],
 )
-def test_geometric_refuses_what_is_no_ladder(arguments, message):
+def test_geometric_rejects_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas.geometric(*arguments)
 
 
-def test_karras_ladder_is_uniform_in_a_power_with_exact_ends():
+def test_karras_ladder_is_uniform_in_the_root_and_has_exact_ends():
     ladder = np.asarray(sigmas.karras(80.0, 0.002, 18))
     assert ladder.dtype == np.float32 and ladder.shape == (18,)
     assert ladder[0] == np.float32(80.0) and ladder[-1] == np.float32(0.002)
     steps = np.diff(ladder.astype(np.float64) ** (1 / 7))
-    # The roots are at most 1.87, and each is rounded by a seventh of the rounding of its power.
+    # The roots are at most 1.87, with a seventh of the relative rounding of their powers.
     np.testing.assert_allclose(steps, steps.mean(), atol=2 * 1.87 / 7 * 6e-8)
     np.testing.assert_allclose(sigmas.karras(3.0, 1.0, 5, rho=1), [3.0, 2.5, 2.0, 1.5, 1.0])
 
@@ -59,14 +59,14 @@ def test_karras_ladder_is_uniform_in_a_power_with_exact_ends():
         ((1.0, 0.9999999, 100), "not distinct in float32"),
     ],
 )
-def test_karras_refuses_what_is_no_ladder(arguments, message):
+def test_karras_rejects_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas.karras(*arguments)
 
 
 @pytest.mark.parametrize("count", [2, 100, 2500])
-def test_largest_distance_is_that_of_all_pairs(count):
-    """Over several blocks, with outliers that are far from the mean and near to one another."""
+def test_largest_distance_matches_brute_force(count):
+    """Uses several blocks, and outliers far from the mean but close to each other."""
     rng = np.random.default_rng(count)
     points = rng.standard_t(3, size=(count, 2, 3)).astype(np.float32)
     points[: count // 10] += 5
@@ -75,7 +75,7 @@ def test_largest_distance_is_that_of_all_pairs(count):
     assert sigmas.largest_distance(points) == pytest.approx(pairs.max(), rel=1e-5)
 
 
-def test_largest_distance_between_points_that_are_not_the_outermost():
+def test_largest_distance_finds_points_that_are_not_the_outermost():
     """1,100 points of radius 1, all sqrt(2) apart, and two opposite ones of radius 0.9.
 
     The two come last, in the second block of 1,024 points.
@@ -96,17 +96,17 @@ def test_largest_distance_of_known_points():
 
 @pytest.mark.parametrize("dimension", [5, 64, 3072, 196_608])
 @pytest.mark.parametrize("overlap", [0.2, 0.5, 0.9])
-def test_ratio_makes_neighbouring_shells_overlap_as_asked(dimension, overlap):
-    """The formula of technique 2, written with the shells' means and standard deviations."""
+def test_level_ratio_gives_the_requested_overlap(dimension, overlap):
+    """Checks technique 2's formula in terms of the shells' means and standard deviations."""
     gamma = sigmas.level_ratio(dimension, overlap)
-    lower = stats.norm(math.sqrt(dimension), math.sqrt(0.5))  # of radii at sigma_i = 1
+    lower = stats.norm(math.sqrt(dimension), math.sqrt(0.5))  # the radii at sigma_i = 1
     mean, deviation = gamma * math.sqrt(dimension), gamma * math.sqrt(0.5)
     mass = lower.cdf(mean + 3 * deviation) - lower.cdf(mean - 3 * deviation)
     assert gamma > 1 and mass == pytest.approx(overlap, abs=1e-9)
 
 
 @pytest.mark.parametrize(("gamma", "steps"), [(1.0376, 5), (1.5, 100), (1.0045, 3), (3.0, 1)])
-def test_step_size_brings_the_variance_of_a_chain_nearest_to_its_level(gamma, steps):
+def test_step_size_minimises_the_variance_of_the_chain(gamma, steps):
     """The recursion of a chain's variance, Var <- (1 - a / 2 s^2)^2 Var + a, gives the same optimum."""
     sigma = 0.01
 
@@ -124,12 +124,12 @@ def test_step_size_brings_the_variance_of_a_chain_nearest_to_its_level(gamma, st
         method="bounded",
         options={"xatol": 1e-10},
     )
-    # Around a minimum the variance is flat: half the digits of float64 remain.
+    # The variance is flat around its minimum, so only half the digits of float64 remain.
     assert epsilon == pytest.approx(math.exp(best.x), rel=1e-5)
 
 
-def test_published_ladders_have_nearly_the_suggested_ratio_and_step():
-    """Image size, sigma_1, L, T and twice the step of NCSNv2's runs; their overlap is 0.57."""
+def test_published_ladders_follow_level_ratio_and_step_size():
+    """Lists image size, sigma_1, L, T and twice the step of NCSNv2's runs, whose overlap is 0.57."""
     for size, largest, count, steps, epsilon in (
         (32, 50, 232, 5, 1.24e-5),
         (64, 90, 500, 5, 6.6e-6),
@@ -142,7 +142,7 @@ def test_published_ladders_have_nearly_the_suggested_ratio_and_step():
         assert sigmas.step_size(0.01, published, steps)[0] == pytest.approx(epsilon, rel=0.02)
 
 
-def test_suggestion_is_what_the_formulas_give():
+def test_suggest_combines_the_three_techniques():
     corners = np.zeros((4, 8, 8, 1))
     corners[1], corners[2, 0, 0], corners[3, 0, 1] = 1.0, 0.5, -0.25
     distance = math.sqrt(63 + 1.25**2)
@@ -181,19 +181,19 @@ def test_suggestion_is_what_the_formulas_give():
         (lambda: sigmas.step_size(0.01, math.inf, 5), "all finite, got"),
     ],
 )
-def test_suggestions_refuse_data_that_have_no_ladder(call, message):
+def test_suggest_and_its_parts_reject_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("levels", [10**7, 10**5000], ids=["many", "digits"])
-def test_ladders_that_no_memory_holds_are_refused(levels):
+def test_ladders_too_large_for_memory_are_rejected(levels):
     with pytest.raises(ValueError, match=r"num_levels must be an integer from 2 to 1000000, got"):
         sigmas.geometric(1.0, 0.01, levels)
 
 
 @pytest.mark.parametrize("begin", [1e39, 10**400], ids=["float", "int"])
-def test_sigmas_beyond_float32_are_refused(begin):
+def test_sigmas_beyond_float32_are_rejected(begin):
     with pytest.raises(ValueError, match=r"sigma_begin > sigma_end > 0, got sigma_begin="):
         sigmas.geometric(begin, 0.01, 2)
     with pytest.raises(ValueError, match="all finite, got"):

@@ -1,6 +1,6 @@
-"""The training step, one and several at a time; tests/app/test_devices.py has it on eight devices.
+"""The training step, one and several at a time; tests/app/test_devices.py tests it on eight devices.
 
-The network is a single convolution over the level's embedding: what is tested here is the step.
+The network is tiny, because the step is what is tested here.
 """
 
 import functools
@@ -49,13 +49,13 @@ def batches():
 
 @pytest.fixture(scope="module")
 def step(state, batches):
-    """A compiled step."""
+    """Returns a compiled step."""
     return compiled_quickly(functools.partial(training.train_step, **OPTIONS), state, batches[0], 7)
 
 
 @pytest.fixture(scope="module")
 def one_device(state, batches, step):
-    """The states and metrics of five single steps on one device."""
+    """Returns the states and metrics of five single steps on one device."""
     states, metrics = [state], []
     for images in batches:
         following, measured = step(states[-1], images, 7)
@@ -65,12 +65,12 @@ def one_device(state, batches, step):
 
 
 def assert_same(a, b):
-    """Equal to float32 rounding: Adam's first steps have size 1e-2, whatever the gradient's."""
+    """Compares to float32 rounding; Adam's first steps have size 1e-2 for any gradient."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
-def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
-    """The place of the first example makes the random numbers, wherever the half is computed."""
+def test_two_half_batches_give_the_metrics_of_the_whole_batch(state, batches, one_device):
+    """An example's random numbers depend on its index in the global batch."""
     one = functools.partial(training.train_step, **OPTIONS)
     half = compiled_quickly(one, state, batches[0][:8], 7, np.int32(0))
     halves = [half(state, batches[0][i : i + 8], 7, np.int32(i))[1] for i in (0, 8)]
@@ -80,7 +80,7 @@ def test_a_batch_in_two_halves_is_the_whole_batch(state, batches, one_device):
     np.testing.assert_allclose(sum(h.level_loss for h in halves), whole.level_loss, rtol=1e-5)
 
 
-def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
+def test_train_steps_matches_single_steps(state, batches, one_device):
     states, metrics = one_device
     final, measured = run(functools.partial(training.train_steps, **OPTIONS), state, batches, 7)
     assert int(final.step) == 5
@@ -89,7 +89,7 @@ def test_several_steps_per_call_equal_single_steps(state, batches, one_device):
 
 
 @pytest.mark.parametrize("loss", ["sm"])
-def test_microbatches_make_the_same_step_in_less_memory(state, loss):
+def test_microbatches_give_the_same_step_in_less_memory(state, loss):
     options = OPTIONS | {"objective": objectives.ladder(Tiny(), LADDER, objectives.LOSSES[loss])}
     images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     whole, parts = (
@@ -105,7 +105,7 @@ def test_microbatches_make_the_same_step_in_less_memory(state, loss):
     np.testing.assert_array_equal(parts[1].level_count, whole[1].level_count)
 
 
-def test_a_new_state_has_the_parameters_of_the_network_and_a_copy_as_their_average():
+def test_initial_state_has_the_parameters_and_a_copy_as_ema():
     key, (image, level) = jax.random.key(3), (jnp.ones((1, 8, 8, 1)), jnp.zeros(1, int))
     params = Tiny().init(key, image, level)
     made = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=True)(key)
@@ -118,8 +118,8 @@ def test_a_new_state_has_the_parameters_of_the_network_and_a_copy_as_their_avera
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_a_step_is_made_of_the_library_with_a_key_for_each_use(state, batches, centered):
-    """Images, levels and noise have keys of their own; the loss, its gradient and Adam follow from them."""
+def test_step_matches_its_parts_called_one_by_one(state, batches, centered):
+    """Images, levels and noise each have their own keys."""
     states = [state, state._replace(step=jnp.int32(2))]
     options = OPTIONS | {"centered": centered}
     for before in states:
@@ -149,20 +149,20 @@ def test_a_step_is_made_of_the_library_with_a_key_for_each_use(state, batches, c
         assert_same(after.opt_state, opt_state)
 
 
-def test_refuses_parts_of_examples(state, batches):
+def test_microbatches_that_do_not_divide_the_batch_are_rejected(state, batches):
     with pytest.raises(
         ValueError, match="microbatches must divide the 16 examples on a device, got 3"
     ):
         training.train_step(state, batches[0], 7, microbatches=3, **OPTIONS)
 
 
-def test_average_optimizer_and_metrics_are_as_documented(batches, one_device):
+def test_ema_optimizer_and_metrics_follow_the_documentation(batches, one_device):
     states, metrics = one_device
     averaged = states[0].params
     for later in states[1:]:
         averaged = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, averaged, later.params)
     assert_same(states[-1].ema_params, averaged)
-    # With a linear warm-up from zero the first step leaves the parameters as they are.
+    # With a linear warm-up from zero, the first step does not change the parameters.
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
     counts = np.asarray(metrics[0].level_count)
     assert counts.sum() == 16
@@ -177,15 +177,15 @@ def test_noise_depends_on_seed_and_step(state, batches, step):
     assert losses_of(state, 7) != losses_of(state._replace(step=jnp.int32(1)), 7)
 
 
-def test_without_an_average_none_is_kept(batches):
+def test_without_ema_decay_no_ema_is_kept(batches):
     state = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=False)(jax.random.key(0))
     step = functools.partial(training.train_step, **OPTIONS | {"ema_decay": 0.0})
     after, _ = jax.eval_shape(step, state, batches[0], 0)
     assert state.ema_params == after.ema_params == {}
 
 
-def test_optimizer_is_adam_as_pytorch_has_it():
-    """Two steps by hand: clipped gradient, coupled decay, eps outside the root, warm-up from zero."""
+def test_optimizer_matches_adam_in_pytorch():
+    """Takes two steps by hand: clipped gradient, coupled decay, eps outside the root, warm-up from zero."""
     optimizer = training.make_optimizer(
         0.1, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.5, grad_clip=2.0
     )
@@ -201,8 +201,8 @@ def test_optimizer_is_adam_as_pytorch_has_it():
         np.testing.assert_allclose(params, p, rtol=1e-5)
 
 
-def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metrics(state, batches):
-    """With a ladder of one value c the loss of weight sigma^p is c^(p - 2) times that of sigma^2."""
+def test_anneal_power_weights_the_loss_and_gradient_but_not_the_metrics_by_level(state, batches):
+    """For a ladder of one value c, weight sigma^p multiplies the loss of weight sigma^2 by c^(p - 2)."""
     ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])
 
     def measured(power):
@@ -217,7 +217,7 @@ def test_weight_of_the_levels_enters_the_loss_and_its_gradient_but_not_the_metri
 
 
 @pytest.mark.parametrize("name", ["ssm", "sm"])
-def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
+def test_step_with_another_loss_has_the_known_loss_and_gradient(name):
     """For black images the perturbed data is N(0, sigma^2), whose score is -x / sigma^2.
 
     For the network f x / sigma^2, one number, the loss is D (f^2 / 2 + f) and its derivative D (f + 1).
@@ -243,7 +243,7 @@ def test_step_with_another_loss_has_its_known_loss_and_gradient(name):
     assert abs(float(metrics.grad_norm) - d * (f + 1)) < 4 * error
 
 
-def test_the_mean_over_elements_is_two_over_d_times_the_sum(state, batches):
+def test_reduce_mean_multiplies_the_loss_and_gradient_by_two_over_d(state, batches):
     def measured(reduce_mean):
         step = functools.partial(training.train_step, **OPTIONS | {"reduce_mean": reduce_mean})
         return run(step, state, batches[0], 7)[1]

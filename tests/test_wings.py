@@ -1,4 +1,4 @@
-"""The library never imports the application, examples nothing private; devices are the application's."""
+"""Import rules: the library never imports the application, and examples import nothing private."""
 
 import ast
 import pathlib
@@ -10,12 +10,12 @@ EXAMPLES = PACKAGE.parent / "examples"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
 
-# `load_run` and what a user runs as a program lead into the application.
+# Only `load_run` and the command-line program lead into the application.
 DOORS = {"__init__.py", "convert/__main__.py"}
 
 
 def imports(source: str, package: str = "ncsn_jax") -> set[str]:
-    """Every module, or name in a module, that source text imports anywhere, in full."""
+    """Returns the full name of every module, or name in a module, that source text imports."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -32,19 +32,19 @@ def reaches_app(names: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(set(LIBRARY) - DOORS))
-def test_the_library_does_not_import_the_application(name):
+def test_library_does_not_import_the_application(name):
     package = ".".join(["ncsn_jax", *name.split("/")[:-1]])
     assert not reaches_app(imports(FILES[name].read_text(), package))
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
-def test_an_example_imports_nothing_private(path):
+def test_examples_import_nothing_private(path):
     names = {name for name in imports(path.read_text()) if name.startswith("ncsn_jax.")}
     assert not [name for name in names if "._" in name]
 
 
-def test_nothing_but_devices_uses_pmap():
-    """As an attribute of anything, or imported; comments and docstrings may name it."""
+def test_only_devices_uses_pmap():
+    """Looks for an attribute or an import; comments and docstrings may name it."""
     users = set()
     for name, path in FILES.items():
         source = path.read_text()
@@ -69,5 +69,5 @@ def test_nothing_but_devices_uses_pmap():
         ("from ncsn_jax import losses\nimport ncsn_jax.apples", False),
     ],
 )
-def test_every_form_of_import_is_read(source, found):
+def test_imports_recognises_every_form_of_import(source, found):
     assert reaches_app(imports(source)) is found

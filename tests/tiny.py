@@ -1,4 +1,4 @@
-"""A configuration for tests: the digits with a network of two convolutions, which compiles in a second.
+"""A configuration for tests: digits, and a network of two convolutions that compiles in a second.
 
 python main.py --config=tests/tiny.py --workdir=DIR
 """
@@ -16,7 +16,7 @@ from ncsn_jax.app import build, schema
 
 
 class Tiny(nn.Module):
-    """The least that a network of the application needs: a level, sigmas, convolutions."""
+    """The smallest network that the application accepts, with a level, sigmas and convolutions."""
 
     features: int
     sigmas: jax.Array
@@ -36,9 +36,9 @@ class Tiny(nn.Module):
 
 
 class TinyDiffusion(models.NCSNpp):
-    """The least that stands for NCSNpp, with the same settings.
+    """The smallest stand-in for NCSNpp, with the same settings.
 
-    It begins near a score of normal data, without which solvers would follow it to infinity.
+    It starts near the score of normal data; otherwise solvers would follow it to infinity.
     """
 
     @nn.compact
@@ -56,7 +56,7 @@ class TinyDiffusion(models.NCSNpp):
         return h - (x - 0.5) / (sigma**2 + 0.25)
 
 
-assert "tiny" not in schema.FIELDS["model.name"].limits[0][1]  # the text is made before
+assert "tiny" not in schema.FIELDS["model.name"].limits[0][1]  # the text was made before
 build.MODELS["tiny"] = Tiny
 
 

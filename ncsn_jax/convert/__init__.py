@@ -179,7 +179,9 @@ def _check_values(name: str, array: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float32)
     if not np.array_equal(rounded, array) or not np.isfinite(rounded).all():
-        raise ValueError(f"{name} of type {array.dtype} has values that are not finite float32")
+        raise ValueError(
+            f"{name} of type {array.dtype} has values that are not finite and exact in float32"
+        )
 
 
 def check_ladder(found: np.ndarray, expected: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""`python -m ncsn_jax.convert` as it is documented, and mistakes in its use."""
+"""`python -m ncsn_jax.convert` as documented, and mistakes on its command line."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.running import ROOT, environment, quickly_compiling
 V1 = DATA / "ncsn_checkpoint_v1_legacy.pth"
 
 
-def test_the_documented_commands_convert_and_sample(tmp_path):
+def test_documented_commands_convert_and_sample(tmp_path):
     pytest.importorskip("torch")
     workdir = tmp_path / "run"
     shared = ["--config=configs/mnist.py", "--config.model.features=3", f"--workdir={workdir}"]
@@ -50,7 +50,7 @@ def test_the_documented_commands_convert_and_sample(tmp_path):
         (["--export=b.npz"], "holds no run: train first"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path):
+def test_command_line_mistakes_print_one_line(arguments, message, tmp_path):
     command = [sys.executable, "-m", "ncsn_jax.convert", "--config=configs/mnist.py"]
     command += [f"--workdir={tmp_path}", *arguments]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Parameters from PyTorch's names and back, and what is refused."""
+"""Parameters to and from PyTorch's names, and rejected input."""
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ def test_round_trip_is_bit_identical(golden, name):
         np.testing.assert_array_equal(back[key], array)
 
 
-def test_a_ladder_other_than_the_models_is_refused(golden):
+def test_ladders_that_differ_from_the_model_are_rejected(golden):
     g = golden("ncsnv2_32")
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     with pytest.raises(ValueError, match=r"sigmas has shape \[\d+\], expected \[7\]"):
@@ -52,7 +52,7 @@ def test_a_ladder_other_than_the_models_is_refused(golden):
         ),
         (
             lambda s: s.update({"end_conv.bias": np.full(3, 0.1)}),
-            "values that are not finite float32",
+            "values that are not finite and exact in float32",
         ),
         (lambda s: s.update({"end_conv.bias": np.full(3, np.nan)}), "values that are not finite"),
         (
@@ -65,7 +65,7 @@ def test_a_ladder_other_than_the_models_is_refused(golden):
         ),
     ],
 )
-def test_values_that_would_not_be_the_same_are_refused(golden, change, message):
+def test_arrays_that_cannot_be_converted_exactly_are_rejected(golden, change, message):
     g = golden("ncsn_v1_32")
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     change(state)
@@ -73,7 +73,7 @@ def test_values_that_would_not_be_the_same_are_refused(golden, change, message):
         convert.from_torch(state, models.NCSN(8, 10))
 
 
-def test_parameters_of_another_network_are_refused(golden):
+def test_parameters_of_another_network_are_rejected(golden):
     g = golden("ncsn_v1_32")
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     params = convert.from_torch(state, models.NCSN(8, 10))
@@ -88,7 +88,7 @@ def test_parameters_of_another_network_are_refused(golden):
         convert.from_torch([state], models.NCSN(8, 10))
 
 
-def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds():
+def test_plain_normalization_keeps_the_names_and_has_a_smaller_table():
     model = models.NCSN(4, 10, "instance")
     image, level = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, level)
@@ -108,7 +108,7 @@ def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds()
     )
     back = convert.from_torch(state, model)
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    # Levels have tables of their own.
+    # Each level has its own row.
     levels = np.array([0, 9], np.int32)
     first, last = run(model.apply, params, np.full((2, 8, 8, 1), 0.3, np.float32), levels)
     assert not np.allclose(first, last)
@@ -122,7 +122,7 @@ def test_plain_normalization_has_the_originals_names_and_a_table_of_two_thirds()
         (lambda s: None, -1, "channels must be from 1 to 1000, got -1"),
     ],
 )
-def test_names_and_channels_that_are_none_are_refused(golden, change, channels, message):
+def test_invalid_names_and_channels_are_rejected(golden, change, channels, message):
     g = golden("ncsn_v1_32")
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     change(state)
@@ -147,7 +147,7 @@ def test_names_and_channels_that_are_none_are_refused(golden, change, channels, 
         ),
     ],
 )
-def test_what_does_not_fit_ncsn_is_named(golden, change, message):
+def test_arrays_that_do_not_fit_ncsn_are_named(golden, change, message):
     g = golden("ncsn_v1_28")
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
     change(state)
@@ -156,9 +156,7 @@ def test_what_does_not_fit_ncsn_is_named(golden, change, message):
 
 
 @pytest.mark.parametrize("name", NCSNPP)
-def test_round_trip_of_ncsnpp_is_bit_identical_with_the_ladder_that_the_original_loads(
-    golden, name
-):
+def test_ncsnpp_round_trip_is_bit_identical_and_exports_a_ladder(golden, name):
     g = golden(name)
     state = part(g, "state/")
     model = NCSNPP[name].clone(sigmas=state["sigmas"])
@@ -168,7 +166,7 @@ def test_round_trip_of_ncsnpp_is_bit_identical_with_the_ladder_that_the_original
     for key, array in state.items():
         assert back[key].dtype == array.dtype and back[key].flags.c_contiguous
         np.testing.assert_array_equal(back[key], array)
-    # The original always has a ladder of so many levels, used or not, and loads no state dict without.
+    # The original always has a ladder of this length, used or not, and needs it to load a state dict.
     without = model.clone(sigmas=None, scale_by_sigma=False)
     for ladder, expected in ((None, DISCRETE), (LADDER, LADDER)):
         back = convert.to_torch(params, without, ladder)
@@ -178,7 +176,7 @@ def test_round_trip_of_ncsnpp_is_bit_identical_with_the_ladder_that_the_original
         convert.to_torch(params, without, 50.0)
 
 
-def test_what_does_not_fit_ncsnpp_is_named(golden):
+def test_arrays_that_do_not_fit_ncsnpp_are_named(golden):
     model, state = NCSNPP["ncsnpp_ddpm_16"], part(golden("ncsnpp_ddpm_16"), "state/")
     params = convert.from_torch(state, model)
     with pytest.raises(ValueError, match=r"sigmas\[0\] is 50, expected 100"):

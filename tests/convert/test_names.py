@@ -4,7 +4,7 @@ from ncsn_jax import models
 from ncsn_jax.convert.names import layer_names
 
 
-def test_layers_are_numbered_as_in_the_published_network():
+def test_layer_numbers_match_the_published_network():
     names = layer_names(models.NCSNpp())
     assert len(names) == 59
     numbers = {0: "fourier", 9: "down0_pyramid", 17: "down1_3_attention", 24: "down2_halving"}

@@ -1,21 +1,21 @@
-"""How outputs are compared with the original networks' figures, and how they are computed."""
+"""Computes outputs and compares them with the original networks' values."""
 
 import jax
 import numpy as np
 
 
 def compiled_quickly(function, *arguments):
-    """Compiles without LLVM's optimizations, which take longer than what is run here."""
+    """Compiles without LLVM's optimizations, which take longer than these programs run."""
     return jax.jit(function).lower(*arguments).compile({"xla_backend_optimization_level": 0})
 
 
 def run(function, *arguments):
-    """Calls a function once, compiled so."""
+    """Calls a function once, with `compiled_quickly`."""
     return compiled_quickly(function, *arguments)(*arguments)
 
 
 def part(arrays, prefix):
-    """Returns the arrays whose names begin with a prefix, by what follows it."""
+    """Returns the arrays whose names begin with a prefix, under the rest of the name."""
     return {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
 
 

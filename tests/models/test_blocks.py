@@ -1,4 +1,4 @@
-"""The blocks of RefineNets, and their normalizations, against the original implementations' figures."""
+"""The blocks of RefineNets, and their normalizations, against the original implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def unconditional(**options):
     return normalization.InstanceNormPlus(**options)
 
 
-# Each with the number of feature maps that it takes.
+# Each module with its number of input feature maps.
 MODULES = {
     "CondInstanceNorm2dPlus": (plus(), 1),
     "CondInstanceNorm2d": (normalization.ConditionalInstanceNorm(LEVELS), 1),
@@ -43,11 +43,11 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_block_is_the_originals(golden, name):
+def test_block_matches_the_original(golden, name):
     g = golden("layers")
     module, count = MODULES[name]
     maps = [jnp.asarray(nhwc(g[f"in/{name}/{i}"])) for i in range(count)]
-    # The unconditional ones take no level.
+    # The unconditional modules ignore the level.
     level = g.get(f"in/{name}/{count}", np.zeros(len(maps[0]), int))
     inputs = maps if count > 1 else maps[0]
     prefix = f"state/{name}/"

@@ -1,4 +1,4 @@
-"""Embeddings of the noise level against the original implementation's figures."""
+"""Embeddings of the noise level against the original implementation."""
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,17 @@ from tests.models.comparison import assert_close, run
 
 
 @pytest.mark.parametrize("width", [15, 16])
-def test_positional_embedding_is_the_originals(golden, width):
+def test_positional_embedding_matches_the_original(golden, width):
     g = golden("layers_pp")
     time = jnp.asarray(g[f"in/posemb_{width}/0"])
     assert_close(embeddings.positional_embedding(time, width), g[f"out/posemb_{width}"])
 
 
-def test_fourier_embedding_is_the_originals(golden):
+def test_fourier_embedding_matches_the_original(golden):
     g = golden("layers_pp")
     frequencies = g["state/fourier/W"]
     module = embeddings.FourierEmbedding(len(frequencies), 16.0)
-    # There the logarithm is taken outside.
+    # The original takes the logarithm outside this layer.
     found = module.apply({"params": {"frequencies": frequencies}}, jnp.exp(g["in/fourier/0"]))
     assert_close(found, g["out/fourier"], 5e-5)
 

@@ -1,7 +1,7 @@
 """Gradients of the denoising loss with respect to every parameter, against central differences.
 
-In float64, where a central difference with step h is good to about h^2 plus 1e-16 / h of the loss: what
-is left is far below the 1e-3 asked of it. Each array of parameters is moved along a random direction.
+In float64, a central difference with step h is accurate to about h^2 plus 1e-16 / h of the loss, far below
+the bound of 1e-3. Each array of parameters moves along a random direction.
 """
 
 import jax
@@ -16,7 +16,7 @@ LADDER = np.geomspace(1.0, 0.1, 3, dtype=np.float32)
 STEP = 1e-5
 
 
-def test_gradient_of_ncsnv2_is_the_derivative_along_its_parameters():
+def test_ncsnv2_gradients_match_central_differences():
     model = models.NCSNv2(2, LADDER)
     rng = np.random.default_rng(0)
     shapes = convert.parameter_shapes(model, 1)
@@ -34,7 +34,7 @@ def test_gradient_of_ncsnv2_is_the_derivative_along_its_parameters():
             score = models.score_fn(model, params, jnp.asarray(LADDER))
             return losses.denoising_score_matching(jax.random.key(2), score, x, sigma).mean()
 
-        # One program for the loss and its gradient, as compiling is what takes long.
+        # The loss and its gradient share one program, because compiling is slow.
         both = compiled_quickly(jax.value_and_grad(loss), values)
 
         def moved(which, h):
@@ -47,9 +47,9 @@ def test_gradient_of_ncsnv2_is_the_derivative_along_its_parameters():
         value, gradient = both(values)
         expected = np.array([difference(i) for i in range(len(values))])
         found = np.array([(g * d).sum() for g, d in zip(gradient, directions, strict=True)])
-    # An array without influence, such as a bias before a normalization, has a derivative of zero.
+    # An array without effect, such as a bias before a normalization, has a derivative of zero.
     floor = 1e-6 * np.abs(expected).max()
-    # The loss itself is good to some units in its last place, of which each is so much in a difference.
+    # The loss is accurate to some units in its last place; this is the effect of one on a difference.
     rounding = 8 * np.spacing(np.float64(value)) / (2 * STEP)
     error = np.abs(found - expected) - rounding
     error /= np.maximum(np.abs(expected), floor)

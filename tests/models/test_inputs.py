@@ -1,4 +1,4 @@
-"""What every network takes and refuses, and the types of its parameters and of what it returns."""
+"""Inputs that networks accept and reject, and the types of parameters and outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def refused(name, x, level, message):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_no_batch_of_images_is_refused(name):
+def test_inputs_that_are_not_a_batch_of_images_are_rejected(name):
     refused(name, np.zeros((2, 8, 8, 1), np.uint8), LEVEL, r"floating-point .*got uint8\[2, 8, 8,")
     refused(name, X[0], LEVEL[:1], r"needs floating-point images \[B, H, W, C\], got float32\[8, 8")
     for level in (LEVEL[:1], LEVEL[0]):
@@ -42,15 +42,15 @@ def test_what_is_no_batch_of_images_is_refused(name):
 
 
 @pytest.mark.parametrize("name", HAVE_LADDERS)
-def test_what_is_no_level_is_refused(name):
+def test_invalid_levels_are_rejected(name):
     for level in ([0, 3], [-1, 0]):
         refused(name, X, np.asarray(level), "(level|label) of .* must be integers from 0 to 2, got")
     refused(name, X, np.asarray([0.0, 0.5]), "(level|label) of .* must be integers")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_parameters_are_float32_and_the_score_has_the_type_of_x(name):
-    """Whatever JAX's default is."""
+def test_parameters_are_float32_and_the_output_has_the_type_of_x(name):
+    """Tested with a default of float64."""
     model = NETWORKS[name]
     with jax.enable_x64(True):
         params = jax.eval_shape(model.init, KEY, X, LEVEL)
@@ -60,7 +60,7 @@ def test_parameters_are_float32_and_the_score_has_the_type_of_x(name):
             assert jax.eval_shape(model.apply, params, x, LEVEL).dtype == dtype
 
 
-def test_the_state_of_training_has_the_same_types_whatever_jaxs_default_is():
+def test_training_state_has_the_same_types_with_and_without_x64():
     objective, model = objectives.diffusion(NETWORKS["NCSNpp"], sde.VE()), NETWORKS["NCSNpp"]
     optimizer = training.make_optimizer(1e-3, warmup_steps=5, grad_clip=1.0, weight_decay=0.1)
     options = {"ema_decay": 0.9, "random_flip": True, "dequantize": True, "skip_nonfinite": True}

@@ -1,4 +1,4 @@
-"""Single layers against the original implementations' figures and against their formulas."""
+"""Single layers against the original implementations and their formulas."""
 
 import itertools
 
@@ -14,12 +14,12 @@ from tests.models.comparison import assert_close, nhwc
 @pytest.mark.parametrize(
     ("name", "function"), [("avgpool5", layers.average_pool5), ("maxpool5", layers.max_pool5)]
 )
-def test_pooling_is_the_originals(golden, name, function):
+def test_pooling_matches_the_original(golden, name, function):
     g = golden("layers")
     assert_close(function(jnp.asarray(nhwc(g[f"in/{name}/0"]))), nhwc(g[f"out/{name}"]))
 
 
-def test_upsampling_is_the_originals(golden):
+def test_upsampling_matches_the_original(golden):
     g = golden("layers")
     names = [key.removeprefix("out/") for key in g if key.startswith("out/bilinear")]
     assert len(names) == 6
@@ -30,17 +30,17 @@ def test_upsampling_is_the_originals(golden):
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_a_pooled_convolution_is_the_mean_of_the_convolution(kernel_size):
+def test_pooled_convolution_is_the_pooled_output_of_the_convolution(kernel_size):
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     whole, pooled = (layers.Conv(5, kernel_size, pooled=pooled) for pooled in (False, True))
     params = whole.init(jax.random.key(1), x)
     expected = layers.mean_pool(whole.apply(params, x))
     actual = pooled.apply(params, x)
-    # Sums of 36 products, taken in another order.
+    # The bound is the rounding of 36 products summed in a different order.
     np.testing.assert_allclose(actual, expected, rtol=0, atol=36 * 2**-24 * jnp.abs(expected).max())
 
 
-def test_what_a_pooled_convolution_cannot_do_is_refused():
+def test_pooled_convolution_rejects_odd_sides_and_other_options():
     x = jnp.zeros((1, 4, 5, 3))
     with pytest.raises(ValueError, match="multiples of 2, got 4x5"):
         layers.Conv(5, pooled=True).init(jax.random.key(0), x)
@@ -49,8 +49,8 @@ def test_what_a_pooled_convolution_cannot_do_is_refused():
             layers.Conv(5, pooled=True, **options).init(jax.random.key(0), x[:, :, :4])
 
 
-def test_a_draw_cut_to_size_is_a_draw_of_that_size(monkeypatch):
-    """Below, at and above the lengths that are drawn."""
+def test_initializer_draws_the_numbers_of_a_draw_of_that_size(monkeypatch):
+    """Sizes are below, at and above the drawn lengths."""
     monkeypatch.setattr(layers, "_LENGTHS", [64, 256])
     before = layers._draw._cache_size()
     key = jax.random.key(5)
@@ -59,12 +59,12 @@ def test_a_draw_cut_to_size_is_a_draw_of_that_size(monkeypatch):
         expected = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         drawn = layers._uniform_init(bound)(key, shape)
         assert drawn.dtype == np.float32
-        # The product and the sum may be rounded once or twice.
+        # The compiler may round the product and sum once or twice.
         np.testing.assert_allclose(drawn, expected, rtol=0, atol=np.spacing(np.float32(bound)))
     assert layers._draw._cache_size() - before == 3
 
 
-def test_elu_and_its_derivatives_are_their_formulas():
+def test_elu_and_its_derivatives_match_their_formulas():
     x = jnp.asarray([-3.0, -0.5, 0.0, 0.25, 2.0])
     negative = np.exp(np.minimum(x, 0))
     np.testing.assert_allclose(layers.elu(x), np.where(x > 0, x, negative - 1), rtol=1e-6)
@@ -74,7 +74,7 @@ def test_elu_and_its_derivatives_are_their_formulas():
     np.testing.assert_allclose(second(x), np.where(x > 0, 0, negative), rtol=1e-6)
 
 
-def test_a_convolution_starts_with_the_originals_distribution():
+def test_convolution_is_initialised_like_the_original():
     kernel = layers.Conv(64).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))["params"]
     bound = 1 / np.sqrt(9 * 32)
     for name in ("kernel", "bias"):

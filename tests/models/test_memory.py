@@ -1,6 +1,6 @@
-"""What takes less memory: activations that are computed again, and bfloat16, on every network.
+"""Memory savings on every network: rematerialized activations and bfloat16.
 
-What holds of a program's structure is read off its jaxpr, without compiling it.
+Tests of a program's structure read its jaxpr, without compiling it.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ncsn_jax.models import blocks, normalization
 from tests.models.comparison import run
 
 LADDER = np.geomspace(1.0, 0.1, 3, dtype=np.float32)
-# Each with the number of its blocks.
+# Each network with its number of blocks.
 MODELS = {
     "NCSN": (models.NCSN(4, 3), 12),
     "NCSN, plain": (models.NCSN(4, 3, "instance"), 12),
@@ -29,7 +29,7 @@ MODELS = {
 }
 X = np.random.default_rng(0).uniform(size=(3, 16, 16, 1)).astype(np.float32)
 LEVEL = np.array([0, 1, 2], np.int32)
-# A rounding to bfloat16, which has eight bits, moves a value by so much at most.
+# The largest relative error of rounding to bfloat16, which has eight bits.
 ROUNDING = 2.0**-9
 
 
@@ -39,7 +39,7 @@ def shapes_of(name):
 
 
 def parameters(name):
-    """Parameters that are nowhere zero."""
+    """Returns parameters without zeros."""
     rng = np.random.default_rng(1)
 
     def draw(path, a):
@@ -74,8 +74,8 @@ def is_jaxpr(value):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_block_is_computed_again_and_all_but_the_ends_is_in_bfloat16(name):
-    """With the parameters of the network as it is without."""
+def test_remat_covers_every_block_and_bfloat16_all_but_the_ends(name):
+    """The parameters are those of the plain network."""
     model, count = MODELS[name]
     model = model.clone(remat=True, dtype=jnp.bfloat16)
     found, remats, result = equations(model.apply, shapes_of(name), X, LEVEL)
@@ -96,7 +96,7 @@ def test_every_block_is_computed_again_and_all_but_the_ends_is_in_bfloat16(name)
     assert statistics == {"float32"}
 
 
-def test_remat_changes_no_gradient_and_takes_less_memory():
+def test_remat_keeps_the_gradients_and_saves_memory():
     norm = functools.partial(normalization.ConditionalInstanceNorm, 3)
 
     class Chain(nn.Module):
@@ -132,8 +132,8 @@ def test_remat_changes_no_gradient_and_takes_less_memory():
 
 
 @pytest.mark.parametrize("name", ["NCSN", "SimplifiedNCSN"])
-def test_a_network_in_bfloat16_is_near_that_in_float32(name):
-    """Some 80 layers with four roundings each amount to sqrt(320) = 18 independent ones; twice that."""
+def test_bfloat16_network_is_close_to_float32(name):
+    """The bound is twice the error of some 80 layers with four roundings each, sqrt(320) = 18 roundings."""
     model, _ = MODELS[name]
     params = parameters(name)
 

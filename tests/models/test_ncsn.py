@@ -1,4 +1,4 @@
-"""NCSN against the original implementation's figures."""
+"""NCSN against the original implementation."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def case(request, golden):
     return g, convert.from_torch(state, MODEL)
 
 
-def test_reproduces_the_original_stage_by_stage(case):
+def test_stages_match_the_original(case):
     g, params = case
     apply = lambda p, x, y: MODEL.apply(
         p, x, y, capture_intermediates=True, mutable=["intermediates"]
@@ -42,7 +42,7 @@ def test_reproduces_the_original_stage_by_stage(case):
             assert_close(found["__call__"][0], nhwc(g[f"out/{name}"]))
 
 
-def test_loss_and_gradients_are_the_originals(golden, monkeypatch):
+def test_loss_and_gradients_match_the_original(golden, monkeypatch):
     weights, g = golden("ncsn_v1_32"), golden("losses")
     state = {k.removeprefix("state/"): v for k, v in weights.items() if k.startswith("state/")}
     params = convert.from_torch(state, MODEL)
@@ -81,13 +81,13 @@ def test_loss_and_gradients_are_the_originals(golden, monkeypatch):
         (128, (32, 32, 3), 30_117_635),
     ],
 )
-def test_parameter_counts_are_the_published_ones(features, shape, count):
+def test_parameter_counts_match_the_published_ones(features, shape, count):
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     params = jax.eval_shape(models.NCSN(features, 10).init, jax.random.key(0), image, level)
     assert sum(a.size for a in jax.tree.leaves(params)) == count
 
 
-def test_refuses_odd_sides():
+def test_odd_sides_are_rejected():
     with pytest.raises(ValueError, match="NCSN needs .* multiples of 2, got 9x8"):
         MODEL.init(jax.random.key(0), jnp.zeros((1, 9, 8, 1)), jnp.zeros(1, int))

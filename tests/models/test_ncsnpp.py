@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ against the original implementation's figures."""
+"""NCSN++ and DDPM++ against the original implementation."""
 
 import math
 
@@ -26,7 +26,7 @@ NETWORKS = {
     "ncsnpp_discrete_16": models.NCSNpp(
         4, (1, 1, 2), 1, (8,), 16, embedding_type="positional", sigmas=DISCRETE
     ),
-    # Of the original with the arguments of its upsampling mended, which otherwise raises.
+    # From the original with its upsampling's arguments fixed, which otherwise raises.
     "ncsnpp_ddpm_16": models.NCSNpp(
         4, (1, 2, 1), 1, (8,), 16, **DDPMPP | {"centered": False}, resblock_type="ddpm"
     ),
@@ -50,7 +50,7 @@ LABEL = np.array([0.5, 3.0], np.float32)
 
 
 def parameters(model):
-    """Parameters that are nowhere zero."""
+    """Returns parameters without zeros."""
     rng = np.random.default_rng(1)
     drawn = {
         path: (rng.normal(scale=0.3, size=a.shape) + (path[-1] == "gamma")).astype(np.float32)
@@ -60,7 +60,7 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_reproduces_the_original_layer_by_layer(golden, name):
+def test_layers_match_the_original(golden, name):
     g, model = golden(name), NETWORKS[name]
     params = convert.from_torch(part(g, "state/"), model)
     apply = lambda p, x, t: model.apply(
@@ -100,14 +100,14 @@ HUGE = {
         ({**SKIP, **HUGE}, 105_785_896),
     ],
 )
-def test_parameter_counts_are_the_published_ones(settings, count):
+def test_parameter_counts_match_the_published_ones(settings, count):
     model = models.NCSNpp(**settings)
     shapes = convert.parameter_shapes(model, 3)
     assert sum(a.size for a in shapes.values()) == count
     assert {path[1] for path in shapes} == set(layer_names(model))
 
 
-def test_starts_with_the_originals_distribution():
+def test_network_is_initialised_like_the_original():
     model = models.NCSNpp(16, (1,), 1, (), 8)
     params = run(model.init, jax.random.key(0), X, LABEL)
     flat = traverse_util.flatten_dict(params["params"], sep="/")
@@ -132,7 +132,7 @@ def test_starts_with_the_originals_distribution():
     assert abs(frequencies.std() / 16 - 1) < 4 / math.sqrt(2 * frequencies.size)
 
 
-def test_dropout_is_random_and_in_training_only():
+def test_dropout_is_random_and_only_active_in_training():
     model = ONE_LEVEL.clone(dropout=0.5)
     params = parameters(model)
 
@@ -149,7 +149,7 @@ def test_dropout_is_random_and_in_training_only():
         jax.eval_shape(lambda: model.apply(params, X, LABEL, deterministic=False))
 
 
-def test_attention_stays_at_its_levels_whatever_the_size():
+def test_attention_levels_do_not_depend_on_the_size_of_x():
     model = TINY["ddpmpp"]
     layers_of = convert.parameter_shapes(model, 3).keys()
     attentions = {path[1] for path in layers_of if path[1].endswith("attention")}
@@ -159,8 +159,8 @@ def test_attention_stays_at_its_levels_whatever_the_size():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
-    """With the parameters of the network as it is without."""
+def test_remat_covers_every_block_and_bfloat16_all_but_the_ends(name):
+    """The parameters are those of the plain network."""
     model = TINY[name].clone(remat=True, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(TINY[name].init, jax.random.key(0), X, LABEL)
     assert jax.eval_shape(model.init, jax.random.key(0), X, LABEL) == shapes
@@ -176,7 +176,7 @@ def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
         if e.primitive.name == "conv_general_dilated"
     ]
     ends = [i for i, found in enumerate(types) if found == {"float32"}]
-    # Every level of the growing image is an end.
+    # Each level's contribution to the growing image is an end.
     assert len(ends) == (3 if name == "skip" else 2) and ends[0] == 0
     assert all(found == {"bfloat16"} for i, found in enumerate(types) if i not in ends)
     of_statistics = ("reduce_sum", "rsqrt", "exp")
@@ -184,8 +184,8 @@ def test_all_but_the_ends_is_in_bfloat16_and_blocks_are_computed_again(name):
     assert statistics == {"float32"}
 
 
-def test_a_network_in_bfloat16_is_near_that_in_float32():
-    """Some 15 layers with four roundings each amount to eight independent ones; four times that."""
+def test_bfloat16_network_is_close_to_float32():
+    """The bound is four times the error of some 15 layers with four roundings each, about 8 roundings."""
     model = ONE_LEVEL
     params = parameters(model)
 
@@ -222,7 +222,7 @@ def test_a_network_in_bfloat16_is_near_that_in_float32():
         ({"ch_mult": (1, 2, 2, 2, 2)}, "multiples of 16, got 8x8"),
     ],
 )
-def test_settings_without_an_original_are_refused(settings, message):
+def test_unsupported_settings_are_rejected(settings, message):
     model = models.NCSNpp(**{"features": 4, **settings})
     with pytest.raises(ValueError, match=message) as error:
         jax.eval_shape(model.init, jax.random.key(0), X, LABEL)

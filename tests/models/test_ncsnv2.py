@@ -13,7 +13,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reproduces_the_original_stage_by_stage(golden, name):
+def test_stages_match_the_original(golden, name):
     g = golden(name)
     network, features = CASES[name]
     model = network(features, g["state/sigmas"])
@@ -42,7 +42,7 @@ def test_reproduces_the_original_stage_by_stage(golden, name):
         (models.NCSNv2Deepest, 128, 94_132_611),
     ],
 )
-def test_parameter_counts_are_the_published_ones(network, features, count):
+def test_parameter_counts_match_the_published_ones(network, features, count):
     model = network(features, sigmas.geometric(1.0, 0.01, 10))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -50,7 +50,7 @@ def test_parameter_counts_are_the_published_ones(network, features, count):
     assert sum(a.size for a in jax.tree.leaves(params)) == count
 
 
-def test_refuses_sides_that_it_cannot_halve():
+def test_sides_that_cannot_be_halved_are_rejected():
     model = models.NCSNv2Deepest(4, sigmas.geometric(1.0, 0.01, 10))
     with pytest.raises(ValueError, match="NCSNv2Deepest needs .* multiples of 8, got 12x16"):
         model.init(jax.random.key(0), jnp.zeros((1, 12, 16, 3)), jnp.zeros(1, int))

@@ -1,4 +1,4 @@
-"""The normalization against its equations, in value and in derivatives."""
+"""Values and derivatives of the normalization against its equations."""
 
 import functools
 
@@ -18,7 +18,7 @@ EPSILON = 1e-5
 
 
 def defined(x, gamma, alpha, beta, activate):
-    """Equations 9 and 10 of NCSN as they are printed, but for gamma, which also scales the alpha term."""
+    """Returns equations 9 and 10 of NCSN as printed, except that gamma also scales the alpha term."""
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axis=(1, 2), keepdims=True)
     z = (x - mean) / jnp.sqrt(variance + EPSILON)
@@ -51,7 +51,7 @@ def tangents_of(arguments):
 
 
 def assert_near(a, b):
-    """To the rounding of some dozen operations in float32, relative to the largest."""
+    """Compares to the rounding of some dozen float32 operations, relative to the largest value."""
     for actual, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         scale = float(jnp.max(jnp.abs(expected)))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
@@ -70,7 +70,7 @@ def gradient(f, tangents):
 
 
 def gradient_of_a_directional_derivative(f, tangents):
-    """As sliced score matching takes it."""
+    """Returns the derivative that sliced score matching takes."""
     return gradient(directional_derivative(f, tangents), tangents)
 
 
@@ -78,14 +78,14 @@ def gradient_of_a_directional_derivative(f, tangents):
     "transform",
     [value, directional_derivative, gradient, gradient_of_a_directional_derivative],
 )
-def test_equals_its_equation_in_value_and_derivatives(arguments, activate, transform):
+def test_values_and_derivatives_match_the_equation(arguments, activate, transform):
     tangents = tangents_of(arguments)
     ours = transform(functools.partial(normalize, activate=activate), tangents)
     theirs = transform(functools.partial(defined, activate=activate), tangents)
     assert_near(jax.jit(ours)(*arguments), jax.jit(theirs)(*arguments))
 
 
-def test_bfloat16_is_computed_in_float32_and_returned_as_bfloat16(arguments):
+def test_bfloat16_input_is_normalized_in_float32_and_returned_as_bfloat16(arguments):
     x, *coefficients = arguments
     z = normalize(x.astype(jnp.bfloat16), *coefficients)
     assert z.dtype == jnp.bfloat16
@@ -94,7 +94,7 @@ def test_bfloat16_is_computed_in_float32_and_returned_as_bfloat16(arguments):
     np.testing.assert_allclose(z.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_a_level_that_is_no_index_is_refused_and_a_row_that_is_not_finite_stays_with_its_level():
+def test_float_levels_are_rejected_and_nan_rows_affect_only_their_level():
     layer = ConditionalInstanceNormPlus(3)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
     params = layer.init(jax.random.key(1), x, jnp.array([0, 2]))
@@ -106,7 +106,7 @@ def test_a_level_that_is_no_index_is_refused_and_a_row_that_is_not_finite_stays_
 
 
 @pytest.mark.parametrize("layer", [ConditionalInstanceNorm, ConditionalInstanceNormPlus])
-def test_each_row_of_the_table_gets_the_derivatives_of_its_examples(layer):
+def test_derivatives_of_the_table_match_plain_indexing(layer):
     keys = jax.random.split(jax.random.key(5), 4)
     x, weights = (jax.random.normal(key, (4, 4, 4, 6)) for key in keys[:2])
     model, level = layer(num_levels=3), np.array([2, 0, 2, 2])
@@ -132,8 +132,8 @@ def test_each_row_of_the_table_gets_the_derivatives_of_its_examples(layer):
     assert np.any(jax.grad(ours)(table) != 0, axis=1).tolist() == [True, False, True]
 
 
-def test_a_directional_derivative_is_exact_where_the_channels_share_an_offset():
-    """Both the means and their derivatives differ little beside what they share, which has to cancel."""
+def test_directional_derivative_is_accurate_with_a_shared_offset():
+    """Means and their derivatives differ little compared with their shared offset, which must cancel."""
     offset, keys = 10.0, jax.random.split(jax.random.key(6), 5)
     x, dx = (offset + jax.random.normal(key, (2, 28, 28, 96)) for key in keys[:2])
     coefficients = [jax.random.normal(key, (2, 96)) for key in keys[2:]]
@@ -145,12 +145,12 @@ def test_a_directional_derivative_is_exact_where_the_channels_share_an_offset():
     doubled = [np.float64(a) for a in (x, dx, *coefficients)]
     with jax.enable_x64(True):
         exact = np.asarray(derivative(defined, *doubled))
-    # The rounding of a mean, relative to how much they differ, enters a few times.
+    # The bound is a few times a mean's rounding relative to the spread of the means.
     relative = np.finfo(np.float32).eps * offset / np.std(np.mean(doubled[0], axis=(1, 2)))
     np.testing.assert_allclose(actual, exact, rtol=0, atol=4 * relative * np.abs(exact).max())
 
 
-def test_the_initial_table_has_the_originals_distribution():
+def test_table_is_initialised_like_the_original():
     layer, x = ConditionalInstanceNormPlus(10), jnp.zeros((1, 2, 2, 50))
     (table,) = jax.tree.leaves(layer.init(jax.random.key(1), x, jnp.zeros(1, int)))
     scales, shifts = np.split(np.asarray(table), [100], axis=1)
@@ -159,7 +159,7 @@ def test_the_initial_table_has_the_originals_distribution():
     assert np.all(shifts == 0)
 
 
-def test_group_normalization_takes_the_moments_of_each_group():
+def test_group_norm_uses_the_moments_of_each_group():
     x = np.random.default_rng(0).normal(3.0, 2.0, (2, 4, 5, 12)).astype(np.float32)
     gamma, beta = np.arange(1.0, 13.0, dtype=np.float32), np.full(12, 0.5, np.float32)
     found = GroupNorm().apply({"params": {"gamma": gamma, "beta": beta}}, x)

@@ -1,4 +1,4 @@
-"""Doubling and halving against the original implementation's figures."""
+"""Doubling and halving against the original implementation."""
 
 import jax.numpy as jnp
 import pytest
@@ -21,6 +21,6 @@ LOPSIDED = (1, 2, 4, 1)  # shows that the filter is flipped
         ("naive_down", resampling.downsample, None),
     ],
 )
-def test_resampling_is_the_originals(golden, name, function, taps):
+def test_resampling_matches_the_original(golden, name, function, taps):
     g = golden("layers_pp")
     assert_close(function(jnp.asarray(nhwc(g[f"in/{name}/0"])), taps), nhwc(g[f"out/{name}"]))

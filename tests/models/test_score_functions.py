@@ -12,7 +12,7 @@ from tests.running import load_diffusion_config
 
 
 class Network:
-    """F(x, label) of the authors' figures."""
+    """The network F(x, label) behind the authors' stored values."""
 
     def apply(self, params, x, label):
         label = label[:, None, None, None]
@@ -23,7 +23,7 @@ class Network:
     ("name", "process"),
     [("ve", sde.VE(0.01, 50.0)), ("vp", sde.VP(0.1, 20.0)), ("subvp", sde.SubVP(0.1, 20.0))],
 )
-def test_scores_of_a_network_equal_the_authors(name, process, golden):
+def test_time_score_fn_matches_the_authors(name, process, golden):
     figures = golden("sde")
     x, t = jnp.asarray(figures["in/x"]), jnp.asarray(figures["in/t"])
     kinds = [("score_cont", None)] + ([] if name == "subvp" else [("score_disc", 100)])
@@ -31,12 +31,12 @@ def test_scores_of_a_network_equal_the_authors(name, process, golden):
         expected = figures[f"out/{name}/{kind}"]
         score = models.time_score_fn(Network(), None, process, num_levels=num_levels)(x, t)
         scale = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
-        # A few roundings of float32, of labels up to 999 and exponents up to log(5000).
+        # A few float32 roundings of labels up to 999 and exponents up to log(5000).
         np.testing.assert_allclose(score / scale, expected / scale, atol=5e-6)
 
 
-def test_more_noise_than_the_largest_has_its_level():
-    """As a solver asks for that adds noise of its own."""
+def test_times_outside_0_to_1_use_the_nearest_level():
+    """A solver that adds noise may go above t = 1."""
     process = sde.VE(0.01, 50.0)
     labels = []
 
@@ -50,12 +50,12 @@ def test_more_noise_than_the_largest_has_its_level():
     np.testing.assert_array_equal(labels[0], [0, 0, 99])
 
 
-def test_dropout_of_an_example_does_not_depend_on_its_batch(monkeypatch):
+def test_dropout_with_a_key_per_example_does_not_depend_on_the_batch(monkeypatch):
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config = load_diffusion_config()
     model = build.make_model(config)
     state = build.make_init(config)(jax.random.key(0))
-    # The last convolutions begin at almost zero, behind which dropout would not be seen.
+    # The last convolutions start at almost zero, which would hide dropout.
     noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(state.params)))
     noise = jax.tree.unflatten(jax.tree.structure(state.params), list(noise))
     params = jax.tree.map(lambda p, k: p + 0.1 * jax.random.normal(k, p.shape), state.params, noise)
@@ -77,7 +77,7 @@ def test_dropout_of_an_example_does_not_depend_on_its_batch(monkeypatch):
         np.testing.assert_allclose(part / scale, whole[i::2] / scale, atol=1e-5)
 
 
-def test_a_sigma_is_taken_for_the_nearest_level():
+def test_levels_of_finds_the_nearest_level():
     ladder = sigmas.geometric(10.0, 0.01, 7)
     np.testing.assert_array_equal(models.levels_of(ladder, ladder), np.arange(7))
     between = jnp.asarray([100.0, float(ladder[2]) * 1.1, 1e-9])

@@ -7,8 +7,8 @@ from ncsn_jax import convert, models, sigmas
 from tests.models.comparison import assert_close, nhwc, run
 
 
-def test_reproduces_the_original_stage_by_stage(golden):
-    """The original is in [-1, 1]: there x is 2x - 1, sigma twice as large and the score half."""
+def test_stages_match_the_original(golden):
+    """The original works in [-1, 1], with x as 2x - 1, twice the sigma and half the score."""
     g = golden("ncsn_simple_16")
     model = models.SimplifiedNCSN(8, g["in/sigmas"] / 2)
     state = {k.removeprefix("state/"): v for k, v in g.items() if k.startswith("state/")}
@@ -17,7 +17,7 @@ def test_reproduces_the_original_stage_by_stage(golden):
         p, x, y, capture_intermediates=True, mutable=["intermediates"]
     )
     score, captured = run(apply, params, (nhwc(g["in/x"]) + 1) / 2, g["in/y"])
-    # Dividing by sigma, and 83 convolutions in a row, leave 5e-6 of the original in float32.
+    # 83 convolutions in a row and the division by sigma leave a float32 error of 5e-6.
     assert_close(score / 2, nhwc(g["out/score"]), 2e-5)
     stages = captured["intermediates"]
     paths = {name: (name,) for name in ("begin_conv", "end_conv")}
@@ -40,15 +40,15 @@ def test_reproduces_the_original_stage_by_stage(golden):
     ("features", "channels", "count"),
     [(64, 3, 3_176_067), (64, 1, 3_173_761), (128, 3, 12_471_555), (8, 3, 62_355)],
 )
-def test_parameter_counts_are_the_originals(features, channels, count):
+def test_parameter_count_matches_the_original(features, channels, count):
     model = models.SimplifiedNCSN(features, sigmas.geometric(0.5, 0.005, 10))
     shapes = convert.parameter_shapes(model, channels)
     assert sum(shape.size for shape in shapes.values()) == count
 
 
-def test_starts_with_xavier_kernels_and_identical_levels():
+def test_network_is_initialised_with_xavier_kernels_and_identical_levels():
     model = models.SimplifiedNCSN(16, sigmas.geometric(0.5, 0.005, 10))
-    # Draws the arrays without running the network.
+    # Initialises without running the network.
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     params = model.lazy_init(jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))
     unit = params["params"]["stage1"]["unit_0"]

@@ -1,4 +1,4 @@
-"""The blocks of U-Nets against the original implementation's figures."""
+"""The blocks of U-Nets against the original implementation."""
 
 import math
 
@@ -31,7 +31,7 @@ TAPS = (1, 3, 3, 1)
         ("Downsample_conv", layers.Conv(8, stride=2, padding=(0, 1)), "down0_halving"),
     ],
 )
-def test_layer_is_the_originals(golden, name, module, layer):
+def test_layer_matches_the_original(golden, name, module, layer):
     g = golden("layers_pp")
     inputs = [nhwc(a) if a.ndim == 4 else a for a in part(g, f"in/{name}/").values()]
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
@@ -50,7 +50,7 @@ def test_layer_is_the_originals(golden, name, module, layer):
     assert_close(found, nhwc(g[f"out/{name}"]))
 
 
-def test_dropout_keeps_the_mean_and_leaves_out_its_share():
+def test_dropout_drops_its_share_and_keeps_the_mean():
     rate, size = 0.3, 40_000
     found = np.asarray(unet.drop_out(jax.random.key(0), jnp.ones((4, size // 4)), rate))
     assert set(np.unique(found)) == {0.0, np.float32(1 / (1 - rate))}

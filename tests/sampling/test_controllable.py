@@ -1,4 +1,4 @@
-"""Guidance, inpainting and colorization where the answer is known exactly, and the bias where it is not."""
+"""Guidance, inpainting and colorization with known answers, and the known bias of inpainting."""
 
 import pathlib
 
@@ -21,8 +21,8 @@ END = 1e-3
 
 
 @pytest.mark.parametrize("name", list(SDES))
-def test_guidance_by_a_linear_gaussian_likelihood_gives_the_score_of_the_posterior(name):
-    """x_0 ~ N(m, v), y ~ N(x_0, r^2): that of x_t given y is a Gaussian's, as x_0 given y is one."""
+def test_guidance_by_a_gaussian_likelihood_gives_the_posterior_score(name):
+    """For x_0 ~ N(m, v) and y ~ N(x_0, r^2), x_0 given y is Gaussian, and so is x_t given y."""
     process, m, v, r, y = SDES[name], 0.4, 0.5, 0.3, 1.2
     posterior_m, posterior_v = (r**2 * m + v * y) / (r**2 + v), v * r**2 / (r**2 + v)
 
@@ -41,13 +41,13 @@ def test_guidance_by_a_linear_gaussian_likelihood_gives_the_score_of_the_posteri
     x = jax.random.normal(jax.random.key(0), (50, 3))
     (none, once, twice), prior, posterior = jax.jit(both)(x, jnp.linspace(0.05, 1.0, 50))
     np.testing.assert_array_equal(none, prior)
-    # Scores of the size of 10 at most, with some ten roundings.
+    # Scores are at most about 10, with some ten roundings.
     np.testing.assert_allclose(once, posterior, rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(twice - prior, 2 * (posterior - prior), rtol=1e-6, atol=2e-5)
 
 
 def independent(process):
-    """The score of independent elements from N(0.6, 0.25^2), of any shape."""
+    """Returns the score of independent elements from N(0.6, 0.25^2), of any shape."""
 
     def score(x, t):
         alpha, std = expand(process.alpha(t), x), expand(process.std(t), x)
@@ -64,8 +64,8 @@ def sample(process, score, shape, constrain=None, num_steps=60):
 
 
 @pytest.mark.parametrize("name", ["ve", "vp"])
-def test_known_pixels_are_exact_and_do_not_touch_independent_ones(name):
-    """Known ones end as alpha_end times what was observed; hidden ones are those of a free run."""
+def test_known_pixels_end_exact_and_leave_independent_pixels_alone(name):
+    """Known pixels end as alpha_end times the observed values; hidden ones match an unconstrained run."""
     process, shape = SDES[name], (5, 4)
     observed = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
     mask = np.array([[1, 0, 0, 1]])
@@ -85,13 +85,13 @@ def test_known_pixels_are_exact_and_do_not_touch_independent_ones(name):
         found[known], np.broadcast_to(alpha * observed, shape)[known], rtol=3e-7
     )
     if name == "vp":
-        # Another program rounds differently, 60 times.
+        # The two programs round differently, 60 times.
         plain = jax.jit(lambda: sample(process, independent(process), shape))()
         np.testing.assert_allclose(free, plain, atol=60 * 1.2e-7)
 
 
 def test_known_pixels_have_the_noise_of_their_time():
-    """For times of all sizes at once; the mean has none, and keys of examples are used."""
+    """Uses a different time and key for each example; the mean has no noise."""
     process, n = SDES["vp"], 3000
     t = jnp.asarray([0.01, 0.3, 1.0])
     x = jnp.full((3, n), 7.0)
@@ -107,7 +107,7 @@ def test_known_pixels_have_the_noise_of_their_time():
     np.testing.assert_array_equal(swapped[::-1], found)
 
 
-def test_what_is_hidden_keeps_both_its_sample_and_its_mean():
+def test_known_pixels_leave_the_sample_and_mean_of_hidden_pixels():
     x, mean = jnp.full((2, 3), 7.0), jnp.full((2, 3), 5.0)
     constrain = known_pixels(SDES["ve"], jnp.zeros((1, 3)), jnp.asarray([[1, 0, 0]]))
     found = constrain(jax.random.key(0), x, mean, jnp.ones(2))
@@ -120,7 +120,7 @@ RHO, VALUE = 0.8, 1.5
 
 
 def correlated(process):
-    """The score of two normal numbers of variance 1 with correlation RHO, under VE."""
+    """Returns the score of two normal numbers of variance 1 with correlation RHO, under VE."""
 
     def score(x, t):
         a = expand(1 + process.std(t) ** 2, x)
@@ -153,22 +153,22 @@ def hidden_given_known(corrector_steps, n=2000, num_steps=100):
 
 
 def recursion(corrector_steps, num_steps=100):
-    """Mean and standard deviation of the same, exactly: what is known has fresh noise in every update.
+    """Returns the exact mean and standard deviation of `hidden_given_known`.
 
-    An update x + c s + b z of the score s = (rho known - a x) / (a^2 - rho^2) is affine in x, in the known
-    number and in z, which are independent.
+    The known number has new noise in every update. An update x + c s + b z with the score
+    s = (rho known - a x) / (a^2 - rho^2) is affine in x, the known number and z, which are independent.
     """
     times = np.linspace(1, 1e-5, num_steps)
     stds = 0.05 * 200**times
     ladder = np.append(0.0, np.geomspace(0.05, 10.0, num_steps))
-    # Of the hidden number; then of the known one, which is that of the start until the first update.
+    # First for the hidden number, then for the known one, which keeps its start until the first update.
     mean, variance, given, spread = 0.0, 10.0**2, 0.0, 10.0
     for i in range(num_steps):
         level = num_steps - i
         change = ladder[level] ** 2 - ladder[level - 1] ** 2
         step = 2 * (0.3 * stds[i]) ** 2
         updates = [(step, 2 * step, stds[i])] * corrector_steps
-        last = i == num_steps - 1  # whose mean is returned
+        last = i == num_steps - 1  # it returns the mean
         updates += [(change, 0.0 if last else change, stds[min(i + 1, num_steps - 1)])]
         a = 1 + stds[i] ** 2
         for c, noise, after in updates:
@@ -180,18 +180,18 @@ def recursion(corrector_steps, num_steps=100):
 
 
 @pytest.mark.parametrize("corrector_steps", [0, 10])
-def test_completions_have_the_moments_that_the_method_implies(corrector_steps):
-    """They are not those of the conditional distribution, N(rho v, 1 - rho^2): see the next test."""
+def test_completions_have_the_moments_of_the_exact_recursion(corrector_steps):
+    """These differ from the conditional distribution's, N(rho v, 1 - rho^2); see the next test."""
     hidden, (mean, std) = hidden_given_known(corrector_steps), recursion(corrector_steps)
     assert abs(hidden.mean() - mean) < 4 * std / np.sqrt(len(hidden))
     assert abs(hidden.std() / std - 1) < 4 / np.sqrt(2 * len(hidden))
 
 
-def test_correctors_bring_completions_to_the_conditional_distribution_and_finer_steps_do_not():
-    """The replacement method is biased however fine its steps; Langevin steps at each sigma undo it.
+def test_correctors_remove_the_bias_of_completions_and_finer_steps_do_not():
+    """Replacement is biased for any number of steps; Langevin steps at each sigma remove the bias.
 
-    The mean is to be 1.2, and the standard deviation 0.6. Langevin's steps shrink like sigma^2, so that
-    they have less and less effect on the smallest levels.
+    The exact mean is 1.2 and the standard deviation 0.6. Langevin steps shrink like sigma^2, so they have
+    little effect at the smallest levels.
     """
     exact = np.array([RHO * VALUE, np.sqrt(1 - RHO**2)])
     error = lambda *arguments: np.abs(np.array(recursion(*arguments)) - exact)
@@ -200,8 +200,8 @@ def test_correctors_bring_completions_to_the_conditional_distribution_and_finer_
     assert (np.diff(errors, axis=0) < 0).all() and (errors[-1] < 0.015).all()
 
 
-def test_imposing_grey_is_imposing_a_coordinate_of_an_orthogonal_basis():
-    """Appendix I.3 as it is written: transform, replace the first channel, transform back."""
+def test_known_grey_matches_the_orthogonal_transform_of_the_paper():
+    """Follows appendix I.3 literally: transform, replace the first channel, transform back."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(np.column_stack([np.ones(3), rng.normal(size=(3, 2))]))[0]
     basis[:, 0] = np.abs(basis[:, 0])
@@ -211,7 +211,7 @@ def test_imposing_grey_is_imposing_a_coordinate_of_an_orthogonal_basis():
     key = jax.random.key(2)
     noise = np.asarray(normal_like(key, grey))
     found = known_grey(process, grey)(key, x, mean, t)
-    # The first coordinate of grey repeated three times.
+    # This is the first coordinate of grey repeated three times.
     alpha, std = (np.asarray(f(t)).reshape(2, 1, 1, 1) for f in (process.alpha, process.std))
     there = alpha * np.sqrt(3) * np.asarray(grey)
     for value, before, imposed in ((found[0], x, there + std * noise), (found[1], mean, there)):
@@ -220,8 +220,8 @@ def test_imposing_grey_is_imposing_a_coordinate_of_an_orthogonal_basis():
         np.testing.assert_allclose(value, coordinates @ basis.T, atol=2e-6)
 
 
-def test_colorized_images_have_the_grey_given_and_colours_of_their_own():
-    """The elements are independent with equal variances, so that grey and colours are independent."""
+def test_colorized_images_have_the_given_grey_and_independent_colours():
+    """Elements are independent with equal variances, so grey and colours are independent."""
     process = SDES["vp"]
     greys = np.random.default_rng(1).random((2, 1, 8, 8, 1)).astype(np.float32)
     run = jax.jit(
@@ -233,28 +233,28 @@ def test_colorized_images_have_the_grey_given_and_colours_of_their_own():
         given = np.broadcast_to(alpha * grey, (3, 8, 8, 1))
         np.testing.assert_allclose(image.mean(axis=-1, keepdims=True), given, atol=3e-7)
     one, other = (image - image.mean(axis=-1, keepdims=True) for image in found)
-    # Each of 60 updates rounds numbers of the size of 4.
+    # Each of 60 updates rounds numbers of about 4.
     np.testing.assert_allclose(one, other, atol=60 * 4 * 1.2e-7)
-    # Three independent numbers less their mean.
+    # The deviation of three independent numbers from their mean.
     assert abs(one.std() / (0.25 * np.sqrt(2 / 3)) - 1) < 4 / np.sqrt(2 * one.size) + 0.02
 
 
-def test_guided_samples_have_the_posterior():
-    """A mixture of two points a, b with noise, and a likelihood of which mode it was: one mode is left."""
+def test_guided_samples_follow_the_posterior():
+    """For a mixture of two points with noise, the likelihood of one mode's label leaves only that mode."""
     process, n = SDES["vp"], 1000
     modes, weights = np.array([-1.0, 1.0]), np.array([0.5, 0.5])
     mixture = scores.gaussian_mixture(modes[:, None], [0.3, 0.3], weights)
     prior = sde.from_sigma_score(process, mixture.score)
 
     def log_likelihood(x, t):
-        """Of the label of the second mode, given x_t: its responsibility."""
+        """Returns the log-probability of the second mode's label, its responsibility."""
         alpha, std = process.alpha(t), process.std(t)
         variance = (0.3 * alpha) ** 2 + std**2
         return jax.nn.log_sigmoid(2 * alpha * x[:, 0] / variance)
 
     x = jax.jit(lambda: sample(process, guided(prior, log_likelihood), (n, 1), num_steps=300))()
     expected = stats.norm(1.0, 0.3).cdf
-    # Kolmogorov's statistic is larger with probability 0.001.
+    # Kolmogorov's statistic exceeds this with probability 0.001.
     assert stats.kstest(np.asarray(x)[:, 0], expected).statistic < 1.95 / np.sqrt(n)
 
 
@@ -284,12 +284,12 @@ def test_guided_samples_have_the_posterior():
         ),
     ],
 )
-def test_refuses_wrong_arguments(call, message):
+def test_invalid_arguments_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((2, 3)), jnp.ones(2))
 
 
-def test_the_page_on_conditioning_samples_the_posteriors_that_it_names():
+def test_code_in_conditioning_md_samples_the_stated_posteriors():
     page = pathlib.Path(__file__).parents[2] / "docs" / "conditioning.md"
     names = {}
     exec(page.read_text().split("```python")[1].split("```")[0], names)
@@ -299,7 +299,7 @@ def test_the_page_on_conditioning_samples_the_posteriors_that_it_names():
             assert abs(float(part.var()) / 0.2 - 1) < 5 * np.sqrt(2 / 500)
 
 
-def test_conditions_of_a_batch_in_a_flow_of_one_example_are_refused_with_the_way_out():
+def test_batch_of_conditions_in_the_probability_flow_is_rejected_with_a_remedy():
     y = jnp.ones((2, 3))
     score_fn = guided(lambda x, t: -x, lambda x, t: -jnp.sum((x - y) ** 2, axis=1))
     with pytest.raises(ValueError, match=r"for x \(1, 3\), got \(2,\) .*docs/conditioning.md"):

@@ -1,4 +1,4 @@
-"""Heun's method: the algorithm by hand, its order, exact distributions, parts."""
+"""Heun's method: the algorithm by hand, its order, exact distributions and partial runs."""
 
 import functools
 
@@ -15,20 +15,20 @@ MEAN, STD = 0.6, 0.25
 
 
 def score(x, sigma):
-    """Of data N(MEAN, STD^2)."""
+    """Returns the score of data N(MEAN, STD^2)."""
     return (MEAN - x) / (STD**2 + jnp.square(sigma).reshape(-1, *(1,) * (x.ndim - 1)))
 
 
 def flow(x, begin, end):
-    """The exact solution of the probability flow for that data."""
+    """Returns the exact solution of the probability flow for that data."""
     return MEAN + (x - MEAN) * np.sqrt((STD**2 + end**2) / (STD**2 + begin**2))
 
 
 @pytest.mark.parametrize(("second_order", "order"), [(True, 2), (False, 1)])
-def test_errors_fall_with_the_order_of_the_method(second_order, order):
-    """In float64, down to the last sigma: twice the steps, 2^-order of the error.
+def test_errors_shrink_with_the_order_of_the_method(second_order, order):
+    """Twice the steps multiply the error by 2^-order, in float64 and without the step to sigma = 0.
 
-    The order observed is off by a term of the order of the step, log(100) / 160 = 0.03 at most.
+    The observed order is off by about a step, log(100) / 160 = 0.03.
     """
     with jax.enable_x64(True):
         x = jnp.asarray([[-3.0], [0.7], [5.0]])
@@ -43,12 +43,12 @@ def test_errors_fall_with_the_order_of_the_method(second_order, order):
 
 
 @pytest.mark.parametrize("second_order", [True, False])
-def test_samples_are_those_of_algorithm_2(second_order, stored_noise):
-    """Algorithm 2, written out in float64, with the same noise and churn at the middle levels only."""
+def test_samples_match_algorithm_2(second_order, stored_noise):
+    """Writes out Algorithm 2 in float64, with the same noise and churn at the middle levels only."""
     rng = np.random.default_rng(0)
     start, noise = 3 * rng.normal(size=(2, 5)), rng.normal(size=(4, 2, 5))
     ladder = np.array([3.0, 1.0, 0.4, 0.1])
-    # Both evaluations of a step draw; the second is without noise.
+    # Both evaluations of a step draw noise, and the second multiplies it by zero.
     stored_noise(np.repeat(noise, 2, axis=0)[:-1] if second_order else noise)
     denoised = lambda x, sigma: (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
@@ -78,14 +78,14 @@ def test_samples_are_those_of_algorithm_2(second_order, stored_noise):
         churn_noise=1.1,
         second_order=second_order,
     )
-    # float32: some ten roundings of numbers of the size of the start, 10.
+    # float32 rounds numbers as large as the start, 10, some ten times.
     np.testing.assert_allclose(found, x, atol=1e-5)
     assert (np.asarray(info.evaluations) == evaluations).all()
     assert info.evaluations.shape == (2,) and info.evaluations.dtype == jnp.int32
 
 
-def test_churn_is_bounded():
-    """However large, sigma grows by sqrt(2) at most, and the score is asked for no more."""
+def test_churn_raises_sigma_by_at_most_a_factor_of_sqrt_2():
+    """Even with huge churn, the score is never evaluated at more than sqrt(2) times a sigma."""
     given = []
 
     def recording(x, sigma):
@@ -99,7 +99,7 @@ def test_churn_is_bounded():
 
 
 @pytest.mark.parametrize("churn", [0.0, 20.0])
-def test_samples_of_a_mixture_have_its_distribution(churn):
+def test_samples_of_a_mixture_follow_its_distribution(churn):
     mixture, n = scores.gaussian_mixture([[-1.0], [1.5]], [0.3, 0.6], [0.4, 0.6]), 2000
     x = 50.0 * jax.random.normal(jax.random.key(0), (n, 1))
     ladder = sigmas.karras(50.0, 0.002, 100)
@@ -107,11 +107,11 @@ def test_samples_of_a_mixture_have_its_distribution(churn):
     found, info = run(jax.random.key(1), x)
     assert (np.asarray(info.evaluations) == 199).all()
     cdf = lambda x: 0.4 * stats.norm.cdf(x, -1.0, 0.3) + 0.6 * stats.norm.cdf(x, 1.5, 0.6)
-    # Kolmogorov's statistic is larger with probability 0.001; the error of 100 steps is a tenth of it.
+    # Kolmogorov's statistic exceeds this with probability 0.001; 100 steps add a tenth of it.
     assert stats.kstest(np.asarray(found)[:, 0], cdf).statistic < 1.95 / np.sqrt(n)
 
 
-def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
+def test_successive_parts_match_one_run_and_examples_do_not_depend_on_the_batch():
     keys = jax.random.split(jax.random.key(0), 6)
     x = 5.0 * jax.random.normal(jax.random.key(1), (6, 4))
     ladder = sigmas.karras(5.0, 0.01, 10)
@@ -132,24 +132,24 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
     np.testing.assert_array_equal(part(keys[others], x[others], 0, 10)[0], whole[others])
 
 
-def test_without_churn_the_key_has_no_influence_and_the_score_occurs_once():
+def test_without_churn_the_key_does_not_matter_and_the_score_is_traced_once():
     ladder = sigmas.karras(5.0, 0.01, 4)
     marked = lambda x, sigma: score(x, sigma) + 0 * jnp.sin(x)
     run = lambda key, x: heun(key, marked, x, ladder)[0]
     x = jnp.ones((2, 3))
     program = str(jax.make_jaxpr(run)(jax.random.key(0), x))
     assert program.count("= sin ") == 1 and "random" not in program
-    # The map is affine, so that its derivative is a difference.
+    # The map is affine, so its derivative equals a difference.
     slope = jax.grad(lambda x: run(jax.random.key(0), x).sum())(x)
     difference = run(jax.random.key(1), x) - run(jax.random.key(2), x - 1)
     np.testing.assert_allclose(slope, difference, rtol=1e-5)
 
 
-def test_one_level_is_the_expected_clean_data():
+def test_one_level_gives_the_expected_clean_data():
     x = jnp.asarray([[1.0], [-2.0]])
     found, info = heun(jax.random.key(0), score, x, jnp.asarray([0.5]))
     expected = (STD**2 * x + 0.25 * MEAN) / (STD**2 + 0.25)
-    # A difference of numbers of the size of 2.
+    # A difference of numbers of about 2.
     np.testing.assert_allclose(found, expected, atol=2 * 1.2e-7)
     assert info.evaluations.tolist() == [1, 1]
 
@@ -169,7 +169,7 @@ def test_one_level_is_the_expected_clean_data():
         ({"score_fn": lambda x, sigma: sigma}, "score_fn must return the shape of x"),
     ],
 )
-def test_refuses_wrong_arguments(change, message):
+def test_invalid_arguments_are_rejected(change, message):
     arguments = {"score_fn": score, "x": jnp.zeros((2, 3)), "sigmas": jnp.asarray([2.0, 1.0, 0.1])}
     with pytest.raises(ValueError, match=message):
         heun(jax.random.key(0), **arguments | change)

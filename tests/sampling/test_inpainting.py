@@ -15,8 +15,8 @@ def score(x, sigma):
     return (0.5 - x) / (0.04 + jnp.square(sigma).reshape(-1, *(1,) * (x.ndim - 1)))
 
 
-def test_every_state_is_that_of_algorithm_2(golden, stored_noise):
-    """Two steps at each of three levels: each draws the step's noise and then the level's."""
+def test_every_state_matches_algorithm_2(golden, stored_noise):
+    """Takes two steps at each of three levels; each draws the step's noise, then the level's."""
     g = golden("ald")
     steps, levels = nhwc_steps(g["in/alg2/noise_step"]), [nhwc(a) for a in g["in/alg2/noise_y"]]
     stored_noise([z for k in range(6) for z in (steps[k], levels[k // 2])])
@@ -38,8 +38,8 @@ def test_every_state_is_that_of_algorithm_2(golden, stored_noise):
 
 
 @pytest.mark.parametrize("scheme", ["ncsn", "ncsnv2"])
-def test_every_state_is_that_of_the_authors_schemes(golden, stored_noise, scheme):
-    """Their left half is observed. Their states are those given to the score, and the final one."""
+def test_every_state_matches_the_authors_schemes(golden, stored_noise, scheme):
+    """Their left half is observed. Their states are the inputs of the score and the final x."""
     g = golden("ald")
     stored = g["in/inpaint/noise_half" + ("_v2" if scheme == "ncsnv2" else "")]
     half = stored.reshape(-1, *stored.shape[-4:])
@@ -68,7 +68,7 @@ def test_every_state_is_that_of_the_authors_schemes(golden, stored_noise, scheme
         jnp.asarray(g["in/inpaint/sigmas"]),
         nhwc(g["in/inpaint/refer"]),
         mask,
-        epsilon=2 * 0.002,  # their convention
+        epsilon=2 * 0.002,  # in their convention
         steps_per_level=2,
         scheme=scheme,
     )
@@ -80,15 +80,15 @@ def test_every_state_is_that_of_the_authors_schemes(golden, stored_noise, scheme
 
 
 def nhwc_steps(noise):
-    """[levels, steps, ...] to one list of steps, channels last."""
+    """Flattens [levels, steps, ...] to one list of steps, channels last."""
     flat = noise.reshape(-1, *noise.shape[2:])
     return np.stack([nhwc(a) for a in flat])
 
 
 @pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 4, 3)])
-def test_hidden_values_have_no_influence(scheme, shape):
-    """Whatever stands there, infinite or not a number, and for random masks."""
+def test_hidden_values_are_ignored(scheme, shape):
+    """Hidden values include infinities and NaN, under random masks."""
     rng = np.random.default_rng(len(shape))
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     mask = rng.random(shape) < 0.5
@@ -106,7 +106,7 @@ def test_hidden_values_have_no_influence(scheme, shape):
 
 @pytest.mark.parametrize("denoise", [False, True])
 @pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
-def test_observed_values_are_kept_exactly_if_asked(scheme, denoise):
+def test_keep_observed_keeps_the_observed_values_exactly(scheme, denoise):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
     observed = jnp.asarray(rng.random((1, 6)), jnp.float32)
@@ -135,7 +135,7 @@ def test_observed_values_are_kept_exactly_if_asked(scheme, denoise):
     assert not np.any(free[known] == kept[known])
 
 
-def test_nothing_observed_is_annealed_langevin_and_noise_is_fresh_at_every_level():
+def test_empty_mask_matches_annealed_langevin_and_each_level_draws_new_noise():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 300)), jnp.float32)
     plain = annealed_langevin(jax.random.key(1), score, x, LADDER, **SETTINGS)
@@ -147,16 +147,16 @@ def test_nothing_observed_is_annealed_langevin_and_noise_is_fresh_at_every_level
     )
     noise = (np.asarray(info.samples) - np.asarray(x)) / np.asarray(LADDER)[:, None, None]
     correlation = np.corrcoef(noise.reshape(3, -1))
-    # 600 numbers each: standard errors of 1 / sqrt(600).
+    # Each has 600 numbers, with standard errors of 1 / sqrt(600).
     assert np.abs(correlation - np.eye(3)).max() < 5 / np.sqrt(600)
     assert np.abs(noise.std(axis=(1, 2)) - 1).max() < 5 / np.sqrt(1200)
 
 
-def test_completion_has_the_conditional_mean():
-    """Two correlated normal numbers, one observed: the other's mean is rho times it.
+def test_completions_have_the_conditional_mean():
+    """Of two correlated normal numbers, one is observed; the mean of the other is rho times it.
 
-    Algorithm 2 keeps noise on what was observed at every level, which shrinks the mean at the last
-    level to rho v / (1 + sigma^2), with sigma = 0.05 by a quarter of a per cent.
+    Algorithm 2 keeps noise on the observed number, which shrinks the mean at the last level to
+    rho v / (1 + sigma^2), by a quarter of a per cent for sigma = 0.05.
     """
     rho, n, value = 0.8, 3000, 1.5
     precision = lambda sigma: jnp.linalg.inv(
@@ -181,7 +181,7 @@ def test_completion_has_the_conditional_mean():
 
 
 @pytest.mark.parametrize("scheme", ["paper", "ncsn", "ncsnv2"])
-def test_parts_are_the_whole_and_examples_are_independent_of_their_batch(scheme):
+def test_successive_parts_match_one_run_and_examples_do_not_depend_on_the_batch(scheme):
     rng = np.random.default_rng(0)
     x, observed = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
     mask = jnp.asarray(rng.random((6, 4)) < 0.5)
@@ -211,7 +211,7 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch(scheme)
     np.testing.assert_allclose(run(some, keys[some], x[some], 0, 13), whole[some], rtol=1e-5)
 
 
-def test_derivatives_under_vmap_are_differences():
+def test_derivatives_under_vmap_match_finite_differences():
     def run(key, scale):
         x = jnp.ones((3, 4))
         mask = jnp.asarray([[1, 0, 0, 1]])
@@ -249,7 +249,7 @@ def test_derivatives_under_vmap_are_differences():
         ({"steps": (0, 3), "return_info": True}, "steps cannot be combined with return_info"),
     ],
 )
-def test_refuses_wrong_arguments(change, message):
+def test_invalid_arguments_are_rejected(change, message):
     arguments = {
         "x": jnp.zeros((2, 5)),
         "sigmas": LADDER,
@@ -261,8 +261,8 @@ def test_refuses_wrong_arguments(change, message):
 
 
 @pytest.mark.parametrize(("scheme", "groups"), [("paper", 3), ("ncsn", 3), ("ncsnv2", 12)])
-def test_what_is_imposed_has_one_noise_per_level_or_with_ncsnv2_per_step(scheme, groups):
-    """All is observed. Seen after the update or, with ncsnv2, by the score."""
+def test_observed_part_has_new_noise_per_level_or_per_step_in_ncsnv2(scheme, groups):
+    """Everything is observed, and read after the update or, for ncsnv2, by the score."""
     given = []
 
     def recording(x, sigma):

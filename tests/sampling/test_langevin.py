@@ -22,20 +22,20 @@ def share_of_small_mode(x):
 
 @pytest.mark.parametrize(("num_levels", "low", "high"), [(10, 0.19, 0.23), (30, 0.188, 0.212)])
 def test_annealed_langevin_finds_the_weights_of_the_modes(num_levels, low, high):
-    """NCSN, section 4.3. Three standard errors of a share of 1/5 among 10,000 are 0.012."""
+    """See NCSN, section 4.3. Three standard errors of a share of 1/5 among 10,000 are 0.012."""
     ladder = sigmas.geometric(10.0, 0.1, num_levels)
     sampler = jax.jit(lambda k, x: annealed_langevin(k, MIXTURE.score, x, ladder, epsilon=2e-3))
     x = sampler(jax.random.key(0), uniform_start(jax.random.key(1)))
     assert low < share_of_small_mode(x) < high
-    # Within each mode the samples have the spread of the component: the last level has almost
-    # reached it, and the discrete chain is wider by less than a fifth.
+    # Within each mode the samples have the component's spread: the last level almost reaches it, and
+    # the discrete chain is less than a fifth wider.
     for sign in (-1, 1):
         mode = np.asarray(x)[np.sign(np.asarray(x)[:, 0]) == sign]
         assert np.all(np.abs(mode.mean(0) - 5 * sign) < 0.3)
 
 
-def test_plain_langevin_gives_both_modes_half_of_the_samples():
-    """NCSN, section 3.2.2: the score does not know the weights of modes that are far apart."""
+def test_plain_langevin_gives_each_mode_half_of_the_samples():
+    """The score does not depend on the weights of distant modes (NCSN, section 3.2.2)."""
     sampler = jax.jit(
         lambda k, x: langevin(k, lambda x: MIXTURE.score(x, 0.0), x, step_size=0.1, num_steps=1000)
     )
@@ -44,7 +44,7 @@ def test_plain_langevin_gives_both_modes_half_of_the_samples():
 
 
 def gaussian_recursion(mean, variance, drift, noise, precision):
-    """One step x + drift * (-x * precision) + noise z, applied to a mean and a variance."""
+    """Applies a step x + drift * (-x * precision) + noise z to a mean and a variance."""
     factor = 1 - drift * precision
     return factor * mean, factor**2 * variance + noise**2
 
@@ -63,7 +63,7 @@ def test_plain_langevin_follows_the_exact_recursion():
 
 @pytest.mark.parametrize("denoise", [False, True])
 def test_annealed_langevin_follows_the_exact_recursion(denoise):
-    """Data N(0, 1): the map of every step is linear, so that mean and variance are known exactly."""
+    """For data N(0, 1) every step is linear, so the mean and variance are known exactly."""
     n, steps, epsilon = 20_000, 7, 0.02
     ladder = sigmas.geometric(5.0, 0.2, 4)
     start = jnp.full((n, 1), 2.0)
@@ -95,12 +95,12 @@ def test_annealed_langevin_follows_the_exact_recursion(denoise):
 
 
 @pytest.mark.parametrize("convention", ["paper", "ermongroup", "ncsnv2"])
-def test_steps_are_the_originals(golden, stored_noise, convention):
-    """Every state of the originals' chains, with their noise: the factor 2 between conventions too."""
+def test_steps_match_the_original(golden, stored_noise, convention):
+    """Compares every state of the original's chains with its noise, and the factor 2 between conventions."""
     g = golden("ald")
     noise = g["in/gmm/noise"].reshape(20, 6, 2)
-    stored_noise([*noise, 0 * noise[0]])  # the denoising draws, and multiplies with 0
-    # The stored step_lr of 0.1 is in the originals' convention; the paper's takes it as epsilon.
+    stored_noise([*noise, 0 * noise[0]])  # the denoising draws noise and multiplies it by 0
+    # The original's convention takes the stored step_lr of 0.1; the paper's takes it as epsilon.
     epsilon = 0.1 if convention == "paper" else 0.2
     x, info = annealed_langevin(
         jax.random.key(0),
@@ -120,7 +120,7 @@ def test_steps_are_the_originals(golden, stored_noise, convention):
         np.testing.assert_allclose(x, g["out/gmm/ncsnv2/denoised"], atol=1e-5 * scale)
 
 
-def test_info_has_the_norms_of_scores_and_noise():
+def test_info_reports_the_norms_of_score_and_noise():
     x = jax.random.normal(jax.random.key(0), (5, 3))
     _, info = langevin(
         jax.random.key(1), lambda x: -2 * x, x, step_size=0.5, num_steps=1, return_info=True
@@ -134,7 +134,7 @@ def test_info_has_the_norms_of_scores_and_noise():
     np.testing.assert_allclose(info.signal_to_noise, [[ratio]], rtol=1e-6)
 
 
-def test_one_key_per_example_makes_chains_independent_of_their_batch():
+def test_chains_with_a_key_per_example_do_not_depend_on_the_batch():
     keys = jax.random.split(jax.random.key(0), 6)
     ladder = sigmas.geometric(1.0, 0.1, 3)
 
@@ -145,7 +145,7 @@ def test_one_key_per_example_makes_chains_independent_of_their_batch():
     np.testing.assert_allclose(sample(keys)[2:5], sample(keys[2:5]), rtol=1e-6)
 
 
-def test_network_occurs_once_in_the_program():
+def test_program_contains_the_network_once():
     calls = []
 
     def score(x, sigma):
@@ -159,7 +159,7 @@ def test_network_occurs_once_in_the_program():
     assert str(jaxpr).count("cbrt") == 1 and len(calls) == 1
 
 
-def test_clip_holds_after_every_step_and_types_are_kept():
+def test_clip_applies_after_every_step_and_x_keeps_its_type():
     x = jnp.zeros((100, 4, 4, 1), jnp.bfloat16)
     y, info = annealed_langevin(
         jax.random.key(0),
@@ -175,7 +175,7 @@ def test_clip_holds_after_every_step_and_types_are_kept():
     assert float(info.samples.max()) == 0.25 and float(info.samples.min()) == -0.5
 
 
-def test_derivatives_by_a_traced_step_size_are_the_same_under_vmap():
+def test_derivatives_in_the_step_size_are_the_same_under_vmap():
     ladder = sigmas.geometric(1.0, 0.1, 3)
 
     def run(key, epsilon):
@@ -191,7 +191,7 @@ def test_derivatives_by_a_traced_step_size_are_the_same_under_vmap():
     assert np.isfinite(alone) and alone != 0
 
 
-def test_initial_samples_have_their_distributions():
+def test_initial_samples_follow_their_distributions():
     shape = (2000, 2, 2, 3)
     uniform = np.asarray(initial_samples(jax.random.key(0), shape))
     assert uniform.min() >= 0 and uniform.max() < 1
@@ -233,14 +233,14 @@ def test_initial_samples_have_their_distributions():
         ({"clip": np.ones((2, 2))}, r"clip must be .*, got array\(\[\[1., 1.\],\\n"),
     ],
 )
-def test_refuses_wrong_arguments(change, message):
+def test_invalid_arguments_are_rejected(change, message):
     options = {"sigmas": [1.0, 0.1], "epsilon": 1e-3, "steps_per_level": 2} | change
     ladder = jnp.asarray(options.pop("sigmas"))
     with pytest.raises(ValueError, match=message):
         annealed_langevin(jax.random.key(0), MIXTURE.score, jnp.zeros((2, 2)), ladder, **options)
 
 
-def test_refuses_a_score_of_another_shape_and_an_unknown_start():
+def test_wrong_score_shapes_and_unknown_init_are_rejected():
     with pytest.raises(
         ValueError, match=r"score_fn must return the shape of x, \(2, 2\), got \(2,\)"
     ):
@@ -251,7 +251,7 @@ def test_refuses_a_score_of_another_shape_and_an_unknown_start():
         initial_samples(jax.random.key(0), (1, 2), "gauss")
 
 
-def test_refuses_what_is_no_array_and_no_shape():
+def test_non_arrays_and_invalid_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"x must be an array \[B, ...\], got 1.0"):
         langevin(jax.random.key(0), lambda x: x, 1.0, step_size=1.0, num_steps=1)
     for shape in ((), "ab", (2, -1), None):
@@ -263,10 +263,10 @@ def test_refuses_what_is_no_array_and_no_shape():
 
 
 @pytest.mark.parametrize("denoise", [False, True])
-def test_covariance_at_every_level_is_that_of_the_exact_recursion_in_64_dimensions(denoise):
-    """Data N(m, C) has the score -(C + sigma^2 I)^-1 (x - m), so that a chain is a linear map.
+def test_covariance_at_every_level_follows_the_exact_recursion_in_64_dimensions(denoise):
+    """Data N(m, C) has the score -(C + sigma^2 I)^-1 (x - m), so a chain is a linear map.
 
-    In the eigenbasis of C mean and variance of each coordinate follow m' = (1 - d / v) m and
+    In the eigenbasis of C, the mean and variance of each coordinate follow m' = (1 - d / v) m and
     V' = (1 - d / v)^2 V + 2 d, with d = alpha / 2 and v the eigenvalue plus sigma^2.
     """
     dimension, n = 64, 4000
@@ -312,19 +312,19 @@ def test_covariance_at_every_level_is_that_of_the_exact_recursion_in_64_dimensio
 
 
 def check_moments(samples, centre, basis, mean, variance):
-    """The whitened samples have mean 0 and covariance I, within standard errors, as a whole too."""
+    """Checks that whitened samples have mean 0 and covariance I, entry by entry and as a whole."""
     n, dimension = samples.shape
     white = ((np.asarray(samples, np.float64) - centre) @ basis - mean) / np.sqrt(variance)
-    # Of 64 means and 2,080 covariances the largest is below 5 standard errors all but 1 in 800 times.
+    # The largest of 64 means and 2,080 covariances exceeds 5 standard errors once in 800 times.
     assert np.abs(white.mean(axis=0)).max() < 5 / np.sqrt(n)
     covariance = white.T @ white / n - np.eye(dimension)
     assert np.abs(np.diag(covariance)).max() < 5 * np.sqrt(2 / n)
     assert np.abs(covariance[np.triu_indices(dimension, 1)]).max() < 5.5 / np.sqrt(n)
-    # The squared norm of all of them: n D numbers with variance 2.
+    # The squared norm of all samples: n D numbers with variance 2.
     assert abs(np.mean(white**2) - 1) < 5 * np.sqrt(2 / (n * dimension))
 
 
-def test_parts_one_after_another_are_the_whole_chain():
+def test_successive_parts_match_one_chain():
     ladder = sigmas.geometric(2.0, 0.1, 4)
     x = jax.random.normal(jax.random.key(0), (5, 2))
     traces = []
@@ -358,13 +358,13 @@ def test_parts_one_after_another_are_the_whole_chain():
         parts = x
         for start, stop in itertools.pairwise(bounds):
             parts = part(parts, start, stop)
-        # The compiler may fuse the two programs differently: a few units in the last place.
+        # The compiler may fuse the two programs differently, which costs a few units in the last place.
         np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
     assert len(traces) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20])
-def test_frames_are_evenly_spread_and_end_with_the_last_update(count):
+def test_frames_are_evenly_spaced_and_end_with_the_last_update(count):
     ladder = sigmas.geometric(2.0, 0.1, 4)
     x = jax.random.normal(jax.random.key(0), (3, 2))
 
@@ -390,7 +390,7 @@ def test_frames_are_evenly_spread_and_end_with_the_last_update(count):
 
 
 def test_memory_does_not_grow_with_the_number_of_steps():
-    """Beyond the table of steps, five numbers each, and none at all for the samples on the way."""
+    """Only the table of steps grows, by five numbers per step."""
     ladder = sigmas.geometric(2.0, 0.1, 4)
     x = jnp.zeros((100, 64))
 
@@ -406,7 +406,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     assert many - few <= 4 * 990 * 5 * 8 and few > 0
 
 
-def test_frames_never_miss_the_end_whatever_their_number():
+def test_frame_stops_are_evenly_spaced_and_include_the_end():
     from ncsn_jax.sampling._loop import frame_stops
 
     for total in range(1, 200):
@@ -417,8 +417,8 @@ def test_frames_never_miss_the_end_whatever_their_number():
             assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
 
 
-def test_a_part_of_known_length_and_the_information_can_be_differentiated():
-    """Also of the score's norm where the score is zero, and beside a denoising without noise."""
+def test_static_parts_and_info_are_differentiable():
+    """This includes the norm of a zero score, and the denoising, which has no noise."""
     ladder = sigmas.geometric(2.0, 0.1, 4)
     options = {"epsilon": 1e-2, "steps_per_level": 5, "denoise": True}
 
@@ -446,7 +446,7 @@ def test_a_part_of_known_length_and_the_information_can_be_differentiated():
 
 
 @pytest.mark.parametrize("steps", [(5, 2), (0, 2.5), (-1, 3), (0, 22), (0, 1, 2), (0,)])
-def test_refuses_parts_that_are_none(steps):
+def test_invalid_steps_are_rejected(steps):
     with pytest.raises(
         ValueError, match=r"steps must be \(start, stop\), 0 <= start <= stop <= 21, got"
     ):
@@ -462,7 +462,7 @@ def test_refuses_parts_that_are_none(steps):
 
 
 def test_constrain_replaces_x_before_the_score_and_after_the_update_of_every_step():
-    """x is set to the level's sigma before a score, which sees it, and to 10 + index after the update."""
+    """Sets x to the level's sigma before the score, which sees it, and to 10 + index after the update."""
     seen = []
 
     def score(x, sigma):

@@ -1,4 +1,4 @@
-"""Predictor-corrector samplers against the authors' figures, exact moments and distributions.
+"""Predictor-corrector samplers against the authors' values, exact moments and distributions.
 
 The moments of a chain with a linear score are computed without sampling, as linear maps of unit noises.
 """
@@ -21,12 +21,12 @@ SDES = {
 
 
 def network(x, label):
-    """The network that the figures were made with."""
+    """The network behind the authors' stored values."""
     return -0.7 * x + 0.2 * jnp.sin(3 * x) + 0.01 * expand(label, x) * jnp.cos(x)
 
 
 def score_of(name, process):
-    """The score of that network, with the labels of continuous time."""
+    """Returns the score of that network, with the labels of continuous time."""
 
     def score(x, t):
         std = process.std(t)
@@ -41,20 +41,20 @@ def assert_close_per_sample(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("name", list(SDES))
-def test_scores_and_reversed_drifts_equal_the_authors(name, golden):
-    """The reversed drifts are what the means of the predictors' steps differ by from x, in units of steps."""
+def test_scores_and_reverse_drifts_match_the_authors(name, golden):
+    """A reverse drift is x minus the mean of a predictor's step, per step."""
     figures, process = golden("sde"), SDES[name]
     x, t = (jnp.asarray(figures[f"in/{n}"]) for n in ("x", "t"))
     score = score_of(name, process)
     expected = lambda field: figures[f"out/{name}/{field}"]
-    # 1 - exp(-B) of the authors, by which they divide, loses three digits at t = 0.03.
+    # The authors divide by 1 - exp(-B), which loses three digits at t = 0.03.
     assert_close_per_sample(score(x, t), expected("score_cont"), 1e-5)
 
     moved = lambda predictor, steps: np.asarray(
         x - pc.PREDICTORS[predictor](process, score, x, t, steps, 0.0)[1]
     )
     drift = moved("euler_maruyama", 1)
-    # x - (x - f) is f to within the rounding of x, of which the smallest f is a 40th or more.
+    # x - (x - f) equals f to the rounding of x, which is at most 40 times f.
     for found, field in (
         (drift, "rev_drift"),
         ((drift + np.asarray(process.drift(x, t))) / 2, "ode_drift"),
@@ -67,8 +67,8 @@ def test_scores_and_reversed_drifts_equal_the_authors(name, golden):
 
 
 @pytest.mark.parametrize("name", ["ve", "vp"])
-def test_scores_of_networks_of_a_chain_equal_the_authors(name, golden):
-    """Their labels count from the largest sigma for SMLD; for DDPM they are not whole numbers."""
+def test_scores_of_discrete_networks_match_the_authors(name, golden):
+    """Labels count from the largest sigma for SMLD, and are not whole numbers for DDPM."""
     figures, process = golden("sde"), SDES[name]
     x, t = (jnp.asarray(figures[f"in/{n}"]) for n in ("x", "t"))
     if name == "ve":
@@ -80,7 +80,7 @@ def test_scores_of_networks_of_a_chain_equal_the_authors(name, golden):
 
 
 @pytest.mark.parametrize("options", [{}, {"corrector": "langevin", "snr": 0.1}])
-def test_scores_of_another_shape_are_refused(options):
+def test_wrong_score_shapes_are_rejected(options):
     with pytest.raises(
         ValueError, match=r"score_fn must return the shape of x, \(2, 3\), got \(2,\)"
     ):
@@ -89,7 +89,7 @@ def test_scores_of_another_shape_are_refused(options):
         )
 
 
-def test_the_sampler_equals_the_authors(golden, stored_noise):
+def test_sampler_matches_the_authors(golden, stored_noise):
     figures, process = golden("sde"), sde.VE(0.01, 5.0)
     stored_noise(figures["in/pc/noise"])
     x, info = pc.predictor_corrector(
@@ -119,16 +119,16 @@ MEAN, STD, END = 0.6, 0.25, 1e-6
 
 
 def moments(process, time):
-    """Mean and variance under the SDE of data N(MEAN, STD^2)."""
+    """Returns the mean and variance of data N(MEAN, STD^2) under the SDE."""
     alpha, std = (float(f(jnp.asarray([time]))[0]) for f in (process.alpha, process.std))
     return alpha * MEAN, (alpha * STD) ** 2 + std**2
 
 
 def chain_moments(stored_noise, process, num_steps, **options):
-    """Those of the samples after all steps but the last one, exactly.
+    """Returns the exact mean and variance of the samples after all steps but the last.
 
-    The sampler is an affine map of x and of the noises. Two samples see no noise, and give the map of x;
-    each of the others sees one unit of one noise.
+    The sampler is an affine map of x and the noises. Two samples see no noise and give the map of x; each of
+    the others sees one unit of one noise.
     """
     updates = num_steps * (1 if options.get("corrector", "none") == "none" else 2)
     stored_noise(np.pad(np.eye(updates), ((0, 0), (2, 0))))
@@ -161,11 +161,11 @@ def chain_moments(stored_noise, process, num_steps, **options):
         ("vp", "ancestral"),
     ],
 )
-def test_predictors_have_order_one(name, predictor, stored_noise):
-    """In float64, from the exact moments at t = 1 to those at `end`: half the step, half the error.
+def test_predictors_are_first_order(name, predictor, stored_noise):
+    """Half the step gives half the error of the moments at `end`, in float64 from exact ones at t = 1.
 
-    What is observed is off by a term of the order of the step: of beta / N <= 0.05 or, for VE, whose mean
-    never moves, 2 log(5000) / N = 0.04.
+    The observed order is off by about a step: beta / N <= 0.05 or, for VE, whose mean never moves,
+    2 log(5000) / N = 0.04.
     """
     with jax.enable_x64(True):
         process = SDES[name]
@@ -191,8 +191,8 @@ def cdf(x):
 
 
 @pytest.mark.parametrize("name", list(SDES))
-def test_samples_of_a_mixture_have_its_distribution(name):
-    """Of every predictor, and of the corrector that suits one dimension, also alone."""
+def test_samples_of_a_mixture_follow_its_distribution(name):
+    """Tests every predictor, and the corrector that suits one dimension, with and without a predictor."""
     process, n = SDES[name], 2000
     score = sde.from_sigma_score(process, MIXTURE.score)
     pairs = [(p, "none") for p in pc.PREDICTORS if (name, p) != ("subvp", "ancestral")]
@@ -223,18 +223,17 @@ def test_samples_of_a_mixture_have_its_distribution(name):
     for (predictor, corrector), (x, info) in zip(pairs, run(), strict=True):
         each = 3 if predictor == "none" else 1 + (corrector != "none")
         assert (np.asarray(info.evaluations) == 300 * each).all()
-        # Kolmogorov's statistic is larger with probability 0.001. The error of 300 steps is a tenth of it.
+        # Kolmogorov's statistic exceeds this with probability 0.001. 300 steps add a tenth of it.
         distance = stats.kstest(np.asarray(x)[:, 0], cdf).statistic
         assert distance < 1.95 / np.sqrt(n), (predictor, corrector)
 
 
 @pytest.mark.parametrize("name", ["ve", "vp"])
-def test_the_langevin_corrector_keeps_the_distribution(name):
-    """In many dimensions, where norms are nearly constant.
+def test_langevin_corrector_keeps_the_distribution(name):
+    """Tests many dimensions, where norms are nearly constant.
 
-    Its variance is off by r^2 = 0.0025 for finite steps, by 2 / D < 0.008 for norms that vary, and by a
-    part of the predictor's error, which is 0.022 for VE (see the test of orders); the standard error is
-    0.0125.
+    The variance is off by r^2 = 0.0025 for finite steps, by 2 / D < 0.008 for varying norms, and by part of
+    the predictor's error, which is 0.022 for VE (see the test of orders). The standard error is 0.0125.
     """
     process, n, size = SDES[name], 50, 256
     start = process.prior_sample(jax.random.key(0), (n, size))
@@ -258,8 +257,8 @@ def test_the_langevin_corrector_keeps_the_distribution(name):
     assert abs(x.var() / variance - 1) < 4 * np.sqrt(2) * error
 
 
-def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
-    """One program for all parts. Only the last one may return the mean, or they would not be the whole."""
+def test_successive_parts_match_one_run_and_examples_do_not_depend_on_the_batch():
+    """One program runs all parts. Only the last part may return the mean."""
     process = SDES["vp"]
     keys = jax.random.split(jax.random.key(0), 6)
     x = process.prior_sample(jax.random.key(1), (6, 4))
@@ -292,14 +291,14 @@ def test_parts_are_the_whole_and_examples_are_independent_of_their_batch():
     assert (evaluations == 75).all()
     others = np.array([4, 1, 4, 4, 0, 5])
     np.testing.assert_array_equal(part(keys[others], x[others], 0, 25)[0], whole[others])
-    # Another program rounds 75 updates differently.
+    # The two programs round 75 updates differently.
     tolerance = 75 * 1.2e-7 * np.abs(x).max()
     plain = jax.jit(lambda: run(keys, x, None)[0])()
     np.testing.assert_allclose(plain, whole, atol=tolerance)
 
 
-def test_updates_are_constrained_at_the_time_that_they_lead_to():
-    """Correctors stay, predictors go to the next time, the last one to the end; keys are all different."""
+def test_constrain_receives_the_time_each_update_leads_to():
+    """Correctors stay, predictors go to the next time, and the last one to `end`. All keys differ."""
     given = []
 
     def constrain(key, x, mean, t):
@@ -332,7 +331,7 @@ def test_updates_are_constrained_at_the_time_that_they_lead_to():
         ("vp", "ancestral"),
     ],
 )
-def test_predictors_equal_the_authors(name, predictor, golden):
+def test_predictors_match_the_authors(name, predictor, golden):
     figures, process = golden("sde"), SDES[name]
     x, t, noise = (jnp.asarray(figures[f"in/{n}"]) for n in ("x", "t", "noise"))
     found = pc.PREDICTORS[predictor](process, score_of(name, process), x, t, 100, noise)
@@ -340,8 +339,8 @@ def test_predictors_equal_the_authors(name, predictor, golden):
     for value, part in zip(found, ("x", "mean"), strict=True):
         expected = figures[f"out/{name}/pred_{label}/{part}"]
         scale = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
-        # VE's chain has differences of neighbouring sigmas squared, each a power of 5000 in float32: its
-        # rounding, 8.5 times that of the exponent, enters six times as large.
+        # VE's chain takes differences of squared sigmas, each a power of 5000 in float32. Its rounding, 8.5
+        # times the exponent's, enters six times as large.
         np.testing.assert_allclose(value / scale, expected / scale, atol=5e-6)
 
 
@@ -349,8 +348,8 @@ def test_predictors_equal_the_authors(name, predictor, golden):
 @pytest.mark.parametrize(
     ("kind", "label"), [("langevin", "langevin"), ("annealed_langevin", "ald")]
 )
-def test_correctors_equal_the_authors(name, kind, label, golden):
-    """Two steps, with noise and half of it; the authors average the norms over the batch."""
+def test_correctors_match_the_authors(name, kind, label, golden):
+    """Takes two steps, with noise and half of it. The authors average the norms over the batch."""
     figures, process = golden("sde"), SDES[name]
     x, t, noise = (jnp.asarray(figures[f"in/{n}"]) for n in ("x", "t", "noise"))
     score = score_of(name, process)
@@ -391,7 +390,7 @@ def test_correctors_equal_the_authors(name, kind, label, golden):
         ("ve", {"steps": (0, 1001)}, r"0 <= start <= stop <= 1000, got \(0, 1001\)"),
     ],
 )
-def test_impossible_combinations_are_refused(name, options, message):
+def test_invalid_arguments_and_combinations_are_rejected(name, options, message):
     with pytest.raises(ValueError, match=message):
         pc.predictor_corrector(
             jax.random.key(0), SDES[name], lambda x, t: x, jnp.zeros((2, 3)), **options

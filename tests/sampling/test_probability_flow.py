@@ -1,4 +1,4 @@
-"""The probability flow against the flow of Gaussian data, which is known, and its count of evaluations."""
+"""The probability flow against the exact flow of Gaussian data, and its count of evaluations."""
 
 import sys
 
@@ -19,7 +19,7 @@ MEAN, STD = jnp.array([1.0, 0.5, 0.0, -1.0]), jnp.array([0.1, 0.3, 1.0, 2.0])
 
 
 def moments(process, t):
-    """Mean and standard deviation `[B, 4]` at t `[B]`."""
+    """Returns the mean and standard deviation `[B, 4]` at t `[B]`."""
     alpha, std = (a[:, None] for a in (process.alpha(t), process.std(t)))
     return alpha * MEAN[None], jnp.sqrt((alpha * STD[None]) ** 2 + std**2)
 
@@ -33,18 +33,18 @@ def score_of(process):
 
 
 def exact_flow(process, x, start, end):
-    """The flow keeps the distance from the mean in standard deviations, of each axis by itself."""
+    """Along each axis, the flow keeps the distance from the mean in standard deviations."""
     (mean, std), (mean1, std1) = (moments(process, jnp.full(len(x), t)) for t in (start, end))
     return mean1 + (x - mean) / std * std1
 
 
-# Rounding decides which steps of a solver meet its tolerance, so these compile as users' programs do.
+# Rounding decides which steps meet the tolerance, so these programs compile as users' do.
 OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
 @pytest.fixture(scope="module")
 def decoded():
-    """Eight samples of each SDE, their priors, and what was spent on them."""
+    """Returns eight latents of each SDE, their samples, and the NFE of each."""
     found = {}
     for name, process in SDES.items():
         z = process.prior_sample(jax.random.key(0), (8, 4))
@@ -60,15 +60,15 @@ def decoded():
 
 @pytest.mark.parametrize("name", list(SDES))
 def test_samples_follow_the_exact_flow(name, decoded):
-    """Each sample, within a hundred times the tolerance: about 15 steps, and its growth along the flow."""
+    """The bound is a hundred times the tolerance: about 15 steps, whose errors grow along the flow."""
     z, x, evaluations = decoded[name]
     assert evaluations.dtype == jnp.int32
     assert ((np.asarray(evaluations) - 1) % 6 == 0).all()
     np.testing.assert_allclose(x, exact_flow(SDES[name], z, 1.0, 1e-5), atol=1e-3)
 
 
-def test_errors_follow_the_tolerance():
-    """In float64, with a ten thousandth of the tolerance and of the bound above."""
+def test_smaller_tolerances_give_smaller_errors():
+    """In float64, a ten thousandth of the tolerance meets a ten thousandth of the bound above."""
     process = SDES["subvp"]
     with jax.enable_x64(True):
         z = process.prior_sample(jax.random.key(0), (8, 4))
@@ -80,8 +80,8 @@ def test_errors_follow_the_tolerance():
         np.testing.assert_allclose(x, exact_flow(process, z, 1.0, 1e-5), atol=1e-7)
 
 
-def test_evaluations_are_counted_and_a_sample_does_not_depend_on_its_batch(decoded):
-    """Calls that the compiled program made for one sample alone; its batch's program gave the same."""
+def test_evaluations_are_counted_and_samples_do_not_depend_on_the_batch(decoded):
+    """Counts the calls of a compiled program for one sample; the program for its batch reports the same."""
     process, calls = SDES["vp"], []
 
     def score(x, t):
@@ -93,12 +93,12 @@ def test_evaluations_are_counted_and_a_sample_does_not_depend_on_its_batch(decod
     alone, info = flow(z[:1])
     jax.effects_barrier()
     assert len(calls) == int(info.evaluations[0]) == int(evaluations[0])
-    # Rounding only: other sizes may be compiled to sums in another order.
+    # Only rounding differs: other sizes may compile to sums in another order.
     np.testing.assert_allclose(alone[0], x[0], rtol=1e-5, atol=1e-6)
 
 
-def test_failures_are_nan_and_counted_and_those_of_one_example_alone():
-    """One example whose score is not finite, one that needs more than the steps allowed, and a sound one."""
+def test_failed_examples_are_nan_with_their_evaluations_and_leave_others_alone():
+    """One example has a non-finite score, one needs more than `max_steps`, and one succeeds."""
     process = SDES["ve"]
     calls = []
 
@@ -111,7 +111,7 @@ def test_failures_are_nan_and_counted_and_those_of_one_example_alone():
     x, info = flow(jnp.array([[10.0, 10.0], [4.0, 4.0], [1.0, 2.0]]))
     assert np.isnan(x[:2]).all()
     assert set(np.asarray(info.evaluations[:2])) == {1 + 6 * 20}
-    # The first example's first step is always rejected, and its start not repeated.
+    # The first example's first step is always rejected, and its start is not evaluated again.
     jax.effects_barrier()
     assert len(calls) == 1 + 6 * 20
     np.testing.assert_array_equal(x[2], [1.0, 2.0])
@@ -137,13 +137,13 @@ def test_failures_are_nan_and_counted_and_those_of_one_example_alone():
         ),
     ],
 )
-def test_bad_arguments_are_refused(options, message):
+def test_invalid_arguments_are_rejected(options, message):
     arguments = {"sde": SDES["ve"], "x": jnp.zeros((2, 3)), "score_fn": lambda x, t: x, **options}
     with pytest.raises(ValueError, match=message):
         probability_flow(**arguments)
 
 
-def test_a_missing_diffrax_is_said(monkeypatch):
+def test_missing_diffrax_raises_import_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match="needs diffrax: pip install 'diffrax>=0.7'"):
         probability_flow(SDES["ve"], lambda x, t: x, jnp.zeros((2, 3)))
