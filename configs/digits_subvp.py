@@ -1,6 +1,6 @@
 """A small network under the sub-variance-preserving SDE, on the 8x8 digits: minutes on two CPU cores.
 
-python main.py --config=configs/digits_subvp.py --workdir=runs/digits_subvp
+    python main.py --config=configs/digits_subvp.py --workdir=runs/digits_subvp
 
 Hardware: two CPU cores; 748,737 parameters.
 Expected time and result: 3,000 steps in 11 minutes on a busy machine; a classifier recognises 0.550 of 500

@@ -1,6 +1,6 @@
 """A small network under the variance-preserving SDE, on the 8x8 digits: minutes on two CPU cores.
 
-python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
+    python main.py --config=configs/digits_vp.py --workdir=runs/digits_vp
 
 Hardware: two CPU cores; 748,737 parameters.
 Expected time and result: 3,000 steps in 15 minutes on a busy machine; a classifier recognises 0.574 of 500

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=path/to/images
 
-It reads PNG, JPEG, WebP, BMP, TIFF and GIF files, whatever their names, and logs the names of others.
+It reads PNG, JPEG, WebP, BMP, TIFF and GIF files with any name, and logs the names of other files.
 `--config.data.holdout=0.1` keeps a tenth of the images out of training, for `--mode=inpaint` and
 `--mode=likelihood`.
 

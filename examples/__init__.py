@@ -16,7 +16,7 @@ def output_path(description: str, default: str) -> str:
     parser.add_argument("path", nargs="?", default=default, help=f"PNG file to write ({default})")
     path = parser.parse_args().path
     if not path.endswith(".png") or not os.path.isdir(os.path.dirname(path) or "."):
-        sys.exit(one_line(f"error: {path!r} must end in .png, in an existing directory"))
+        sys.exit(one_line(f"error: {path!r} must end in .png and be in an existing directory"))
     if os.path.lexists(path):
         sys.exit(one_line(f"error: {path!r} already exists; choose another name"))
     return path

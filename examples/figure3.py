@@ -1,4 +1,4 @@
-"""Figure 3: Langevin dynamics gets the weights of two modes wrong; annealed Langevin dynamics, right.
+"""Figure 3: Langevin dynamics gets the weights of two modes wrong; annealing gets them right.
 
     python -m examples.figure3 [OUTPUT.png]
 

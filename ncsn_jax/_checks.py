@@ -61,7 +61,7 @@ def positive(name: str, value, most: float = MAX_FLOAT) -> float:
 
 
 def ends(*, equal: bool = False, traced: bool = True, **bounds) -> dict[str, float]:
-    """Returns two numbers > 0, the larger first, as floats; `equal` and `traced` say whether they may be."""
+    """Returns two numbers > 0, the larger first, as floats; `equal` or `traced` ones only if allowed."""
     found = {name: as_float(name, value, traced=traced) for name, value in bounds.items()}
     (first, last), (high, low) = found, found.values()
     if is_traced(high) or is_traced(low):
@@ -148,7 +148,7 @@ def batch_shape(shape) -> tuple[int, ...]:
 
 
 def shape(name: str, value, wanted: tuple[int, ...]) -> None:
-    """Rejects an array of another shape."""
+    """Rejects an array of a different shape."""
     if np.shape(value) != wanted:
         raise ValueError(f"{name} must have shape {wanted}, got {np.shape(value)}")
 

@@ -71,10 +71,10 @@ def log_likelihood(
 
     Args:
       model, params, sde: as for `logits_fn`.
-      y: the wanted class of each example, integers `[B]`, or one for all; in [0, K).
+      y: the target class of each example, integers `[B]`, or one for all; in [0, K).
 
     Raises:
-      ValueError: if y is not of integers, or (from f) has another shape or is out of range. Traced values
+      ValueError: if y is not integers, or (from f) has the wrong shape or is out of range. Traced values
         are not checked, and give NaN if out of range.
     """
     classify = logits_fn(model, params, sde)

@@ -64,7 +64,7 @@ def log_prob(
         log p(x) = log prior(x_1) + int_end^1 div(f(x, t) - g(t)^2 s(x, t) / 2) dt,    x at t = end
 
     This is the density of samples that `probability_flow` carries from the prior to `end`, which still have
-    noise of `sde.sigma(end)`; x is taken for one of them. It does not correct for the step from `end` to 0.
+    noise of `sde.sigma(end)`; x is treated as one of them. It does not correct for the step from `end` to 0.
     The drift's divergence is exact. The score's is the trace of its Jacobian J: computed with one derivative
     for each of the D elements if `exact`, otherwise estimated without bias as the mean of v^T J v
     (equation 40), with vectors v fixed along the trajectory.

@@ -1,7 +1,7 @@
 """Converts the authors' PyTorch parameters to Flax parameters, and back.
 
 `names` maps the path of a Flax parameter to the name of its PyTorch counterpart. `from_torch` walks the
-model's own parameter tree, so it reports missing, superfluous and wrongly shaped arrays by name. Nothing here
+model's own parameter tree, so it reports missing, unexpected and wrongly shaped arrays by name. Nothing here
 needs torch. `python -m ncsn_jax.convert` uses it to turn an authors' checkpoint into a work directory.
 """
 
@@ -52,9 +52,9 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
       The parameters, as for `model.apply(params, x, level)`.
 
     Raises:
-      ValueError: if an array is missing, has another shape, matches no parameter, or does not fit in
-        float32; if the ladder differs, or the network is not in `ncsn_jax.models`. The message names the
-        array and the shapes, in PyTorch's layout.
+      ValueError: if an array is missing, unexpected, wrongly shaped or inexact in float32, if the ladder
+        differs, or if the network is not in `ncsn_jax.models`. The message names the array and the shapes, in
+        PyTorch's layout.
     """
     _check_network(model)
     if not isinstance(state_dict, Mapping):
@@ -107,9 +107,9 @@ def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
     Args:
       params: the parameters of `model`, or a tree like them, such as their EMA.
       model: the network they belong to.
-      sigmas: `[L]`, the ladder for an NCSN++ that has none. The original always has one as a buffer and loads
-        only `num_scales` levels, but does not use it where ours has none. The default is that of the runs on
-        CIFAR-10, 1000 levels from 50 to 0.01.
+      sigmas: `[L]`, the ladder for an NCSN++ that has none. The original always loads one of
+        `num_scales` levels, even if it does not use it. The default is that of the runs on CIFAR-10, 1000
+        levels from 50 to 0.01.
 
     Returns:
       Name to array in PyTorch's layout, without 'module.', bit for bit the parameters. It has everything for

@@ -94,7 +94,7 @@ class Conv(nn.Module):
       stride: the output's stride.
       padding: zeros (before, after) each of the two axes; by default stride 1 keeps the size.
       pooled: return the mean of each 2x2 block of the output, H and W even. This is one convolution with a
-        larger kernel, and for 3x3 kernels takes 4/9 of the operations. Not with a dilation, stride or
+        larger kernel; for 3x3 kernels it takes 4/9 of the operations. It allows no dilation, stride or
         padding.
     """
 

@@ -67,7 +67,7 @@ class NCSNpp(nn.Module):
       num_res_blocks: residual blocks per level of the down path; the up path has one more. "Deep": 8;
         256x256 pixels: 2; 1024x1024: 1.
       attn_resolutions: sides of the feature maps with attention. All published: (16,).
-      image_size: the side of the images, which determines the levels with attention. x may have another
+      image_size: the side of the images, which determines the levels with attention. x may have a different
         side, but attention stays at these levels.
       dropout: dropout rate in the residual blocks, in training. Skip: 0.
       embedding_type: 'fourier', of sigma, or 'positional', of a time (all but the continuous
@@ -84,9 +84,9 @@ class NCSNpp(nn.Module):
       resamp_with_conv: whether 'ddpm' resamples with a convolution: True.
       conditional: whether there is an embedding: True.
       init_scale: factor of the initial variance of the last kernels of each branch and of the network.
-      scale_by_sigma: divide the output by sigma. DDPM++ and all but variance-exploding: False.
+      scale_by_sigma: divide the output by sigma. DDPM++ and all but variance-exploding runs: False.
       sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional'; the label is a level's index.
-      centered: whether x is in [-1, 1] already. DDPM++ and all but variance-exploding: True.
+      centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
 
     Args of the call:

@@ -76,7 +76,7 @@ def known_grey(sde: SDE, grey: ArrayLike) -> Constrain:
       `constrain(key, x, mean, t)` for images x `[B, H, W, 3]`, which raises ValueError for others.
 
     Raises:
-      ValueError: if `grey` has another number of axes or channels.
+      ValueError: if `grey` has a different number of axes or channels.
     """
     grey = jnp.asarray(grey)
     if grey.ndim != 4 or grey.shape[-1] != 1:

@@ -73,7 +73,7 @@ def heun(
       sigmas: `[L]`, decreasing, the last one above 0; see `ncsn_jax.sigmas.karras`.
       churn: S_churn >= 0, in units of steps; 0 for the deterministic sampler.
       churn_range: (S_min, S_max), the sigmas with churn, inclusive.
-      churn_noise: S_noise >= 0, the scale of the noise added; 1, or slightly more against lost detail.
+      churn_noise: S_noise >= 0, the scale of the noise added; 1, or slightly more to restore detail.
       second_order: False for Euler's method, which omits the last line in every step.
       steps: `(start, stop)`, to run only some of the L steps, as in `annealed_langevin`.
 

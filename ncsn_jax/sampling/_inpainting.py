@@ -73,8 +73,8 @@ def inpaint(
       The completed samples, `[B, ...]`, or a pair of them and the `LangevinInfo`.
 
     Raises:
-      ValueError: as for `annealed_langevin`, and if `observed` or `mask` has another shape, or the mask
-        other values.
+      ValueError: as for `annealed_langevin`, and if `observed` or `mask` has the wrong shape, or the mask
+        has other values.
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {list(_SCHEMES)}, got {show(scheme)}")

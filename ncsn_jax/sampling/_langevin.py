@@ -32,7 +32,7 @@ class LangevinInfo(NamedTuple):
       score_norm: `[L, T]`, the mean over the batch of ||s||.
       noise_norm: `[L, T]`, the mean over the batch of ||z||.
       signal_to_noise: `[L, T]`, the mean over the batch of ||(alpha/2) s|| / ||sqrt(alpha) z||,
-        which NCSN (section 4.3) wants to be about equal at every level.
+        which should be about equal at every level (NCSN, section 4.3).
     """
 
     samples: jax.Array
@@ -136,7 +136,7 @@ def annealed_langevin(
 
     To choose epsilon for your own ladder, measure x in units of sigma_i. Where the data are narrower than
     sigma_i, a step is x - e x + sqrt(2 e) z at every level, with e = epsilon / (2 sigma_L^2). So epsilon
-    scales with sigma_L^2, whatever the units of the data. T steps leave (1 - e)^T of the previous level, so e
+    scales with sigma_L^2, in any units of the data. T steps leave (1 - e)^T of the previous level, so e
     must not be too small. But the steps end with 1 / (1 - e / 2) times the level's variance, and diverge from
     e = 2 on, epsilon = 4 sigma_L^2. `ncsn_jax.sigmas.step_size(sigma_L, sigma_1 / sigma_2, T)[0]` balances
     the two: 6.5e-6 for the published ladder. The published runs take six times as much, e = 0.2, and end
@@ -167,7 +167,7 @@ def annealed_langevin(
         0 <= start <= stop <= their number. Successive calls, each on the last result and with the same key,
         equal one call. Each call rounds its result to the type of x, so in half precision they differ.
         Both bounds may be traced, so that one compiled program serves every part, but without
-        reverse-mode differentiation. Not together with `return_info`.
+        reverse-mode differentiation. Not with `return_info`.
 
     Returns:
       The samples, `[B, ...]`, or a pair of them and the `LangevinInfo`.
