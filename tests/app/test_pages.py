@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import norm
 
 import ncsn_jax
 import run_lib
@@ -86,6 +87,17 @@ def test_the_page_on_the_first_sampler_does_what_it_says(capsys):
     assert all(abs(float(s) - 1) < 0.05 for s in (start, spread[-1], end.split()[0]))
 
 
+def test_the_page_on_likelihood_gives_the_densities_and_latents_that_it_names():
+    names = run_page("docs/likelihood.md")
+    exact = norm.logpdf(names["x"], 0.5, 0.1).sum(1)
+    np.testing.assert_allclose(names["nats"], exact, atol=0.1)
+    np.testing.assert_allclose(names["z"], names["noise"], atol=1e-2)
+    np.testing.assert_allclose(names["between"][0], names["x"][0], atol=1e-3)
+    np.testing.assert_allclose(names["between"][-1], names["x"][1], atol=1e-3)
+    in_bits = -exact / (16 * np.log(2)) + 8
+    np.testing.assert_allclose(names["bits"], in_bits, atol=0.1)
+
+
 def test_the_page_on_checkpoints_writes_a_file_of_the_authors_kind(beside_a_run):
     torch = pytest.importorskip("torch")
     run_page("docs/checkpoints.md")["arrays"].close()
@@ -107,7 +119,7 @@ def test_the_page_on_images_starts_a_run_on_an_array(monkeypatch):
 
 def test_every_page_with_python_is_run():
     pages = {p.stem for p in (ROOT / "docs").glob("*.md") if python_of(f"docs/{p.name}")}
-    # Other modules run `conditioning.md` and `extending.md`; the names in `likelihood.md` are the reader's.
+    # Other modules run `conditioning.md` and `extending.md`.
     known = {"library", "checkpoints", "images", "conditioning", "likelihood"}
     assert pages == known | {"first_sampler", "extending"}
 
