@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from ncsn_jax.app.run import Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "__version__",
