@@ -33,12 +33,12 @@ class NoisyClassifier(nn.Module):
       ch_mult: channels of every level as multiples of n. Each level has two residual blocks; between levels
         sides are halved, odd ones rounded up.
 
-    Args of the call:
-      x: `[B, H, W, C]`, of any size; x_0 is of order one, for example in [0, 1] or [-1, 1].
-      sigma: `[B]`, > 0, the standard deviation of the noise in x, in units of x_0.
+    The call takes
 
-    Returns:
-      `[B, K]`.
+    - x: `[B, H, W, C]`, of any size; x_0 is of order one, for example in [0, 1] or [-1, 1];
+    - sigma: `[B]`, > 0, the standard deviation of the noise in x, in units of x_0;
+
+    and returns the logits, `[B, K]`.
     """
 
     num_classes: int

@@ -37,12 +37,12 @@ class NCSN(nn.Module):
       dtype: the type between the first convolution and the last normalization, such as bfloat16; None is
         the type of x. Parameters are float32, and the score has the type of x.
 
-    Args of the call:
-      x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1.
-      level: `int[B]` in [0, L), 0 for the largest sigma.
+    The call takes
 
-    Returns:
-      The score, `[B, H, W, C]`, of the type of x.
+    - x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1;
+    - level: `int[B]` in [0, L), 0 for the largest sigma;
+
+    and returns the score, `[B, H, W, C]`, of the type of x.
 
     Raises:
       ValueError: if x is not a batch of floating-point images, or a known level is not in the ladder.

@@ -89,15 +89,15 @@ class NCSNpp(nn.Module):
       centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
 
-    Args of the call:
-      x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of
-        2^(len(ch_mult) - 1).
-      label: `[B]`; sigma > 0 for 'fourier'; for 'positional' the level's index, or 999 times the time of the
-        continuous process.
-      deterministic: disables dropout; otherwise the rng 'dropout' is needed.
+    The call takes
 
-    Returns:
-      `[B, H, W, C]`.
+    - x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of
+      2^(len(ch_mult) - 1);
+    - label: `[B]`; sigma > 0 for 'fourier'; for 'positional' the level's index, or 999 times the time of the
+      continuous process;
+    - deterministic: disables dropout; otherwise the rng 'dropout' is needed;
+
+    and returns F, `[B, H, W, C]`.
     """
 
     features: int = 128
