@@ -74,7 +74,7 @@ def load_run(workdir: str, step: int | None = None) -> "Run":
       step: the checkpoint's step; the newest by default.
 
     Returns:
-      The run, with `config, step, model, params, sigmas, sde, score_fn(x, sigma), time_score_fn(x, t)`, and the
+      The run, with `config, step, model, params, sigmas, sde, score_fn(x, sigma), time_score_fn(x, t)`, and
       methods `sample(key, n)`, `prepare(images)`, `restore(x)` and `to_uint8(images)`. `help(run)` says more.
 
     Raises:

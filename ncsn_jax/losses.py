@@ -50,7 +50,7 @@ def denoising_score_matching(
       sigma: `[B]`, > 0, in units of the data.
 
     Returns:
-      `[B]`: half a squared norm, summed over the elements of each example.
+      `[B]`, half a squared norm, summed over the elements of each example.
 
     Raises:
       ValueError: if `sigma` is not `[B]`, or the score is not shaped like x.
@@ -94,7 +94,7 @@ def denoising_diffusion(
       likelihood_weighting: use lambda(t) = g(t)^2; not for a chain.
 
     Returns:
-      `[B]`: summed over the elements of each example.
+      `[B]`, summed over the elements of each example.
 
     Raises:
       ValueError: if an argument has the wrong shape, `num_levels` is out of range, the SDE has no chain

@@ -78,7 +78,7 @@ def heun(
       steps: `(start, stop)`, to run only some of the L steps, as in `annealed_langevin`.
 
     Returns:
-      `[B, ...]`, and the NFE: 2 L - 1, or L for Euler's method.
+      `[B, ...]`, and the NFE, 2 L - 1, or L for Euler's method.
 
     Raises:
       ValueError: if an argument is out of range or the ladder does not decrease. Traced values are not

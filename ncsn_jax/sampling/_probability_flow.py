@@ -60,7 +60,7 @@ def probability_flow(
       max_steps: the limit of accepted and rejected steps of an example, >= 1.
 
     Returns:
-      `[B, ...]` at time `end`, and each example's exact NFE: 1, plus 6 for every accepted or rejected step.
+      `[B, ...]` at time `end`, and each example's exact NFE, 1 plus 6 for every accepted or rejected step.
       An example that ran out of steps or met non-finite values is NaN.
 
     Raises:
