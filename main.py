@@ -1,7 +1,7 @@
 """Trains a score network and samples from it: `python main.py --config=configs/digits.py --workdir=DIR`.
 
-The same command continues an interrupted run; so does `--workdir` alone, which suffices for every mode once
-there is a run. Override any field of the configuration, as in --config.training.batch_size=64.
+The same command resumes an interrupted run. Once the run exists, `--workdir` alone is enough for every mode.
+Override any field of the configuration, as in --config.training.batch_size=64.
 """
 
 import sys
@@ -10,7 +10,7 @@ from absl import flags
 
 from ncsn_jax.app import cli, cpu
 
-_INTERRUPTED = "the same command continues"
+_INTERRUPTED = "run the same command to continue"
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
@@ -19,13 +19,16 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0 of a run on several hosts; not needed on TPU pods."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes of the run; 1: this one alone.", lower_bound=1
+    "num_processes",
+    None,
+    "Number of processes in the run; 1 runs this process alone.",
+    lower_bound=1,
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of the processes this is, from 0.", lower_bound=0
+    "process_id", None, "Index of this process, from 0.", lower_bound=0
 )
 _PATIENCE = flags.DEFINE_float(
-    "patience", 600.0, "Seconds that processes wait for one another.", lower_bound=1.0
+    "patience", 600.0, "Seconds to wait for the other processes.", lower_bound=1.0
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -43,14 +46,14 @@ _MODE = flags.DEFINE_enum(
         "suggest",
         "plan",
     ],
-    "train: train, or continue, and then sample; sample: sample from the newest checkpoint; "
-    "inpaint: complete images of which a part is hidden; "
-    "colorize: colour grey images; interpolate: images between pairs of images; "
-    "likelihood: bits per dimension of images; "
-    "classifier: train a classifier of noisy images; classconditional: sample with it; "
+    "train: train or resume, then sample; sample: sample from the newest checkpoint; "
+    "inpaint: fill in the hidden part of images; colorize: colour grey images; "
+    "interpolate: interpolate between pairs of images; "
+    "likelihood: compute the bits per dimension of images; "
+    "classifier: train a classifier of noisy images; classconditional: sample with that classifier; "
     "nearest: show samples beside the nearest training images; "
-    "suggest: propose a noise ladder and a step size for the configuration's images (without a workdir); "
-    "plan: what the run takes on the devices at hand or on a TPU topology (without a workdir).",
+    "suggest: suggest a noise ladder and a step size for the images (needs no workdir); "
+    "plan: estimate the run's memory and time on the local devices or a TPU topology (needs no workdir).",
 )
 
 
@@ -78,7 +81,7 @@ def main(_) -> None:
         distributed.start(*processes, _PATIENCE.value)
     elif num_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_devices)
-    if _MODE.value != "plan":  # its devices need not be at hand
+    if _MODE.value != "plan":  # its devices may be elsewhere
         devices.check()
     arguments = (_CONFIG.value,) if alone else (_CONFIG.value, _WORKDIR.value)
     getattr(run_lib, _MODE.value)(*arguments)

@@ -151,12 +151,12 @@ def _first_state(config, store, dataset: data.Images) -> tuple[int, training.Tra
         "%d images of shape %s%s, from step %d",
         len(dataset),
         dataset.shape[1:],
-        f", decoded as they are needed by {threads} worker(s)" if dataset.source else "",
+        f", decoded on demand by {threads} worker(s)" if dataset.source else "",
         step,
     )
     logs.describe(config, state, with_table=step == 0)
     if step > config.training.num_steps:
-        _log.info("already beyond config.training.num_steps=%d", config.training.num_steps)
+        _log.info("already past config.training.num_steps=%d", config.training.num_steps)
     return step, state
 
 
@@ -198,7 +198,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     complete = pending = step
 
     def settle() -> None:
-        """Waits for the call in flight, and learns whether any process must stop."""
+        """Waits for the call in flight, and finds out whether any process must stop."""
         nonlocal in_flight, stop
         if in_flight is not None:
             at, metrics, stop_signals = in_flight
@@ -220,7 +220,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 preview(step, _weights(saved))
 
     def last_saved() -> str:
-        return f"the last checkpoint that is surely complete is that of step {complete}"
+        return f"the last checkpoint known to be complete is step {complete}"
 
     window.restart(step)
     with signals.deferred(last_saved):
@@ -237,7 +237,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 estimated = True
                 settle()
                 _log.info(
-                    "estimate: %s for the other %d steps, without samples",
+                    "estimate: %s for the remaining %d steps, excluding samples",
                     window.time_for(last - step),
                     last - step,
                 )
@@ -322,7 +322,7 @@ def _write_preview(config, workdir, writer, runner, step, params) -> None:
     try:
         samples = runner.run(devices.replicate(params), list(range(size)), size).images
     except UserError as error:  # sampling settings must not end a training run
-        _log.warning("no preview of step %d: %s", step, error)
+        _log.warning("no preview at step %d: %s", step, error)
         return
     if not distributed.is_first():
         return

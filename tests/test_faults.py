@@ -48,7 +48,7 @@ def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
     assert process.wait(30) == status
     (step,) = faults.complete(workdir)
     assert f"stopped after step {step}, which is saved" in log.read_text()
-    assert "the same command continues" in pathlib.Path(f"{workdir}.err").read_text()
+    assert "run the same command to continue" in pathlib.Path(f"{workdir}.err").read_text()
     assert final_state(workdir)[0] == step
     assert 5 <= step < 100_000
 

@@ -89,5 +89,5 @@ def test_flags_arrive(arguments, expected):
         return
     expected = [["cpu.devices_for", 5], *expected, ["distributed.meet", "to finish"]]
     if arguments not in (["--mode=suggest"], ["--mode=plan"]):
-        expected.insert(1, ["signals.install", "the same command continues"])
+        expected.insert(1, ["signals.install", "run the same command to continue"])
     assert said == expected and not code

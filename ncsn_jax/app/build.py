@@ -186,12 +186,12 @@ def load_images(
     if options.value_range:
         raise UserError(
             f"data.value_range={tuple(options.value_range)} must be () for data.dataset="
-            f"{options.dataset!r}, whose images are bytes; floating-point data are .npy and .npz files"
+            f"{options.dataset!r}, whose images are bytes; floating-point data come in .npy and .npz files"
         )
     if options.channels not in (1, 3):
         raise UserError(
-            f"data.channels={options.channels} must be 1 or 3 for data.dataset={options.dataset!r}; other "
-            "numbers are for arrays"
+            f"data.channels={options.channels} must be 1 or 3 for data.dataset={options.dataset!r}; only "
+            "arrays may have other numbers"
         )
     return data.load(
         options.dataset,

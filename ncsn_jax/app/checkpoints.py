@@ -29,7 +29,7 @@ _policies = ocp.checkpoint_managers
 
 FORMAT = 1
 
-_ABOUT_DAMAGED = b"Checkpoints that could not be read, set aside. They may be deleted.\n"
+_ABOUT_DAMAGED = b"These checkpoints could not be read and were set aside. You may delete them.\n"
 
 _log = logging.getLogger(__name__)
 
@@ -144,10 +144,10 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
                 reason = "no space left on the device"
-            last = f"that of step {max(complete)}" if complete else "none"
+            last = f"step {max(complete)}" if complete else "none"
             raise UserError(
                 f"a checkpoint could not be saved in {self._directory}: {reason}; "
-                f"the last complete one is {last}"
+                f"last complete checkpoint: {last}"
             ) from None
 
     def restore(self, step: int, like: Any) -> Any:
@@ -158,7 +158,7 @@ class Checkpoints:
           like: a tree of arrays, or of their shapes, which the state must match.
 
         Raises:
-          UserError: if the checkpoint is sound but holds something else.
+          UserError: if the checkpoint is intact but holds something else.
           Exception: whatever orbax raises on a damaged checkpoint, or ValueError if a checksum differs.
         """
         item = ocp.args.Composite
@@ -167,9 +167,11 @@ class Checkpoints:
             raise ValueError("a checksum differs")
         path = os.path.join(self._directory, str(step))
         if meta["format"] != FORMAT:
-            raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
+            raise UserError(
+                f"{path} has format {meta['format']}; this version reads format {FORMAT}"
+            )
         if differing := differences(meta["leaves"], _describe(like), most=3):
-            raise UserError(f"{path} does not fit this network and optimizer: {differing}")
+            raise UserError(f"{path} does not match this network and optimizer: {differing}")
         target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
         arguments = item(state=ocp.args.StandardRestore(target))
         state = self._manager.restore(step, args=arguments).state
@@ -178,9 +180,9 @@ class Checkpoints:
         return state
 
     def load(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
-        """Returns (step, state) of the newest sound checkpoint, or None if there are no checkpoints.
+        """Returns (step, state) of the newest intact checkpoint, or None if there are no checkpoints.
 
-        A warning names newer checkpoints that are damaged. Once an older one proves sound, they are moved to
+        A warning names newer checkpoints that are damaged. Once an older one proves intact, they are moved to
         `<workdir>/damaged/`, so that training can save these steps again.
 
         Args:
@@ -188,7 +190,7 @@ class Checkpoints:
           step: read this step instead of the newest.
 
         Raises:
-          UserError: if there are checkpoints but none is sound, or none is at `step`; nothing is moved then.
+          UserError: if there are checkpoints but none is intact, or none is at `step`; then nothing is moved.
         """
         state = None
 
@@ -206,7 +208,7 @@ class Checkpoints:
     def _restore_one(self, step: int, like: Any) -> Any:
         if step not in self.steps():
             raise UserError(
-                f"{self._directory} holds no checkpoint of step {step}, only of {self.steps()}"
+                f"{self._directory} holds no checkpoint of step {step}, only of steps {self.steps()}"
             )
         try:
             return self.restore(step, like)
@@ -226,7 +228,7 @@ class Checkpoints:
             # Truncated data, damaged metadata and missing files can raise any exception.
             except Exception as error:
                 _log.warning(
-                    "checkpoint %d is damaged (%s), trying the one before",
+                    "checkpoint %d is damaged (%s); trying the previous one",
                     step,
                     f"{type(error).__name__}: {one_line(str(error))[:100]}",
                 )
@@ -239,14 +241,14 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"no checkpoint in {self._directory} can be read: {steps} are all damaged; "
-                "move that directory away to start again"
+                "move that directory away to start over"
             )
         return None, None
 
     def _set_aside(self, step: int) -> None:
         folder = os.path.join(self._workdir, "damaged")
         storage.make_directory(folder)
-        # In object storage a directory exists only while it has something in it.
+        # In object storage a directory exists only while it holds a file.
         storage.write(os.path.join(folder, "README.txt"), _ABOUT_DAMAGED)
         target, number = os.path.join(folder, str(step)), 1
         while storage.exists(target):

@@ -76,14 +76,14 @@ def load(path: str, expected: dict) -> tuple[Any, dict]:
             f"{path} cannot be read as a classifier ({reason}); train it again"
         ) from None
     if differing:
-        raise UserError(f"{path} holds a classifier of something else: {differing}")
+        raise UserError(f"{path} holds a classifier for a different run: {differing}")
     return traverse_util.unflatten_dict(arrays, sep="/"), meta
 
 
 def _check_parameter(name: str, array: np.ndarray, like: jax.ShapeDtypeStruct) -> None:
     if (array.shape, array.dtype) != (like.shape, like.dtype):
         raise ValueError(
-            f"{name} is {array.dtype} of shape {array.shape}, expected {like.dtype} of {like.shape}"
+            f"{name} is {array.dtype} of shape {array.shape}, expected {like.dtype} of shape {like.shape}"
         )
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} has values that are not finite")
+        raise ValueError(f"{name} has non-finite values")

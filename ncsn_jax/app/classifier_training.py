@@ -61,7 +61,7 @@ def train_classifier(
     with progress("training", options.num_steps) as advanced:
         for i in range(1, options.num_steps + 1):
             rows = batches.indices(i - 1)
-            some = images[rows]  # reading them finds which are sound
+            some = images[rows]  # reading them finds the damaged ones
             state, metrics = step(state, some, labels[images.sound(rows)], config.seed)
             measured.append(metrics)
             if i % _STEPS_PER_LOG and i < options.num_steps:
@@ -69,7 +69,7 @@ def train_classifier(
             loss, accuracy = np.mean(jax.device_get(measured), axis=0)
             if not math.isfinite(loss):
                 raise UserError(
-                    f"the classifier's loss is {loss} by step {i}: config.classifier.learning_rate="
+                    f"the classifier's loss is {loss} at step {i}: config.classifier.learning_rate="
                     f"{options.learning_rate} may be too large"
                 )
             _log.debug("step %d  loss %.4g  accuracy %.3f", i, loss, accuracy)

@@ -1,4 +1,4 @@
-"""Parses command lines with absl; every mistake ends in one line and an exit status, never a traceback.
+"""Parses command lines with absl; a mistake ends in one line and an exit status, never a traceback.
 
 `main.py` and `python -m ncsn_jax.convert` share this module, which imports nothing slow.
 """
@@ -19,8 +19,8 @@ from ncsn_jax.app import run_config, storage
 from ncsn_jax.errors import UserError, one_line
 
 
-class _WholeNumber(flags.IntegerParser):
-    """Accepts 2e5 as a whole number too."""
+class _Integer(flags.IntegerParser):
+    """Also accepts an integer such as 2e5."""
 
     def convert(self, argument: str) -> int:
         try:
@@ -29,7 +29,7 @@ class _WholeNumber(flags.IntegerParser):
             with contextlib.suppress(ValueError, OverflowError):
                 if float(argument) == int(float(argument)):
                     return int(float(argument))
-            raise ValueError(f"{argument!r} is not a whole number") from None
+            raise ValueError(f"{argument!r} is not an integer") from None
 
 
 def define_config() -> flags.FlagHolder:
@@ -37,7 +37,7 @@ def define_config() -> flags.FlagHolder:
 
     Without `--config` on the command line, the configuration is that of the run in `--workdir`.
     """
-    config_flags.register_flag_parser_for_type(int, _WholeNumber())
+    config_flags.register_flag_parser_for_type(int, _Integer())
     # ml_collections reads the file's name from sys.argv while it defines the flag.
     sys.argv = [_expand(argument) for argument in sys.argv]
     try:
@@ -70,7 +70,7 @@ def _with_config(arguments: list[str]) -> list[str]:
         found = sorted(map(str, near.glob("*.py"))) or sorted(
             map(str, pathlib.Path("configs").rglob("*.py"))
         )
-        fail(f"--config={path}: there is no such file; there are {', '.join(found)}", 2)
+        fail(f"--config={path} does not exist; available: {', '.join(found)}", 2)
     return arguments
 
 
@@ -96,11 +96,13 @@ def define_path(name: str, meaning: str) -> flags.FlagHolder:
 
 def define_workdir() -> flags.FlagHolder:
     """Defines `--workdir=DIR`."""
-    return define_path("workdir", "Directory for checkpoints, samples and logs; made if absent.")
+    return define_path(
+        "workdir", "Directory for checkpoints, samples and logs; created if it does not exist."
+    )
 
 
 def describe_versions() -> str:
-    """Returns what a report of a bug should name: versions and devices, on one line."""
+    """Returns what a bug report should name: versions and devices, on one line."""
     import platform
     from importlib.metadata import version
 
@@ -156,7 +158,7 @@ def run(
 
 
 def _parse(argv, config, required, max_arguments: int, program: str) -> list[str]:
-    """Returns the positional arguments as absl wants them, or ends the process with one line."""
+    """Returns the positional arguments as absl expects them, or ends the process with one line."""
     logging.set_verbosity(logging.ERROR)
     try:
         try:
@@ -173,7 +175,7 @@ def _parse(argv, config, required, max_arguments: int, program: str) -> list[str
     except flags.UnrecognizedFlagError as error:
         name, more = error.flagname, ""
         if "." in name:
-            more = f"; fields of the configuration are set with --config.{name.removeprefix('config.')}"
+            more = f"; set fields of the configuration with --config.{name.removeprefix('config.')}"
         fail(f"{error}{more}", 2)
     except UserError as error:
         fail(str(error), 2)
@@ -221,7 +223,7 @@ def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted:
         text = _explain(error)
         if text is None:
             traceback.print_exc()
-            text = "this is a mistake in the program"
+            text = "this is a bug in the program"
     print("error:", " ".join(text.split()), file=sys.stderr)
     from ncsn_jax.app import distributed
 
@@ -243,8 +245,8 @@ def _explain(error: Exception) -> str | None:
     reason = str(error).splitlines()[0]
     if "RESOURCE_EXHAUSTED" in reason:
         return (
-            f"the memory of a device does not suffice ({reason[:200]}); less is needed with a larger "
-            "config.training.microbatches, with config.training.remat=True, or with a smaller batch"
+            f"a device is out of memory ({reason[:200]}); increase config.training.microbatches, set "
+            "config.training.remat=True, or take a smaller batch"
         )
     if distributed.count() > 1 and any(word in reason for word in _OF_OTHERS):
         return (

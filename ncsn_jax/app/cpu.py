@@ -45,7 +45,7 @@ def devices_for(config) -> int | None:
     chosen = os.environ.get("JAX_NUM_CPU_DEVICES")
     if chosen is not None and not re.fullmatch("[1-9][0-9]{0,4}", chosen):
         del os.environ["JAX_NUM_CPU_DEVICES"]  # ending the run imports JAX too
-        raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be a whole number, 1 or more")
+        raise UserError(f"$JAX_NUM_CPU_DEVICES={chosen!r} must be an integer from 1 to 99999")
     if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None
     try:

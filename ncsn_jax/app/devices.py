@@ -54,7 +54,7 @@ def check() -> None:
 
 
 def keep_compiled() -> None:
-    """Caches what JAX compiles in the cache directory, unless the environment says otherwise."""
+    """Caches what JAX compiles in the cache directory, unless the environment sets another."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         machine = hashlib.sha256(f"{platform.node()} {platform.machine()}".encode()).hexdigest()[:8]
         directory = os.path.join(cache.directory(), f"compiled-{machine}")
@@ -221,7 +221,7 @@ def _map_train_steps(
 def compile_train_steps(
     train_steps: Callable, state: Any, images: Any, targets: Sequence, *, remat: bool = False
 ) -> Any:
-    """Compiles the training step for devices that need not be at hand, such as a TPU topology.
+    """Compiles the training step for devices that may be elsewhere, such as a TPU topology.
 
     Args:
       train_steps: as `TrainSteps` gets it.
@@ -243,7 +243,7 @@ def compile_train_steps(
 
 
 def compile_chains(advance: Callable, params: Any, indices: Any, x: Any, targets: Sequence) -> Any:
-    """Compiles `advance`, as `map_chains` takes it, for devices that need not be at hand.
+    """Compiles `advance`, as `map_chains` takes it, for devices that may be elsewhere.
 
     Args:
       advance: takes no arguments after the step numbers.

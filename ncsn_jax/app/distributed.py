@@ -31,10 +31,10 @@ _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # A machine with TPUs, which may be part of a pod, has this library and these device files.
 _TPU_LIBRARY, _TPU_DEVICES = "libtpu", ("accel*", "vfio/[0-9]*")
 
-AGAIN = "the same command on all hosts continues from the last checkpoint"
+AGAIN = "run the same command on all hosts to continue from the last checkpoint"
 _TOGETHER = (
-    "--coordinator, --num_processes and --process_id belong together, as do $JAX_COORDINATOR_ADDRESS, "
-    "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID"
+    "--coordinator, --num_processes and --process_id must be set together, as must "
+    "$JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID"
 )
 
 # How long a process waits for the others, in seconds.
@@ -48,8 +48,8 @@ def find(
 
     Args:
       coordinator: HOST:PORT of process 0, or None for `$JAX_COORDINATOR_ADDRESS`.
-      num_processes: their number, or None for `$JAX_NUM_PROCESSES`; 1 for this process alone, whatever
-        the environment says.
+      num_processes: their number, or None for `$JAX_NUM_PROCESSES`; 1 for this process alone, which
+        overrides the environment.
       process_id: this process's number, from 0, or None for `$JAX_PROCESS_ID`.
 
     Returns:
@@ -96,7 +96,7 @@ def _number(value: int | None, name: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"$JAX_{name.upper()}={text!r} must be a whole number") from None
+        raise UserError(f"$JAX_{name.upper()}={text!r} must be an integer") from None
 
 
 def _in_cluster() -> bool:
@@ -139,8 +139,8 @@ def start(
         if coordinator is None and "coordinator_address" in reason:
             return
         raise UserError(
-            f"the processes of this run cannot be joined ({reason}); --num_processes=1 runs on this "
-            "host alone"
+            f"cannot connect to the other processes of this run ({reason}); --num_processes=1 runs on "
+            "this host alone"
         ) from None
 
 

@@ -50,8 +50,8 @@ def warn_of_average(config) -> None:
     decay, steps = config.model.ema_decay, config.training.num_steps
     if (share := decay**steps) > _MOST_OF_FIRST:
         _log.warning(
-            "config.model.ema_decay=%g is large for %d steps: %.0f %% of the average, from which samples are "
-            "made, will be the first parameters; take about %.2g",
+            "config.model.ema_decay=%g is too large for %d steps: the initial parameters will make up "
+            "%.0f %% of the EMA, which samples use; take about %.2g",
             decay,
             steps,
             100 * share,
@@ -62,14 +62,12 @@ def warn_of_average(config) -> None:
 def advise_on_input(config, dataset: Images, share: float) -> None:
     """Warns that steps wait for their images, and suggests a remedy."""
     if dataset.source is None:
-        advice = (
-            "they are mapped from a file: a faster disk, or enough memory to keep them all, helps"
-        )
+        advice = "they are mapped from a file: use a faster disk, or enough memory to hold them all"
     else:
         advice = (
             f"{build.num_workers(config)} config.data.workers decode them on {cpu.cores()} cores. Store them "
-            "in the size in which they are used; set config.data.cache_bytes above "
-            f"{dataset.nbytes}, so that each is decoded only once; or use more workers, if there are cores "
+            "at the size that training uses; set config.data.cache_bytes above "
+            f"{dataset.nbytes}, so that each is decoded only once; or use more workers if cores are idle "
             "(docs/input.md)"
         )
     _log.warning("steps spend %.0f %% of the time waiting for images: %s", 100 * share, advice)
@@ -92,7 +90,7 @@ def describe(config, state: TrainState, *, with_table: bool) -> None:
     options = config.training
     if options.dtype != "float32" or options.microbatches > 1:
         _log.info(
-            "training computes in %s, in %d part(s) a batch", options.dtype, options.microbatches
+            "training computes in %s, with %d microbatch(es)", options.dtype, options.microbatches
         )
 
 
@@ -106,13 +104,13 @@ def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: f
     """
     line = f"training step compiled in {human_time(seconds)}"
     if steps.operations is not None:  # some backends report neither
-        line += f"; about {human_count(microbatches * steps.operations)}FLOP a step and device"
+        line += f"; about {human_count(microbatches * steps.operations)}FLOP per step and device"
     if steps.memory is not None:
         state = steps.memory.argument_size_in_bytes
         line += (
             f"; memory per device, estimated by the compiler: "
             f"{human_bytes(state + steps.memory.temp_size_in_bytes)} "
-            f"({human_bytes(state)} of it state and batch)"
+            f"(of which {human_bytes(state)} state and batch)"
         )
     _log.info("%s", line)
 

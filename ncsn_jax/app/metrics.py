@@ -149,32 +149,32 @@ class Window:
           UserError: if more steps in a row are non-finite than allowed.
         """
         metrics = devices.to_host(metrics)
-        sound = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-        for bad, is_sound in enumerate(sound):
-            self.skipped_in_a_row = 0 if is_sound else self.skipped_in_a_row + 1
+        finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+        for bad, is_finite in enumerate(finite):
+            self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
             if self.skipped_in_a_row <= self.skip_nonfinite:
                 continue
             store.wait()
             good = store.steps()
             message = (
-                f"the loss is {metrics.loss[bad]} and the gradient's norm {metrics.grad_norm[bad]} "
-                f"at step {step - len(sound) + bad + 1}; stopped"
+                f"the loss is {metrics.loss[bad]} and the gradient norm is {metrics.grad_norm[bad]} "
+                f"at step {step - len(finite) + bad + 1}"
             )
             if distributed.is_first():
-                kept = f"that of step {good[0]}" if good else "none"
-                message += f", the last good checkpoint is {kept}"
+                kept = f"step {good[0]}" if good else "none"
+                message += f"; last good checkpoint: {kept}"
             raise UserError(message)
         self.step = step
-        self.skipped += int(np.sum(~sound))
-        self.losses.extend(metrics.loss[sound])
-        self.grad_norms.extend(metrics.grad_norm[sound])
-        self.level_loss += metrics.level_loss[sound].sum(axis=0)
-        self.level_count += metrics.level_count[sound].sum(axis=0)
+        self.skipped += int(np.sum(~finite))
+        self.losses.extend(metrics.loss[finite])
+        self.grad_norms.extend(metrics.grad_norm[finite])
+        self.level_loss += metrics.level_loss[finite].sum(axis=0)
+        self.level_count += metrics.level_count[finite].sum(axis=0)
 
     def scalars(self, waited: float) -> dict[str, float]:
         """Returns the means over the window, and the loss by level relative to a zero score's.
 
-        `waited` is for how many of its seconds steps waited for their batches.
+        `waited` is how many of its seconds steps spent waiting for their batches.
 
         Skipped steps count in `skipped` only, which is present if steps may be skipped.
         """

@@ -164,16 +164,16 @@ def read_metrics(path: str) -> list[dict]:
     text = storage.read(path).decode()
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
-        raise ValueError("it holds no line yet")
+        raise ValueError("it holds no complete line yet")
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            sound = type(record["step"]) is int and all(map(_can_be_drawn, record.values()))
+            is_valid = type(record["step"]) is int and all(map(_can_be_drawn, record.values()))
         except (LookupError, TypeError, ValueError, RecursionError):
-            sound = False
-        if not sound:
-            raise ValueError(f"line {number} is no JSON object of a step and numbers")
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"line {number} is not a JSON object with a step and numbers")
         records.append(record)
     return records
 

@@ -1,6 +1,6 @@
 """Checks the rules between the fields of a configuration.
 
-A rule takes a configuration whose fields are each sound, and yields `(field, holds, allowed)`. If `holds` is
+A rule takes a configuration whose fields are each valid, and yields `(field, holds, allowed)`. If `holds` is
 False, `ncsn_jax.app.schema.check` stops with "config.<field>=<value> must be <allowed>". So the code after a
 `yield` may rely on it.
 """
@@ -17,7 +17,7 @@ from ncsn_jax.errors import UserError, show
 
 Found = Iterator[tuple[str, bool, str]]
 
-# The normalizations of networks that have others than instance normalization++.
+# Networks not listed here have only instance normalization++.
 _NORMALIZATIONS = {"ncsn": tuple(models.ncsn.NORMALIZATIONS), "ncsn_simplified": ("instance",)}
 # Exact score matching takes one derivative per element of an image.
 _MAX_EXACT_ELEMENTS = 1024
@@ -29,13 +29,13 @@ def objective_exists(config) -> Found:
     """Requires an objective for the images, the network and the SDE."""
     model, training = config.model, config.training
     loss, count = training.loss, training.num_projections
-    words = f"1 for config.training.loss={loss!r}; 'ssm' projects"
+    words = f"1 for config.training.loss={loss!r}; only 'ssm' uses projections"
     yield "training.num_projections", count == 1 or loss == "ssm", words
     yield (
         "training.loss",
         loss != "sm" or math.prod(build.image_shape(config)) <= _MAX_EXACT_ELEMENTS,
-        f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements, as these are: "
-        "exact score matching takes one derivative for each",
+        f"'dsm' or 'ssm' for images of more than {_MAX_EXACT_ELEMENTS} elements: "
+        "exact score matching takes one derivative per element",
     )
     name, kind, continuous = model.name, training.sde, training.continuous
     is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
@@ -43,7 +43,7 @@ def objective_exists(config) -> Found:
     yield "training.sde", is_ncsnpp == (kind != "none"), f"{kinds} for config.model.name={name!r}"
     yield "data.centered", is_ncsnpp or not config.data.centered, f"False for {name!r}"
     yield "training.continuous", kind != "none" or not continuous, f"False {of_kind}"
-    words = f"True {of_kind}, which has no chain"
+    words = f"True {of_kind}, which has no discrete chain"
     yield "training.continuous", kind != "subvp" or continuous, words
     words = f"False for config.training.continuous={continuous}"
     yield "training.likelihood_weighting", continuous or not training.likelihood_weighting, words
@@ -67,7 +67,7 @@ def network_exists(config) -> Found:
     words = f"{' or '.join(map(repr, allowed))} for config.model.name={name!r}"
     yield "model.normalization", config.model.normalization in allowed, words
     sides, factor = build.image_shape(config)[:2], 2 ** build.halvings(config)
-    words = f"a multiple of {factor}, 8 or more, for config.model.name={name!r}"
+    words = f"a multiple of {factor} and at least 8 for config.model.name={name!r}"
     yield "data.image_size", all(n >= 8 and n % factor == 0 for n in sides), words
     if name != "ncsnpp":
         return
@@ -77,8 +77,8 @@ def network_exists(config) -> Found:
     yield (
         "model.features",
         not uneven,
-        f"such that its multiples by config.ncsnpp.ch_mult={multiples} can be normalized in groups, such as "
-        f"4, 8, 16 or a multiple of 32: {uneven[0] if uneven else 0} channels cannot",
+        f"a number whose multiples by config.ncsnpp.ch_mult={multiples} divide into normalization groups, "
+        f"such as 4, 8, 16 or a multiple of 32: {uneven[0] if uneven else 0} channels do not",
     )
     parts = ("resblock_type", "fir", "progressive", "progressive_input")
     found = tuple(config.ncsnpp[part] for part in parts)
@@ -90,7 +90,7 @@ def network_exists(config) -> Found:
 
 
 def steps_of_training(config) -> Found:
-    """Requires that everything periodic falls between two calls."""
+    """Requires that periodic work falls between two calls."""
     training = config.training
     every, per_call = training.checkpoint_every, training.steps_per_call
     words = f"0 or a multiple of config.training.checkpoint_every={every}"
@@ -101,11 +101,11 @@ def steps_of_training(config) -> Found:
 
 
 def batches_on_devices(config, count: int) -> Found:
-    """Requires that the devices share a batch evenly, and that images fit into some memory."""
+    """Requires that the devices share a batch evenly, and that images can fit in memory."""
     training, sampler = config.training, config.sampling
     parts = training.microbatches
-    words = f"a multiple of the {count} devices"
-    words += f" times config.training.microbatches={parts}" if parts > 1 else ""
+    words = f"a multiple of the number of devices, {count}"
+    words += f", times config.training.microbatches={parts}" if parts > 1 else ""
     yield "training.batch_size", training.batch_size % (count * parts) == 0, words
     elements = math.prod(build.image_shape(config))
     for field, images in (
@@ -115,7 +115,7 @@ def batches_on_devices(config, count: int) -> Found:
         ("sampling.preview_samples", sampler.preview_samples),
         ("classifier.batch_size", config.classifier.batch_size),
     ):
-        words = f"smaller: {images} images of {elements} numbers are too much for any memory"
+        words = f"smaller: {images} images of {elements} numbers fit in no memory"
         yield field, images * elements <= _MAX_ELEMENTS, words
 
 
@@ -130,7 +130,7 @@ def ladder_of_noise(config) -> Found:
     yield (
         "training.anneal_power",
         all(abs((power - 2) * math.log(end)) < math.log(MAX_FLOAT) for end in ends),
-        "a finite number for which the weights of all levels are float32",
+        "a number for which the weights of all levels are finite in float32",
     )
 
 
@@ -141,7 +141,7 @@ def predictor_and_corrector(config) -> Found:
         return
     predictor, corrector, snr = options.predictor, options.corrector, options.snr
     if corrector != "none" and config.training.sde != "subvp":
-        words = f"the signal-to-noise ratio of corrector {corrector!r}, such as 0.16"
+        words = f"above 0 for corrector {corrector!r}, such as 0.16"
         yield "sampling.snr", snr > 0, words
     try:
         sampling.check_choice(process, predictor, corrector, snr or None)
@@ -153,8 +153,8 @@ def predictor_and_corrector(config) -> Found:
         yield (
             "sampling.num_steps",
             options.num_steps >= least,
-            f"at least {least} for the chain of 'vp' with config.model.beta_max={beta_max}; "
-            "predictor 'euler_maruyama' without a corrector takes fewer",
+            f"at least {least} for the discrete chain of 'vp' with config.model.beta_max={beta_max}; "
+            "predictor 'euler_maruyama' without a corrector allows fewer",
         )
 
 

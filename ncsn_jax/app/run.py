@@ -93,7 +93,7 @@ class Run:
         if key.ndim or str(jax.random.key_impl(key)) != "threefry2x32":
             raise UserError(f"key must be one threefry key, got {show(key)}")
         if "num_samples" in overrides:
-            raise UserError("num_samples is n, the second argument")
+            raise UserError("num_samples must be given as n, the second argument")
         config = self.config.copy_and_resolve_references().unlock()
         try:
             config.sampling.update(overrides | {"num_samples": int(n)})
@@ -146,9 +146,9 @@ def _for_images(score_fn: Callable, shape: tuple[int, int, int]) -> Callable:
 
     def score(x: jax.Array, sigma_or_time: jax.Array) -> jax.Array:
         if np.shape(x)[1:] != shape:
-            wanted = ", ".join(map(str, shape))
+            allowed = ", ".join(map(str, shape))
             raise ValueError(
-                f"x must be images [B, {wanted}], as the run's are, got {[*np.shape(x)]}"
+                f"x must be images [B, {allowed}], like the run's, got {[*np.shape(x)]}"
             )
         return score_fn(x, sigma_or_time)
 

@@ -1,6 +1,6 @@
 """Reads the configuration of a run from its `config.json`.
 
-`main.py` uses this file as its configuration file if none is named.
+`main.py` uses this file as its configuration file if the command names none.
 """
 
 import os
@@ -23,7 +23,7 @@ def get_config(workdir: str) -> ConfigDict:
     found = storage.read_json(path)
     if found is None:
         raise UserError(
-            f"{workdir!r} holds no run, as config.json is missing; main.py makes one of --config=FILE"
+            f"{workdir!r} holds no run: config.json is missing; start one with --config=FILE"
         )
     config = ConfigDict()
     try:
@@ -35,5 +35,5 @@ def get_config(workdir: str) -> ConfigDict:
             # JSON turns tuples into lists; no field is a list.
             there[short] = tuple(value) if isinstance(value, list) else value
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is no configuration: {error}") from None
+        raise UserError(f"{path} is not a configuration: {error}") from None
     return config.lock()

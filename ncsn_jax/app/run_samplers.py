@@ -1,8 +1,7 @@
 """Runs a sampler on all devices, a part of its steps at a time.
 
-The noise of sample i is a function of (seed, i) alone. Between two parts the run shows progress, notices a
-chain that diverges, and takes pictures of the way. One compiled program serves all parts of all batches of
-one size.
+The noise of sample i is a function of (seed, i) alone. Between two parts the run shows progress, detects a
+chain that diverges, and records frames. One compiled program serves all parts of all batches of one size.
 """
 
 import logging
@@ -140,7 +139,7 @@ class Chains:
         far = float(np.mean(np.abs(final - 0.5) > _FAR))
         if far > 0.5:
             _log.warning(
-                "%.0f %% of the pixels lie far outside [0, 1]: %s, or the network is hardly trained",
+                "%.0f %% of the pixels lie far outside [0, 1]: %s, or the network is barely trained",
                 100 * far,
                 self._sampler.cause,
             )

@@ -21,7 +21,7 @@ class SampleStore:
     """The samples in one directory.
 
     Args:
-      directory: its path, made if need be.
+      directory: its path, created if it does not exist.
       settings: JSON-serialisable values that determine every sample.
       shape: a sample's shape, such as (H, W, C).
       name: the name of the file and of its array.
@@ -62,8 +62,8 @@ class SampleStore:
         there = {name: found[name] for name in settings if name in found}
         if differing := differences(there, settings):
             raise UserError(
-                f"{directory} holds samples made otherwise: {differing}; "
-                "repeat those settings to add to them, or name these with --config.sampling.name=NAME"
+                f"{directory} holds samples made with other settings: {differing}; "
+                "repeat those settings to add samples, or name these with --config.sampling.name=NAME"
             )
         self._have = dict(self._read())
 

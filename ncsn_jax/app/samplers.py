@@ -215,7 +215,7 @@ def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
 
         return jax.vmap(solve)(x, *known)
 
-    cause = f"config.sampling.rtol={options.rtol} could not be kept"
+    cause = f"config.sampling.rtol={options.rtol} could not be met"
     return Sampler(1, None, start, advance, cause)
 
 

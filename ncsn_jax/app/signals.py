@@ -1,6 +1,6 @@
 """Handles SIGTERM and Ctrl-C: they end the process at once, or after a step and a save if work would be lost.
 
-A machine that is preempted sends SIGTERM and leaves half a minute. Python runs signal handlers in the main
+A preempted machine sends SIGTERM and leaves half a minute. Python runs signal handlers in the main
 thread, between two of its instructions, so one long compilation could use up that time. Here the signal's
 number goes through a pipe to a thread that is always ready. Outside `deferred` the thread ends the process.
 Inside, it notes the signal, and the training loop checks for it after each step. A second Ctrl-C always ends
@@ -101,7 +101,7 @@ def stop(number: int) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Writes a line to standard error from any thread, even if nobody reads it any more."""
+    """Writes a line to standard error from any thread, even if nothing reads it any more."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
@@ -122,7 +122,7 @@ def _receive(number: int) -> None:
         if defer:
             _requested = _requested or number
     if defer:
-        more = "; again to stop at once" if number == signal.SIGINT else ""
+        more = "; press again to stop at once" if number == signal.SIGINT else ""
         say(f"{_NAMES[number]}: saving after this step{more}")
         return
     if again and _last_saved:

@@ -67,7 +67,7 @@ def check(path: str, name: str) -> None:
         return
     if not re.match(r"\w+://[^/]", path):
         raise UserError(f"{name}={path!r} must be a path, or a URL such as gs://BUCKET/PATH")
-    say(f"looking at {path}")
+    say(f"checking {path}")
     try:
         exists(path)
     except OSError as error:
@@ -157,7 +157,7 @@ def read_json(path: str) -> dict | None:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read: it holds no object of fields")
+        raise UserError(f"{path} cannot be read: it does not hold a JSON object")
     return found
 
 
@@ -270,7 +270,7 @@ def at(path: str) -> Iterator[epath.Path]:
             raise
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     except KeyError:
-        raise OSError(None, "there is no such kind of storage", path) from None
+        raise OSError(None, "unknown kind of storage", path) from None
     # Clients of object storage raise their own exceptions, and Python may omit the name.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
@@ -281,7 +281,7 @@ def _object(url: str) -> tuple[Any, str]:
     """Returns an object's fsspec file system, and its name there."""
     import fsspec
 
-    protocol, _, name = url.partition("://")  # fsspec's own function gives "::" in a name a meaning
+    protocol, _, name = url.partition("://")  # fsspec's own function interprets "::" in a name
     return fsspec.filesystem(protocol), name
 
 

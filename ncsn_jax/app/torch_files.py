@@ -88,7 +88,7 @@ def read(path: str) -> TorchCheckpoint:
     else:
         parts = list(content) if isinstance(content, (list, tuple)) else [content]
     if len(parts) not in (1, 2, 4, 5):
-        raise UserError(f"{path} holds a list of {len(parts)}, expected {_LAYOUTS}")
+        raise UserError(f"{path} holds a list of {len(parts)} elements, expected {_LAYOUTS}")
     average = parts[4] if len(parts) > 4 else None
     if isinstance(average, Mapping) and not average:
         average = None
@@ -108,10 +108,11 @@ def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
         shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
         trained = [name for name in model if name not in _BUFFERS + _FROZEN]
         if not isinstance(shadow, list) or len(shadow) != len(trained):
-            found = f"{len(shadow)}" if isinstance(shadow, list) else type(shadow).__name__
+            is_list = isinstance(shadow, list)
+            found = f"a list of {len(shadow)}" if is_list else type(shadow).__name__
             raise UserError(
                 f"{path}: 'shadow_params' of its moving average is {found}, expected a list of "
-                f"{len(trained)} tensors, as many as its network trains"
+                f"{len(trained)} tensors, one for each parameter that is trained"
             )
         decay = average.get("decay")
         if isinstance(decay, bool) or not isinstance(decay, float | int) or not 0 <= decay < 1:
@@ -128,7 +129,7 @@ def _read_score_sde(path: str, content: Mapping) -> TorchCheckpoint:
 
 
 def read_adam(path: str, found: TorchCheckpoint) -> Adam:
-    """Reads the optimizer of a checkpoint whose network is known to be sound.
+    """Reads the optimizer of a checkpoint whose network is known to be valid.
 
     The moments are numbered by position or, in old files, by `id`; the parameters are in the order of the
     network's state dict. A parameter without moments never had a gradient, so its moments are zero.
@@ -146,10 +147,10 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
         hyperparameters |= {name: group[name] for name in ("eps", "weight_decay")}
         hyperparameters = {name: float(value) for name, value in hyperparameters.items()}
         if group.get("amsgrad"):
-            raise UserError(f"{path} holds an optimizer with amsgrad, which is not available here")
+            raise UserError(f"{path} holds an optimizer with amsgrad, which is not supported")
         if len(numbers) != len(names):
             raise UserError(
-                f"{path} holds an optimizer of {len(numbers)} parameters for a network of {len(names)}"
+                f"{path} holds an optimizer for {len(numbers)} parameters and a network with {len(names)}"
             )
         for name, number in zip(names, numbers, strict=True):
             state = states.get(number)
@@ -172,7 +173,7 @@ def read_adam(path: str, found: TorchCheckpoint) -> Adam:
 def _mapping(found: Any) -> Mapping:
     """Returns `found` if it is a mapping; a tensor would take a string as an index and warn."""
     if not isinstance(found, Mapping):
-        raise TypeError(f"{type(found).__name__} in place of a dict")
+        raise TypeError(f"got {type(found).__name__} instead of a dict")
     return found
 
 
@@ -190,12 +191,14 @@ class _Dtype:
 
 def _scalar(dtype=None, data=None) -> float | int:
     """Replaces numpy's scalars while a file is read, and returns plain numbers."""
-    # numpy's state of a little-endian scalar: it has neither fields nor sizes of its own.
+    # numpy's state of a little-endian scalar, which has neither fields nor its own sizes.
     plain = (3, "<", None, None, None, -1, -1, 0)
     kind = getattr(dtype, "kind", None)
     known = isinstance(dtype, _Dtype) and isinstance(kind, str) and kind in _SCALARS
     if not (known and isinstance(dtype.state, tuple) and dtype.state == plain):
-        raise UserError("it holds a numpy value that is no little-endian float64, float32 or int64")
+        raise UserError(
+            "it holds a numpy value that is not a little-endian float64, float32 or int64"
+        )
     if not isinstance(data, bytes) or len(data) != struct.calcsize(_SCALARS[kind]):
         raise UserError(
             f"it holds a numpy scalar of type {kind} whose data are not {kind[1]} bytes"
@@ -220,12 +223,12 @@ def _load(path: str) -> Any:
     except ImportError as error:
         found = "is missing" if isinstance(error, ModuleNotFoundError) else f"fails: {error}"
         raise UserError(
-            f"{path} can be read with torch only, which {found}: pip install 'torch>=2.10'"
+            f"{path} can only be read with torch, which {found}: pip install 'torch>=2.10'"
         ) from None
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < _SAFE_TORCH:
         raise UserError(
-            f"{path} is not read with torch {torch.__version__}, which may execute code in it: "
+            f"{path} is not read with torch {torch.__version__}, which may execute code in the file: "
             "pip install 'torch>=2.10'"
         )
     try:
@@ -240,9 +243,9 @@ def _load(path: str) -> Any:
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} is refused: loading it would call {forbidden[1]}; only tensors and plain "
-                "values are read, as anything else may execute code"
+                "values are read, because anything else may execute code"
             ) from None
-        raise UserError(f"{path} cannot be read: it is damaged or no PyTorch file") from None
+        raise UserError(f"{path} cannot be read: it is damaged or not a PyTorch file") from None
 
 
 def _state_dict(path: str, what: str, found: Any) -> dict[str, np.ndarray]:
@@ -254,10 +257,10 @@ def _state_dict(path: str, what: str, found: Any) -> dict[str, np.ndarray]:
         if array is None:
             raise UserError(
                 f"{path}: entry {name!r} of its {what} is {_describe(value)}, expected a dense tensor "
-                f"that numpy knows; the file should be {_LAYOUTS}"
+                f"of a type that numpy has; the file should be {_LAYOUTS}"
             )
         if plain in arrays:
-            raise UserError(f"{path}: its {what} holds {plain} twice, with 'module.' and without")
+            raise UserError(f"{path}: its {what} holds {plain} both with and without 'module.'")
         arrays[plain] = array
     return arrays
 
@@ -278,7 +281,5 @@ def _array(value: Any) -> np.ndarray | None:
 def _count(path: str, what: str, found: Any) -> int:
     sound = isinstance(found, (int, float)) and not isinstance(found, bool)
     if not (sound and 0 <= found <= _MAX_STEP and found == int(found)):
-        raise UserError(
-            f"{path}: its {what} is {found!r}, expected a whole number from 0 to 2**31 - 1"
-        )
+        raise UserError(f"{path}: its {what} is {found!r}, expected an integer from 0 to 2**31 - 1")
     return int(found)

@@ -24,7 +24,7 @@ from ncsn_jax.app import (
 )
 from ncsn_jax.errors import UserError
 
-_NO_OPTIMIZER = "note: it holds no optimizer; training would begin with moments of zero"
+_NO_OPTIMIZER = "note: it holds no optimizer; training would start with zero moments"
 
 
 @devices.jax_defaults()
@@ -45,7 +45,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
     with workdirs.lock(workdir):
         saved = os.path.join(workdir, "checkpoints")
         if workdirs.compare(config, workdir) or storage.exists(saved):
-            raise UserError(f"--workdir={workdir!r} holds a run already; choose another")
+            raise UserError(f"--workdir={workdir!r} already holds a run; choose another")
         try:
             with checkpoints.Checkpoints(workdir) as store:
                 store.save(step, jax.device_get(state))
@@ -74,7 +74,7 @@ def export(config, workdir: str, path: str) -> str:
     if not path.endswith(".npz"):
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
-        raise UserError(f"--export={path!r} is there already; choose another name")
+        raise UserError(f"--export={path!r} already exists; choose another name")
     step, state = workdirs.load(config, workdir)
     model, ladder = build.make_model(config), build.make_sigmas(config)
     state_dict = convert.to_torch(state.params, model, ladder)
@@ -102,19 +102,21 @@ def _make_state(
             return convert.from_torch(arrays, model, channels)
         except ValueError as error:
             raise UserError(
-                f"{path}, {what}, does not fit config.model.name={config.model.name!r} with features="
+                f"{path}: {what} do not match config.model.name={config.model.name!r} with features="
                 f"{config.model.features}, num_levels={config.model.num_levels} and config.data.channels="
                 f"{channels}: {error}"
             ) from None
 
-    params = convert_part("its network", found.model)
+    params = convert_part("the parameters of its network", found.model)
     if (found.ema is not None) != (config.model.ema_decay > 0):
         raise UserError(
             f"{path} holds {'a' if found.ema else 'no'} moving average of the parameters, so "
             f"config.model.ema_decay={config.model.ema_decay} must be "
             + ("above 0, such as 0.999" if found.ema else "0")
         )
-    ema_params = {} if found.ema is None else convert_part("its moving average", found.ema)
+    ema_params = (
+        {} if found.ema is None else convert_part("the parameters of its moving average", found.ema)
+    )
     step = found.step or 0
     opt_state, notes = build.make_optimizer(config).init(params), [_NO_OPTIMIZER]
     if found.optimizer is not None:
@@ -129,20 +131,18 @@ def _make_state(
         notes = _other_settings(config, adam)
     if found.ema_decay not in (None, config.model.ema_decay):
         notes.append(
-            f"note: its moving average was of decay {found.ema_decay}; training would go on with "
+            f"note: its moving average has decay {found.ema_decay}; training would continue with "
             f"config.model.ema_decay={config.model.ema_decay}"
         )
     if "sigmas" in found.model and getattr(model, "sigmas", None) is None:
-        # The network does not use the file's ladder, so a different one is no reason to refuse it.
+        # The network does not use the file's ladder, so it need not match.
         try:
             convert.check_ladder(found.model["sigmas"], np.asarray(build.make_sigmas(config)))
         except ValueError as error:
-            notes.append(
-                f"note: it was made with another ladder than config.model describes: {error}"
-            )
+            notes.append(f"note: it has a different noise ladder from config.model: {error}")
     if step % config.training.steps_per_call:
         raise UserError(
-            f"{path} is of step {step}, which must be a multiple of "
+            f"{path} is at step {step}, which must be a multiple of "
             f"config.training.steps_per_call={config.training.steps_per_call}"
         )
     state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state)
@@ -156,7 +156,7 @@ def _other_settings(config, adam: torch_files.Adam) -> list[str]:
     if warmup := config.optim.warmup_steps:
         here["learning_rate"] *= min(max(adam.count - 1, 0) / warmup, 1.0)
     return [
-        f"note: it was trained with {field} {value}; training would go on with "
+        f"note: it was trained with {field} {value}; training would continue with "
         f"config.optim.{field}={config.optim[field]}"
         for field, value in adam.hyperparameters.items()
         if value != here[field]

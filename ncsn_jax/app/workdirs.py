@@ -35,15 +35,15 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     if found is None:
         if storage.exists(os.path.join(workdir, "checkpoints")):
             raise UserError(
-                f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or remove "
-                "them if they are of no use"
+                f"--workdir={workdir!r} holds checkpoints but no config.json; choose another, or delete "
+                "the checkpoints if you do not need them"
             )
         return False
     flat = flatten(config)
     if others := sorted(found.keys() ^ flat.keys()):
         raise UserError(
-            f"--workdir={workdir!r} holds a run of another version of this program: its config.json and this "
-            f"version do not both have {', '.join(others)}; choose another --workdir"
+            f"--workdir={workdir!r} holds a run of another version of this program: only one of the two has "
+            f"{', '.join(others)}; choose another --workdir"
         )
     changeable = CHANGEABLE + _unused(flat)
     there, here = (
@@ -52,8 +52,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     )
     if differing := differences(there, here):
         raise UserError(
-            f"--workdir={workdir!r} holds a run of a different configuration: {differing} "
-            "(repeat the overrides that it was begun with, or choose another --workdir)"
+            f"--workdir={workdir!r} holds a run with a different configuration: {differing} "
+            "(repeat the overrides it was started with, or choose another --workdir)"
         )
     return True
 
@@ -123,20 +123,20 @@ def claim_images(
             return
         there.pop(_GIVEN, None)
         if differing := differences(there, here):
-            raise UserError(f"--workdir={workdir!r} holds a run on other images: {differing}")
+            raise UserError(f"--workdir={workdir!r} holds a run on different images: {differing}")
 
     distributed.on_first("to load the images", claim)
     distributed.agree("its images", here)
 
 
 def require_images(workdir: str) -> None:
-    """Raises UserError if a run began with an array that no file holds, which must be given again."""
+    """Raises UserError if a run began with an array that no file holds, which must be passed again."""
 
     def look() -> None:
         there = storage.read_json(os.path.join(workdir, "images.json"))
         if there is not None and there.get(_GIVEN):
             raise UserError(
-                f"--workdir={workdir!r} holds a run on an array that was given as images=ARRAY: give it "
+                f"--workdir={workdir!r} holds a run on an array that was passed as images=ARRAY: pass it "
                 "again, as in run_lib.train(config, workdir, images=ARRAY); a run whose config.data.dataset "
                 "names a file needs no array"
             )
@@ -171,10 +171,10 @@ def make(workdir: str) -> None:
     if storage.is_remote(workdir):
         return
     try:
-        os.makedirs(workdir.encode(), exist_ok=True)  # orbax wants a path in UTF-8
+        os.makedirs(workdir.encode(), exist_ok=True)  # orbax needs a path in UTF-8
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--workdir={workdir!r} cannot be made: {reason}") from None
+        raise UserError(f"--workdir={workdir!r} cannot be created: {reason}") from None
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:

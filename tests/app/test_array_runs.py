@@ -147,10 +147,10 @@ def test_a_run_on_a_given_array_wants_it_again(tmp_path):
     modes = (run_lib.nearest, run_lib.inpaint, run_lib.likelihood, run_lib.interpolate)
     for mode in (run_lib.train, *modes):
         with pytest.raises(
-            UserError, match="on an array that was given as images=ARRAY: give it again"
+            UserError, match="on an array that was passed as images=ARRAY: pass it again"
         ):
             mode(config, workdir)
-    with pytest.raises(UserError, match="holds a run on other images"):
+    with pytest.raises(UserError, match="holds a run on different images"):
         run_lib.train(config, workdir, images=images[::-1])
     run_lib.train(config, workdir, images=images)
     run_lib.inpaint(config, workdir, images=images)

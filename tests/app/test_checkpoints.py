@@ -114,7 +114,7 @@ def test_a_description_that_was_changed_is_damage_and_one_of_another_format_is_r
     other = {"format": 2, "leaves": meta["leaves"], "crc32": meta["crc32"]}
     crc = zlib.crc32(json.dumps(other, sort_keys=True).encode())
     describe_otherwise(path, **other, crc32_of_this=crc)
-    with pytest.raises(UserError, match="checkpoints/3 has format 2, this version reads 1"):
+    with pytest.raises(UserError, match="checkpoints/3 has format 2; this version reads format 1"):
         restore(workdir)
 
 
@@ -140,11 +140,11 @@ def test_a_failure_to_save_names_the_last_complete_checkpoint(reason, said, work
 
     with checkpoints.Checkpoints(str(workdir)) as store:
         monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fail)
-        message = f"checkpoints: {said}; the last complete one is that of step 3"
+        message = f"checkpoints: {said}; last complete checkpoint: step 3"
         with pytest.raises(UserError, match=message):
             store.save(4, make_state(4))
         shutil.rmtree(workdir / "checkpoints")
-        with pytest.raises(UserError, match=f"{said}; the last complete one is none"):
+        with pytest.raises(UserError, match=f"{said}; last complete checkpoint: none"):
             store.save(4, make_state(4))
 
 

@@ -57,7 +57,7 @@ def test_what_a_classifier_is_of_is_compared(weights, tmp_path):
         ("data.centered", True, "centered is False there and True here"),
     ]:
         with pytest.raises(
-            UserError, match=f"{path} holds a classifier of something else: {message}$"
+            UserError, match=f"{path} holds a classifier for a different run: {message}$"
         ):
             classifier_file.load(path, describe(**{field: value}))
 
@@ -110,7 +110,7 @@ def test_files_that_describe_another_network_are_refused(name, value, weights, t
     [
         (lambda kernel: kernel[:1], r"begin_conv/kernel is float32 of shape .* expected float32"),
         (lambda kernel: kernel.astype("f8"), "begin_conv/kernel is float64"),
-        (lambda kernel: kernel * np.nan, "begin_conv/kernel has values that are not finite"),
+        (lambda kernel: kernel * np.nan, "begin_conv/kernel has non-finite values"),
         (lambda kernel: None, "begin_conv/kernel.npy"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_damaged_image_has_the_label_of_the_one_that_replaces_it(monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_training(stripes):
     config = make_config(num_steps=3, batch_size=16, learning_rate=1e38)
     with pytest.raises(
-        UserError, match=r"loss is (nan|inf) by step 3: .*learning_rate=1e\+38 may be"
+        UserError, match=r"loss is (nan|inf) at step 3: .*learning_rate=1e\+38 may be"
     ):
         classifier_training.train_classifier(config, Linear(), *stripes)
 

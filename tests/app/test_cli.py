@@ -19,10 +19,13 @@ from tests.running import ROOT, environment, run
     [
         (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
         (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
-        (["--config=configs/nothing.py"], "there is no such file; there are configs/celeba.py, "),
+        (
+            ["--config=configs/nothing.py"],
+            "configs/nothing.py does not exist; available: configs/celeba.py, ",
+        ),
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
-        (["--workdir=LICENSE/below"], "cannot be made: Not a directory"),
+        (["--workdir=LICENSE/below"], "cannot be created: Not a directory"),
         (["--workdir=/proc"], "cannot be written to"),
         (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
@@ -157,7 +160,7 @@ def test_each_end_of_a_process_has_its_status_and_its_line():
         text=True,
         timeout=60,
     )
-    mistake = "1|error: this is a mistake in the program|after"
+    mistake = "1|error: this is a bug in the program|after"
     assert result.stdout.splitlines() == [
         "ran with []",
         "None|",
@@ -169,9 +172,8 @@ def test_each_end_of_a_process_has_its_status_and_its_line():
         "1|error: lost|",
         "130|error: go on|",
         mistake,
-        "1|error: the memory of a device does not suffice (RESOURCE_EXHAUSTED: 9 GiB); less is needed "
-        "with a larger config.training.microbatches, with config.training.remat=True, or with a "
-        "smaller batch|",
+        "1|error: a device is out of memory (RESOURCE_EXHAUSTED: 9 GiB); increase "
+        "config.training.microbatches, set config.training.remat=True, or take a smaller batch|",
         "1|error: another process of this run has ended or cannot be reached (UNAVAILABLE: gone); "
         f"{distributed.AGAIN}|",
         mistake,

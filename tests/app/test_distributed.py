@@ -106,9 +106,9 @@ def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ((None, 2, 0), {}, "--coordinator, --num_processes and --process_id belong together"),
-        (("a:1", 2, None), {}, "belong together"),
-        (("a:1", None, None), {}, "belong together"),
+        ((None, 2, 0), {}, "--coordinator, --num_processes and --process_id must be set together"),
+        (("a:1", 2, None), {}, "must be set together"),
+        (("a:1", None, None), {}, "must be set together"),
         (("a:1", 2, 2), {}, "--process_id=2 must be at least 0 and below --num_processes=2"),
         (("localhost", 2, 0), {}, "--coordinator='localhost' must be HOST:PORT"),
         (("a:99999", 2, 0), {}, "must be HOST:PORT"),

@@ -40,9 +40,9 @@ def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_ta
         (
             {"training.dtype": "bfloat16"},
             True,
-            "training computes in bfloat16, in 1 part(s) a batch",
+            "training computes in bfloat16, with 1 microbatch(es)",
         ),
-        ({"training.microbatches": 2}, True, "training computes in float32, in 2 part(s) a batch"),
+        ({"training.microbatches": 2}, True, "training computes in float32, with 2 microbatch(es)"),
     ],
 )
 def test_a_run_says_how_many_parameters_and_devices_it_has(
@@ -68,8 +68,8 @@ def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsy
     logs.describe_executable(types.SimpleNamespace(operations=12345.0, memory=memory), 3, 120.0)
     assert capsys.readouterr().out.splitlines() == [
         "training step compiled in 2 s",
-        "training step compiled in 2.0 min; about 37 kFLOP a step and device; memory per "
-        "device, estimated by the compiler: 3 KiB (2 KiB of it state and batch)",
+        "training step compiled in 2.0 min; about 37 kFLOP per step and device; memory per "
+        "device, estimated by the compiler: 3 KiB (of which 2 KiB state and batch)",
     ]
 
 
@@ -79,7 +79,7 @@ def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsy
         (
             0.999,
             300,
-            "74 % of the average, from which samples are made, will be the first parameters",
+            "the initial parameters will make up 74 % of the EMA, which samples use",
         ),
         (0.999, 6000, None),
         (0.0, 1, None),

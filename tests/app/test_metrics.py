@@ -94,7 +94,7 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
     window.restart(5)
     add(6, np.nan)
     assert np.isnan(window.scalars(0.0)["loss"]) and "nan" in window.line(6, 9, window.scalars(0.0))
-    message = "the loss is inf and the gradient's norm 1.0 at step 7; stopped, .* of step 3"
+    message = "the loss is inf and the gradient norm is 1.0 at step 7; last good checkpoint: step 3"
     with pytest.raises(UserError, match=message):
         add(8, np.inf, 1.0)
 
@@ -108,7 +108,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_stops_a_run_at_its_step(loss, g
     window = metrics.Window(SIGMAS, (4, 4, 1), 0)
     levels = np.ones((3, 2))
     call = measured([1, loss, 1], [1, grad_norm, 1], levels, levels)
-    message = f"loss is {loss} and the gradient's norm {grad_norm} at step 11; stopped, .* is none"
+    message = f"loss is {loss} and the gradient norm is {grad_norm} at step 11; last good checkpoint: none"
     with pytest.raises(UserError, match=message):
         window.add(12, call, Empty())
 

@@ -70,7 +70,7 @@ def test_lines_of_metrics_that_are_none_are_named(line, sound, tmp_path):
         assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
     else:
         with pytest.raises(
-            SystemExit, match=r"metrics.jsonl cannot be read: line 2 is no JSON object"
+            SystemExit, match=r"metrics.jsonl cannot be read: line 2 is not a JSON object"
         ):
             pictures.main(["losses", str(tmp_path)])
 

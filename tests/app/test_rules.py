@@ -29,7 +29,7 @@ OBJECTIVE = [
     (SDE, "training.sde", "subvp", "none", "'ve' or 'vp' or 'subvp' for"),
     ({}, "data.centered", False, True, "False for 'ncsn'"),
     ({}, "training.continuous", False, True, "False for config.training.sde='none'"),
-    (SUBVP, "training.continuous", True, False, "True for .*'subvp', which has no chain"),
+    (SUBVP, "training.continuous", True, False, "True for .*'subvp', which has no discrete chain"),
     (
         *(SDE | {"training.continuous": False}, "training.likelihood_weighting"),
         *(False, True, "False for config.training.continuous=False"),
@@ -55,13 +55,19 @@ NETWORK = [
         *({"model.name": "ncsn_simplified"}, "model.normalization"),
         *("instance", "instance++", "'instance' for config.model.name='ncsn_simplified'"),
     ),
-    ({}, "data.image_size", 8, 6, "a multiple of 2, 8 or more, for config.model.name='ncsn'"),
-    ({}, "data.image_size", 10, 11, "a multiple of 2, 8 or more"),
-    ({"model.name": "ncsnv2_deeper"}, "data.image_size", 12, 10, "a multiple of 4, 8 or more"),
-    ({"model.name": "ncsnv2_deepest"}, "data.image_size", 24, 20, "a multiple of 8, 8 or more"),
-    (SDE | {"ncsnpp.ch_mult": (1, 2, 2)}, "data.image_size", 12, 10, "a multiple of 4, 8 or more"),
-    (SDE, "model.features", 4, 2, "2 channels cannot"),
-    (SDE, "model.features", 32, 33, "33 channels cannot"),
+    ({}, "data.image_size", 8, 6, "a multiple of 2 and at least 8 for config.model.name='ncsn'"),
+    ({}, "data.image_size", 10, 11, "a multiple of 2 and at least 8"),
+    ({"model.name": "ncsnv2_deeper"}, "data.image_size", 12, 10, "a multiple of 4 and at least 8"),
+    ({"model.name": "ncsnv2_deepest"}, "data.image_size", 24, 20, "a multiple of 8 and at least 8"),
+    (
+        SDE | {"ncsnpp.ch_mult": (1, 2, 2)},
+        "data.image_size",
+        12,
+        10,
+        "a multiple of 4 and at least 8",
+    ),
+    (SDE, "model.features", 4, 2, "2 channels do not"),
+    (SDE, "model.features", 32, 33, "33 channels do not"),
 ]
 STEPS = [
     ({"training.checkpoint_every": 20}, "training.keep_every", 0, 30, "checkpoint_every=20"),
@@ -72,10 +78,10 @@ STEPS = [
     ),
 ]
 MEMORY = [  # on eight devices; 2**34 numbers are 1024 images of 4096 x 4096
-    ({}, "training.batch_size", 24, 20, "a multiple of the 8 devices$"),
+    ({}, "training.batch_size", 24, 20, "a multiple of the number of devices, 8$"),
     (
         *({"training.microbatches": 3}, "training.batch_size"),
-        *(48, 40, "a multiple of the 8 devices times config.training.microbatches=3"),
+        *(48, 40, "a multiple of the number of devices, 8, times config.training.microbatches=3"),
     ),
     (LARGE, "training.batch_size", 1024, 1032, "smaller: 1032 images of 16777216 numbers"),
     (
@@ -94,11 +100,11 @@ LADDER = [
     ({}, "sampling.steps_per_level", 5_000_000, 5_000_001, "at most 5000000 with .*levels=2"),
     ({}, "model.sigma_begin", 0.0401, 0.04, "must satisfy .* sigma_begin > sigma_end > 0"),
     # The weights are 1024^12.80 and 25^27.56 where they reach 3.4e38.
-    ({"model.sigma_begin": 1024.0}, "training.anneal_power", 14.79, 14.81, "a finite number for"),
-    ({}, "training.anneal_power", -25.5, -25.6, "a finite number for which the weights"),
+    ({"model.sigma_begin": 1024.0}, "training.anneal_power", 14.79, 14.81, "a number for"),
+    ({}, "training.anneal_power", -25.5, -25.6, "a number for which the weights"),
 ]
 SAMPLER = [
-    (SDE | CORRECTED, "sampling.snr", 0.01, 0.0, "the signal-to-noise ratio of .*'langevin'"),
+    (SDE | CORRECTED, "sampling.snr", 0.01, 0.0, "above 0 for corrector 'langevin'"),
     (SUBVP | PREDICTED, "sampling.corrector", "none", "langevin", "config.sampling: corrector"),
     (
         SUBVP | PREDICTED,
@@ -110,11 +116,11 @@ SAMPLER = [
     (VP | PREDICTED, "sampling.num_steps", 1, 0, "at least 1"),
     (
         *(VP | PREDICTED | CORRECTED | {"sampling.snr": 0.1}, "sampling.num_steps"),
-        *(21, 20, "at least 21 for the chain of 'vp' with config.model.beta_max=20.0"),
+        *(21, 20, "at least 21 for the discrete chain of 'vp' with config.model.beta_max=20.0"),
     ),
     (
         *(VP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps"),
-        *(21, 20, "at least 21 for the chain of 'vp' with config.model.beta_max=20.0"),
+        *(21, 20, "at least 21 for the discrete chain of 'vp' with config.model.beta_max=20.0"),
     ),
     (SUBVP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps", 1, 0, "at least 1"),
     ({"sampling.method": "heun"}, "sampling.num_steps", 2, 1, "for 'heun'"),

@@ -78,7 +78,7 @@ def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):
     old, new = (jax.tree.leaves(run.params)[0] for run in (older, newer))
     assert not np.array_equal(old, new)
     assert listing() == before
-    with pytest.raises(UserError, match=r"no checkpoint of step 55, only of \[60, 50\]"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 55, only of steps \[60, 50\]"):
         runs.load_run(str(workdir), 55)
 
 
@@ -101,11 +101,11 @@ def test_mistakes_are_one_line(run, tmp_path):
     for key in (jax.random.key(0, impl="rbg"), jax.random.split(jax.random.key(0), 2)):
         with pytest.raises(UserError, match="key must be one threefry key"):
             run.sample(key, 2)
-    with pytest.raises(UserError, match="num_samples is n"):
+    with pytest.raises(UserError, match="num_samples must be given as n"):
         run.sample(jax.random.key(0), 2, num_samples=3)
     with pytest.raises(UserError, match="config.sampling.epsilon=-1.0 must be"):
         run.sample(jax.random.key(0), 1, epsilon=-1)
-    with pytest.raises(UserError, match=r"config\.sampling\.epsylon is no field"):
+    with pytest.raises(UserError, match=r"config\.sampling\.epsylon is not a field"):
         run.sample(jax.random.key(0), 1, epsylon=1)
 
 

@@ -138,7 +138,7 @@ def finished(request, uninterrupted):
 def test_a_run_writes_what_it_should(finished):
     devices, workdir, output = finished
     assert f"devices: {devices} x cpu on 1 host(s)" in output
-    assert "FLOP a step and device" in output and "memory per device" in output
+    assert "FLOP per step and device" in output and "memory per device" in output
     assert re.search(r"step 60/60  loss \S+  grad \S+  \S+ steps/s  input \S+ %  0 s left", output)
     log = (workdir / "log.txt").read_text()
     assert log.count("step 20/60") == 1
@@ -235,9 +235,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     )
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    found = re.search(r"the loss is \S+ and the gradient's norm \S+ at step (\d+); stopped", line)
+    found = re.search(r"the loss is \S+ and the gradient norm is \S+ at step (\d+); ", line)
     assert int(found[1]) == 63 + skip_nonfinite
-    assert line.endswith("the last good checkpoint is that of step 62")
+    assert line.endswith("; last good checkpoint: step 62")
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
         assert store.steps() == [62, 60, 50]
         jax.tree.map(np.testing.assert_array_equal, store.restore(60, state), state)
@@ -267,7 +267,7 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
     assert "from step 20" in more.stdout and "step 30/30" in more.stdout
     (pictures / "2.png").unlink()
     result = run(tmp_path / "run", *arguments, devices=2)
-    assert result.returncode == 1 and "holds a run on other images" in result.stderr
+    assert result.returncode == 1 and "holds a run on different images" in result.stderr
 
 
 def test_the_maths_needs_only_jax_and_training_never_imports_tensorflow():

@@ -65,7 +65,7 @@ def test_a_damaged_result_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "it holds no object of fields"),
+        ("[]", "it does not hold a JSON object"),
         ("[" * 100_000, "recursion"),
         ("{", "settings.json cannot be read"),
         (json.dumps({"seed": "y" * 10**6}), "seed is 'yyy"),

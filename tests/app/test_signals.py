@@ -91,7 +91,7 @@ with signals.deferred(lambda: "the last checkpoint is that of step 7"):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 130
     assert result.stderr.splitlines() == [
-        "Ctrl-C: saving after this step; again to stop at once",
+        "Ctrl-C: saving after this step; press again to stop at once",
         "this step is not saved; the last checkpoint is that of step 7",
         "Ctrl-C: good-bye",
     ]

@@ -132,17 +132,17 @@ NUMPY_SCALAR = np.float64(1).__reduce__()[0]
         (np.float64(0.1), 0.1),
         (np.float32(0.1), float(np.float32(0.1))),
         (np.int64(-3), -3),
-        (np.float16(1), "is no little-endian float64, float32 or int64"),
-        (np.complex128(1), "is no little-endian"),
-        (np.datetime64(1, "s"), "is no little-endian"),
-        (Rebuilt(NUMPY_SCALAR, np.dtype(">f8"), b"12345678"), "is no little-endian"),
-        (Rebuilt(NUMPY_SCALAR, np.dtype([("a", "<f8")]), b"12345678"), "is no little-endian"),
-        (Rebuilt(NUMPY_SCALAR, np.dtype(object), b"12345678"), "is no little-endian"),
-        (Rebuilt(NUMPY_SCALAR, "f8", b"12345678"), "is no little-endian"),
+        (np.float16(1), "is not a little-endian float64, float32 or int64"),
+        (np.complex128(1), "is not a little-endian"),
+        (np.datetime64(1, "s"), "is not a little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype(">f8"), b"12345678"), "is not a little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype([("a", "<f8")]), b"12345678"), "is not a little-endian"),
+        (Rebuilt(NUMPY_SCALAR, np.dtype(object), b"12345678"), "is not a little-endian"),
+        (Rebuilt(NUMPY_SCALAR, "f8", b"12345678"), "is not a little-endian"),
         (Rebuilt(NUMPY_SCALAR, np.dtype("<f8"), b"1234567"), "whose data are not 8 bytes"),
         (Rebuilt(NUMPY_SCALAR, np.dtype("<f8"), "12345678"), "whose data are not 8 bytes"),
         (Rebuilt(NUMPY_SCALAR, np.dtype("<f8")), "whose data are not 8 bytes"),
-        (Rebuilt(NUMPY_SCALAR), "is no little-endian"),
+        (Rebuilt(NUMPY_SCALAR), "is not a little-endian"),
         (np.ones(1), r"would call numpy\._core\.multiarray\._reconstruct"),
         (Harmful(), r"would call \w+\.system"),
     ],
@@ -177,7 +177,10 @@ def test_numpy_of_before_its_second_version_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["ema"]["shadow_params"].pop(), "is 155, expected a list of 156 tensors"),
+        (
+            lambda c: c["ema"]["shadow_params"].pop(),
+            "is a list of 155, expected a list of 156 tensors",
+        ),
         (lambda c: c["ema"].pop("shadow_params"), "is NoneType, expected a list of 156 tensors"),
         (lambda c: c.update(ema=3), "is NoneType, expected a list of 156 tensors"),
         (lambda c: c["ema"].update(decay="x"), r"'decay' of its moving average must be in \[0, 1"),
@@ -186,7 +189,7 @@ def test_numpy_of_before_its_second_version_is_read(tmp_path):
             lambda c: c["ema"]["shadow_params"].__setitem__(0, 1),
             "'all_modules.1.weight' of its mov",
         ),
-        (lambda c: c.update(step=-1), "its step is -1, expected a whole number"),
+        (lambda c: c.update(step=-1), "its step is -1, expected an integer"),
         (lambda c: c.update(model={}), "holds dict as its state dict, expected a state dict, "),
         (lambda c: c.update(model={"a": 1}), "entry 'a' of its state dict is int"),
     ],
@@ -204,7 +207,7 @@ def test_a_file_of_score_sde_that_is_not_sound_is_one_line(change, message, tmp_
 def test_without_torch_the_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        UserError, match="can be read with torch only, which is missing: pip install"
+        UserError, match="can only be read with torch, which is missing: pip install"
     ):
         torch_files.read(str(V1))
 
@@ -269,7 +272,7 @@ def test_lists_of_each_length_and_the_dict_of_the_simplified_network_are_read(tm
     found = torch_files.read(path)
     assert (found.optimizer, found.step, found.ema_decay) == ("adam", 2**31 - 1, 0.25)
     torch.save([model, "adam", 7, 2**31], path)
-    with pytest.raises(UserError, match="its step is 2147483648, expected a whole number from 0"):
+    with pytest.raises(UserError, match="its step is 2147483648, expected an integer from 0"):
         torch_files.read(path)
     torch.save([model, "adam", 7, True], path)
     with pytest.raises(UserError, match="its step is True, expected"):

@@ -60,7 +60,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
     for name, moments in (("mu", adam.first), ("nu", adam.second)):
         back = convert.to_torch(optax.tree.get(state.opt_state, name), model)
         assert all(np.array_equal(back[key], value) for key, value in moments.items())
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         torch_runs.import_checkpoint(config, str(path), workdir)
 
     target = tmp_path / "weights.npz"
@@ -74,7 +74,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         )
         for name, average in (found.ema or {}).items():
             np.testing.assert_array_equal(arrays[f"ema/{name}"], average)
-    with pytest.raises(UserError, match=r"weights.npz' is there already"):
+    with pytest.raises(UserError, match=r"weights.npz' already exists"):
         torch_runs.export(config, workdir, str(target))
 
 
@@ -116,7 +116,7 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
     config.optim.learning_rate, config.optim.warmup_steps = 0.00032016, 4
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "other"))
     assert "learning_rate" not in message  # half of it, since the third step is of rate 2 / 4
-    assert "its moving average was of decay 0.999; training would go on with" in message
+    assert "its moving average has decay 0.999; training would continue with" in message
     assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
 
 
@@ -167,16 +167,16 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     saved(lambda c: c[1].clear())
     refused(v2_config(), r"an optimizer that is not Adam")
     saved(lambda c: c.__setitem__(3, -1))
-    refused(v2_config(), r"its step is -1, expected a whole number from 0 to 2\*\*31 - 1")
+    refused(v2_config(), r"its step is -1, expected an integer from 0 to 2\*\*31 - 1")
     saved(lambda c: c.__setitem__(3, 2**40))
-    refused(v2_config(), r"its step is 1099511627776, expected a whole number")
+    refused(v2_config(), r"its step is 1099511627776, expected an integer")
     for field, value in (("betas", 0.9), ("betas", ()), ("lr", None), ("eps", torch.ones(2))):
         saved(lambda c, field=field, value=value: c[1]["param_groups"][0].update({field: value}))
         refused(v2_config(), r"an optimizer that is not Adam")
     saved(lambda c: c[1]["param_groups"][0].update(amsgrad=True))
     refused(v2_config(), "an optimizer with amsgrad")
     saved(lambda c: c[1]["state"][0].update(step=float("inf")))
-    refused(v2_config(), r"Adam's step of begin_conv.weight is inf, expected a whole number")
+    refused(v2_config(), r"Adam's step of begin_conv.weight is inf, expected an integer")
     saved(lambda c: c[0].update(notes="text"))
     refused(v2_config(), "entry 'notes' of its state dict is str, expected a dense tensor")
     saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 3, 3, dtype=torch.bfloat16)}))
@@ -195,9 +195,9 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     refused(
         v2_config(**{"model.name": "ncsnv2_deeper"}), r"expected shape|expects shape|expected \["
     )
-    refused(v1_config(), r"does not fit config.model.name='ncsn' with features=3, num_levels=10")
+    refused(v1_config(), r"do not match config.model.name='ncsn' with features=3, num_levels=10")
     path.write_bytes(V1.read_bytes())
-    refused(v1_config(**{"training.steps_per_call": 2}), "is of step 3, which must be a multiple")
+    refused(v1_config(**{"training.steps_per_call": 2}), "is at step 3, which must be a multiple")
     refused(v1_config(**{"model.ema_decay": 0.9}), "holds no moving average .* must be 0")
 
 
@@ -218,7 +218,7 @@ def test_another_learning_rate_is_said(tmp_path):
     pytest.importorskip("torch")
     config = v1_config(**{"optim.learning_rate": 1e-4})
     message = torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "run"))
-    assert "trained with learning_rate 0.001; training would go on with" in message
+    assert "trained with learning_rate 0.001; training would continue with" in message
     assert json.loads((tmp_path / "run/config.json").read_text())["optim.learning_rate"] == 1e-4
 
 
@@ -239,7 +239,7 @@ def test_each_other_setting_of_adam_is_said_with_both_values(tmp_path):
     assert first == f"{path}: step 3, {count} parameters, now in {tmp_path / 'run'}"
     values = zip(here.items(), (0.3, 0.1, 0.2, 0.4, 0.5), strict=True)
     assert notes == [
-        f"note: it was trained with {name} {value}; training would go on with config.optim.{name}={ours}"
+        f"note: it was trained with {name} {value}; training would continue with config.optim.{name}={ours}"
         for (name, ours), value in values
     ]
     message = torch_runs.export(config, str(tmp_path / "run"), str(tmp_path / "weights.npz"))
@@ -251,7 +251,7 @@ def test_a_directory_of_a_run_is_left_alone(tmp_path):
     config, workdir = v1_config(), tmp_path / "run"
     workdir.mkdir()
     work_directories.write_config(config, str(workdir))
-    with pytest.raises(UserError, match="holds a run already; choose another"):
+    with pytest.raises(UserError, match="already holds a run; choose another"):
         torch_runs.import_checkpoint(config, str(V1), str(workdir))
     config.seed = 3
     with pytest.raises(UserError, match="seed is 0 there and 3 here"):

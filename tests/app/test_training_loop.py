@@ -185,12 +185,12 @@ def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(
     output = capsys.readouterr().out.splitlines()
     # 20 seconds are over after the sixth call, of four seconds each.
     (line,) = (line for line in output if line.startswith("estimate"))
-    assert line == "estimate: 24 s for the other 12 steps, without samples"
+    assert line == "estimate: 24 s for the remaining 12 steps, excluding samples"
 
 
 def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
     world.train()
-    assert "already beyond" not in capsys.readouterr().out
+    assert "already past" not in capsys.readouterr().out
     assert world.train(num_steps=26, checkpoint_every=26, log_every=26, sample_every=0) == [
         ("batch", 24, 2),
         *(("log", 26), ("flush", True), ("save", 26), ("wait",)),
@@ -202,9 +202,9 @@ def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
     # The samples are of step 26, and there already.
     assert world.train(num_steps=24) == [("grid", 26), ("flush", False)]
     output = capsys.readouterr().out
-    assert "from step 26" in output and "already beyond config.training.num_steps=24" in output
+    assert "from step 26" in output and "already past config.training.num_steps=24" in output
     world.train(num_steps=26)
-    assert "already beyond" not in capsys.readouterr().out
+    assert "already past" not in capsys.readouterr().out
 
 
 def test_a_preview_that_is_missing_is_made_when_a_run_goes_on(world):
@@ -241,8 +241,8 @@ def test_a_state_after_too_many_steps_that_are_not_finite_is_not_saved(
     world.bad = bad
     options = dict(skip_nonfinite=skip_nonfinite, num_steps=12)
     if stops_at:
-        newest = f"that of step {saved[0]}" if saved else "none"
-        words = rf"the loss is nan .* at step {stops_at}; stopped, the last good .* is {newest}"
+        newest = f"step {saved[0]}" if saved else "none"
+        words = rf"the loss is nan .* at step {stops_at}; last good checkpoint: {newest}"
         with pytest.raises(UserError, match=words):
             world.train(**options)
     else:
@@ -257,8 +257,8 @@ def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
     with pytest.raises(UserError, match="a chain diverged"):  # of the samples at the end
         world.train()
     output = capsys.readouterr().out
-    assert "no preview of step 10: a chain diverged" in output
-    assert "no preview of step 20: a chain diverged" in output and world.steps()[0] == 24
+    assert "no preview at step 10: a chain diverged" in output
+    assert "no preview at step 20: a chain diverged" in output and world.steps()[0] == 24
     assert ("picture", 10) not in world.events
 
 

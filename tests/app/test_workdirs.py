@@ -105,7 +105,7 @@ def test_other_images_than_those_of_the_run_are_refused(tmp_path):
     claim(images)
     claim(images.copy())
     for other in (images[:2], images + 1):
-        with pytest.raises(UserError, match="holds a run on other images"):
+        with pytest.raises(UserError, match="holds a run on different images"):
             claim(other)
 
 
@@ -122,7 +122,7 @@ def test_files_are_told_apart_by_their_names_and_sizes_and_not_by_their_pixels(t
     }
     claim(images + 1, "abc")
     for other, files, message in ((images[:2], "abc", "shape is"), (images, "abd", "files is")):
-        with pytest.raises(UserError, match=f"holds a run on other images: {message}"):
+        with pytest.raises(UserError, match=f"holds a run on different images: {message}"):
             claim(other, files)
 
 
@@ -131,7 +131,7 @@ def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
     images = np.zeros((2000, 2, 2, 1), np.uint8)
     workdirs.claim_images(Images(images), str(tmp_path))
     images[index, 1, 1] = 1
-    with pytest.raises(UserError, match="on other images: crc32_of_a_thousand is"):
+    with pytest.raises(UserError, match="on different images: crc32_of_a_thousand is"):
         workdirs.claim_images(Images(images), str(tmp_path))
 
 
@@ -146,7 +146,7 @@ def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_p
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[]", "it holds no object of fields"), ("[" * 100_000, "recursion")],
+    [("[]", "it does not hold a JSON object"), ("[" * 100_000, "recursion")],
 )
 def test_a_changed_config_json_is_one_line(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
@@ -164,6 +164,6 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
 
 
 def test_a_workdir_that_no_file_system_can_name_is_refused(tmp_path):
-    for name, message in (("\udcff", "cannot be made: 'utf-8' codec"), ("\0", "embedded null")):
+    for name, message in (("\udcff", "cannot be created: 'utf-8' codec"), ("\0", "embedded null")):
         with pytest.raises(UserError, match=message):
             workdirs.make(str(tmp_path / name))

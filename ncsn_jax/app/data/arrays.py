@@ -107,7 +107,7 @@ class Rows(Source):
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise UserError(f"{self.what}: {self.name(index)} cannot be read: {error}") from None
         if self.dtype != np.uint8 and not np.isfinite(image).all():
-            raise UserError(f"{self.what} holds a value that is not finite, in {self.name(index)}")
+            raise UserError(f"{self.what} holds a non-finite value in {self.name(index)}")
         return image.reshape(self._image_shape)
 
 
@@ -141,8 +141,7 @@ def load(
     if split == "test" and not holdout:
         raise UserError(
             "data.holdout=0 must be above 0, such as 0.1, for an array to have a test split; "
-            "config.inpainting.images names other images, and config.likelihood.split='train' takes those "
-            "of training"
+            "or name other images in config.inpainting.images, or set config.likelihood.split='train'"
         )
     version = None
     if isinstance(source, str):
@@ -153,7 +152,9 @@ def load(
         try:
             array = np.asarray(source)
         except Exception as error:  # `source` may be of any class
-            raise UserError(f"images={show(source)} is no array ({type(error).__name__})") from None
+            raise UserError(
+                f"images={show(source)} is not an array ({type(error).__name__})"
+            ) from None
     _check(array, image_shape, value_range, field)
     is_large = array.size * array.dtype.itemsize >= cache_bytes and source is not array
     if isinstance(array, RemoteArray) and not is_large:
@@ -188,10 +189,10 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
         if storage.is_remote(path):
             storage.check(path, field)
             if npz:
-                raise UserError(f"{what} must be a .npy file: a .npz file is not read by ranges")
+                raise UserError(f"{what} must be a .npy file: a .npz file cannot be read in parts")
             array, (_, size, version) = RemoteArray(path), storage.find_objects(path)[0]
             if size < array.nbytes:
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
             return array, [path, size, version]
         path = os.path.abspath(path)
         status = os.stat(path)
@@ -220,13 +221,13 @@ def _open(name: str, field: str) -> tuple[np.ndarray | RemoteArray, list]:
 
 
 def _check(array, image_shape, value_range, field: str) -> None:
-    """Refuses types and shapes other than those wanted."""
+    """Refuses an array of the wrong type or shape."""
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if array.dtype != np.uint8 and not floating:
-        raise UserError(f"{field} is of type {array.dtype}, must be uint8 or floating point")
+        raise UserError(f"{field} has type {array.dtype}, must be uint8 or floating point")
     if array.ndim not in (3, 4) or not array.size:
         raise UserError(
-            f"{field} is of shape {array.shape}, must be [N, H, W] or [N, H, W, C], none of them 0"
+            f"{field} has shape {array.shape}, must be [N, H, W] or [N, H, W, C] and not empty"
         )
     (height, width, channels), found = image_shape, (*array.shape[1:], 1)[:3]
     if found[2] != channels:
@@ -238,7 +239,7 @@ def _check(array, image_shape, value_range, field: str) -> None:
         )
     if value_range and not floating:
         raise UserError(
-            f"data.value_range={tuple(value_range)} must be () for {field}, which is of type uint8"
+            f"data.value_range={tuple(value_range)} must be () for {field}, which has type uint8"
         )
 
 
@@ -258,7 +259,7 @@ def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.
             finite = np.isfinite(values).reshape(len(rows), -1).all(axis=1)
             if not finite.all():
                 raise UserError(
-                    f"{field} holds a value that is not finite, in image {first + np.argmin(finite)}"
+                    f"{field} holds a non-finite value in image {first + np.argmin(finite)}"
                 )
             extremes += [float(rows.min()), float(rows.max())]
             outside += int(np.sum((values < 0) | (values > 1))) if value_range else 0
@@ -268,13 +269,13 @@ def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.
             ]
     if extremes and not value_range:
         raise UserError(
-            f"data.value_range=() must be (low, high) for the floating-point values of {field}, which go "
-            f"from {min(extremes):g} to {max(extremes):g}"
+            f"data.value_range=() must be (low, high) for the floating-point values of {field}, which "
+            f"range from {min(extremes):g} to {max(extremes):g}"
         )
     share = outside / max(looked, 1)
     if share > _MOST_OUTSIDE:
         raise UserError(
-            f"data.value_range={tuple(value_range)} must hold most of the values of {field}, which go from "
-            f"{min(extremes):g} to {max(extremes):g}: {100 * share:.0f} % lie outside"
+            f"data.value_range={tuple(value_range)} must contain most of the values of {field}, which range "
+            f"from {min(extremes):g} to {max(extremes):g}: {100 * share:.0f} % lie outside"
         )
     return held_out

@@ -29,13 +29,13 @@ _ARCHIVES = (".tar", ".zip")
 # A zip member begins with a fixed header, its name and extra fields, usually less than a kilobyte.
 _HEADER, _EXTRA = 30, 1024
 
-# The system's words for what is not there, or cannot be named.
+# The system's errors for a path that does not exist or cannot be named.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 # The most zeros that may end a tar file.
 _LONGEST_END = 2**20
 
-_SHORTER = "the file is shorter than it was"
+_SHORTER = "the file has become shorter"
 
 
 class File(NamedTuple):
@@ -124,7 +124,7 @@ def find(path: str, field: str) -> Listing:
     if archives and any(name.lower().endswith(reading.SUFFIXES) for name, *_ in entries):
         raise UserError(
             f"{field}={path!r} holds images and the archive {archives[0]}, which may hold the same ones: "
-            "name one of the two"
+            "name only one of the two"
         )
     for name, size, changed in entries:
         full = os.path.join(path, name) if name else path
@@ -143,7 +143,7 @@ def list_files(
 
     Args:
       path: the path or URL of a directory or a file.
-      ignored: how the names of files and directories begin that are left out.
+      ignored: prefixes of the names of files and directories to leave out.
 
     Raises:
       OSError: if it is not there, or cannot be read.
@@ -245,7 +245,7 @@ def _in_tar(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
         file.seek(archive.offset)
         end = file.read(_LONGEST_END)
         if length % tarfile.BLOCKSIZE or not end or any(end) or archive.offset + len(end) < length:
-            raise tarfile.ReadError("it is damaged or cut short")
+            raise tarfile.ReadError("it is damaged or truncated")
 
 
 def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
@@ -259,7 +259,7 @@ def _in_zip(path: str, length: int) -> Iterator[tuple[str, int, int, int, int]]:
                 raise zipfile.BadZipFile(f"{member.filename} is larger than the archive")
             if member.flag_bits & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(
-                    f"{member.filename} is encrypted, or compressed by another method than deflate"
+                    f"{member.filename} is encrypted, or compressed by a method other than deflate"
                 )
             yield (
                 member.filename,

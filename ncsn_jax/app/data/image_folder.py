@@ -66,7 +66,7 @@ class Folder(Source):
             raise UserError(f"{self.what} does not exist")
         if not (storage.is_remote(path) or os.path.isdir(path) or files.is_archive(path)):
             raise UserError(
-                f"{self.what} is not a directory of images, nor a .tar or .zip file; unpack other archives"
+                f"{self.what} is not a directory or a .tar or .zip file; unpack other archives"
             )
         listing = files.find(path, field)
         if storage.is_remote(path) and not listing.files:
@@ -74,7 +74,9 @@ class Folder(Source):
         kept, others = self._images_of(listing.files)
         self.left_out = ""
         if others:
-            self.left_out = "left out " + _name(f"not {reading.KINDS}", dict.fromkeys(others, ""))
+            self.left_out = "left out " + _name(
+                f"file(s) that are not {reading.KINDS}", dict.fromkeys(others, "")
+            )
         self.identity = cache.digest([[file.name, file.size] for file in kept])
         self.version = listing.version
         if kept and holdout:

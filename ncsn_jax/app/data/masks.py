@@ -56,7 +56,7 @@ def _box(height: int, width: int, seed: int, index: int) -> np.ndarray:
 def _read_mask(path: str, height: int, width: int, background: int) -> np.ndarray:
     field = f"config.inpainting.mask={path!r}"
     if not os.path.isfile(path):
-        raise UserError(f"{field} is neither 'left' nor 'box' nor an image file")
+        raise UserError(f"{field} must be 'left', 'box' or an image file")
     try:
         with reading.pillow(), reading.opened(path) as file:
             found = reading.decode(file, background)
@@ -66,7 +66,7 @@ def _read_mask(path: str, height: int, width: int, background: int) -> np.ndarra
     # Pillow's decoders can raise any exception.
     except Exception as error:
         raise UserError(
-            f"{field} is no {reading.KINDS} image that can be read ({type(error).__name__})"
+            f"{field} is not a readable {reading.KINDS} image ({type(error).__name__})"
         ) from None
     if size != (width, height):
         _log.info("%s is resized from %dx%d to %dx%d pixels", one_line(field), *size, width, height)

@@ -34,7 +34,7 @@ _MISSING = "data.dataset={!r} is not prepared under data.data_dir={!r}"
 
 
 def find(dataset: str, data_dir: str) -> str:
-    """Returns the directory of datasets that holds a dataset; prepares the dataset if need be.
+    """Returns the directory of datasets that holds a dataset; prepares it first if necessary.
 
     Args:
       dataset: "digits", or a name that tensorflow-datasets knows.
@@ -265,7 +265,7 @@ def _prepare(builder, dataset: str, data_dir: str) -> None:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(
-            f"{_MISSING.format(dataset, data_dir)} and cannot be made there "
+            f"{_MISSING.format(dataset, data_dir)} and cannot be prepared there "
             f"({type(error).__name__}: {reason[:120]}); check the network, or copy a prepared directory there"
         ) from None
 

@@ -65,9 +65,8 @@ def load(
         if split not in (("train", "test") if holdout else ("train",)):
             raise UserError(
                 f"data.dataset='image_folder' has no split {split!r} with config.data.holdout={holdout}: "
-                "a run that is begun with more than 0 has a test split; images of another directory are "
-                "completed and interpolated with config.inpainting.images, and those of training judged "
-                "with config.likelihood.split='train'"
+                "start the run with a holdout above 0 for a test split, name other images in "
+                "config.inpainting.images, or set config.likelihood.split='train'"
             )
         if not data_dir:
             raise UserError(
@@ -82,7 +81,7 @@ def load(
         return _open(folder, folder.identity, dataset, key, cache_bytes)
     if holdout:
         raise UserError(
-            f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, whose splits are its own"
+            f"config.data.holdout={holdout} must be 0 for data.dataset={dataset!r}, which has its own splits"
         )
     data_dir = prepared.find(dataset, data_dir)
     with prepared.opened(dataset, data_dir) as builder:
@@ -129,7 +128,7 @@ def _open(source: Source, identity: str, name: str, key: list, cache_bytes: int)
     images.told.update(damaged)  # the note below names them
     if damaged:
         note += ("; " if note else "") + describe_damaged(source, damaged)
-        note += ", each replaced by the next one"
+        note += ", each replaced by the next good image"
     if note:
         _log.warning("%s: %s", one_line(source.what), note)
     return images
@@ -214,13 +213,13 @@ class Labels:
             dataset, split = self._what
             raise UserError(
                 f"data.dataset={dataset!r} has the label {outside[0]} in split {split!r}, "
-                f"which is none of its {self.classes} classes"
+                f"which is not one of its {self.classes} classes"
             )
         return labels
 
 
 def _unlabelled(dataset: str) -> UserError:
     return UserError(
-        f"data.dataset={dataset!r} has no labels: use 'digits', or a dataset of tensorflow-datasets "
-        "with a feature 'label' of classes, such as 'mnist' or 'cifar10'"
+        f"data.dataset={dataset!r} has no labels: use 'digits', or a tensorflow-datasets dataset "
+        "with a class feature 'label', such as 'mnist' or 'cifar10'"
     )

@@ -37,10 +37,10 @@ def classifier(config, workdir: str) -> None:
     """Trains the classifier that `classconditional` needs, to `classifier/classifier.npz`."""
     shared.begin(config, workdir, "classifier")
     if distributed.count() > 1:
-        raise UserError("--mode=classifier runs in one process: it trains on one device")
+        raise UserError("--mode=classifier must run in one process: it trains on one device")
     path = _path(workdir)
     if storage.exists(path):
-        raise UserError(f"{path} is there already: move it away to train another")
+        raise UserError(f"{path} already exists: move it away to train another")
     # Load everything now, so that nothing turns out to be missing after training.
     (labels, count), (unseen_labels, _) = (build.load_labels(config, s) for s in ("train", "test"))
     dataset, unseen = (build.load_images(config, s) for s in ("train", "test"))
@@ -67,7 +67,8 @@ def classconditional(config, workdir: str) -> None:
     count, wanted = model.num_classes, config.classifier.label
     if wanted >= count:
         raise UserError(
-            f"config.classifier.label={wanted} must be -1 (all), or below the classifier's {count} classes"
+            f"config.classifier.label={wanted} must be -1 (all) or below {count}, the number of "
+            "classes of the classifier"
         )
     loaded = shared.load(config, workdir)
     directory = loaded.directory(samplers.NAMES[Stream.CLASSES])
@@ -98,7 +99,7 @@ def classconditional(config, workdir: str) -> None:
     shared.log.info(
         "wrote %s and grid.png: %s",
         os.path.join(directory, "samples.npz"),
-        f"class {wanted}" if wanted >= 0 else f"sample i is of class i modulo {count}",
+        f"class {wanted}" if wanted >= 0 else f"sample i has class i modulo {count}",
     )
 
 
@@ -118,7 +119,7 @@ def _load_classifier(config, workdir: str) -> tuple[NoisyClassifier, Any, int]:
         nonlocal params
         if not storage.exists(path):
             raise UserError(
-                f"--workdir={workdir!r} holds no classifier: train it with --mode=classifier first"
+                f"--workdir={workdir!r} holds no classifier: train one with --mode=classifier first"
             )
         params, meta = classifier_file.load(
             path, classifier_file.describe(config, NoisyClassifier(2))

@@ -27,7 +27,7 @@ def interpolate(config, workdir: str, images: np.ndarray | None = None) -> None:
     originals = shared.load_originals(config, workdir, 2 * config.interpolation.num_pairs, images)
     pairs = len(originals) // 2
     if not pairs:
-        raise UserError("there is one image only: to interpolate takes two")
+        raise UserError("there is only one image: interpolation needs two")
     originals = originals[: 2 * pairs].reshape(pairs, 2, *shape)
     loaded = shared.load(config, workdir)
     directory = loaded.directory("interpolation")

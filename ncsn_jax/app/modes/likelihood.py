@@ -32,7 +32,7 @@ def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
         *(f"likelihood.{f}" for f in fields), "sampling.dtype", "sampling.precision"
     )
     settings["images"] = described
-    distributed.agree("what it judges", settings)
+    distributed.agree("what it evaluates", settings)
     bits_per_dim = run_flows.on_devices(config, run_flows.bits_per_dim)
     size = min(config.sampling.batch_size, len(dataset))
 

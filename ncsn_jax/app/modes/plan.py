@@ -1,4 +1,4 @@
-"""`--mode=plan` estimates what a run takes on the devices at hand, or on any TPU topology.
+"""`--mode=plan` estimates what a run takes on the local devices, or on any TPU topology.
 
 It compiles the programs that the run would use and prints the compiler's figures: memory, arithmetic and
 traffic, and the times that a roofline gives for these.
@@ -70,7 +70,7 @@ class TooLarge(Exception):
     """A program does not fit into a device's memory.
 
     Attributes:
-      needed: the bytes it takes, or 0 if the compiler does not tell.
+      needed: the bytes it takes, or 0 if the compiler does not say.
     """
 
     def __init__(self, message: str):
@@ -91,8 +91,8 @@ def plan(config) -> None:
     samplers.check(config)
     hosts = len({device.process_index for device in targets})
     print(
-        f"{topology}: {count} x {kind} on {hosts} host(s), {training.batch_size // count} examples of a "
-        "batch on each",
+        f"{topology}: {count} x {kind} on {hosts} host(s), {training.batch_size // count} examples of each "
+        "batch per device",
         flush=True,
     )
     chip = CHIPS.get(kind)
@@ -136,14 +136,14 @@ def step_seconds(config, topology: str) -> tuple[float, int]:
 
 
 def find_devices(topology: str) -> list:
-    """Returns the devices at hand for 'local', else all devices of a TPU topology such as 'v5e:4x4'.
+    """Returns the devices of this machine for 'local', else all devices of a TPU topology such as 'v5e:4x4'.
 
     Raises:
       UserError: if the topology is unknown or the TPU compiler is not installed.
     """
     if topology == "local":
         return jax.devices()
-    # Keep the compiler from looking for accelerators and from minding other programs that use them.
+    # Keep the compiler from looking for accelerators, and from failing if other programs use them.
     jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -224,12 +224,12 @@ def _describe(program: Program, chip: Chip | None, microbatches: int = 1) -> Non
       TooLarge: if it exceeds the device's memory, which not every compiler checks.
     """
     print(
-        f"  memory of a device: arguments {human_bytes(program.arguments)}, temporaries "
+        f"  memory per device: arguments {human_bytes(program.arguments)}, temporaries "
         f"{human_bytes(program.temporary)}, program {human_bytes(program.code)}; "
         f"{human_bytes(program.memory)}" + (f" of {human_bytes(chip.memory)}" if chip else "")
     )
     if chip and program.memory > chip.memory:
-        raise TooLarge("the compiler did not refuse it")
+        raise TooLarge("the device has less memory than that")
     print(
         f"  a step on each device: about {microbatches * program.flop / 1e9:.3g} GFLOP and "
         f"{microbatches * program.traffic / 1e9:.3g} GB of traffic"
@@ -250,7 +250,7 @@ def _step_time(program: Program, chip: Chip, options, microbatches: int = 1) -> 
     step = max(arithmetic, traffic)
     bound = "arithmetic" if arithmetic > traffic else "memory traffic"
     print(
-        f"  about {1000 * step:.3g} ms a step, bound by {bound} (arithmetic {1000 * arithmetic:.3g} ms, "
+        f"  about {1000 * step:.3g} ms per step, bound by {bound} (arithmetic {1000 * arithmetic:.3g} ms, "
         f"traffic {1000 * traffic:.3g} ms)"
     )
     return step
@@ -264,14 +264,14 @@ def _plan_sampling(config, targets: list, chip: Chip | None) -> None:
         program = _measure(what, lambda: devices.compile_chains(*arguments))
         _describe(program, chip)
     except TooLarge as error:
-        print(f"  {error}; make config.sampling.batch_size smaller")
+        print(f"  {error}; reduce config.sampling.batch_size")
         return
     if chip is None:
         return
     step = _step_time(program, chip, config.sampling)
     batches = -(-_SAMPLES // config.sampling.batch_size)
     if sampler.evaluations is None:
-        print("  its solver chooses how many steps it takes")
+        print("  the solver chooses the number of steps")
         return
     print(
         f"  {_SAMPLES:,} samples: about {human_time(batches * sampler.num_steps * step)}, in {batches} "
@@ -308,4 +308,4 @@ def _find_what_fits(config, targets: list, chip: Chip | None, needed: float) -> 
         except TooLarge as error:
             print(f"  {error}")
     if not fits:
-        print("none of these is enough: combine them, or take more devices or a smaller batch")
+        print("none of these is enough: combine them, or use more devices or a smaller batch")

@@ -126,8 +126,10 @@ def name_damaged(dataset: data.Images) -> int:
     if new := set(gathered[:, 1:].ravel().tolist()) - told - {-1}:
         dataset.told.update(new)
         named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
-        count = f" ({total} damaged up to now)" if total > len(new) else ""
-        log.warning("%s: %s, each replaced by the next one%s", dataset.source.what, named, count)
+        count = f" ({total} damaged so far)" if total > len(new) else ""
+        log.warning(
+            "%s: %s, each replaced by the next good image%s", dataset.source.what, named, count
+        )
     return total
 
 
@@ -151,7 +153,7 @@ def load_originals(
     if options.value_range or options.channels not in (1, 3):
         raise UserError(
             f"config.inpainting.images={path!r} must be a .npy or .npz file for a run on floating-point "
-            "data or on other than 1 or 3 channels"
+            "data, or on images with a number of channels other than 1 and 3"
         )
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
     storage.check(path, field)
@@ -248,14 +250,14 @@ def make_missing(
         store = open_store()
         return store.missing(count)
 
-    missing = distributed.on_first("to list what is there", list_missing)
+    missing = distributed.on_first("to list the existing results", list_missing)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
     many = "as many network evaluations as the tolerance needs"
     price = many if evaluations is None else f"{evaluations} network evaluations each"
     if missing:
         log.info("%s: %d %s in batches of %d, %s", what, len(missing), unit, size, price)
     else:
-        log.info("%s: all %d %s are there already", what, count, unit)
+        log.info("%s: all %d %s already exist", what, count, unit)
     total, unit = (len(batches) * steps, "steps") if steps else (len(missing), unit)
     with progress(what, total, unit) as advanced:
         for indices in batches:

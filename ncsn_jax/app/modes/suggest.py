@@ -61,16 +61,16 @@ def suggest(config, images: np.ndarray | None = None) -> None:
         f"--config.model.sigma_end={model.sigma_end!r} --config.sampling.epsilon={found.epsilon:.4g} "
         f"--config.sampling.steps_per_level={steps}",
         "",
-        f"a sample takes {len(ladder) * steps} network evaluations then; "
-        "another --config.sampling.steps_per_level gives another epsilon",
+        f"with these, a sample takes {len(ladder) * steps} network evaluations; "
+        "a different --config.sampling.steps_per_level needs a different epsilon",
         sep="\n",
     )
     if ladder[0] > _LARGEST_SIGMA_OF_NCSN and model.name == "ncsn":
         print(
-            "sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"
+            "sigmas this large need a network whose output is divided by sigma: --config.model.name=ncsnv2"
         )
     print(
-        f"the configuration has {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, "
+        f"the configuration has sigmas from {here[0]:.4g} to {here[-1]:.4g} in {len(here)} levels, and "
         f"epsilon {config.sampling.epsilon:.4g}"
     )
 

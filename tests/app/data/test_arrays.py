@@ -93,7 +93,7 @@ def test_what_was_found_of_a_file_is_kept_until_it_changes(tmp_path, monkeypatch
     bad[31, 2, 3, 1] = np.nan
     np.save(path, bad)
     os.utime(path, ns=(1, 1))  # a clock may be coarse
-    with pytest.raises(UserError, match="holds a value that is not finite, in image 31"):
+    with pytest.raises(UserError, match="holds a non-finite value in image 31"):
         load(0.3)
 
 
@@ -132,20 +132,20 @@ def not_finite(value):
             BYTES.astype(np.int32),
             (4, 6, 3),
             (),
-            "images is of type int32, must be uint8 or floating",
+            "images has type int32, must be uint8 or floating",
         ),
-        (BYTES > 0, (4, 6, 3), (), "images is of type bool, must be"),
-        (BYTES + 0j, (4, 6, 3), (), "images is of type complex128, must be"),
-        (BYTES.astype(object), (4, 6, 3), (), "images is of type object, must be"),
-        ([[1.0], [1.0, 2.0]], (4, 6, 3), (), "is no array (ValueError)"),
+        (BYTES > 0, (4, 6, 3), (), "images has type bool, must be"),
+        (BYTES + 0j, (4, 6, 3), (), "images has type complex128, must be"),
+        (BYTES.astype(object), (4, 6, 3), (), "images has type object, must be"),
+        ([[1.0], [1.0, 2.0]], (4, 6, 3), (), "is not an array (ValueError)"),
         (
             BYTES[0, 0],
             (4, 6, 3),
             (),
-            "images is of shape (6, 3), must be [N, H, W] or [N, H, W, C]",
+            "images has shape (6, 3), must be [N, H, W] or [N, H, W, C]",
         ),
-        (BYTES[None], (4, 6, 3), (), "images is of shape (1, 40, 4, 6, 3), must be"),
-        (BYTES[:0], (4, 6, 3), (), "images is of shape (0, 4, 6, 3), must be"),
+        (BYTES[None], (4, 6, 3), (), "images has shape (1, 40, 4, 6, 3), must be"),
+        (BYTES[:0], (4, 6, 3), (), "images has shape (0, 4, 6, 3), must be"),
         (BYTES, (4, 6, 1), (), "data.channels=1, but images has 3 channels"),
         (
             BYTES,
@@ -157,13 +157,13 @@ def not_finite(value):
             BYTES,
             (4, 6, 3),
             (0, 1),
-            "data.value_range=(0, 1) must be () for images, which is of type",
+            "data.value_range=(0, 1) must be () for images, which has type",
         ),
-        (FLOATS, (4, 6, 2), (), f"which go from {FLOATS.min():g} to {FLOATS.max():g}"),
-        (not_finite(np.nan), (4, 6, 2), (-5, 5), "not finite, in image 7"),
-        (not_finite(-np.inf), (4, 6, 2), (-5, 5), "not finite, in image 7"),
-        (not_finite(np.nan), (4, 6, 2), (), "not finite, in image 7"),
-        (not_finite(1e300), (4, 6, 2), (-5, 5), "not finite, in image 7"),
+        (FLOATS, (4, 6, 2), (), f"which range from {FLOATS.min():g} to {FLOATS.max():g}"),
+        (not_finite(np.nan), (4, 6, 2), (-5, 5), "holds a non-finite value in image 7"),
+        (not_finite(-np.inf), (4, 6, 2), (-5, 5), "holds a non-finite value in image 7"),
+        (not_finite(np.nan), (4, 6, 2), (), "holds a non-finite value in image 7"),
+        (not_finite(1e300), (4, 6, 2), (-5, 5), "holds a non-finite value in image 7"),
     ],
 )
 def test_an_array_that_does_not_fit_is_refused_in_one_line(images, shape, value_range, message):
@@ -188,8 +188,8 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path):
         "object.npy": "cannot be read as an array (ValueError",
         "torn.npy": "cannot be read as an array (ValueError",
         "text.npz": "cannot be read as an array",
-        "int.npy": "is of type int64, must be uint8 or floating point",
-        "empty.npy": "is of shape (0, 4, 6, 3), must be",
+        "int.npy": "has type int64, must be uint8 or floating point",
+        "empty.npy": "has shape (0, 4, 6, 3), must be",
     }.items():
         with pytest.raises(UserError) as refused:
             arrays.load(str(tmp_path / name), (4, 6, 3), ())

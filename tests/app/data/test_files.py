@@ -156,14 +156,14 @@ def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
     path = write_tar(tmp_path / "x.tar")
     whole, begin = path.read_bytes(), f"data.data_dir={str(path)!r} cannot be read as an archive: "
     for data, message in (
-        (whole[:-1], "it is damaged or cut short"),
+        (whole[:-1], "it is damaged or truncated"),
         (whole[: 3 * 512], ""),
         (whole[:100] + b"\xff" + whole[101:], ""),
-        (whole[:1024] + bytes(512) + whole[1536:], "it is damaged or cut short"),
-        (whole[:1024] + bytes(2**20) + whole[1024:], "it is damaged or cut short"),
+        (whole[:1024] + bytes(512) + whole[1536:], "it is damaged or truncated"),
+        (whole[:1024] + bytes(2**20) + whole[1024:], "it is damaged or truncated"),
         (
             whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512),
-            "it is damaged or cut short",
+            "it is damaged or truncated",
         ),
         (b"no archive", ""),
     ):
@@ -177,11 +177,13 @@ def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
         assert line(path).startswith(begin + "File is not a zip file")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         write_zip(path, method)
-        assert "a/.hidden/x.png is encrypted, or compressed by another method" in line(path)
+        assert "a/.hidden/x.png is encrypted, or compressed by a method other than" in line(path)
     data, entry = bytearray(whole), b"PK\x01\x02"
     data[data.index(entry, data.index(entry) + 1) + 8] |= 1  # of the first member that is a file
     path.write_bytes(data)
-    assert begin in line(path) and "is encrypted, or compressed by another method" in line(path)
+    assert begin in line(path) and "is encrypted, or compressed by a method other than" in line(
+        path
+    )
 
 
 def test_a_damaged_zip_file_is_one_line_or_a_damaged_member(tmp_path):
@@ -229,7 +231,7 @@ def test_what_is_no_directory_and_no_archive_is_one_line(tmp_path):
         assert refusal(tmp_path / name).startswith(message)
     (tmp_path / "x.tar.gz").write_bytes(b"")
     for name, message in (
-        ("x.tar.gz", "x.tar.gz' is not a directory of images, nor a .tar or .zip file; unpack"),
+        ("x.tar.gz", "x.tar.gz' is not a directory or a .tar or .zip file; unpack"),
         ("nowhere", "nowhere' does not exist"),
     ):
         with pytest.raises(UserError, match=message):

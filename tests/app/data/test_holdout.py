@@ -63,7 +63,7 @@ def test_modes_work_on_the_images_that_training_leaves_out(folder):
 
 def test_a_split_that_is_not_there_is_one_line(folder):
     message = (
-        "has no split 'test' with config.data.holdout=0.0: a run that is begun with more than 0"
+        "has no split 'test' with config.data.holdout=0.0: start the run with a holdout above 0"
     )
     with pytest.raises(UserError, match=message):
         greys(folder, "test", 0.0)

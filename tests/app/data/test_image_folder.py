@@ -48,10 +48,10 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
     load(3)  # from the cache, and still named
     first, *again = [r.getMessage() for r in caplog.records if "ncsn_jax" in r.name]
     what = f"data.data_dir={str(folder)!r}"
-    left_out = "left out 1 not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt)"
+    left_out = "left out 1 file(s) that are not PNG, JPEG, WebP, BMP, TIFF or GIF (notes.txt)"
     torn, text = "b torn.jpg: ", "text.png: not PNG, JPEG, WebP, BMP, TIFF or GIF)"
     assert first.startswith(f"{what}: {left_out}; 2 damaged ({torn}")
-    assert first.endswith(f"; {text}, each replaced by the next one") and again == [first]
+    assert first.endswith(f"; {text}, each replaced by the next good image") and again == [first]
     assert load(1).shape == (5, 8, 8, 1)
 
 

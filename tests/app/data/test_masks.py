@@ -43,9 +43,9 @@ def test_a_mask_file_is_white_where_observed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is neither 'left' nor 'box' nor an image file"),
-        (b"hello", "is no PNG, JPEG, WebP, BMP, TIFF or GIF image that can be read"),
-        (b"\x89PNG\r\n\x1a\n", "image that can be read"),
+        (None, "must be 'left', 'box' or an image file"),
+        (b"hello", "is not a readable PNG, JPEG, WebP, BMP, TIFF or GIF image"),
+        (b"\x89PNG\r\n\x1a\n", "is not a readable PNG"),
     ],
 )
 def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
@@ -62,7 +62,7 @@ def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
     body = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path = tmp_path / "mask.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + bytes(4) + b"IDAT" + bytes(4))
-    with pytest.raises(UserError, match=r"image that can be read \(ValueError\)"):
+    with pytest.raises(UserError, match=r"is not a readable .* image \(ValueError\)"):
         make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 

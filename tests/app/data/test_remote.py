@@ -171,7 +171,7 @@ def test_nothing_of_it_is_copied(there, tmp_path, monkeypatch):
         (array("no.npy", ()), "data.dataset='gs://bucket/no.npy' cannot be read: "),
         (
             array("no.npz", ()),
-            "'gs://bucket/no.npz' must be a .npy file: a .npz file is not read by",
+            "'gs://bucket/no.npz' must be a .npy file: a .npz file cannot be read in",
         ),
         (
             lambda root, **options: data.load("digits", f"{root}/no", 8, 1, **options),

@@ -96,7 +96,9 @@ def test_labels_that_are_no_classes_are_refused():
     ):
         with pytest.raises(UserError, match="data.dataset='x' has no labels"):
             sources.Labels("x", Labelled(features), "train")
-    with pytest.raises(UserError, match="has the label -1 in split 'test', which is none of its 3"):
+    with pytest.raises(
+        UserError, match="has the label -1 in split 'test', which is not one of its 3"
+    ):
         sources.Labels("x", Labelled({"label": classes}, [2, -1]), "test")[:]
 
 

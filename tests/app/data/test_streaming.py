@@ -142,7 +142,7 @@ def test_a_value_that_is_not_finite_is_found_when_it_is_asked_for(tmp_path):
     images[1001, 1, 0, 0] = np.nan
     np.save(tmp_path / "x.npy", images)
     load = lambda **options: arrays.load(str(tmp_path / "x.npy"), (2, 2, 1), (0, 1), **options)
-    message = "holds a value that is not finite, in image 1001"
+    message = "holds a non-finite value in image 1001"
     with pytest.raises(UserError, match=message):
         load()
     found = load(cache_bytes=0)

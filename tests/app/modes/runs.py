@@ -237,7 +237,9 @@ def assert_others_are_refused(mode, config, workdir, others):
         for field, value in others.items():
             other = config.copy_and_resolve_references()
             other.update_from_flattened_dict({field: value})
-            with pytest.raises(UserError, match=rf"made otherwise: .*\b{re.escape(field)} is "):
+            with pytest.raises(
+                UserError, match=rf"with other settings: .*\b{re.escape(field)} is "
+            ):
                 mode(other, workdir)
 
 

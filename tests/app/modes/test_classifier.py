@@ -57,7 +57,7 @@ def test_a_classifier_is_trained_on_one_split_and_tested_on_the_other(workdir):
     found, meta = classifier_file.load(f"{workdir}/classifier/classifier.npz", described)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert meta == described | {"accuracy": accuracy.tolist()}
-    with pytest.raises(UserError, match="is there already: move it away"):
+    with pytest.raises(UserError, match="already exists: move it away"):
         run_lib.classifier(config, workdir)
 
 
@@ -97,7 +97,7 @@ def test_samples_of_classes_are_the_library_s_guided_ones(label, labels, of_thre
 
 def test_class_conditional_mistakes_are_named(of_three, vp_run):
     workdir = of_three[0]
-    with pytest.raises(UserError, match="holds no classifier: train it with --mode=classifier"):
+    with pytest.raises(UserError, match="holds no classifier: train one with --mode=classifier"):
         run_lib.classconditional(runs.vp_config(), vp_run)
     with pytest.raises(UserError, match="label=3 must be -1 .*, or below the classifier's 3"):
         run_lib.classconditional(runs.vp_config(**{"classifier.label": 3}), workdir)
@@ -159,7 +159,7 @@ def test_a_classifier_of_other_images_is_not_trained(workdir, monkeypatch):
     config = runs.vp_config()
     images = Images(np.asarray(build.load_images(config)), identity="others")
     monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
-    with pytest.raises(UserError, match="holds a run on other images: files is"):
+    with pytest.raises(UserError, match="holds a run on different images: files is"):
         run_lib.classifier(config, workdir)
     assert not os.path.exists(f"{workdir}/classifier")
 
@@ -196,7 +196,7 @@ def test_samples_are_told_their_classes_and_kept_apart(label, of_five, of_more, 
             heading, picture = picture[:20], picture[20:]
             assert all((part > 128).any() for part in np.array_split(heading, columns, axis=1))
         runs.assert_shows(picture, runs.rows_of(images, columns))
-    of_which = f"class {label}" if label >= 0 else "sample i is of class i modulo 3"
+    of_which = f"class {label}" if label >= 0 else "sample i has class i modulo 3"
     log = storage.read(f"{workdir}/log.txt").decode()
     assert f"wrote {directory}/samples.npz and grid.png: {of_which}\n" in log
     path = f"{workdir}/classifier/classifier.npz"
@@ -229,5 +229,7 @@ def test_samples_are_told_their_classes_and_kept_apart(label, of_five, of_more, 
     runs.assert_others_are_refused(run_lib.classconditional, config, workdir, others)
     meta = classifier_file.describe(config, model)
     classifier_file.save(path, jax.tree.map(lambda a: 2 * a, params), meta)
-    with pytest.raises(UserError, match=r"made otherwise: classifier is \d+ there and \d+ here"):
+    with pytest.raises(
+        UserError, match=r"with other settings: classifier is \d+ there and \d+ here"
+    ):
         run_lib.classconditional(config, workdir)

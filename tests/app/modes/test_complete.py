@@ -98,7 +98,9 @@ def test_another_mask_is_refused_and_overwrites_nothing(ladder_run):
     path = f"inpainting/step_{runs.STEP}_mask"
     before = runs.read(ladder_run, path, "completions.npz")
     config.inpainting.mask = "box"
-    with pytest.raises(UserError, match=r"holds samples made otherwise: images and masks is"):
+    with pytest.raises(
+        UserError, match=r"holds samples made with other settings: images and masks is"
+    ):
         run_lib.inpaint(config, ladder_run)
     jax.tree.map(
         np.testing.assert_array_equal, before, runs.read(ladder_run, path, "completions.npz")
@@ -169,7 +171,7 @@ def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp
     runs.assert_alike(found["completions"].reshape(expected.shape), expected)
     for path in (tmp_path / "pictures").iterdir():
         Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(UserError, match="holds samples made otherwise: images is"):
+    with pytest.raises(UserError, match="holds samples made with other settings: images is"):
         run_lib.colorize(config, workdir)
 
 
@@ -303,7 +305,7 @@ def test_inpainting_is_kept_apart_by_all_that_determines_it(ladder_run, folder, 
     for field, value in [("mask", "box"), ("images", folder[0]), ("num_images", 2)]:
         other = config.copy_and_resolve_references()
         other.inpainting[field] = value
-        with pytest.raises(UserError, match="made otherwise: images and masks is"):
+        with pytest.raises(UserError, match="with other settings: images and masks is"):
             run_lib.inpaint(other, ladder_run)
 
 
@@ -370,5 +372,5 @@ def test_colorization_writes_images_their_grey_and_completions(
     }
     runs.assert_others_are_refused(run_lib.colorize, config, workdir, others)
     config.inpainting.num_images = 3
-    with pytest.raises(UserError, match="made otherwise: images is"):
+    with pytest.raises(UserError, match="with other settings: images is"):
         run_lib.colorize(config, workdir)

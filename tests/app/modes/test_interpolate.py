@@ -48,7 +48,7 @@ def test_what_lies_between_lies_on_the_arc(vp_run, gaussian):
 
 def test_one_image_is_no_pair(vp_run, gaussian, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "one.png")
-    with pytest.raises(UserError, match="there is one image only: to interpolate takes two"):
+    with pytest.raises(UserError, match="there is only one image: interpolation needs two"):
         run_lib.interpolate(make_config(**{"inpainting.images": str(tmp_path)}), vp_run)
 
 
@@ -134,7 +134,7 @@ def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows
     ]:
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
-        with pytest.raises(UserError, match="made otherwise: images is"):
+        with pytest.raises(UserError, match="with other settings: images is"):
             run_lib.interpolate(other, vp_run)
     flows.clear()
     run_lib.interpolate(config, vp_run)

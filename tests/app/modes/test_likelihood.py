@@ -157,7 +157,7 @@ def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run
     }
     runs.assert_others_are_refused(run_lib.likelihood, config, vp_run, others)
     config.likelihood.split = others["likelihood.split"]
-    with pytest.raises(UserError, match="made otherwise: images is"):
+    with pytest.raises(UserError, match="with other settings: images is"):
         run_lib.likelihood(config, vp_run)
 
 

@@ -86,7 +86,7 @@ def test_few_training_images_are_all_neighbours_and_others_are_refused(
     config = runs.ladder_config(**{"sampling.name": "few", "sampling.preview_samples": 2})
     images = Images(np.asarray(build.load_images(config))[:4], identity="of four")
     monkeypatch.setattr(build, "load_images", lambda config, *_: images)
-    with pytest.raises(UserError, match="holds a run on other images: files is"):
+    with pytest.raises(UserError, match="holds a run on different images: files is"):
         run_lib.nearest(config, workdir)
     os.remove(f"{workdir}/images.json")
     run_lib.nearest(config, workdir)

@@ -66,10 +66,10 @@ def test_times_are_those_of_the_roofline(world, capsys):
     plan.plan(make_config(**{"training.num_steps": 360_000, "sampling.steps_per_level": 480}))
     assert world == [((1, 2, 8, 8, 1), 1), (2,)]
     said = capsys.readouterr().out
-    assert "local: 4 x TPU v5 lite on 2 host(s), 2 examples of a batch on each" in said
+    assert "local: 4 x TPU v5 lite on 2 host(s), 2 examples of each batch per device" in said
     assert "arguments 1 GiB, temporaries 2 GiB, program 256 MiB; 3.25 GiB of 16 GiB" in said
     assert "a step on each device: about 394 GFLOP and 8.19 GB of traffic" in said
-    assert "about 10 ms a step, bound by memory traffic (arithmetic 2 ms, traffic 10 ms)" in said
+    assert "about 10 ms per step, bound by memory traffic (arithmetic 2 ms, traffic 10 ms)" in said
     assert "360,000 steps: about 60.0 min" in said and "estimates" in said.splitlines()[-1]
     # Two levels of 480 steps of 1 ms and one that denoises, for 125 batches of eight.
     assert "1,000 samples: about 2.0 min, in 125 batches of 8, 961 network evaluations each" in said
@@ -111,8 +111,8 @@ def test_a_program_that_its_compiler_did_not_refuse_still_has_to_fit(world, monk
     monkeypatch.setattr(devices, "compile_train_steps", compile_)
     plan.plan(make_config())
     said = capsys.readouterr().out
-    assert "16.2 GiB of 16 GiB\n  does not fit: the compiler did not refuse it" in said
-    assert said.endswith("combine them, or take more devices or a smaller batch\n")
+    assert "16.2 GiB of 16 GiB\n  does not fit: the device has less memory than that" in said
+    assert said.endswith("combine them, or use more devices or a smaller batch\n")
 
 
 def test_only_a_shortage_of_the_chip_s_main_memory_tells_what_it_takes():
@@ -125,9 +125,7 @@ def test_only_a_shortage_of_the_chip_s_main_memory_tells_what_it_takes():
 
 def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
     monkeypatch.setattr(plan, "find_devices", lambda name: [device()] * 3)
-    message = (
-        "batch_size=8 must be a multiple of the 3 devices times config.training.microbatches=2"
-    )
+    message = "must be a multiple of the number of devices, 3, times config.training.microbatches=2"
     with pytest.raises(UserError, match=message):
         plan.plan(make_config(**{"training.microbatches": 2}))
     assert not world

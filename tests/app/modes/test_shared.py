@@ -113,7 +113,7 @@ def test_the_log_says_what_is_made_and_where_it_is(mode, changes, lines, ladder_
         expected = [line.format(run=ladder_run) for line in lines]
         if more:
             made = re.compile(r": (\d+ \w+) in batches of .*")
-            expected = [made.sub(r": all \1 are there already", line) for line in expected]
+            expected = [made.sub(r": all \1 already exist", line) for line in expected]
         places = [found.index(line) for line in expected]
         assert places == sorted(places)
 

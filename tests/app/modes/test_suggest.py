@@ -75,11 +75,13 @@ def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monke
         f"--config.model.sigma_end=0.07 --config.sampling.epsilon={found.epsilon:.4g} "
         "--config.sampling.steps_per_level=11",
         "",
-        f"a sample takes {11 * count} network evaluations then; "
-        "another --config.sampling.steps_per_level gives another epsilon",
-        *["sigmas this large want a network that is divided by sigma: --config.model.name=ncsnv2"]
+        f"with these, a sample takes {11 * count} network evaluations; "
+        "a different --config.sampling.steps_per_level needs a different epsilon",
+        *[
+            "sigmas this large need a network whose output is divided by sigma: --config.model.name=ncsnv2"
+        ]
         * (name == "ncsn"),
-        "the configuration has 0.9 to 0.07 in 4 levels, epsilon 0.25",
+        "the configuration has sigmas from 0.9 to 0.07 in 4 levels, and epsilon 0.25",
     ]
 
 
@@ -95,5 +97,7 @@ def test_what_is_left_out_of_a_folder_is_named_as_in_training(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("not a picture")
     run_lib.suggest(load_config(**{"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}))
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith(f"data.data_dir={str(tmp_path)!r}: left out 1 not PNG, JPEG, ")
+    assert first.startswith(
+        f"data.data_dir={str(tmp_path)!r}: left out 1 file(s) that are not PNG, JPEG, "
+    )
     assert "(notes.txt)" in first and second.startswith("2 images of shape (8, 8, 1)")
