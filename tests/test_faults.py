@@ -16,19 +16,19 @@ def scenario(name, count, folder):
     faults.SCENARIOS[name](folder, count, random.Random(f"{name} 0"), print)
 
 
-def test_killed_at_random_moments(tmp_path, monkeypatch):
+def test_runs_killed_at_random_moments_are_bit_identical(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # as users have it, which the other tests do not
     scenario("kills", 2, tmp_path)
 
 
 # From TensorStore's threads, whose results nobody waits for once one of them has failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_file_of_a_checkpoint_damaged(tmp_path):
+def test_damage_to_every_file_of_a_checkpoint_is_survived(tmp_path):
     scenario("damages", 1, tmp_path)
 
 
 @pytest.mark.skipif(not faults.can_fill(), reason="no disk of its own may be mounted here")
-def test_a_full_disk(tmp_path):
+def test_a_full_disk_is_survived(tmp_path):
     scenario("fills", 1, tmp_path)
 
 

@@ -25,7 +25,7 @@ def test_malformed_inputs_are_refused_with_one_line():
     assert sum(sum(counts.values()) for counts in results.counts.values()) == len(plan)
 
 
-def test_malformed_files_of_pytorch_are_refused_with_one_line():
+def test_malformed_pytorch_files_are_refused_with_one_line():
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
     results = fuzz.run(0, [("torch_file", i) for i in range(30)], lambda text: None)
@@ -50,7 +50,7 @@ def broken(case):
     return call, None
 
 
-def test_faults_are_found(tmp_path):
+def test_the_fuzzer_finds_faults(tmp_path):
     """In processes that have the broken entry point besides: one, and one for the case that ends it."""
     script = """
 import json, os, sys

@@ -78,7 +78,7 @@ SEVERAL = ["--coordinator=a:1", "--num_processes=3", "--process_id=2"]
         (["--mode=sample"], None),
     ],
 )
-def test_flags_arrive(arguments, expected):
+def test_flags_reach_their_arguments(arguments, expected):
     argv = ["main.py", "--config=configs/digits.py", "--config.seed=5", *arguments]
     command = [sys.executable, "-c", SCRIPT, json.dumps(argv)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -102,7 +102,7 @@ def test_floats_are_inpainted_and_interpolated_in_their_units(kelvin_run):
     )  # at 0.001 for latents
 
 
-def test_neighbours_of_floats_are_those_in_units_of_the_range(kelvin_run):
+def test_distances_between_floats_are_in_units_of_the_range(kelvin_run):
     workdir, config, _ = kelvin_run
     run_lib.nearest(config, workdir)
     found = runs.read(workdir, "samples", "step_4", "nearest.npz")
@@ -115,7 +115,7 @@ def test_neighbours_of_floats_are_those_in_units_of_the_range(kelvin_run):
     np.testing.assert_allclose(found["distances"], expected, rtol=1e-6)
 
 
-def test_likelihoods_of_floats_are_of_the_density_in_their_units(kelvin_run, gaussian):  # noqa: F811
+def test_likelihoods_of_floats_use_the_density_in_their_units(kelvin_run, gaussian):  # noqa: F811
     """Of a normal distribution around the middle of the range, in closed form, in bits per dimension."""
     _, _, kelvin = kelvin_run
     config = runs.vp_config(**{"likelihood.end": 1e-5})
@@ -138,7 +138,7 @@ def test_a_run_writes_likelihoods_of_floats(kelvin_run):
     assert "bits per dimension, of the density in the data's units, of 3 images" in text
 
 
-def test_a_run_on_a_given_array_wants_it_again(tmp_path):
+def test_a_run_on_an_array_requires_it_again(tmp_path):
     images, workdir = np.load(BYTES), str(tmp_path / "run")
     config = make_config(**{"data.image_size": (24, 40), "data.channels": 3, "data.holdout": 0.4})
     run_lib.train(config, workdir, images=images)
@@ -159,7 +159,7 @@ def test_a_run_on_a_given_array_wants_it_again(tmp_path):
     np.testing.assert_array_equal(found["originals"], test[:2])
 
 
-def test_a_file_of_an_array_may_move_with_data_dir(tmp_path):
+def test_an_array_file_may_move_with_data_dir(tmp_path):
     shutil.copy(BYTES, tmp_path / "x.npy")
     fields = {"dataset": "x.npy", "data_dir": str(tmp_path), "image_size": (24, 40), "channels": 3}
     config = make_config(**{f"data.{name}": value for name, value in fields.items()})
@@ -176,13 +176,13 @@ def test_a_file_of_an_array_may_move_with_data_dir(tmp_path):
         ),
     ],
 )
-def test_images_of_files_are_bytes_of_one_or_three_channels(changes, message):
+def test_image_files_require_bytes_and_one_or_three_channels(changes, message):
     with pytest.raises(UserError) as refused:
         build.load_images(make_config(**changes))
     assert message in str(refused.value)
 
 
-def test_images_to_complete_may_be_an_array_and_must_be_with_floats(kelvin_run, tmp_path):
+def test_images_to_complete_may_be_an_array_and_must_be_for_floats(kelvin_run, tmp_path):
     _, config, kelvin = kelvin_run
     config = config.copy_and_resolve_references()
     config.inpainting.images = KELVIN

@@ -24,7 +24,7 @@ from tests.models.comparison import run
 from tests.running import load_config, load_diffusion_config
 
 
-def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
+def test_memory_and_precision_fields_reach_the_step_and_the_samplers():
     config = load_config(
         **{
             "training.microbatches": 2,
@@ -59,7 +59,7 @@ def test_fields_of_memory_and_precision_reach_the_step_and_the_samples():
     assert samplers.settings(config)["sampling.dtype"] == "float32"
 
 
-def test_products_of_a_network_and_its_derivatives_have_the_precision_that_is_asked_for():
+def test_products_of_a_network_and_its_derivatives_have_the_configured_precision():
     def precisions(function, *args):
         return set(re.findall(r"precision=(\(?[\w.]+)", str(jax.make_jaxpr(function)(*args))))
 
@@ -77,7 +77,7 @@ def test_products_of_a_network_and_its_derivatives_have_the_precision_that_is_as
         assert precisions(score, x, t) == {expected}
 
 
-def test_published_options_of_the_embedding_follow_from_the_sde():
+def test_the_sde_determines_the_published_embedding_options():
     continuous = build.make_model(load_diffusion_config())
     assert continuous.embedding_type == "fourier" and continuous.scale_by_sigma
     discrete = build.make_model(load_diffusion_config(**{"training.continuous": False}))
@@ -94,7 +94,7 @@ def test_published_options_of_the_embedding_follow_from_the_sde():
         (vp_cifar10_ddpmpp_deep_continuous, 106_632_579),
     ],
 )
-def test_published_configurations_have_the_published_networks(module, count):
+def test_published_configurations_build_the_published_networks(module, count):
     config = module.get_config()
     model, shape = build.make_model(config), (1, *build.image_shape(config))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.ones(1))
@@ -105,7 +105,7 @@ def test_published_configurations_have_the_published_networks(module, count):
     assert normalized == models.normalized_channels(config.model.features, multiples, blocks)
 
 
-def test_a_step_of_the_published_network_at_a_reduced_size():
+def test_a_reduced_published_network_takes_a_training_step():
     """Of NCSN++ for CIFAR-10 with all its parts: all but the frequencies have a gradient."""
     config = ve_cifar10_ncsnpp_continuous.get_config()
     config.update_from_flattened_dict(
@@ -135,7 +135,7 @@ def test_a_step_of_the_published_network_at_a_reduced_size():
     assert still == ["params/fourier/frequencies"]
 
 
-def test_the_warm_up_begins_at_zero_and_ends_after_its_steps():
+def test_warm_up_starts_at_zero_and_ends_after_its_steps():
     """Adam's step is the learning rate for a constant gradient, in the bound of eps."""
     config = load_config(**{"optim.warmup_steps": 4, "optim.learning_rate": 0.5})
     optimizer = build.make_optimizer(config)
@@ -148,7 +148,7 @@ def test_the_warm_up_begins_at_zero_and_ends_after_its_steps():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_network_is_trained_with_dropout_if_it_has_some(dropout, monkeypatch):
+def test_training_applies_dropout_if_the_network_has_it(dropout, monkeypatch):
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config = load_diffusion_config(**{"ncsnpp.dropout": dropout})
     model, process = build.make_model(config), build.make_sde(config)
@@ -200,7 +200,7 @@ def described(model):
         ("ncsn_simplified", models.SimplifiedNCSN),
     ],
 )
-def test_a_network_that_is_divided_by_sigma_is_made_of_its_features_and_the_ladder(name, network):
+def test_networks_divided_by_sigma_get_features_and_ladder(name, network):
     config = load_config(**UNUSUAL | {"model.name": name})
     model = build.make_model(config, dtype="bfloat16", remat=True)
     fields, ladder = described(model)
@@ -214,7 +214,7 @@ def test_a_network_that_is_divided_by_sigma_is_made_of_its_features_and_the_ladd
     }
 
 
-def test_an_ncsn_is_made_of_its_features_levels_and_normalization():
+def test_ncsn_gets_features_levels_and_normalization():
     config = load_config(**UNUSUAL | {"model.normalization": "instance"})
     model = build.make_model(config, remat=True)
     assert type(model) is models.NCSN
@@ -237,7 +237,7 @@ def test_an_ncsn_is_made_of_its_features_levels_and_normalization():
         ("subvp", True, ("biggan", False, "none", "none"), ("positional", False, False)),
     ],
 )
-def test_an_ncsnpp_is_made_of_every_field_and_of_what_follows_from_the_sde(
+def test_ncsnpp_gets_every_field_and_the_options_that_the_sde_determines(
     kind, continuous, parts, follows
 ):
     names = ("resblock_type", "fir", "progressive", "progressive_input")
@@ -282,15 +282,13 @@ def test_an_ncsnpp_is_made_of_every_field_and_of_what_follows_from_the_sde(
     ],
 )
 @pytest.mark.parametrize("continuous", [True, False])
-def test_an_sde_has_the_ends_of_its_kind_and_levels_unless_it_is_continuous(
-    kind, expected, continuous
-):
+def test_an_sde_gets_its_end_points_and_levels_unless_continuous(kind, expected, continuous):
     config = load_config(**UNUSUAL | {"training.sde": kind, "training.continuous": continuous})
     assert build.make_sde(config) == expected
     assert build.num_levels(config) == (None if continuous else 25)
 
 
-def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
+def test_every_data_field_reaches_the_loaders(monkeypatch):
     calls = []
     for name in ("load", "load_labels"):
         keep = lambda *a, name=name, **k: calls.append((name, a, k))
@@ -309,7 +307,7 @@ def test_images_and_labels_are_loaded_with_every_field(monkeypatch):
     ]
 
 
-def test_as_many_threads_decode_as_there_are_cores_to_spare(monkeypatch):
+def test_the_default_number_of_workers_is_the_spare_cores(monkeypatch):
     for backend, cores, expected in (
         *(("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 9, 4)),
         *(("gpu", 1, 1), ("gpu", 2, 1), ("tpu", 9, 8), ("tpu", 200, 16)),
@@ -321,7 +319,7 @@ def test_as_many_threads_decode_as_there_are_cores_to_spare(monkeypatch):
             assert build.num_workers(load_config(**{"data.workers": given})) == given
 
 
-def test_a_step_and_a_state_are_made_of_every_field(monkeypatch):
+def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
     fields = {"training.batch_size": 48, "training.microbatches": 3, "training.remat": True}
     fields |= {"training.skip_nonfinite": 1, "training.reduce_mean": True}
     fields |= {"data.random_flip": True, "data.dequantize": False, "training.grad_clip": 0.65}

@@ -32,7 +32,7 @@ def restore(workdir, like=None):
         return store.load(make_state(0) if like is None else like)
 
 
-def test_round_trip_keeps_the_last_ones(workdir):
+def test_round_trip_keeps_the_newest_checkpoints(workdir):
     step, state = restore(workdir)
     assert step == 3
     jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
@@ -40,14 +40,14 @@ def test_round_trip_keeps_the_last_ones(workdir):
         assert store.steps() == [3, 2]
 
 
-def test_a_directory_without_checkpoints_gives_none(tmp_path):
+def test_an_empty_directory_loads_none(tmp_path):
     with checkpoints.Checkpoints(str(tmp_path), read_only=True) as store:
         assert store.steps() == [] and store.load(make_state(0)) is None
     assert list(tmp_path.iterdir()) == []
     assert restore(tmp_path) is None
 
 
-def test_opening_removes_what_a_killed_save_left(tmp_path):
+def test_opening_removes_an_unfinished_save(tmp_path):
     leftover = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     leftover.mkdir(parents=True)
     with checkpoints.Checkpoints(str(tmp_path)) as store:
@@ -56,7 +56,7 @@ def test_opening_removes_what_a_killed_save_left(tmp_path):
     assert restore(tmp_path)[0] == 5
 
 
-def test_keep_and_keep_every_say_which_checkpoints_stay(tmp_path):
+def test_keep_and_keep_every_choose_the_checkpoints_kept(tmp_path):
     with checkpoints.Checkpoints(str(tmp_path), keep=3, keep_every=4) as store:
         for step in range(1, 11):
             store.save(step, make_state(step))
@@ -83,7 +83,7 @@ def flip_a_bit(path):
         lambda d: largest_file(d / "meta").unlink(),
     ],
 )
-def test_falls_back_to_the_one_before(workdir, damage, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(workdir, damage, caplog):
     damage(workdir / "checkpoints" / "3")
     with caplog.at_level(logging.WARNING, "ncsn_jax.app.checkpoints"):
         step, state = restore(workdir)
@@ -104,7 +104,7 @@ def describe_otherwise(path, **changes):
     path.write_text(json.dumps(meta | changes))
 
 
-def test_a_description_that_was_changed_is_damage_and_one_of_another_format_is_refused(workdir):
+def test_edited_metadata_counts_as_damage_and_an_unknown_format_is_refused(workdir):
     path = workdir / "checkpoints" / "3" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     assert set(meta) == {"format", "leaves", "crc32", "crc32_of_this"} and meta["format"] == 1
@@ -118,7 +118,7 @@ def test_a_description_that_was_changed_is_damage_and_one_of_another_format_is_r
         restore(workdir)
 
 
-def test_damaged_checkpoints_of_one_step_are_set_aside_under_names_of_their_own(workdir):
+def test_damaged_checkpoints_of_one_step_are_set_aside_under_separate_names(workdir):
     for name in ("3", "3_2", "3_3"):
         flip_a_bit(largest_file(workdir / "checkpoints" / "3" / "state"))
         assert restore(workdir)[0] == 2
@@ -134,7 +134,7 @@ def test_damaged_checkpoints_of_one_step_are_set_aside_under_names_of_their_own(
     ("reason", "said"),
     [("No space left", "no space left on the device"), ("lost\n\nmount", "lost mount")],
 )
-def test_a_failure_to_save_names_the_last_complete_checkpoint(reason, said, workdir, monkeypatch):
+def test_a_failed_save_names_the_last_complete_checkpoint(reason, said, workdir, monkeypatch):
     def fail(*_, **__):
         raise ValueError(reason)
 
@@ -148,14 +148,14 @@ def test_a_failure_to_save_names_the_last_complete_checkpoint(reason, said, work
             store.save(4, make_state(4))
 
 
-def test_another_type_of_numbers_is_refused(workdir):
+def test_a_different_dtype_is_refused(workdir):
     like = make_state(0)
     like.params["params"]["kernel"] = np.zeros((40, 50), np.float16)
     with pytest.raises(UserError, match=r"kernel.*'float32'\] there and .*'float16'\] here"):
         restore(workdir, like)
 
 
-def test_values_that_differ_from_their_checksums_are_damage(workdir):
+def test_a_checksum_mismatch_counts_as_damage(workdir):
     """What orbax restores without complaint is still compared with what was saved."""
     folder = workdir / "checkpoints"
     shutil.rmtree(folder / "3" / "state")
@@ -163,7 +163,7 @@ def test_values_that_differ_from_their_checksums_are_damage(workdir):
     assert restore(workdir)[0] == 2
 
 
-def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
+def test_if_all_checkpoints_are_damaged_loading_fails_and_deletes_nothing(workdir):
     for step in (2, 3):
         flip_a_bit(largest_file(workdir / "checkpoints" / str(step) / "state"))
     for _ in range(2):  # the same again when the command is repeated
@@ -172,7 +172,7 @@ def test_all_damaged_is_an_error_and_nothing_is_lost(workdir):
     assert not (workdir / "damaged").exists()
 
 
-def test_a_reader_leaves_everything_as_it_is(workdir):
+def test_read_only_changes_nothing(workdir):
     flip_a_bit(largest_file(workdir / "checkpoints" / "3" / "state"))
     begun = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
     begun.mkdir()
@@ -181,7 +181,7 @@ def test_a_reader_leaves_everything_as_it_is(workdir):
     assert begun.exists() and not (workdir / "damaged").exists()
 
 
-def test_another_network_is_refused_and_named(workdir):
+def test_a_different_network_is_refused_and_named(workdir):
     like = make_state(0)
     like.params["params"]["kernel"] = np.zeros((40, 51), np.float32)
     with pytest.raises(UserError, match=r"kernel.*\[40, 50\].* there and \[\[40, 51\]"):

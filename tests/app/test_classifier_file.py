@@ -35,7 +35,7 @@ def weights():
 
 
 @pytest.mark.parametrize("process", ["ve", "vp", "subvp"])
-def test_a_file_holds_all_of_it(process, weights, tmp_path):
+def test_a_classifier_survives_the_round_trip(process, weights, tmp_path):
     path = str(tmp_path / "classifier.npz")
     changes = {"training.sde": process}
     meta = describe(**changes) | {"accuracy": [0.9]}
@@ -46,7 +46,7 @@ def test_a_file_holds_all_of_it(process, weights, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, weights)
 
 
-def test_what_a_classifier_is_of_is_compared(weights, tmp_path):
+def test_a_classifier_for_a_different_run_is_refused(weights, tmp_path):
     path = str(tmp_path / "classifier.npz")
     classifier_file.save(path, weights, META)
     for field, value, message in [
@@ -69,7 +69,7 @@ def assert_refused(path, message="cannot be read as a classifier"):
     assert str(path) in text and text.isprintable() and "cannot be read as a classifier" in text
 
 
-def test_damaged_and_foreign_files_are_refused_in_one_line(weights, tmp_path):
+def test_damaged_and_foreign_files_are_refused_on_one_line(weights, tmp_path):
     path = tmp_path / "classifier.npz"
     assert_refused(path, "FileNotFoundError")
     classifier_file.save(str(path), weights, META)
@@ -99,7 +99,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(weights, tmp_path):
         ("features", None),
     ],
 )
-def test_files_that_describe_another_network_are_refused(name, value, weights, tmp_path):
+def test_files_that_describe_a_different_network_are_refused(name, value, weights, tmp_path):
     path = tmp_path / "classifier.npz"
     classifier_file.save(str(path), weights, META | {name: value})
     assert_refused(path)
@@ -114,7 +114,7 @@ def test_files_that_describe_another_network_are_refused(name, value, weights, t
         (lambda kernel: None, "begin_conv/kernel.npy"),
     ],
 )
-def test_parameters_of_another_network_are_refused(change, message, weights, tmp_path):
+def test_parameters_of_a_different_network_are_refused(change, message, weights, tmp_path):
     path = str(tmp_path / "classifier.npz")
     flat = traverse_util.flatten_dict(copy.deepcopy(weights), sep="/")
     changed = change(flat.pop("params/begin_conv/kernel"))

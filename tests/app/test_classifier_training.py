@@ -50,7 +50,7 @@ class Linear(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
-def test_training_learns_stripes(stripes):
+def test_training_learns_to_classify_stripes(stripes):
     """Noise of at most 0.2 on pixels that differ by 0.6: nothing but the direction is to be learned."""
     model = NoisyClassifier(2, 4, ch_mult=(1,))
     config = make_config(num_steps=60, batch_size=16, learning_rate=1e-2)
@@ -61,7 +61,7 @@ def test_training_learns_stripes(stripes):
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_training_is_the_library_s_steps_on_the_batches_of_the_seed(centered, stripes, caplog):
+def test_training_runs_the_library_steps_on_the_batches_of_the_seed(centered, stripes, caplog):
     images, labels = stripes
     options = dict(num_steps=53, batch_size=16, learning_rate=0.1)
     config = make_config(seed=3, centered=centered, **options)
@@ -101,7 +101,7 @@ class Damaged(Source):
         return np.full((1, 1, 1), 30 * index, np.uint8)
 
 
-def test_a_damaged_image_has_the_label_of_the_one_that_replaces_it(monkeypatch):
+def test_a_damaged_image_takes_the_label_of_its_replacement(monkeypatch):
     """In training and in the test; each label is the number of its image."""
     monkeypatch.setattr(images_of, "_MOST_DAMAGED", 0.5)
     seen = []
@@ -135,7 +135,7 @@ def test_a_damaged_image_has_the_label_of_the_one_that_replaces_it(monkeypatch):
     assert len(seen) == 4
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(stripes):
+def test_a_non_finite_loss_ends_training(stripes):
     config = make_config(num_steps=3, batch_size=16, learning_rate=1e38)
     with pytest.raises(
         UserError, match=r"loss is (nan|inf) at step 3: .*learning_rate=1e\+38 may be"
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(stripes):
         classifier_training.train_classifier(config, Linear(), *stripes)
 
 
-def test_evaluation_is_by_noise_and_not_by_batch():
+def test_evaluation_depends_on_noise_and_not_on_batch_size():
     """A threshold between two brightnesses: its accuracy under noise is a normal probability."""
 
     class Threshold:

@@ -33,7 +33,7 @@ from tests.running import ROOT, environment, run
         (["--training.batch_size=8"], "with --config.training.batch_size"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, tmp_path):
+def test_mistakes_are_reported_on_one_line(arguments, message, tmp_path):
     result = run(tmp_path, *arguments)
     assert result.returncode in (1, 2)
     (line,) = result.stderr.splitlines()
@@ -50,7 +50,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
         (None, "--flagfile cannot be read: "),
     ],
 )
-def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
+def test_failing_configuration_files_are_reported_on_one_line(content, message, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(content or "")
     arguments = [f"--config={path}", f"--workdir={tmp_path}/run"]
@@ -63,7 +63,7 @@ def test_configuration_files_that_fail_are_one_line(content, message, tmp_path):
     assert "Traceback" not in line
 
 
-def test_names_of_files_that_are_no_text_can_be_printed(tmp_path):
+def test_undecodable_file_names_can_be_printed(tmp_path):
     script = """
 from ncsn_jax.app import cli
 config = cli.define_config()
@@ -80,7 +80,7 @@ cli.run(lambda _: print("wrote a\\udcffb"), config, tuple, program="x", interrup
     assert (result.returncode, result.stdout) == (0, b"wrote a\\udcffb\n"), result.stderr
 
 
-def test_a_report_of_a_bug_names_versions_and_devices():
+def test_version_prints_versions_and_devices():
     result = subprocess.run(
         [sys.executable, "main.py", "--version"],
         cwd=ROOT,
@@ -94,7 +94,7 @@ def test_a_report_of_a_bug_names_versions_and_devices():
         assert part in result.stdout
 
 
-def test_help_is_quick_to_import_and_names_the_flags():
+def test_help_imports_nothing_slow_and_lists_the_flags():
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "main.py", "--help"],
         cwd=ROOT,
@@ -150,7 +150,7 @@ ends(runtime("INTERNAL: x"), 2)
 """
 
 
-def test_each_end_of_a_process_has_its_status_and_its_line():
+def test_every_way_to_end_prints_its_line_and_status():
     """A failure that is the program's has a traceback before its line."""
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -181,7 +181,7 @@ def test_each_end_of_a_process_has_its_status_and_its_line():
     ], result.stderr
 
 
-def test_paths_on_the_command_line_may_begin_with_the_home_directory(tmp_path):
+def test_tilde_is_expanded_on_the_command_line(tmp_path):
     shutil.copy(ROOT / "tests" / "tiny.py", tmp_path / "config.py")
     arguments = ["--config=~/config.py", "--workdir=~/run", "--config.data.image_size=16"]
     result = subprocess.run(

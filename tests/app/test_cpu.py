@@ -26,7 +26,7 @@ def count(config, features, batch_size, microbatches=1):
     return cpu.devices_for(config)
 
 
-def test_devices_are_cores_that_divide_the_batch(monkeypatch, config):
+def test_device_count_fits_the_cores_and_divides_the_batch(monkeypatch, config):
     monkeypatch.setattr(cpu, "cores", lambda: 6)
     assert [count(config, 16, n) for n in (1, 4, 8, 9, 24, 25, 64, 100)] == [
         *(1, 1, 2, 1),
@@ -48,21 +48,21 @@ def test_devices_are_cores_that_divide_the_batch(monkeypatch, config):
         ("XLA_FLAGS", "--xla_force_host_platform_device_count=2"),
     ],
 )
-def test_the_environment_has_the_last_word(name, value, monkeypatch, config):
+def test_the_environment_overrides_the_device_count(name, value, monkeypatch, config):
     assert cpu.devices_for(config) is not None
     monkeypatch.setenv(name, value)
     assert cpu.devices_for(config) is None
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", ""])
-def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, number, config):
+def test_an_invalid_device_count_is_refused(monkeypatch, number, config):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
     with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES='{number}' must be an integer"):
         cpu.devices_for(config)
     assert "JAX_NUM_CPU_DEVICES" not in os.environ  # and JAX can be imported
 
 
-def test_a_container_has_the_cores_of_its_share(monkeypatch, tmp_path):
+def test_a_container_counts_the_cores_of_its_quota(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     limit = tmp_path / "cpu.max"
     monkeypatch.setattr(cpu, "_CPU_LIMIT", limit)
@@ -78,7 +78,7 @@ def test_a_container_has_the_cores_of_its_share(monkeypatch, tmp_path):
     "field, value",
     [("model.features", 0), ("training.batch_size", -1), ("training.microbatches", 0)],
 )
-def test_numbers_that_the_check_refuses_are_left_to_it(config, field, value):
+def test_invalid_numbers_are_left_to_the_check(config, field, value):
     section, name = field.split(".")
     config[section][name] = value
     assert cpu.devices_for(config) is None

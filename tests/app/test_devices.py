@@ -67,7 +67,7 @@ def assert_replicated(tree):
         np.testing.assert_array_equal(array, np.broadcast_to(array[:1], array.shape))
 
 
-def test_steps_on_eight_devices_equal_those_on_one_and_are_traced_once(state, batches, one_device):
+def test_steps_on_eight_devices_equal_steps_on_one_and_are_traced_once(state, batches, one_device):
     states, metrics = one_device
     traces = []
 
@@ -92,9 +92,7 @@ def test_steps_on_eight_devices_equal_those_on_one_and_are_traced_once(state, ba
     assert len(traces) == 1
 
 
-def test_microbatches_of_a_rematerialized_network_on_eight_devices_make_the_same_steps(
-    state, batches, one_device
-):
+def test_microbatches_with_remat_on_eight_devices_give_the_same_steps(state, batches, one_device):
     states, metrics = one_device
     steps = functools.partial(training.train_steps, microbatches=2, **OPTIONS)
     images = devices.shard_batch(batches[:2])
@@ -105,7 +103,7 @@ def test_microbatches_of_a_rematerialized_network_on_eight_devices_make_the_same
     assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
-def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches):
+def test_a_non_finite_step_is_skipped_on_all_devices(state, batches):
     """One example of 16 has a loss of infinity in the second step; the others make the usual steps."""
 
     def loss(key, score_fn, x, sigma):
@@ -132,7 +130,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_all_devices(state, batches):
         assert np.isfinite(new).all() and not np.array_equal(old, new)
 
 
-def test_accelerators_hold_the_state_as_it_is(state, batches, monkeypatch):
+def test_the_state_is_not_packed_on_accelerators(state, batches, monkeypatch):
     """Theirs is `[devices, ...]` of every array; a CPU's are vectors, with the same steps (above)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     steps = functools.partial(training.train_steps, **OPTIONS)
@@ -145,14 +143,14 @@ def test_accelerators_hold_the_state_as_it_is(state, batches, monkeypatch):
     assert shapes(p_steps(on_devices, images)[0]) == jax.tree.map(lambda a: (8, *a.shape), state)
 
 
-def test_examples_are_counted_on_through_devices_and_hosts(monkeypatch):
+def test_example_indices_continue_across_devices_and_hosts(monkeypatch):
     batch = np.zeros((8, 3, 2, 4, 4, 1), np.uint8)  # [devices, steps, examples, ...]
     np.testing.assert_array_equal(devices.first_examples(batch), np.arange(0, 16, 2))
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     np.testing.assert_array_equal(devices.first_examples(batch), np.arange(32, 48, 2))
 
 
-def test_neighbours_of_a_batch_go_to_one_device():
+def test_adjacent_examples_go_to_one_device():
     batch = np.arange(2 * 16 * 3).reshape(2, 16, 3)
     sharded = devices.shard_batch(batch)
     assert sharded.shape == (8, 2, 2, 3)
@@ -160,7 +158,7 @@ def test_neighbours_of_a_batch_go_to_one_device():
         np.testing.assert_array_equal(sharded[device], batch[:, 2 * device : 2 * device + 2])
 
 
-def test_what_is_read_back_from_the_devices_aliases_nothing():
+def test_arrays_read_back_from_the_devices_share_no_memory():
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(4)}
     on_devices = devices.replicate(tree)
     assert on_devices["a"].shape == (8, 2, 3) and on_devices["b"].shape == (8,)
@@ -178,7 +176,7 @@ def test_examples_are_mapped_with_replicated_parameters():
     np.testing.assert_array_equal(found, 3 * x + 100 + indices)
 
 
-def test_chains_advance_on_all_devices_and_one_unsound_is_known_to_all():
+def test_chains_advance_on_all_devices_and_all_learn_of_a_diverging_one():
     """The chains add their index as often as there are steps; the bad one is on the sixth device."""
 
     def advance(p, seed, indices, x, start, stop, rest):
@@ -216,7 +214,7 @@ def test_barriers_of_a_rematerialized_network_are_kept(state, batches, monkeypat
     assert devices.KEEP_BARRIERS.items() <= asked[0].items()
 
 
-def test_operations_of_a_step_do_not_grow_with_the_steps_of_a_call(state, batches):
+def test_the_operation_count_does_not_grow_with_the_steps_per_call(state, batches):
     steps = functools.partial(training.train_steps, **OPTIONS)
     one, three = (
         devices.TrainSteps(steps, state, devices.shard_batch(batches[:k]), SEED).operations
@@ -226,9 +224,7 @@ def test_operations_of_a_step_do_not_grow_with_the_steps_of_a_call(state, batche
     assert 0.5 * one < three < 1.5 * one
 
 
-def test_what_is_compiled_is_kept_in_the_cache_unless_the_environment_says_where(
-    tmp_path, monkeypatch
-):
+def test_compiled_programs_are_cached_unless_the_environment_sets_the_cache(tmp_path, monkeypatch):
     settings = {}
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))

@@ -56,7 +56,7 @@ def compare(workdir, other):
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_two_processes_equal_one(two, tmp_path):
+def test_two_processes_train_like_one(two, tmp_path):
     """The same loss, state and samples up to the rounding of sums in another order."""
     workdir = tmp_path / "one"
     faults.finish(workdir, *STEPS, devices=8)
@@ -67,7 +67,7 @@ def test_two_processes_equal_one(two, tmp_path):
     compare(workdir, two)
 
 
-def test_one_process_continues_what_two_wrote(two, tmp_path):
+def test_one_process_resumes_a_run_of_two(two, tmp_path):
     workdir = shutil.copytree(two, tmp_path / "copy")
     for name in ("checkpoints/20", "samples"):
         shutil.rmtree(workdir / name)
@@ -78,7 +78,7 @@ def test_one_process_continues_what_two_wrote(two, tmp_path):
     compare(workdir, two)
 
 
-def test_two_processes_add_samples_to_those_that_there_are(two, tmp_path):
+def test_two_processes_add_to_existing_samples(two, tmp_path):
     workdir = shutil.copytree(two, tmp_path / "copy")
     processes = faults.start_two(
         workdir, *STEPS, "--mode=sample", "--config.sampling.num_samples=20", devices=4
@@ -116,14 +116,14 @@ def test_sigterm_to_one_process_makes_both_save_and_stop(tmp_path):
         ((None, None, None), {"JAX_NUM_PROCESSES": "two"}, r"\$JAX_NUM_PROCESSES='two' must be"),
     ],
 )
-def test_descriptions_that_do_not_fit_together(arguments, environment, message, monkeypatch):
+def test_inconsistent_process_flags_are_refused(arguments, environment, message, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         distributed.find(*arguments)
 
 
-def test_processes_are_found_in_the_environment(monkeypatch):
+def test_processes_are_read_from_the_environment(monkeypatch):
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert distributed.find(None, None, None) is None
@@ -136,7 +136,7 @@ def test_processes_are_found_in_the_environment(monkeypatch):
     assert distributed.find(None, None, None) == ("[::1]:1234", 2, 1)
 
 
-def test_waiting_for_others_has_a_limit(tmp_path):
+def test_waiting_for_other_processes_times_out(tmp_path):
     """Process 1 alone finds no process 0."""
     arguments = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--patience=2")
     result = run(tmp_path / "run", *arguments)

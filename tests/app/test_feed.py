@@ -8,12 +8,12 @@ from ncsn_jax.app import feed
 from ncsn_jax.errors import UserError
 
 
-def test_batches_come_in_order_prepared_and_none_after_the_last():
+def test_batches_come_prepared_and_in_order():
     with feed.Feed((i for i in (1, 2, 3)), lambda batch: 10 * batch) as batches:
         assert [batches.take() for _ in range(5)] == [10, 20, 30, None, None]
 
 
-def test_the_next_batch_is_made_while_the_one_before_is_used():
+def test_the_next_batch_is_made_while_the_current_one_is_used():
     made = [threading.Event() for _ in range(3)]
     with feed.Feed((i for i in range(3)), lambda i: made[i].set() or i) as batches:
         assert made[0].wait(60)  # before any is asked for
@@ -23,7 +23,7 @@ def test_the_next_batch_is_made_while_the_one_before_is_used():
 
 
 @pytest.mark.parametrize(("computes_until", "waited"), [(None, 4.0), (3.0, 1.0), (4.0, 0.0)])
-def test_waiting_is_the_time_in_which_nothing_computes(computes_until, waited, monkeypatch):
+def test_waiting_counts_only_idle_time(computes_until, waited, monkeypatch):
     """The batch is there after four seconds of a clock, which the computation moves on, too."""
     now, computed = [0.0], threading.Event()
 
@@ -57,7 +57,7 @@ def test_waiting_is_the_time_in_which_nothing_computes(computes_until, waited, m
         assert taken.waited == waited
 
 
-def test_a_batch_that_is_ready_is_not_waited_for():
+def test_a_ready_batch_adds_no_waiting_time():
     ready = threading.Event()
     with feed.Feed((i for i in (1,)), lambda batch: batch) as batches:
         batches._next.add_done_callback(lambda _: ready.set())
@@ -67,7 +67,7 @@ def test_a_batch_that_is_ready_is_not_waited_for():
 
 
 @pytest.mark.parametrize("where", ["batches", "prepare"])
-def test_what_goes_wrong_is_raised_where_the_batch_is_taken(where):
+def test_an_error_is_raised_when_the_batch_is_taken(where):
     def fail(batch=None):
         raise UserError("images cannot be read")
 
@@ -79,7 +79,7 @@ def test_what_goes_wrong_is_raised_where_the_batch_is_taken(where):
             batches.take()
 
 
-def test_the_thread_and_the_batches_end_with_the_context():
+def test_the_threads_and_the_batches_end_with_the_context():
     closed, made_by = [], []
 
     def endless():

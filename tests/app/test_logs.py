@@ -17,9 +17,7 @@ log = logging.getLogger("ncsn_jax")
 pytestmark = pytest.mark.usefixtures("closed_logs")
 
 
-def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_tables(
-    tmp_path, capsys
-):
+def test_lines_go_to_standard_output_and_to_the_file_and_tables_only_to_the_file(tmp_path, capsys):
     for number in (1, 2):
         logs.start(str(tmp_path))
         log.debug("table %d", number)
@@ -45,9 +43,7 @@ def test_lines_go_to_standard_output_and_are_added_to_the_file_which_also_has_ta
         ({"training.microbatches": 2}, True, "training computes in float32, with 2 microbatch(es)"),
     ],
 )
-def test_a_run_says_how_many_parameters_and_devices_it_has(
-    changes, with_table, line, tmp_path, capsys
-):
+def test_a_run_logs_its_parameters_and_devices(changes, with_table, line, tmp_path, capsys):
     logs.start(str(tmp_path))
     params = {"layer": {"kernel": np.zeros((3, 4), np.float32), "bias": np.zeros(5, np.float16)}}
     state = training.TrainState(np.zeros((), np.int32), params, {}, (params["layer"]["bias"],))
@@ -61,7 +57,7 @@ def test_a_run_says_how_many_parameters_and_devices_it_has(
     assert ("layer/kernel" in (tmp_path / "log.txt").read_text()) == with_table
 
 
-def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsys):
+def test_a_compiled_step_is_described_by_the_figures_of_the_compiler(tmp_path, capsys):
     logs.start(str(tmp_path))
     memory = types.SimpleNamespace(argument_size_in_bytes=2048, temp_size_in_bytes=1024)
     logs.describe_executable(types.SimpleNamespace(operations=None, memory=None), 3, 2.0)
@@ -85,7 +81,7 @@ def test_a_compiled_step_is_described_by_what_the_compiler_tells(tmp_path, capsy
         (0.0, 1, None),
     ],
 )
-def test_an_average_that_is_mostly_the_first_parameters_is_named(
+def test_an_ema_dominated_by_the_initial_parameters_is_warned_about(
     decay, steps, said, tmp_path, capsys
 ):
     logs.start(str(tmp_path))

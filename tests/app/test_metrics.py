@@ -29,7 +29,7 @@ def measured(loss, grad_norm, level_loss, level_count):
     return devices.replicate(training.Metrics(*values))
 
 
-def test_scalars_are_means_over_the_window_and_losses_by_level_are_shares_of_a_zero_score():
+def test_scalars_are_means_and_losses_by_level_are_relative_to_a_zero_score():
     """The loss of a zero score of 4x4 pixels is 8."""
     window = metrics.Window(SIGMAS, (4, 4, 1), 0)
     window.add(2, measured([8, 4], [1, 2], [[24, 4], [0, 4]], [[3, 1], [0, 2]]), Store())
@@ -52,7 +52,7 @@ def test_many_levels_are_written_in_ten_groups():
     assert list(found.values()) == [1.5, 4, 7, 9.5, 11.5, 13.5, 15.5, 17.5, 19.5, 21.5]
 
 
-def test_a_window_forgets_everything_when_it_is_restarted():
+def test_restarting_a_window_resets_it():
     window = metrics.Window(SIGMAS, (4, 4, 1), 0, skip_nonfinite=1)
     window.add(2, measured([8, np.nan], [1, 2], [[24, 4], [0, 4]], [[3, 1], [0, 2]]), Store())
     window.restart(2)
@@ -63,7 +63,7 @@ def test_a_window_forgets_everything_when_it_is_restarted():
     assert "loss_by_level/0001_sigma_0.1" not in scalars  # no example had this level
 
 
-def test_speed_and_time_left_are_those_of_the_window_without_its_pauses(monkeypatch):
+def test_speed_and_time_left_exclude_pauses(monkeypatch):
     now = 100.0
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
     window = metrics.Window(SIGMAS, (4, 4, 1), 10)
@@ -78,7 +78,7 @@ def test_speed_and_time_left_are_those_of_the_window_without_its_pauses(monkeypa
     assert window.line(20, 45, scalars) == line
 
 
-def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
+def test_non_finite_steps_are_counted_until_too_many_in_a_row():
     window = metrics.Window(SIGMAS, (4, 4, 1), 0, skip_nonfinite=2)
 
     def add(step, *loss):
@@ -100,7 +100,7 @@ def test_steps_that_are_not_finite_are_counted_until_too_many_are_in_a_row():
 
 
 @pytest.mark.parametrize(("loss", "grad_norm"), [(2.0, np.nan), (np.inf, 1.0)])
-def test_a_loss_or_a_gradient_that_is_not_finite_stops_a_run_at_its_step(loss, grad_norm):
+def test_a_non_finite_loss_or_gradient_stops_the_run(loss, grad_norm):
     class Empty(Store):
         def steps(self):
             return []
@@ -113,7 +113,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_stops_a_run_at_its_step(loss, g
         window.add(12, call, Empty())
 
 
-def test_what_is_written_twice_is_appended_as_lines_of_json_and_as_events(tmp_path):
+def test_a_second_writer_appends_json_lines_and_events(tmp_path):
     for step, loss in ((1, 2.5), (2, np.inf)):
         with metrics.Writer(str(tmp_path)) as writer:
             writer.write_scalars(step, {"loss": np.float32(loss)})
@@ -127,7 +127,7 @@ def test_what_is_written_twice_is_appended_as_lines_of_json_and_as_events(tmp_pa
         assert found == (step, b"a picture", 3, 4)
 
 
-def test_texts_are_tensorboards(tmp_path):
+def test_tensorboard_reads_texts(tmp_path):
     with metrics.Writer(str(tmp_path)) as writer:
         writer.write_text(3, "configuration", "| a |\n|---|")
     found = EventAccumulator(str(tmp_path)).Reload()

@@ -23,14 +23,14 @@ def packing():
     return Packing(jax.eval_shape(lambda: TREE))
 
 
-def test_arrays_follow_each_other_in_one_vector(packing):
+def test_arrays_are_concatenated_into_one_vector(packing):
     np.testing.assert_array_equal(packing.pack(TREE), VECTOR)
     assert packing.offsets == (0, 24, 27)
     for found in (packing.unpack(VECTOR), jax.jit(packing.view)(VECTOR, packing.offsets)):
         jax.tree.map(np.testing.assert_array_equal, found, TREE)
 
 
-def test_every_part_of_a_state_like_the_parameters_is_packed(packing):
+def test_every_part_shaped_like_the_parameters_is_packed(packing):
     state = {"step": np.int32(3), "ema": {}, "params": TREE, "moments": (np.int32(4), TREE)}
     packed = packing.pack(state)
     np.testing.assert_array_equal(packed["params"], VECTOR)
@@ -39,7 +39,7 @@ def test_every_part_of_a_state_like_the_parameters_is_packed(packing):
     jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed), state)
 
 
-def test_a_step_of_adam_on_the_vector_is_one_on_the_tree(packing):
+def test_adam_on_the_vector_equals_adam_on_the_tree(packing):
     """Of the sum of sines of all elements, with another frequency in each array."""
     optimizer = optax.adam(0.1)
 

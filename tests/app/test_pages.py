@@ -51,7 +51,7 @@ def one_run(beside_a_run, monkeypatch):
     monkeypatch.setattr(ncsn_jax, "load_run", functools.cache(ncsn_jax.load_run))
 
 
-def test_the_readme_and_the_page_on_the_library_do_what_they_say(one_run, capsys, monkeypatch):
+def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monkeypatch):
     names = run_page("README.md")
     assert names["run"].step == 60
     assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
@@ -98,7 +98,7 @@ def test_the_page_on_likelihood_gives_the_densities_and_latents_that_it_names():
     np.testing.assert_allclose(names["bits"], in_bits, atol=0.1)
 
 
-def test_the_page_on_checkpoints_writes_a_file_of_the_authors_kind(beside_a_run):
+def test_the_page_on_checkpoints_writes_a_file_in_the_format_of_the_authors(beside_a_run):
     torch = pytest.importorskip("torch")
     run_page("docs/checkpoints.md")["arrays"].close()
     (state,) = torch.load("checkpoint.pth")
@@ -166,7 +166,7 @@ def test_something_leads_to_every_file_in_docs():
         assert name in site or (path.suffix != ".md" and path in linked), name
 
 
-def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
+def test_the_example_on_using_a_run_runs(beside_a_run, capsys):
     use_a_run.main("runs/digits", "x.png")
     assert "Run(tiny, " in capsys.readouterr().out
     picture = np.asarray(Image.open("x.png"))
@@ -178,7 +178,7 @@ def test_a_run_denoises_judges_and_completes(beside_a_run, capsys):
     assert abs(completed[:, :4] - images[:, :4]).max() < abs(noisy - images).max()
 
 
-def test_two_moons_are_learnt(tmp_path, monkeypatch, capsys):
+def test_the_two_moons_example_learns(tmp_path, monkeypatch, capsys):
     """In a few steps, the density of the data comes near to what it is without learning the shape."""
     monkeypatch.setattr(two_moons, "COUNT", 50)
     two_moons.main(str(tmp_path / "moons.png"), num_steps=150)

@@ -62,7 +62,7 @@ def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, mo
         ("[" * 100_000, False),
     ],
 )
-def test_lines_of_metrics_that_are_none_are_named(line, sound, tmp_path):
+def test_invalid_metrics_lines_are_named(line, sound, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "loss": 1.0}\n' + line + '\n{"step": 2, "lo')
     if sound:
@@ -81,7 +81,7 @@ def test_losses_without_levels_are_drawn():
     assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")
 
 
-def test_channels_that_are_no_colours_are_side_by_side_in_grey():
+def test_channels_that_are_not_colours_are_shown_side_by_side_in_grey():
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 5), dtype=np.uint8)
     expected = np.concatenate([images[..., [c]] for c in range(5)], axis=2)
     np.testing.assert_array_equal(pictures.grid(images), pictures.grid(expected))

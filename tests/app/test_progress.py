@@ -8,12 +8,12 @@ import pytest
 from ncsn_jax.app import progress
 
 
-def test_durations_and_sizes_have_the_unit_that_suits_them():
+def test_durations_and_sizes_are_shown_in_suitable_units():
     assert progress.human_bytes(1536) == "1.5 KiB" and progress.human_bytes(3 * 2**40) == "3 TiB"
     assert [progress.human_time(s) for s in (5, 600, 36000)] == ["5 s", "10.0 min", "10.0 h"]
 
 
-def test_progress_in_a_log_is_a_line_every_20_seconds_with_the_time_left(monkeypatch, capsys):
+def test_progress_in_a_log_is_a_line_every_20_seconds(monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with progress.progress("drawing", 100, "images") as advanced:

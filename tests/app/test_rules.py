@@ -138,9 +138,7 @@ SAMPLER = [
     ("given", "field", "allowed", "refused", "words"),
     OBJECTIVE + NETWORK + STEPS + MEMORY + LADDER + SAMPLER,
 )
-def test_the_last_value_is_allowed_and_the_first_beyond_it_is_refused(
-    given, field, allowed, refused, words
-):
+def test_a_rule_allows_its_last_value_and_refuses_the_next(given, field, allowed, refused, words):
     load = load_diffusion_config if "training.sde" in given else load_config
     if given.get("model.name") == "ncsn_simplified":
         given = given | {"model.normalization": "instance"}

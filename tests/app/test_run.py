@@ -39,14 +39,14 @@ def main(*arguments):
     )
 
 
-def test_configuration_is_that_of_the_run(run):
+def test_the_run_has_its_configuration(run):
     assert schema.flatten(run.config) == schema.flatten(tiny.get_config())
     assert repr(run).startswith("Run(tiny, ") and repr(run).endswith("step 60)")
     with pytest.raises(AttributeError):
         run.config.no_such_field = 1
 
 
-def test_samples_are_those_of_the_run(run, workdir):
+def test_samples_match_the_samples_of_main(run, workdir):
     expected = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
     x = run.sample(jax.random.key(run.config.seed), 12)
     np.testing.assert_array_equal(run.to_uint8(x), expected)
@@ -57,7 +57,7 @@ def test_samples_are_those_of_the_run(run, workdir):
     assert np.all(longer != x[:3])
 
 
-def test_scores_are_the_networks(run):
+def test_scores_match_the_network(run):
     x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     levels = jnp.array([1, 0])
     expected = run.model.apply(run.params, x, levels)
@@ -82,7 +82,7 @@ def test_a_checkpoint_can_be_chosen_and_nothing_is_changed(workdir):
         runs.load_run(str(workdir), 55)
 
 
-def test_mistakes_are_one_line(run, tmp_path):
+def test_mistakes_are_reported_on_one_line(run, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         runs.load_run(str(tmp_path / "none"))
     x = jnp.zeros((2, 8, 8, 1))
@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(run, tmp_path):
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_images_go_to_the_networks_range_and_back(run, centered):
+def test_prepare_and_restore_map_images_to_the_range_of_the_network_and_back(run, centered):
     config = run.config.copy_and_resolve_references()
     config.data.centered = centered
     run = dataclasses.replace(run, config=config)
@@ -126,7 +126,7 @@ def test_images_go_to_the_networks_range_and_back(run, centered):
     np.testing.assert_array_equal(run.to_uint8(kelvin), images)
 
 
-def test_a_work_directory_is_enough(workdir):
+def test_a_work_directory_is_enough_for_every_mode(workdir):
     """Overrides apply on top; those that would change the training are refused."""
     done = main(f"--workdir={workdir}", "--config.training.num_steps=8e1")
     assert done.returncode == 0 and (workdir / "samples" / "step_80").is_dir()

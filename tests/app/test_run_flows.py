@@ -18,7 +18,7 @@ __all__ = ["gaussian"]
 
 
 @pytest.mark.parametrize("module", [digits_ve, digits_vp])
-def test_bits_per_dimension_are_those_of_a_known_density(module, monkeypatch):
+def test_bits_per_dimension_match_a_known_density(module, monkeypatch):
     """Pixels N(0.5, 0.3^2) in [0, 1], of which the SDE may have 2 x - 1."""
     config = load_diffusion_config(module, **{"likelihood.exact": True})
     config.likelihood.rtol = config.likelihood.atol = 1e-5

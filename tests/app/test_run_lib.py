@@ -91,7 +91,7 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), a, b)
 
 
-def test_a_run_of_any_steps_per_call_ends_in_the_state_of_single_steps(short_run):
+def test_steps_per_call_does_not_change_the_final_state(short_run):
     """Every field that enters a step is another than in the default configuration."""
     states, _ = ten_steps()
     with checkpoints.Checkpoints(str(short_run), read_only=True) as store:
@@ -104,7 +104,7 @@ def test_a_run_of_any_steps_per_call_ends_in_the_state_of_single_steps(short_run
     assert_close(found.ema_params, average)
 
 
-def test_the_numbers_of_the_log_are_means_since_its_last_line(short_run):
+def test_log_lines_hold_means_since_the_previous_line(short_run):
     _, metrics = ten_steps()
     lines = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10]
@@ -118,7 +118,7 @@ def test_the_numbers_of_the_log_are_means_since_its_last_line(short_run):
     assert f"step 10/10  loss {lines[1]['loss']:.4g}" in (short_run / "log.txt").read_text()
 
 
-def test_checkpoints_of_keep_every_are_kept_for_good(tmp_path, closed_logs):
+def test_keep_every_keeps_checkpoints_for_good(tmp_path, closed_logs):
     config = tiny.get_config()
     config.training.update(
         num_steps=10, checkpoint_every=2, checkpoints_kept=1, keep_every=4, sample_every=0
@@ -135,7 +135,7 @@ def finished(request, uninterrupted):
     return request.param, *uninterrupted(request.param)
 
 
-def test_a_run_writes_what_it_should(finished):
+def test_a_run_writes_all_its_files(finished):
     devices, workdir, output = finished
     assert f"devices: {devices} x cpu on 1 host(s)" in output
     assert "FLOP per step and device" in output and "memory per device" in output
@@ -178,7 +178,7 @@ def test_loss_curves_are_drawn(workdir):
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
 
 
-def test_kill_and_restart_give_the_same_bits(finished, tmp_path):
+def test_a_killed_and_restarted_run_is_bit_identical(finished, tmp_path):
     devices, reference, _ = finished
     kill_at("step 40/60", tmp_path, devices=devices)
     result = run(tmp_path, devices=devices)
@@ -208,7 +208,7 @@ def test_samples_do_not_depend_on_batches_or_devices(finished):
     assert np.abs(other[:12].astype(int) - base).max() <= 1
 
 
-def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
+def test_more_steps_are_allowed_but_not_a_different_configuration(workdir):
     result = run(workdir, "--config.training.num_steps=70", "--config.sampling.num_samples=1")
     assert result.returncode == 0 and final_state(workdir)[0] == 70
     result = run(workdir, "--config.model.features=8", "--config.optim.learning_rate=0.5")
@@ -219,9 +219,7 @@ def test_more_steps_are_allowed_and_another_configuration_is_not(workdir):
 
 
 @pytest.mark.parametrize("skip_nonfinite", [0, 2])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
-    workdir, skip_nonfinite
-):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(workdir, skip_nonfinite):
     """The parameters of a good checkpoint are scaled until all later steps overflow."""
     step, state = final_state(workdir)
     huge = jax.tree.map(lambda a: a * np.float32(1e30), state.params)
@@ -243,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
         jax.tree.map(np.testing.assert_array_equal, store.restore(60, state), state)
 
 
-def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
+def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
     """The other branches of the loop, on a directory of images; a changed directory is refused."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -270,7 +268,7 @@ def test_several_steps_per_call_without_an_average_on_own_images(tmp_path):
     assert result.returncode == 1 and "holds a run on different images" in result.stderr
 
 
-def test_the_maths_needs_only_jax_and_training_never_imports_tensorflow():
+def test_the_library_imports_only_jax_and_training_never_imports_tensorflow():
     """With every other package hidden, and with a TensorFlow that fails when imported."""
     script = """
 import sys
@@ -302,7 +300,7 @@ import {modules}
         assert result.returncode == 0, result.stderr
 
 
-def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(tmp_path, monkeypatch, closed_logs):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, monkeypatch, closed_logs):
     """With dropout, whose keys are the step's and the example's, and a preview between the parts."""
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config, states = load_diffusion_config(), []
@@ -317,7 +315,7 @@ def test_a_run_in_two_parts_is_the_whole_run_to_the_bit(tmp_path, monkeypatch, c
     assert previews[0].read_bytes() == previews[1].read_bytes()
 
 
-def test_settings_of_jax_change_nothing(uninterrupted, tmp_path):
+def test_jax_settings_do_not_change_the_run(uninterrupted, tmp_path):
     """Not the training, nor the samples, nor whether a run can be opened."""
     settings = {
         "JAX_ENABLE_X64": "1",
@@ -346,7 +344,7 @@ def test_settings_of_jax_change_nothing(uninterrupted, tmp_path):
     np.testing.assert_array_equal(*samples)
 
 
-def test_missing_devices_are_one_line(tmp_path):
+def test_missing_devices_are_reported_on_one_line(tmp_path):
     done = subprocess.run(
         command(tmp_path),
         cwd=ROOT,

@@ -18,7 +18,7 @@ def params(ladder_run):
     return devices.replicate(state.ema_params)
 
 
-def test_samples_and_frames_do_not_depend_on_their_batch(params):
+def test_samples_and_frames_do_not_depend_on_the_batch(params):
     """Nor on the parts in which the steps are run."""
     runner = run_samplers.Chains(runs.ladder_config())
     parts = []
@@ -31,7 +31,7 @@ def test_samples_and_frames_do_not_depend_on_their_batch(params):
     np.testing.assert_array_equal(some.evaluations, [7, 7, 7])
 
 
-def test_one_bad_chain_of_eight_devices_is_named(params):
+def test_a_diverging_chain_is_named_on_eight_devices(params):
     """The image that it is given has a pixel that is no number."""
     runner = run_samplers.Chains(runs.ladder_config(), Stream.INPAINTING)
     images, masks = np.full((8, *runs.SHAPE), 0.5, np.float32), np.ones((8, *runs.SHAPE), bool)

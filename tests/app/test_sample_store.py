@@ -18,7 +18,7 @@ def open_store(path, settings=SETTINGS):
     return SampleStore(str(path), settings, (4, 4, 1))
 
 
-def test_an_interrupted_run_continues_with_what_is_missing(tmp_path):
+def test_an_interrupted_run_makes_only_the_missing_samples(tmp_path):
     first = open_store(tmp_path)
     assert first.missing(5) == [0, 1, 2, 3, 4]
     first.add([0, 1], fake([0, 1]))
@@ -36,7 +36,7 @@ def test_an_interrupted_run_continues_with_what_is_missing(tmp_path):
     assert third.missing(7) == [5, 6] and third.missing(3) == []
 
 
-def test_what_lies_beyond_a_gap_is_kept(tmp_path):
+def test_samples_beyond_a_gap_are_kept(tmp_path):
     store = open_store(tmp_path)
     store.add([0, 1], fake([0, 1]))
     store.add([4, 5], fake([4, 5]))
@@ -47,7 +47,7 @@ def test_what_lies_beyond_a_gap_is_kept(tmp_path):
     np.testing.assert_array_equal(again.finish(), fake(range(6)))
 
 
-def test_other_settings_are_refused_and_named(tmp_path):
+def test_different_settings_are_refused_and_named(tmp_path):
     open_store(tmp_path).add([0], fake([0]))
     with pytest.raises(UserError, match="sampling.epsilon is 0.0001 there and 0.0002 here"):
         open_store(tmp_path, SETTINGS | {"sampling.epsilon": 2e-4})
@@ -71,7 +71,7 @@ def test_a_damaged_result_is_not_overwritten(tmp_path):
         (json.dumps({"seed": "y" * 10**6}), "seed is 'yyy"),
     ],
 )
-def test_settings_that_somebody_changed_are_one_line(text, message, tmp_path):
+def test_an_edited_settings_file_is_reported_on_one_line(text, message, tmp_path):
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         open_store(tmp_path)
@@ -88,7 +88,7 @@ def test_settings_that_somebody_changed_are_one_line(text, message, tmp_path):
         (np.arange(3), fake([0, 1])),
     ],
 )
-def test_a_part_of_something_else_counts_as_missing(indices, samples, tmp_path):
+def test_a_foreign_part_counts_as_missing(indices, samples, tmp_path):
     (tmp_path / "parts").mkdir()
     np.savez(tmp_path / "parts" / "x.npz", indices=indices, samples=samples)
     store = open_store(tmp_path)
@@ -97,7 +97,7 @@ def test_a_part_of_something_else_counts_as_missing(indices, samples, tmp_path):
     assert store.finish().dtype == np.uint8
 
 
-def test_samples_of_another_type_are_refused(tmp_path):
+def test_samples_of_a_different_type_are_refused(tmp_path):
     np.savez(tmp_path / "samples.npz", samples=np.full((2, 4, 4, 1), np.nan))
     with pytest.raises(UserError, match=r"holds float64 of shape .* expected uint8 of shape"):
         open_store(tmp_path)

@@ -13,7 +13,7 @@ from tests.running import load_config, load_diffusion_config
 
 
 @pytest.mark.parametrize("method", schema.METHODS)
-def test_a_method_runs_its_sampler_and_no_other(method, record):
+def test_a_method_runs_only_its_sampler(method, record):
     draw(load_config(**{"sampling.method": method}))
     assert set(record.calls) & set(schema.METHODS) == {method}
 
@@ -30,7 +30,7 @@ def test_a_method_runs_its_sampler_and_no_other(method, record):
         ("probability_flow", {}, None),
     ],
 )
-def test_evaluations_of_a_sample_are_those_of_its_steps(method, changes, expected):
+def test_evaluations_follow_from_the_steps(method, changes, expected):
     changes = {"method": method, "num_steps": 5, "snr": 0.1} | changes
     config = load_config(**{f"sampling.{name}": value for name, value in changes.items()})
     assert samplers.make(config).evaluations == expected
@@ -65,7 +65,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("method", SETTINGS)
-def test_what_determines_samples_is_in_their_settings(method):
+def test_settings_hold_everything_that_determines_the_samples(method):
     """As is said where they are written, so that nothing else is mixed with them."""
     config = load_config(**{"sampling.method": method, "seed": 3})
     flat = schema.flatten(config)
@@ -95,7 +95,7 @@ KEYS = jax.random.split(jax.random.key(0), 2)
         (digits_vp, "probability_flow", 3.0),
     ],
 )
-def test_chains_of_an_sde_start_with_noise_of_its_size(module, method, std, record):
+def test_chains_start_with_the_noise_scale_of_their_sde(module, method, std, record):
     """sigma_begin for Heun's method, else the prior's, times the temperature for the probability flow."""
     config = load_diffusion_config(
         module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
@@ -114,14 +114,14 @@ def test_chains_of_an_sde_start_with_noise_of_its_size(module, method, std, reco
         ("normal", True, lambda z: 5 * z - 1),
     ],
 )
-def test_annealed_chains_start_in_the_space_of_the_sde(init, centered, expected, record):
+def test_annealed_chains_start_in_the_range_of_the_sde(init, centered, expected, record):
     changes = {"sampling.method": "annealed_langevin", "sampling.init": init}
     found, _ = draw(load_diffusion_config(**changes, **{"data.centered": centered}))
     np.testing.assert_allclose(found, expected(normal(KEYS)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_observed_pixels_are_exact_at_the_end_of_predictor_and_corrector(keep, record):
+def test_predictor_corrector_ends_with_the_exact_observed_pixels(keep, record):
     changes = {"sampling.method": "predictor_corrector", "inpainting.keep_observed": keep}
     mask = np.zeros((2, 8, 8, 1), bool)
     mask[:, :4] = True
@@ -130,7 +130,7 @@ def test_observed_pixels_are_exact_at_the_end_of_predictor_and_corrector(keep, r
 
 
 @pytest.mark.parametrize("method", ["annealed_langevin", "predictor_corrector"])
-def test_what_is_observed_is_centred_with_the_sde(method, record):
+def test_observed_images_are_centred_like_the_sde(method, record):
     known = jnp.full((2, 8, 8, 1), 0.25), jnp.ones((2, 8, 8, 1), bool)
     changes = {"sampling.method": method, "sampling.num_steps": 30}
     _, end = draw(load_diffusion_config(digits_vp, **changes), Stream.INPAINTING, *known)
@@ -140,7 +140,7 @@ def test_what_is_observed_is_centred_with_the_sde(method, record):
         np.testing.assert_array_equal(record.calls["inpaint"][0]["observed"], -0.5)
 
 
-def test_the_grey_of_a_colorization_is_centred_with_the_sde(record):
+def test_grey_images_to_colorize_are_centred_like_the_sde(record):
     changes = {"sampling.method": "predictor_corrector", "sampling.num_steps": 30}
     config = load_diffusion_config(digits_vp, **changes, **{"data.channels": 3})
     draw(config, Stream.COLORIZATION, jnp.full((2, 8, 8, 1), 0.25))

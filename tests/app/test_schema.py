@@ -111,7 +111,7 @@ PAGE = ROOT / "docs" / "configuration.md"
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
 )
-def test_values_that_cannot_work_are_refused(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         schema.check(load_config(**changes))
 
@@ -206,7 +206,7 @@ def test_impossible_combinations_are_refused(changes, message):
         (lambda c: c.__setattr__("itself", c), "--config: RecursionError: "),
     ],
 )
-def test_what_a_configuration_file_may_have_made_of_the_fields_is_refused(change, message):
+def test_malformed_configurations_are_refused(change, message):
     config = load_config()
     with config.unlocked(), config.ignore_type():
         change(config)
@@ -233,7 +233,7 @@ def test_the_reference_page_shows_the_table():
     assert PAGE.read_text() == reference.reference(default.get_config())
 
 
-def test_every_field_has_a_meaning_that_is_a_sentence():
+def test_the_meaning_of_every_field_is_a_sentence():
     for name, field in schema.FIELDS.items():
         assert field.meaning.endswith(".") and len(field.meaning) > 5, name
 

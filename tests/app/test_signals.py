@@ -11,7 +11,7 @@ from tests.running import ROOT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_deferred_signal_ends_the_process_in_at_once_where_nobody_reads_standard_error(number):
+def test_a_deferred_signal_ends_the_process_even_if_standard_error_is_closed(number):
     script = f"""
 import os, signal, time
 from ncsn_jax.app import signals
@@ -36,7 +36,7 @@ with signals.deferred():
     assert (result.returncode, result.stdout) == (signals.STATUS[number], b"deferred")
 
 
-def test_a_signal_that_nobody_asks_for_ends_the_process_with_the_deferring_block():
+def test_an_unhandled_signal_ends_the_process_after_the_deferring_block():
     script = """
 import os, signal, time
 from ncsn_jax.app import signals
@@ -54,7 +54,7 @@ os.write(1, b"never")
     assert result.stderr == "SIGTERM: saving after this step\nSIGTERM: good-bye\n"
 
 
-def test_an_exception_in_the_deferring_block_comes_before_its_signal():
+def test_an_exception_in_the_deferring_block_takes_precedence_over_a_signal():
     script = """
 import os, signal, time
 from ncsn_jax.app import signals
@@ -75,7 +75,7 @@ with signals.deferred():
     assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
 
 
-def test_a_second_interruption_says_what_is_saved():
+def test_a_second_interrupt_reports_the_last_checkpoint():
     script = """
 import os, signal, time
 from ncsn_jax.app import signals
@@ -97,7 +97,7 @@ with signals.deferred(lambda: "the last checkpoint is that of step 7"):
     ]
 
 
-def test_in_a_notebook_an_interruption_is_deferred_and_then_raised():
+def test_a_notebook_interrupt_is_deferred_and_then_raised():
     script = """
 import os, signal
 from ncsn_jax.app import signals

@@ -21,7 +21,7 @@ from tests import faults
 from tests.running import ROOT, kill_at, load_config, run
 
 
-def test_a_work_directory_and_images_in_object_storage(tmp_path, monkeypatch):
+def test_a_run_works_with_its_directory_and_images_in_object_storage(tmp_path, monkeypatch):
     """Killed on the way, continued, damaged, and the same numbers as on a disk."""
     pytest.importorskip("gcsfs")
     pictures = tmp_path / "pictures"
@@ -66,7 +66,7 @@ def test_a_work_directory_and_images_in_object_storage(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of more than a mebibyte
-def test_events_in_object_storage_go_on_in_a_next_file_after_a_mebibyte(tmp_path, monkeypatch):
+def test_events_in_object_storage_start_a_new_file_after_a_mebibyte(tmp_path, monkeypatch):
     """Each upload is of a whole file. What is flushed now is there, lines and events."""
     pytest.importorskip("gcsfs")
     with FakeGcs() as gcs:
@@ -89,13 +89,13 @@ def test_events_in_object_storage_go_on_in_a_next_file_after_a_mebibyte(tmp_path
     assert [e.step for e in events.Scalars("loss")] == [13]
 
 
-def test_object_storage_that_cannot_be_used_is_one_line(tmp_path):
+def test_unusable_object_storage_is_reported_on_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--workdir='nowhere://bucket/run' cannot be used: "):
         storage.check("nowhere://bucket/run", "--workdir")
     storage.check(str(tmp_path), "--workdir")
 
 
-def test_a_file_is_complete_or_not_there(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     path = str(tmp_path / "file")
     storage.write(path, b"old")
     with pytest.raises(ZeroDivisionError), storage.replacing(path) as file:
@@ -107,7 +107,7 @@ def test_a_file_is_complete_or_not_there(tmp_path):
     assert caught.value.filename == str(tmp_path / "nothing" / "file")
 
 
-def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_but_not_files_being_written(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     node = platform.node()
@@ -124,7 +124,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     storage.remove_leftovers(str(tmp_path / "nothing"))
 
 
-def test_a_growing_file_goes_on_across_processes(tmp_path):
+def test_a_growing_file_is_appended_to_across_processes(tmp_path):
     for text in (b"one\n", b"two\n"):
         file = storage.Growing(str(tmp_path / "log"))
         file.write(text)
@@ -134,7 +134,7 @@ def test_a_growing_file_goes_on_across_processes(tmp_path):
     assert storage.read(str(tmp_path / "log")) == b"one\ntwo\n"
 
 
-def test_read_json_gives_an_object_or_none_or_one_line(tmp_path):
+def test_read_json_returns_an_object_or_none_or_fails_on_one_line(tmp_path):
     path = tmp_path / "a.json"
     assert storage.read_json(str(path)) is None
     assert storage.read_json(str(path / "below")) is None
@@ -147,13 +147,11 @@ def test_read_json_gives_an_object_or_none_or_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", ".", "a/~/b", "gs://bucket/~/run", "~nobody_of_this_name/x"])
-def test_a_path_without_a_home_directory_stays_as_it_is(text):
+def test_a_path_without_a_home_directory_is_unchanged(text):
     assert storage.path(text) == text
 
 
-def test_paths_of_the_environment_and_the_fields_may_begin_with_the_home_directory(
-    tmp_path, monkeypatch
-):
+def test_tilde_is_expanded_in_environment_variables_and_fields(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NCSN_JAX_CACHE", "~/cache")
@@ -171,7 +169,7 @@ def test_paths_of_the_environment_and_the_fields_may_begin_with_the_home_directo
     assert sorted(os.listdir(tmp_path)) == ["cache", "in", "tfds"]
 
 
-def test_everything_imports_and_runs_without_fcntl_which_windows_lacks(tmp_path):
+def test_the_application_runs_without_fcntl(tmp_path):
     script = f"""
 import sys, warnings
 sys.modules["fcntl"] = None

@@ -22,7 +22,7 @@ PP = DATA / "ncsnpp_checkpoint.pth"  # of score_sde_pytorch: a dict, with an EMA
 NCSNPP = models.NCSNpp(4, (1, 2), 1, (8,), 16)
 
 
-def test_a_file_of_score_sde_is_read_whole(golden):
+def test_a_score_sde_file_is_read_completely(golden):
     torch = pytest.importorskip("torch")
     content = torch.load(PP, weights_only=False)
     g = golden("ncsnpp_checkpoint_io")
@@ -58,7 +58,7 @@ def test_a_file_of_score_sde_is_read_whole(golden):
     assert all(np.array_equal(array, found.model[name]) for name, array in back.items())
 
 
-def test_optimizer_steps_are_those_that_led_to_the_authors_file(golden):
+def test_optimizer_steps_reproduce_the_file_of_the_authors(golden):
     """Three steps of the original script from its initial weights, with its batches and noise."""
     pytest.importorskip("torch")
     g = golden("checkpoints_io")
@@ -148,7 +148,7 @@ NUMPY_SCALAR = np.float64(1).__reduce__()[0]
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
-def test_numpy_is_read_as_plain_numbers_or_refused(value, expected, options, tmp_path):
+def test_numpy_scalars_are_read_as_plain_numbers_or_refused(value, expected, options, tmp_path):
     torch = pytest.importorskip("torch")
     path = str(tmp_path / "file.pth")
     before = set(torch.serialization.get_safe_globals())
@@ -162,7 +162,7 @@ def test_numpy_is_read_as_plain_numbers_or_refused(value, expected, options, tmp
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_numpy_of_before_its_second_version_is_read(tmp_path):
+def test_scalars_written_by_numpy_1_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "file.pth"
     content = {"model": {"a": torch.ones(1)}, "step": np.int64(5)}
@@ -194,7 +194,7 @@ def test_numpy_of_before_its_second_version_is_read(tmp_path):
         (lambda c: c.update(model={"a": 1}), "entry 'a' of its state dict is int"),
     ],
 )
-def test_a_file_of_score_sde_that_is_not_sound_is_one_line(change, message, tmp_path):
+def test_an_invalid_score_sde_file_is_reported_on_one_line(change, message, tmp_path):
     torch = pytest.importorskip("torch")
     content = torch.load(PP, weights_only=False)
     change(content)
@@ -204,7 +204,7 @@ def test_a_file_of_score_sde_that_is_not_sound_is_one_line(change, message, tmp_
         torch_files.read(path)
 
 
-def test_without_torch_the_line_says_so(tmp_path, monkeypatch):
+def test_missing_torch_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
         UserError, match="can only be read with torch, which is missing: pip install"
@@ -212,7 +212,7 @@ def test_without_torch_the_line_says_so(tmp_path, monkeypatch):
         torch_files.read(str(V1))
 
 
-def test_a_torch_that_may_execute_code_is_not_used(monkeypatch):
+def test_an_unsafe_torch_version_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.9.1+cpu"))
     with pytest.raises(
         UserError, match=r"is not read with torch 2.9.1\+cpu, which may execute code"
@@ -247,7 +247,7 @@ def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
         torch_files.read(path)
 
 
-def test_lists_of_each_length_and_the_dict_of_the_simplified_network_are_read(tmp_path):
+def test_every_list_layout_and_the_simplified_dict_are_read(tmp_path):
     """[model, adam], and with [epoch, step, ema]; an average of nothing is none."""
     torch = pytest.importorskip("torch")
     path = str(tmp_path / "file.pth")
@@ -279,7 +279,7 @@ def test_lists_of_each_length_and_the_dict_of_the_simplified_network_are_read(tm
         torch_files.read(path)
 
 
-def test_moments_are_found_by_the_number_of_their_parameter(tmp_path):
+def test_moments_are_matched_by_parameter_number(tmp_path):
     """In the order of `params`; a parameter without a state has zeros, and the count is the largest."""
     torch = pytest.importorskip("torch")
     moments = lambda step, value: {

@@ -35,7 +35,7 @@ def v2_config(**changes):
 
 
 @pytest.mark.parametrize(("path", "make"), [(V1, v1_config), (V2, v2_config)])
-def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
+def test_importing_keeps_everything_in_the_file(golden, path, make, tmp_path):
     pytest.importorskip("torch")
     config, workdir = make(), str(tmp_path / "run")
     message = torch_runs.import_checkpoint(config, str(path), workdir)
@@ -78,7 +78,7 @@ def test_a_work_directory_holds_all_of_the_file(golden, path, make, tmp_path):
         torch_runs.export(config, workdir, str(target))
 
 
-def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
+def test_an_ncsnpp_file_survives_import_and_export(tmp_path):
     pytest.importorskip("torch")
     config = ve_cifar10_ncsnpp_continuous.get_config()
     config.update_from_flattened_dict(
@@ -117,10 +117,10 @@ def test_a_work_directory_of_ncsnpp_and_back(tmp_path):
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "other"))
     assert "learning_rate" not in message  # half of it, since the third step is of rate 2 / 4
     assert "its moving average has decay 0.999; training would continue with" in message
-    assert "with another ladder than config.model describes: sigmas has shape [1000]" in message
+    assert "a different noise ladder from config.model: sigmas has shape [1000]" in message
 
 
-def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
+def test_files_that_do_not_match_are_reported_on_one_line(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     content = torch.load(V2, weights_only=True)
@@ -142,9 +142,9 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     for data in (V1.read_bytes(), V2.read_bytes()):
         for length in (0, 1, 100, len(data) // 2, len(data) - 1):
             path.write_bytes(data[:length])
-            refused(v2_config(), "is damaged or no PyTorch file")
+            refused(v2_config(), "is damaged or not a PyTorch file")
     path.write_text("hello")
-    refused(v2_config(), "is damaged or no PyTorch file")
+    refused(v2_config(), "is damaged or not a PyTorch file")
     for options in ({}, {"_use_new_zipfile_serialization": False}):
         torch.save([{"a": Harmful()}], path, **options)
         refused(v2_config(), r"is refused: loading it would call \w+\.system; only tensors")
@@ -157,13 +157,13 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
         saved(lambda c: c[0].pop(conv), **options)
         refused(v2_config(), r"res2.0.conv1.weight is missing; NCSNv2 expects shape \[3, 3, 3, 3\]")
     saved(lambda c: c[1]["param_groups"][0]["params"].pop())
-    refused(v2_config(), "an optimizer of 152 parameters for a network of 153")
+    refused(v2_config(), "an optimizer for 152 parameters and a network with 153")
     saved(lambda c: c[0].update(extra=torch.zeros(2, 5)))
     refused(v2_config(), r"extra with shape \[2, 5\] is not a parameter of NCSNv2")
     saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 5, 5)}))
     refused(v2_config(), r"res2.0.conv1.weight has shape \[3, 3, 5, 5\], expected \[3, 3, 3, 3\]")
     saved(lambda c: c[4].pop("end_conv.bias"))
-    refused(v2_config(), "its moving average, .* end_conv.bias is missing")
+    refused(v2_config(), "its moving average .* end_conv.bias is missing")
     saved(lambda c: c[1].clear())
     refused(v2_config(), r"an optimizer that is not Adam")
     saved(lambda c: c.__setitem__(3, -1))
@@ -182,7 +182,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, monkeypatch):
     saved(lambda c: c[0].update({conv: torch.zeros(3, 3, 3, 3, dtype=torch.bfloat16)}))
     refused(v2_config(), "is a tensor of torch.strided torch.bfloat16, expected a dense tensor")
     torch.save([1, 2, 3], path)
-    refused(v2_config(), r"a list of 3, expected a state dict, ")
+    refused(v2_config(), r"a list of 3 elements, expected a state dict, ")
     torch.save([1], path)
     refused(v2_config(), r"holds int as its state dict, expected")
 
@@ -214,7 +214,7 @@ def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
     )
 
 
-def test_another_learning_rate_is_said(tmp_path):
+def test_a_different_learning_rate_is_noted(tmp_path):
     pytest.importorskip("torch")
     config = v1_config(**{"optim.learning_rate": 1e-4})
     message = torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "run"))
@@ -222,7 +222,7 @@ def test_another_learning_rate_is_said(tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["optim.learning_rate"] == 1e-4
 
 
-def test_each_other_setting_of_adam_is_said_with_both_values(tmp_path):
+def test_each_different_adam_setting_is_noted_with_both_values(tmp_path):
     torch = pytest.importorskip("torch")
     content = torch.load(V1, weights_only=True)
     there = {"lr": 0.3, "betas": (0.1, 0.2), "eps": 0.4, "weight_decay": 0.5}
@@ -246,7 +246,7 @@ def test_each_other_setting_of_adam_is_said_with_both_values(tmp_path):
     assert message == f"{tmp_path / 'weights.npz'}: step 3, {count} parameters"
 
 
-def test_a_directory_of_a_run_is_left_alone(tmp_path):
+def test_importing_leaves_an_existing_run_unchanged(tmp_path):
     pytest.importorskip("torch")
     config, workdir = v1_config(), tmp_path / "run"
     workdir.mkdir()
@@ -264,7 +264,7 @@ def test_a_directory_of_a_run_is_left_alone(tmp_path):
     assert not (workdir / "checkpoints").exists()
 
 
-def test_a_file_of_the_simplified_network_is_exported_as_it_came(golden, tmp_path):
+def test_a_simplified_network_is_exported_with_its_original_names(golden, tmp_path):
     torch = pytest.importorskip("torch")
     g = golden("ncsn_simple_16")
     state = {
@@ -283,7 +283,7 @@ def test_a_file_of_the_simplified_network_is_exported_as_it_came(golden, tmp_pat
             np.testing.assert_array_equal(arrays[f"model/{name}"], value.numpy())
 
 
-def test_a_failed_conversion_leaves_nothing_that_is_in_the_way(tmp_path, monkeypatch):
+def test_a_failed_import_can_be_repeated(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     config, workdir = v1_config(), str(tmp_path / "run")
 

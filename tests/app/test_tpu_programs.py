@@ -36,7 +36,7 @@ def train_step(targets, around=lambda score: score):
     return devices.compile_train_steps(steps, state, images, targets).as_text()
 
 
-def test_a_step_averages_over_all_chips_and_reuses_the_memory_of_its_state(targets):
+def test_a_step_averages_over_all_chips_and_donates_its_state(targets):
     text = train_step(targets)
     assert_sound(text)
     averages = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
@@ -51,7 +51,7 @@ def test_a_step_averages_over_all_chips_and_reuses_the_memory_of_its_state(targe
     assert text.partition("\n")[0].count("may-alias") == len(jax.tree.leaves(state))
 
 
-def test_a_callback_is_seen(targets):
+def test_the_check_detects_a_host_callback(targets):
     def around(score):
         return lambda x, t: jax.debug.callback(lambda: None) or score(x, t)
 
@@ -63,7 +63,7 @@ def test_a_callback_is_seen(targets):
 @pytest.mark.parametrize(
     "method", ["annealed_langevin", "predictor_corrector", "heun", "probability_flow"]
 )
-def test_samplers_compile_and_compute_on_the_chips_alone(method, targets):
+def test_samplers_compile_and_run_only_on_the_chips(method, targets):
     config = load_diffusion_config(**{"sampling.method": method})
     arguments = plan.sampler_of(config, samplers.make(config), targets)
     text = devices.compile_chains(*arguments, targets).as_text()
@@ -71,7 +71,7 @@ def test_samplers_compile_and_compute_on_the_chips_alone(method, targets):
     assert "may-alias" in text.partition("entry_computation")[0]
 
 
-def test_likelihoods_compile_and_compute_on_the_chips_alone(targets):
+def test_likelihoods_compile_and_run_only_on_the_chips(targets):
     config = load_diffusion_config()
     function = functools.partial(run_flows.bits_per_dim, config)
     params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params

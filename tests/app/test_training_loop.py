@@ -145,7 +145,7 @@ def world(tmp_path, monkeypatch, closed_logs):
     return World(monkeypatch, tmp_path / "run")
 
 
-def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
+def test_logs_saves_and_previews_happen_at_their_steps_in_order(world, capsys):
     """A step that is sampled is saved before; the last one has samples, not a preview."""
     assert world.train() == [
         ("batch", 0, 2),
@@ -180,7 +180,7 @@ def test_each_thing_happens_at_its_steps_and_in_this_order(world, capsys):
     assert line.startswith("steps spend 25 % of the time waiting for images: they are mapped")
 
 
-def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(world, capsys):
+def test_the_run_time_is_estimated_once_if_the_first_log_line_is_late(world, capsys):
     world.train(log_every=24, sample_every=0)
     output = capsys.readouterr().out.splitlines()
     # 20 seconds are over after the sixth call, of four seconds each.
@@ -188,7 +188,7 @@ def test_the_length_of_the_run_is_estimated_once_where_no_line_says_it_for_long(
     assert line == "estimate: 24 s for the remaining 12 steps, excluding samples"
 
 
-def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
+def test_a_run_resumes_after_its_newest_checkpoint(world, capsys):
     world.train()
     assert "already past" not in capsys.readouterr().out
     assert world.train(num_steps=26, checkpoint_every=26, log_every=26, sample_every=0) == [
@@ -207,7 +207,7 @@ def test_a_run_goes_on_after_its_newest_checkpoint(world, capsys):
     assert "already past" not in capsys.readouterr().out
 
 
-def test_a_preview_that_is_missing_is_made_when_a_run_goes_on(world):
+def test_a_missing_preview_is_made_when_a_run_resumes(world):
     options = dict(checkpoint_every=10, log_every=10)
     assert [event for event in world.train(num_steps=10, **options) if event[0] == "picture"] == []
     for num_steps in (14, 20):
@@ -234,7 +234,7 @@ def test_a_preview_that_is_missing_is_made_when_a_run_goes_on(world):
         (2, [5, 6, 8, 9], None, [12, 10, 8, 4]),
     ],
 )
-def test_a_state_after_too_many_steps_that_are_not_finite_is_not_saved(
+def test_a_state_after_too_many_non_finite_steps_is_not_saved(
     skip_nonfinite, bad, stops_at, saved, world
 ):
     """Calls are of two steps, checkpoints of each fourth step, and of the tenth with its preview."""
@@ -252,7 +252,7 @@ def test_a_state_after_too_many_steps_that_are_not_finite_is_not_saved(
     assert world.steps() == saved
 
 
-def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
+def test_a_failed_preview_does_not_end_the_run(world, capsys):
     world.diverges = True
     with pytest.raises(UserError, match="a chain diverged"):  # of the samples at the end
         world.train()
@@ -262,7 +262,7 @@ def test_a_preview_that_cannot_be_made_does_not_end_the_run(world, capsys):
     assert ("picture", 10) not in world.events
 
 
-def test_nothing_is_trained_in_a_directory_in_use_and_what_a_killed_run_left_is_removed(world):
+def test_a_directory_in_use_is_refused_and_leftovers_are_removed(world):
     leftover = f"x.npz.{platform.node()}.4194304.tmp"
     paths = [world.workdir / leftover, world.workdir / "samples" / "step_1" / leftover]
     paths[1].parent.mkdir(parents=True)
@@ -278,7 +278,7 @@ def test_nothing_is_trained_in_a_directory_in_use_and_what_a_killed_run_left_is_
     assert not any(path.exists() for path in paths)
 
 
-def test_previews_show_the_first_samples_of_the_average_at_their_step(world, chains):
+def test_previews_show_the_first_samples_of_the_ema_at_their_step(world, chains):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     world.train()
@@ -301,7 +301,7 @@ def test_previews_show_the_first_samples_of_the_average_at_their_step(world, cha
         assert event.encoded_image_string == (samples / path).read_bytes()
 
 
-def test_a_run_that_is_done_compiles_no_step_and_makes_no_sample_again(world, chains):
+def test_a_finished_run_neither_compiles_nor_samples_again(world, chains):
     world.train()
     chains.clear()
     world.train()

@@ -274,20 +274,20 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.field}-{row.where}")
-def test_a_field_arrives(row, record):
+def test_a_field_reaches_its_argument(row, record):
     expected = row.value if row.expected is None else row.expected
     assert not equal(arrived(record, row, changed=False), expected)
     assert equal(arrived(record, row, changed=True), expected)
 
 
-def test_the_temperature_multiplies_latents_that_are_decoded(record):
+def test_temperature_scales_the_decoded_latents(record):
     config = load_config(**{"sampling.temperature": 3.0})
     decode = run_flows.on_devices(config, run_flows.decode)
     found, _ = decode(devices.replicate({}), IMAGES[:2].astype(np.float32), 2)
     np.testing.assert_array_equal(found, 3.0 * IMAGES[:2])
 
 
-def test_noise_of_a_sample_is_that_of_the_seed_and_its_index(record):
+def test_noise_depends_on_the_seed_and_the_sample_index(record):
     """The start is drawn from the first of a sample's two keys, and the steps from the second."""
 
     def add_noise(key, x, steps, **_):
@@ -350,7 +350,7 @@ def read(path):
         return dict(file)
 
 
-def test_fields_of_inpainting_arrive(trained, tmp_path):
+def test_inpainting_fields_reach_their_arguments(trained, tmp_path):
     trained.watch(complete, "make_masks")
     trained.watch(image_folder, "Folder", lambda **_: "the folder")
     trained.watch(image_folder, "first", lambda count, **_: (IMAGES[5 : 5 + count], ""))
@@ -374,12 +374,12 @@ def test_fields_of_inpainting_arrive(trained, tmp_path):
         np.testing.assert_array_equal(hidden, found["masks"][which])
 
 
-def test_images_to_inpaint_are_of_the_test_split_by_default(trained, tmp_path):
+def test_images_to_inpaint_come_from_the_test_split_by_default(trained, tmp_path):
     complete.inpaint(load_config(), str(tmp_path))
     assert trained.calls["load"][-1]["split"] == "test"
 
 
-def test_the_grey_of_an_image_is_the_mean_of_its_channels(trained, tmp_path):
+def test_grey_is_the_mean_of_the_channels(trained, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
     trained.watch(data, "load", lambda **_: data.Images(images))
     colours = lambda self, params, indices, size, *known, **_: (
@@ -394,7 +394,7 @@ def test_the_grey_of_an_image_is_the_mean_of_its_channels(trained, tmp_path):
     np.testing.assert_allclose(grey[..., 0], images[:2].mean(axis=-1) / 255, rtol=1e-5)
 
 
-def test_fields_of_interpolation_arrive(trained, tmp_path):
+def test_interpolation_fields_reach_their_arguments(trained, tmp_path):
     changes = {
         "interpolation.num_pairs": 3,
         "interpolation.num_steps": 5,
@@ -408,7 +408,7 @@ def test_fields_of_interpolation_arrive(trained, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_fields_of_likelihood_arrive(split, trained, tmp_path):
+def test_likelihood_fields_reach_their_arguments(split, trained, tmp_path):
     changes = {"likelihood.split": split, "likelihood.num_images": 4, "sampling.batch_size": 3}
     likelihood_mode.likelihood(load_config(**changes), str(tmp_path))
     assert trained.calls["load"][-1]["split"] == split
@@ -420,9 +420,7 @@ def test_fields_of_likelihood_arrive(split, trained, tmp_path):
 @pytest.mark.parametrize(
     ("label", "expected"), [(-1, [0, 1, 2, 0, 1, 2, 0, 1]), (0, [0] * 8), (2, [2] * 8)]
 )
-def test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn(
-    label, expected, trained, tmp_path
-):
+def test_samples_have_the_chosen_class_or_every_class_in_turn(label, expected, trained, tmp_path):
     model = models.NoisyClassifier(3, 4)
     config = load_diffusion_config(digits_vp, **{"classifier.label": label})
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1)), np.ones(1))
@@ -435,7 +433,7 @@ def test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn(
     np.testing.assert_array_equal(known[0], expected)
 
 
-def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
+def test_training_fields_reach_their_arguments(tmp_path, monkeypatch):
     """All of them in one run, from what it leaves behind."""
     record = Recorder(monkeypatch)
     record.watch(data.Batches, "between")
@@ -503,46 +501,44 @@ def test_fields_of_the_training_loop_arrive(tmp_path, monkeypatch):
     assert window["skip_nonfinite"] == 3
 
 
-PRECISION = (
-    test_build.test_products_of_a_network_and_its_derivatives_have_the_precision_that_is_asked_for
-)
+PRECISION = test_build.test_products_of_a_network_and_its_derivatives_have_the_configured_precision
 
 ELSEWHERE = {
-    "seed": test_noise_of_a_sample_is_that_of_the_seed_and_its_index,
-    "data.prefetch": test_fields_of_the_training_loop_arrive,
-    "data.workers": test_fields_of_the_training_loop_arrive,
-    "training.batch_size": test_fields_of_the_training_loop_arrive,
-    "training.num_steps": test_fields_of_the_training_loop_arrive,
-    "training.steps_per_call": test_fields_of_the_training_loop_arrive,
-    "training.checkpoint_every": test_fields_of_the_training_loop_arrive,
-    "training.log_every": test_fields_of_the_training_loop_arrive,
-    "training.sample_every": test_fields_of_the_training_loop_arrive,
-    "training.checkpoints_kept": test_fields_of_the_training_loop_arrive,
-    "training.keep_every": test_fields_of_the_training_loop_arrive,
+    "seed": test_noise_depends_on_the_seed_and_the_sample_index,
+    "data.prefetch": test_training_fields_reach_their_arguments,
+    "data.workers": test_training_fields_reach_their_arguments,
+    "training.batch_size": test_training_fields_reach_their_arguments,
+    "training.num_steps": test_training_fields_reach_their_arguments,
+    "training.steps_per_call": test_training_fields_reach_their_arguments,
+    "training.checkpoint_every": test_training_fields_reach_their_arguments,
+    "training.log_every": test_training_fields_reach_their_arguments,
+    "training.sample_every": test_training_fields_reach_their_arguments,
+    "training.checkpoints_kept": test_training_fields_reach_their_arguments,
+    "training.keep_every": test_training_fields_reach_their_arguments,
     "training.precision": PRECISION,
     "sampling.precision": PRECISION,
-    "plan.topology": test_plan.test_the_devices_are_those_of_the_topology,
-    "sampling.method": test_samplers.test_a_method_runs_its_sampler_and_no_other,
-    "sampling.temperature": test_the_temperature_multiplies_latents_that_are_decoded,
-    "sampling.num_samples": test_fields_of_the_training_loop_arrive,
-    "sampling.batch_size": test_fields_of_the_training_loop_arrive,
-    "sampling.preview_samples": test_fields_of_the_training_loop_arrive,
-    "sampling.gif": test_fields_of_the_training_loop_arrive,
-    "sampling.name": test_fields_of_the_training_loop_arrive,
-    "likelihood.split": test_fields_of_likelihood_arrive,
-    "likelihood.num_images": test_fields_of_likelihood_arrive,
-    "interpolation.num_pairs": test_fields_of_interpolation_arrive,
-    "interpolation.num_steps": test_fields_of_interpolation_arrive,
+    "plan.topology": test_plan.test_the_plan_uses_the_devices_of_the_topology,
+    "sampling.method": test_samplers.test_a_method_runs_only_its_sampler,
+    "sampling.temperature": test_temperature_scales_the_decoded_latents,
+    "sampling.num_samples": test_training_fields_reach_their_arguments,
+    "sampling.batch_size": test_training_fields_reach_their_arguments,
+    "sampling.preview_samples": test_training_fields_reach_their_arguments,
+    "sampling.gif": test_training_fields_reach_their_arguments,
+    "sampling.name": test_training_fields_reach_their_arguments,
+    "likelihood.split": test_likelihood_fields_reach_their_arguments,
+    "likelihood.num_images": test_likelihood_fields_reach_their_arguments,
+    "interpolation.num_pairs": test_interpolation_fields_reach_their_arguments,
+    "interpolation.num_steps": test_interpolation_fields_reach_their_arguments,
     "classifier.features": test_classifier.test_a_classifier_is_trained_on_one_split_and_tested_on_the_other,
     **dict.fromkeys(
         ("classifier.num_steps", "classifier.batch_size", "classifier.learning_rate"),
-        test_classifier_training.test_training_is_the_library_s_steps_on_the_batches_of_the_seed,
+        test_classifier_training.test_training_runs_the_library_steps_on_the_batches_of_the_seed,
     ),
-    "classifier.label": test_samples_are_of_the_class_that_is_wanted_or_of_all_in_turn,
-    "inpainting.mask": test_fields_of_inpainting_arrive,
-    "inpainting.images": test_fields_of_inpainting_arrive,
-    "inpainting.num_images": test_fields_of_inpainting_arrive,
-    "inpainting.num_completions": test_fields_of_inpainting_arrive,
+    "classifier.label": test_samples_have_the_chosen_class_or_every_class_in_turn,
+    "inpainting.mask": test_inpainting_fields_reach_their_arguments,
+    "inpainting.images": test_inpainting_fields_reach_their_arguments,
+    "inpainting.num_images": test_inpainting_fields_reach_their_arguments,
+    "inpainting.num_completions": test_inpainting_fields_reach_their_arguments,
 }
 
 

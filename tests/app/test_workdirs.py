@@ -12,7 +12,7 @@ from tests import tiny
 from tests.running import load_config
 
 
-def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp_path):
+def test_changeable_fields_may_differ_and_others_are_refused_and_named(tmp_path):
     assert not workdirs.compare(load_config(), str(tmp_path))
     workdirs.write_config(load_config(), str(tmp_path))
     assert workdirs.compare(load_config(), str(tmp_path))
@@ -24,7 +24,7 @@ def test_fields_that_change_no_parameter_may_differ_and_the_others_are_named(tmp
         workdirs.compare(changed, str(tmp_path))
 
 
-def test_a_run_goes_on_with_other_values_of_these_fields_and_no_others(tmp_path):
+def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
     """A network with a ladder, which uses no field of SDEs and of NCSN++."""
     changeable = {
         *(f"data.{name}" for name in ("data_dir", "cache_bytes", "prefetch", "workers")),
@@ -62,7 +62,7 @@ def test_a_run_goes_on_with_other_values_of_these_fields_and_no_others(tmp_path)
         ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
     ],
 )
-def test_fields_that_training_does_not_use_with_others_may_differ(begun, unused, tmp_path):
+def test_fields_that_training_ignores_may_differ(begun, unused, tmp_path):
     workdirs.write_config(load_config(**begun), str(tmp_path))
     values = {"ncsnpp.dropout": 0.5, "model.beta_max": 9.0, "model.sigma_begin": 3.0}
     for field, value in (values | {"model.sigma_end": 0.1, "model.num_levels": 7}).items():
@@ -74,7 +74,7 @@ def test_fields_that_training_does_not_use_with_others_may_differ(begun, unused,
                 workdirs.compare(config, str(tmp_path))
 
 
-def test_a_run_whose_config_json_has_other_fields_is_refused(tmp_path):
+def test_a_config_json_with_different_fields_is_refused(tmp_path):
     workdirs.write_config(load_config(), str(tmp_path))
     path = tmp_path / "config.json"
     whole = json.loads(path.read_text())
@@ -95,7 +95,7 @@ def test_checkpoints_without_a_config_json_are_refused(tmp_path):
         workdirs.compare(load_config(), str(tmp_path))
 
 
-def test_other_images_than_those_of_the_run_are_refused(tmp_path):
+def test_different_images_are_refused(tmp_path):
     images = np.arange(4 * 3, dtype=np.uint8).reshape(3, 2, 2, 1)
     claim = lambda images, **options: workdirs.claim_images(
         Images(images), str(tmp_path), **options
@@ -109,7 +109,7 @@ def test_other_images_than_those_of_the_run_are_refused(tmp_path):
             claim(other)
 
 
-def test_files_are_told_apart_by_their_names_and_sizes_and_not_by_their_pixels(tmp_path):
+def test_image_files_are_compared_by_name_and_size(tmp_path):
     """As `Images.identity` says, so that nothing is decoded for it."""
     images = np.zeros((3, 2, 2, 1), np.uint8)
     claim = lambda images, files: workdirs.claim_images(
@@ -127,7 +127,7 @@ def test_files_are_told_apart_by_their_names_and_sizes_and_not_by_their_pixels(t
 
 
 @pytest.mark.parametrize("index", [0, 1000, 1998])
-def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
+def test_every_second_of_2000_images_enters_the_checksum(index, tmp_path):
     images = np.zeros((2000, 2, 2, 1), np.uint8)
     workdirs.claim_images(Images(images), str(tmp_path))
     images[index, 1, 1] = 1
@@ -135,7 +135,7 @@ def test_of_2000_images_every_second_is_looked_at(index, tmp_path):
         workdirs.claim_images(Images(images), str(tmp_path))
 
 
-def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_path):
+def test_a_missing_checkpoint_and_a_missing_run_have_different_messages(tmp_path):
     config = tiny.get_config()
     with pytest.raises(UserError, match="holds no run: train first"):
         workdirs.load(config, str(tmp_path))
@@ -148,7 +148,7 @@ def test_a_run_without_a_checkpoint_is_told_from_a_directory_without_a_run(tmp_p
     ("text", "message"),
     [("[]", "it does not hold a JSON object"), ("[" * 100_000, "recursion")],
 )
-def test_a_changed_config_json_is_one_line(text, message, tmp_path):
+def test_an_edited_config_json_is_reported_on_one_line(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"config.json cannot be read: .*{message}"):
         workdirs.compare(load_config(), str(tmp_path))
@@ -163,7 +163,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         pass
 
 
-def test_a_workdir_that_no_file_system_can_name_is_refused(tmp_path):
+def test_an_impossible_workdir_name_is_refused(tmp_path):
     for name, message in (("\udcff", "cannot be created: 'utf-8' codec"), ("\0", "embedded null")):
         with pytest.raises(UserError, match=message):
             workdirs.make(str(tmp_path / name))

@@ -23,7 +23,7 @@ BYTES = RNG.integers(0, 256, (40, 4, 6, 3), dtype=np.uint8)
 FLOATS = RNG.standard_normal((40, 4, 6, 2))
 
 
-def test_the_cases_are_read_as_they_are():
+def test_the_example_arrays_are_read_unchanged():
     images = arrays.load(str(CASES / "images_uint8_24x40.npy"), (24, 40, 3), ())
     assert images.shape == (12, 24, 40, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images, np.load(CASES / "images_uint8_24x40.npy"))
@@ -35,7 +35,7 @@ def test_the_cases_are_read_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, ">f4", np.float64, ml_dtypes.bfloat16])
-def test_every_type_is_taken_and_a_missing_axis_of_channels_is_one(dtype, tmp_path):
+def test_every_float_type_is_accepted_and_missing_channels_mean_one(dtype, tmp_path):
     images = RNG.integers(0, 100, (7, 4, 6)).astype(dtype)
     value_range = () if dtype == np.uint8 else (0, 100)
     found = arrays.load(images, (4, 6, 1), value_range)
@@ -44,7 +44,7 @@ def test_every_type_is_taken_and_a_missing_axis_of_channels_is_one(dtype, tmp_pa
 
 
 @pytest.mark.parametrize("stored", ["FILE.npy", "FILE.npz", "FILE.npz:b", "FILE.npz:odd:key"])
-def test_an_array_is_that_of_the_file_and_the_key(stored, tmp_path):
+def test_an_array_is_chosen_by_file_and_key(stored, tmp_path):
     path, key = str(tmp_path / stored.split(":")[0]), stored.partition(":")[2]
     if path.endswith(".npy"):
         np.save(path, BYTES)
@@ -55,7 +55,7 @@ def test_an_array_is_that_of_the_file_and_the_key(stored, tmp_path):
     np.testing.assert_array_equal(arrays.load(name, (4, 6, 3), ()), BYTES)
 
 
-def test_other_names_are_no_files_of_arrays():
+def test_other_names_are_not_array_files():
     for name in ("digits", "image_folder", "npy", "a.npyx", "a.npz/b", ".npy"):
         assert not arrays.is_array(name)
 
@@ -78,7 +78,7 @@ def test_the_test_split_is_chosen_by_content(tmp_path):
             np.testing.assert_array_equal(rows(0)[0], expected[rows.indices(0)])
 
 
-def test_what_was_found_of_a_file_is_kept_until_it_changes(tmp_path, monkeypatch):
+def test_the_examination_of_a_file_is_cached_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
     looked, real = [], arrays._examine
     monkeypatch.setattr(arrays, "_examine", lambda *a: looked.append(1) or real(*a))
@@ -97,7 +97,7 @@ def test_what_was_found_of_a_file_is_kept_until_it_changes(tmp_path, monkeypatch
         load(0.3)
 
 
-def test_a_mapped_array_takes_the_memory_of_what_is_read(tmp_path):
+def test_a_mapped_array_uses_memory_only_for_the_rows_read(tmp_path):
     """A quarter of a gigabyte of zeros, which the disk does not hold."""
     path = str(tmp_path / "large.npy")
     np.lib.format.open_memmap(path, "w+", np.float32, (1000, 256, 256, 1))
@@ -111,7 +111,7 @@ def test_a_mapped_array_takes_the_memory_of_what_is_read(tmp_path):
     assert peak < 60e6 < images.nbytes / 4
 
 
-def test_the_checksum_of_rows_is_that_of_all_of_them_together():
+def test_the_checksum_of_a_mapped_array_equals_that_of_its_rows():
     images = RNG.integers(0, 256, (2500, 2, 2, 1), dtype=np.uint8)
     expected = {"shape": [2500, 2, 2, 1], "crc32_of_a_thousand": zlib.crc32(images[::2].tobytes())}
     rows = np.arange(2500)
@@ -166,13 +166,13 @@ def not_finite(value):
         (not_finite(1e300), (4, 6, 2), (-5, 5), "holds a non-finite value in image 7"),
     ],
 )
-def test_an_array_that_does_not_fit_is_refused_in_one_line(images, shape, value_range, message):
+def test_an_invalid_array_is_refused_on_one_line(images, shape, value_range, message):
     with pytest.raises(UserError) as refused:
         arrays.load(images, shape, value_range)
     assert message in str(refused.value)
 
 
-def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path):
+def test_an_invalid_array_file_is_refused_on_one_line(tmp_path):
     np.savez(tmp_path / "two.npz", a=BYTES, b=BYTES)
     np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "int.npy", BYTES.astype(int))

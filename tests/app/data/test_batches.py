@@ -79,7 +79,7 @@ def sound(n):
 @pytest.mark.parametrize(("threads", "ahead"), [(0, 1), (1, 1), (3, 1), (3, 4)])
 @pytest.mark.parametrize("num_steps", [1, 3])
 @pytest.mark.parametrize("first", [0, 6])
-def test_a_stream_has_the_batches_of_its_steps(first, num_steps, threads, ahead):
+def test_a_stream_yields_the_batches_of_its_steps(first, num_steps, threads, ahead):
     """Also where it begins in the middle, and beyond the first epoch, which ends within step 5."""
     options = dict(num_steps=num_steps, threads=threads, ahead=ahead)
     for process in range(2):
@@ -92,7 +92,7 @@ def test_a_stream_has_the_batches_of_its_steps(first, num_steps, threads, ahead)
             np.testing.assert_array_equal(np.stack(found), np.stack(expected))
 
 
-def test_processes_decode_each_image_of_their_batches_once_in_all():
+def test_processes_together_decode_each_image_once():
     """Two processes, and five steps of eight of forty images: an epoch."""
     source, shares = Counted(40), []
     for process in range(2):
@@ -105,7 +105,7 @@ def test_processes_decode_each_image_of_their_batches_once_in_all():
     assert set(source.decoded) == set(range(40)) and shares[0] & shares[1] <= {4}
 
 
-def test_images_are_decoded_by_threads_only_if_there_are_to_be_some():
+def test_threads_decode_only_if_configured():
     for threads in (0, 2):
         source = Counted(20)
         stream = data.Batches(data.Images(source), 0, 4).between(0, 8, 1, threads=threads)
@@ -114,7 +114,7 @@ def test_images_are_decoded_by_threads_only_if_there_are_to_be_some():
         assert (source.threads == {threading.get_ident()}) == (threads == 0)
 
 
-def test_no_more_is_decoded_than_is_asked_for_and_the_buffer_holds():
+def test_decoding_ahead_is_bounded_by_the_buffer():
     source = Counted(100)
     stream = data.Batches(data.Images(source), 0, 4).between(0, 25, 1, threads=1, ahead=2)
     for taken in range(1, 5):
@@ -124,7 +124,7 @@ def test_no_more_is_decoded_than_is_asked_for_and_the_buffer_holds():
     stream.close()
 
 
-def test_what_cannot_be_read_ends_a_stream_with_its_line():
+def test_an_unreadable_image_ends_a_stream_with_its_error():
     class Gone(Counted):
         def image(self, index):
             raise UserError("a line")

@@ -22,7 +22,7 @@ def test_cache_survives_a_torn_file_and_a_directory_it_cannot_write(monkeypatch,
     np.testing.assert_array_equal(cache.array("x", 2, lambda: (array, ""))[0], array)
 
 
-def test_an_empty_file_in_the_cache_is_made_again(monkeypatch, tmp_path):
+def test_an_empty_cache_file_is_replaced(monkeypatch, tmp_path):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     cache.array("x", 1, lambda: (numbered(4), ""))
     (entry,) = tmp_path.glob("*.npy")
@@ -30,7 +30,7 @@ def test_an_empty_file_in_the_cache_is_made_again(monkeypatch, tmp_path):
     assert len(cache.array("x", 1, lambda: (numbered(4), ""))[0]) == 4
 
 
-def test_what_an_older_version_decoded_is_made_again(monkeypatch, tmp_path):
+def test_entries_of_an_older_version_are_replaced(monkeypatch, tmp_path):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     cache.array("x", 1, lambda: (numbered(4), ""))
     monkeypatch.setattr(cache, "_VERSION", cache._VERSION + 1)
@@ -38,7 +38,7 @@ def test_what_an_older_version_decoded_is_made_again(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("can_write", [True, False])
-def test_images_are_kept_part_by_part_and_in_memory_where_there_is_no_disk(
+def test_images_are_cached_in_parts_or_kept_in_memory_without_a_disk(
     can_write, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))

@@ -68,14 +68,14 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_files_are_found_in_the_order_of_their_names_and_read_as_they_are(kind, tmp_path):
+def test_files_are_listed_by_name_and_read_unchanged(kind, tmp_path):
     """Without hidden ones, links to nothing, and what is no file."""
     path = WRITERS[kind](tmp_path)
     assert list(found(path).items()) == list(CONTENT.items())
     assert list(found(path).items()) == list(CONTENT.items())  # its list is in the cache
 
 
-def test_archives_inside_a_directory_stand_for_directories(tmp_path):
+def test_archives_inside_a_directory_count_as_directories(tmp_path):
     (tmp_path / "x" / "a").mkdir(parents=True)
     (tmp_path / "x" / "notes.txt").write_bytes(b"notes")
     write_tar(tmp_path / "x" / "a.tar")
@@ -85,7 +85,7 @@ def test_archives_inside_a_directory_stand_for_directories(tmp_path):
     assert list(found(tmp_path / "x").items()) == sorted(({"notes.txt": b"notes"} | inside).items())
 
 
-def test_archives_beside_images_are_refused_as_they_may_hold_the_same_images(tmp_path):
+def test_archives_beside_images_are_refused(tmp_path):
     write_folder(tmp_path / "x")
     write_tar(tmp_path / "x" / "a.tar")
     assert "holds images and the archive a.tar, which may hold the same ones" in refusal(
@@ -93,13 +93,13 @@ def test_archives_beside_images_are_refused_as_they_may_hold_the_same_images(tmp
     )
 
 
-def test_long_names_of_members_are_whole(tmp_path):
+def test_long_member_names_are_complete(tmp_path):
     content = {f"{'d' * 90}/{'e' * 90}/{'f' * 90}.png": b"deep"}
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         assert found(write_tar(tmp_path / f"{kind}.tar", content, format=kind)) == content
 
 
-def test_the_identity_is_that_of_names_and_sizes_wherever_they_lie(tmp_path):
+def test_the_identity_depends_only_on_names_and_sizes(tmp_path):
     """Also of compressed ones, and without what is no image."""
     identity = lambda path: image_folder.Folder(str(path), 8, 1, 0).identity
     there = identity(write_folder(tmp_path / "a"))
@@ -117,7 +117,7 @@ def test_the_identity_is_that_of_names_and_sizes_wherever_they_lie(tmp_path):
     assert len(found | {there}) == 4
 
 
-def test_the_version_changes_with_the_place_and_when_a_file_is_written_again(tmp_path):
+def test_the_version_changes_with_the_location_and_when_a_file_is_rewritten(tmp_path):
     version = lambda path: files.find(str(path), "x").version
     paths = [write_folder(tmp_path / "a"), write_tar(tmp_path / "x.tar")]
     before = [version(path) for path in paths]
@@ -131,7 +131,7 @@ def test_the_version_changes_with_the_place_and_when_a_file_is_written_again(tmp
     assert not set(before) & {version(path) for path in paths}
 
 
-def test_an_archive_that_is_written_again_is_listed_again(tmp_path):
+def test_a_rewritten_archive_is_listed_again(tmp_path):
     """Also one of the same size."""
     renamed = {name.replace("a", "A"): data for name, data in CONTENT.items()}
     for i, content in enumerate((CONTENT, renamed)):
@@ -147,7 +147,7 @@ def refusal(path):
 
 
 @pytest.mark.parametrize("where", ["itself", "inside"])
-def test_archives_that_cannot_be_read_are_one_line(where, tmp_path):
+def test_unreadable_archives_are_reported_on_one_line(where, tmp_path):
     """It names the archive, also one inside the directory that was given."""
 
     def line(path):
@@ -210,7 +210,7 @@ def test_names_with_dots_are_relative_to_the_archive(tmp_path):
         assert expected == name.replace("../", "").replace("./", "")
 
 
-def test_a_directory_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+def test_an_unreadable_directory_is_reported_on_one_line(tmp_path, monkeypatch):
     """Whoever runs the tests: root may read everything."""
     write_folder(tmp_path / "x")
     real = os.listdir
@@ -224,7 +224,7 @@ def test_a_directory_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     assert "cannot be read: Permission denied" in refusal(tmp_path / "x")
 
 
-def test_what_is_no_directory_and_no_archive_is_one_line(tmp_path):
+def test_a_path_that_is_neither_directory_nor_archive_is_reported_on_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     for name, reason in (("no.tar", "No such file or dir"), ("pipe.tar", "Not a directory")):
         message = f"data.data_dir={str(tmp_path / name)!r} cannot be read: {reason}"

@@ -14,7 +14,7 @@ from ncsn_jax.errors import UserError
 from tests.running import load_config
 
 
-def test_the_decision_is_where_the_hash_lies_between_0_and_1():
+def test_an_example_is_held_out_if_its_hash_is_below_the_fraction():
     half = (2**63).to_bytes(8, "big") + b"more"
     assert is_held_out(half, 0.5 + 1e-9) and not is_held_out(half, 0.5)
     assert not is_held_out(bytes(32), 0.0) and is_held_out(bytes(32), 1e-9)
@@ -53,7 +53,7 @@ def test_the_splits_are_disjoint_complete_and_independent_of_names_and_order(fol
     assert set(greys(folder, "test", 0.5)) > test  # not from the cache, and more of the same
 
 
-def test_modes_work_on_the_images_that_training_leaves_out(folder):
+def test_modes_use_the_images_held_out_from_training(folder):
     changes = {"data.dataset": "image_folder", "data.data_dir": str(folder), "data.holdout": 0.3}
     config = load_config(**changes)
     test = greys(folder, "test", 0.3)
@@ -61,7 +61,7 @@ def test_modes_work_on_the_images_that_training_leaves_out(folder):
     assert build.load_images(config)[:, 0, 0, 0].tolist() == greys(folder, "train", 0.3)
 
 
-def test_a_split_that_is_not_there_is_one_line(folder):
+def test_a_missing_split_is_reported_on_one_line(folder):
     message = (
         "has no split 'test' with config.data.holdout=0.0: start the run with a holdout above 0"
     )
@@ -75,7 +75,7 @@ def test_a_split_that_is_not_there_is_one_line(folder):
         data.load("digits", "", 8, 1, holdout=0.5)
 
 
-def test_the_cache_tells_backgrounds_apart(tmp_path):
+def test_the_cache_distinguishes_backgrounds(tmp_path):
     Image.new("LA", (8, 8)).save(tmp_path / "x.png")
     changes = {"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}
     for background in (255, 9):

@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**9])
-def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
+def test_image_folder_crops_resizes_and_names_the_files_it_skips(
     cache_bytes, folder, caplog, monkeypatch
 ):
     """A damaged image is replaced by the next; the last one's next is the first."""
@@ -55,7 +55,7 @@ def test_image_folder_crops_resizes_and_names_what_it_leaves_out(
     assert load(1).shape == (5, 8, 8, 1)
 
 
-def test_a_crop_is_cut_out_of_a_jpeg_before_it_is_made_smaller(tmp_path):
+def test_a_jpeg_is_cropped_before_it_is_shrunk(tmp_path):
     image = np.zeros((64, 64), np.uint8)
     image[16:48, 16:48] = 255
     Image.fromarray(image).save(tmp_path / "x.jpg", quality=95)
@@ -65,7 +65,7 @@ def test_a_crop_is_cut_out_of_a_jpeg_before_it_is_made_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**9])
-def test_image_folder_without_cropping_takes_only_images_that_fit(cache_bytes, folder):
+def test_image_folder_without_cropping_requires_images_that_fit(cache_bytes, folder):
     """An image of another size is a damaged one, and here most of them are."""
     message = r"data.data_dir=.*: more than a tenth of . images cannot be used: \d damaged \("
     with pytest.raises(UserError, match=message + r"a wide.PNG: is 40x20, not 16x16; set data.cro"):
@@ -87,7 +87,7 @@ def test_images_are_in_the_order_of_their_paths(tmp_path):
     assert list(found[:, 0, 0, 0]) == [0, 1, 2, 3]
 
 
-def test_the_cache_tells_sizes_channels_directories_and_nested_changes_apart(tmp_path):
+def test_the_cache_distinguishes_sizes_channels_directories_and_nested_changes(tmp_path):
     """A file of the same name, size and age is another image in another directory only."""
     root, other = tmp_path / "a", tmp_path / "b"
     for folder, grey in ((root, 10), (other, 200)):
@@ -106,7 +106,7 @@ def test_the_cache_tells_sizes_channels_directories_and_nested_changes_apart(tmp
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_large_jpeg_is_decoded_smaller_but_not_smaller_than_twice_its_size(mode, tmp_path):
+def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_final_size(mode, tmp_path):
     """Of waves this short the decoder keeps 14 grey levels too much at 64 pixels, and at 128 pixels 5."""
     waves = 127.5 + 100 * np.sin(2 * np.pi * np.arange(512) / 25.6 + 0.3)
     pixels = np.broadcast_to(np.round(waves).astype(np.uint8), (512, 512))
@@ -117,7 +117,7 @@ def test_a_large_jpeg_is_decoded_smaller_but_not_smaller_than_twice_its_size(mod
     assert 2 < np.abs(found.astype(int) - whole).max() < 8
 
 
-def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
+def test_circular_links_are_followed_once(tmp_path):
     for i in range(30):
         (tmp_path / f"d{i}").mkdir()
         for name in "ab":
@@ -127,7 +127,7 @@ def test_links_upwards_and_in_circles_are_followed_once(tmp_path):
     assert [file.name for file in files.find(str(tmp_path), "x").files] == ["d29/x.png"]
 
 
-def test_what_is_left_out_is_named_on_one_line_whatever_its_name(tmp_path, monkeypatch, caplog):
+def test_skipped_files_are_named_on_one_line_for_any_name(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "pictures"
     root.mkdir()
@@ -156,7 +156,7 @@ def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("crop_size", "box"), [(-1, (0, 1, 30, 19)), (6, (10, 7, 20, 13))])
-def test_rectangles_are_cut_of_the_middle_in_their_shape(crop_size, box):
+def test_rectangles_are_cropped_from_the_centre(crop_size, box):
     """Of 30x20 pixels the largest crop of 5:3 is 30x18; one whose shorter side is 6 is 10x6."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8))
     found = transforms.fit(picture, (3, 5), 1, crop_size)

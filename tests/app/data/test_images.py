@@ -49,7 +49,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("which", INDICES, ids=range(len(INDICES)))
-def test_an_index_gives_what_it_gives_of_an_array(which):
+def test_indexing_works_as_for_an_array(which):
     expected = PIXELS[which]
     rows = np.random.default_rng(1).permutation(100)
     shuffled = np.empty_like(PIXELS)
@@ -60,21 +60,21 @@ def test_an_index_gives_what_it_gives_of_an_array(which):
         np.testing.assert_array_equal(found[which], expected)
 
 
-def test_an_index_beyond_the_end_is_refused_as_an_array_does():
+def test_an_index_out_of_range_raises_as_for_an_array():
     for found in (Images(PIXELS), Images(Some())):
         for which in (100, -101, np.array([3, 100])):
             with pytest.raises(IndexError):
                 found[which]
 
 
-def test_an_image_is_decoded_once_for_each_time_it_is_asked_for():
+def test_an_image_is_decoded_once_per_request():
     source = Some()
     found = Images(source)
     found[np.array([5, 70, 5])], found[2]
     assert sorted(source.decoded) == [2, 5, 5, 70]
 
 
-def test_an_array_of_images_is_a_copy_where_numpy_wants_one():
+def test_conversion_to_an_array_copies_if_numpy_requires_it():
     mine = PIXELS.copy()
     copied, shared = np.array(Images(mine)), np.asarray(Images(mine))
     mine[:] = 0
@@ -84,7 +84,7 @@ def test_an_array_of_images_is_a_copy_where_numpy_wants_one():
 
 
 @pytest.mark.parametrize("block", [1, 32])
-def test_a_damaged_image_is_replaced_by_the_next_one_that_is_sound(block):
+def test_a_damaged_image_is_replaced_by_the_next_good_one(block):
     """After the last one comes the first."""
     expected = np.arange(100)
     expected[[0, 30, 31, 32, 98, 99]] = [1, 33, 33, 33, 1, 1]
@@ -100,7 +100,7 @@ def test_a_damaged_image_is_replaced_by_the_next_one_that_is_sound(block):
     assert found.damaged == {row: f"reason {row}" for row in damaged}
 
 
-def test_blocks_are_the_single_images_in_order():
+def test_blocks_hold_the_single_images_in_order():
     found = Images(Some(damaged=[3, 40], block=32))
     rows = [*range(100), 7, 40]
     blocks = list(found.blocks(rows))
@@ -117,7 +117,7 @@ def test_a_damaged_image_is_not_decoded_again():
     assert source.decoded.count(3) == 1
 
 
-def test_each_damaged_image_is_news_once():
+def test_each_damaged_image_is_reported_once():
     found = Images(Some(damaged=[3, 40, 41]))
     assert found.news(9) == []
     found[10], found[3], found[40]
@@ -127,7 +127,7 @@ def test_each_damaged_image_is_news_once():
     np.testing.assert_array_equal(known.sound(np.array([6, 7])), [6, 8])
 
 
-def test_more_than_a_tenth_stops_and_names_the_reasons():
+def test_more_than_a_tenth_damaged_is_refused_with_the_reasons():
     assert Images(Some(damaged=range(10)))[:].shape == (100, 2, 3, 1)
     message = (
         r"data.data_dir='there': more than a tenth of 100 images cannot be used: 11 damaged \("
@@ -141,7 +141,7 @@ def test_more_than_a_tenth_stops_and_names_the_reasons():
             Images(Some(50, damaged=range(6)))[index]
 
 
-def test_neighbours_are_no_more_than_others_of_their_dataset():
+def test_adjacent_damaged_images_count_like_any_others():
     """Eleven of two hundred may be damaged, also if they are the first that are met."""
     pixels = np.concatenate([PIXELS, PIXELS])
 
@@ -153,13 +153,13 @@ def test_neighbours_are_no_more_than_others_of_their_dataset():
     np.testing.assert_array_equal(Images(Many(200, damaged=range(11)))[3], PIXELS[11])
 
 
-def test_images_without_a_sound_one_are_refused(monkeypatch):
+def test_a_dataset_of_only_damaged_images_is_refused(monkeypatch):
     monkeypatch.setattr(images, "_MOST_DAMAGED", 1)
     with pytest.raises(UserError, match="data.data_dir='there' holds no image that can be decoded"):
         Images(Some(3, damaged=range(3)))[1]
 
 
-def test_what_cannot_be_read_ends_all_threads_with_its_line():
+def test_an_unreadable_image_ends_all_threads_with_its_error():
     class Vanished(Some):
         def image(self, index):
             if index == 50:

@@ -16,7 +16,7 @@ def test_left_half_is_observed():
     np.testing.assert_array_equal(make_masks("left", (1, 5, 1), 1, 0).ravel(), [1, 1, 1, 0, 0])
 
 
-def test_boxes_are_random_and_of_the_stated_size_and_do_not_depend_on_their_number():
+def test_boxes_are_random_have_the_stated_size_and_do_not_depend_on_their_count():
     masks = make_masks("box", (9, 12, 1), 50, seed=3)
     np.testing.assert_array_equal(masks[:5], make_masks("box", (9, 12, 1), 5, seed=3))
     assert not np.array_equal(masks[:5], make_masks("box", (9, 12, 1), 5, seed=4))
@@ -48,7 +48,7 @@ def test_a_mask_file_is_white_where_observed(tmp_path):
         (b"\x89PNG\r\n\x1a\n", "is not a readable PNG"),
     ],
 )
-def test_a_mask_that_is_none_is_refused(content, message, tmp_path):
+def test_an_invalid_mask_is_refused(content, message, tmp_path):
     path = tmp_path / "mask.png"
     if content is not None:
         path.write_bytes(content)
@@ -66,11 +66,11 @@ def test_a_huge_mask_is_refused_without_a_warning(tmp_path):
         make_masks(str(path), (8, 8, 1), 1, seed=0)
 
 
-def test_the_smallest_box():
+def test_the_smallest_image_has_a_box():
     assert not make_masks("box", (1, 1, 1), 2, seed=0).any()
 
 
-def test_transparent_pixels_of_a_mask_have_the_background(tmp_path, caplog):
+def test_transparent_pixels_of_a_mask_take_the_background(tmp_path, caplog):
     path = str(tmp_path / "mask.png")
     Image.new("LA", (8, 8)).save(path)
     assert make_masks(path, (8, 8, 1), 1, seed=0).all()

@@ -13,7 +13,7 @@ from ncsn_jax.errors import UserError
 from tests.running import ROOT
 
 
-def test_what_an_interrupted_preparation_left_is_not_a_dataset(tmp_path):
+def test_an_interrupted_preparation_does_not_count_as_a_dataset(tmp_path):
     begun = tmp_path / "digits" / "incomplete.ABC_1.0.0"
     begun.mkdir(parents=True)
     (begun / "dataset_info.json").write_text("{")
@@ -44,12 +44,12 @@ def test_downloaded_archives_are_read_without_tensorflow(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/", "..", "../x", "", "a/../b", "a b", "\x00", "/etc"])
-def test_names_of_datasets_are_no_paths(name, tmp_path):
+def test_paths_are_refused_as_dataset_names(name, tmp_path):
     with pytest.raises(UserError, match="is unknown: use 'digits'"):
         data.load(name, str(tmp_path), 8, 1)
 
 
-def test_a_damaged_dataset_is_one_line(tmp_path):
+def test_a_damaged_dataset_is_reported_on_one_line(tmp_path):
     version = tmp_path / "digits" / "1.0.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("[")
@@ -58,7 +58,7 @@ def test_a_damaged_dataset_is_one_line(tmp_path):
     assert str(caught.value).isprintable()
 
 
-def test_the_library_says_nothing_of_its_own(tmp_path):
+def test_tensorflow_datasets_prints_nothing(tmp_path):
     script = """
 import logging
 logging.basicConfig(level=logging.DEBUG)
@@ -82,7 +82,7 @@ data.load("digits", "", 4, 1, crop_size=-1)
     assert "absl" not in result.stderr and "examples" not in result.stderr
 
 
-def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
+def test_a_shard_truncated_during_reading_is_reported_on_one_line(tmp_path):
     found = data.load("digits", str(tmp_path), 8, 1, cache_bytes=0)
     for path in tmp_path.rglob("*train.array_record*"):
         os.truncate(path, path.stat().st_size // 2)
@@ -93,7 +93,7 @@ def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**9])
-def test_a_damaged_image_of_a_sound_shard_is_replaced(cache_bytes, tmp_path):
+def test_a_damaged_image_in_an_intact_shard_is_replaced(cache_bytes, tmp_path):
     import tensorflow_datasets as tfds
 
     place = tmp_path / "pictures" / "1.0.0"

@@ -35,7 +35,7 @@ def stored(name):
 
 
 @pytest.mark.parametrize("name", ["picture.bmp", "picture.tif", "webp_with_wrong_suffix.jpg"])
-def test_formats_are_known_by_content_and_hold_the_same_picture(name, tmp_path):
+def test_formats_are_recognized_by_content(name, tmp_path):
     expected = stored("picture.png")
     np.testing.assert_array_equal(pixels(CASES / "picture.png"), expected)
     np.testing.assert_array_equal(pixels(CASES / name), expected)
@@ -46,7 +46,7 @@ def test_formats_are_known_by_content_and_hold_the_same_picture(name, tmp_path):
     np.testing.assert_array_equal(found, other)
 
 
-def test_of_several_frames_the_first_is_taken():
+def test_the_first_of_several_frames_is_used():
     with Image.open(CASES / "picture.png") as image:
         expected = np.asarray(image.quantize(256).convert("RGB"), int)
     np.testing.assert_allclose(pixels(CASES / "frames.gif"), expected, atol=16)
@@ -62,7 +62,7 @@ def test_colours_behind_full_transparency_do_not_show():
         assert found.transparent
 
 
-def test_a_transparent_colour_of_a_palette_is_the_background():
+def test_a_transparent_palette_colour_becomes_the_background():
     index = stored("palette_transparent_index.png")
     clear = index == index[0, 0]
     found = pixels(CASES / "palette_transparent_index.png")
@@ -72,7 +72,7 @@ def test_a_transparent_colour_of_a_palette_is_the_background():
     np.testing.assert_array_equal(found[~clear], np.asarray(opaque.convert("RGB"))[~clear])
 
 
-def test_half_transparent_grey_is_half_way_to_the_background(tmp_path):
+def test_half_transparent_grey_is_blended_with_the_background(tmp_path):
     grey = np.dstack([np.full((2, 2), 100, np.uint8), [[0, 255], [51, 102]]]).astype(np.uint8)
     Image.fromarray(grey, "LA").save(tmp_path / "x.png")
     found = pixels(tmp_path / "x.png", 200)
@@ -126,7 +126,7 @@ def test_a_photograph_is_turned_before_it_is_cropped(tmp_path):
         (8, np.rot90(PIXELS)),
     ],
 )
-def test_an_image_is_turned_as_its_exif_orientation_says(orientation, upright):
+def test_an_image_is_turned_by_its_exif_orientation(orientation, upright):
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
@@ -138,7 +138,7 @@ def test_an_image_is_turned_as_its_exif_orientation_says(orientation, upright):
     ("name", "message"),
     [("mask_8bit.png", ""), ("mask_16bit.png", ""), ("mask_32x32.png", "from 32x32 to 8x8")],
 )
-def test_masks_of_all_kinds_are_the_same(name, message, caplog):
+def test_masks_are_the_same_in_every_format(name, message, caplog):
     with caplog.at_level("INFO", "ncsn_jax"):
         masks = make_masks(str(CASES / name), (8, 8, 3), 2, 0)
     assert masks[:, :, 4:].all() and not masks[:, :, :4].any()
@@ -146,7 +146,9 @@ def test_masks_of_all_kinds_are_the_same(name, message, caplog):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
-def test_images_beyond_pillow_s_limits_are_read_without_a_warning(suffix, tmp_path, monkeypatch):
+def test_images_beyond_the_limits_of_pillow_are_read_without_a_warning(
+    suffix, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setattr(reading, "_LARGE", 1000)
     waves = np.broadcast_to(np.arange(96, dtype=np.uint8), (64, 96))
@@ -161,7 +163,7 @@ def test_images_beyond_pillow_s_limits_are_read_without_a_warning(suffix, tmp_pa
     assert Image.MAX_IMAGE_PIXELS == 1000  # as it was
 
 
-def test_of_a_large_photograph_only_what_is_decoded_counts(tmp_path, monkeypatch):
+def test_the_pixel_limit_applies_to_the_decoded_size(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_MOST_PIXELS", 1000)
     for suffix in ("jpg", "png"):
         Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / f"x.{suffix}")

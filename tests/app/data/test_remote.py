@@ -82,7 +82,7 @@ LOADS = {
 
 
 @pytest.mark.parametrize("kind", LOADS)
-def test_images_are_those_of_the_disk(kind, there):
+def test_remote_images_equal_local_images(kind, there):
     """Kept in the cache and not; what is asked for later is asked for by itself."""
     _, root = there
     local = LOADS[kind](root)
@@ -112,7 +112,7 @@ def ranges(gcs, ask):
         ("digits", "digits-train.array_record-00000-of-00001"),
     ],
 )
-def test_an_image_is_one_request(kind, name, there):
+def test_an_image_takes_one_request(kind, name, there):
     """Of the directory, images begin with 00.png to 10.png, then come those below."""
     gcs, _ = there
     images = LOADS[kind]("gs://bucket", cache_bytes=0)
@@ -126,7 +126,7 @@ def test_an_image_is_one_request(kind, name, there):
     assert len(ranges(gcs, lambda: images[[1, 4, 8]])) == 3
 
 
-def test_to_list_an_archive_again_asks_for_no_content(there, tmp_path, monkeypatch):
+def test_listing_an_archive_again_reads_no_content(there, tmp_path, monkeypatch):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     gcs, _ = there
     listed = lambda: data.sources.image_folder.files.find("gs://bucket/x.zip", "x")
@@ -135,7 +135,7 @@ def test_to_list_an_archive_again_asks_for_no_content(there, tmp_path, monkeypat
     assert ranges(gcs, listed)  # It may be another.
 
 
-def test_labels_of_a_dataset_there(there):
+def test_labels_are_read_from_object_storage(there):
     expected, _ = data.load_labels("digits", str(there[1] / "tfds"))
     for cache_bytes in (0, 10**9):
         labels, classes = data.load_labels("digits", "gs://bucket/tfds", cache_bytes=cache_bytes)
@@ -144,7 +144,7 @@ def test_labels_of_a_dataset_there(there):
 
 
 @pytest.mark.parametrize("name", ["folder", "x.zip", "bytes.npy"])
-def test_images_to_complete_may_be_there(name, there):
+def test_images_to_complete_may_be_in_object_storage(name, there):
     _, root = there
     local, remote = (
         shared.load_originals(load_config(**{"inpainting.images": f"{place}/{name}"}), "", 3)
@@ -153,7 +153,7 @@ def test_images_to_complete_may_be_there(name, there):
     np.testing.assert_array_equal(remote, local)
 
 
-def test_nothing_of_it_is_copied(there, tmp_path, monkeypatch):
+def test_nothing_is_copied_to_the_disk(there, tmp_path, monkeypatch):
     """What the cache holds is the list of an archive."""
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     for kind in ("folder", "tar", "bytes", "digits"):
@@ -179,14 +179,14 @@ def test_nothing_of_it_is_copied(there, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_is_not_there_is_one_line(load, message, cache_bytes, there):
+def test_a_missing_object_is_reported_on_one_line(load, message, cache_bytes, there):
     with pytest.raises(UserError, match=message) as refused:
         load("gs://bucket", cache_bytes=cache_bytes)
     assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("kind", LOADS)
-def test_a_bucket_that_may_not_be_read_is_one_line(kind, there):
+def test_a_forbidden_bucket_is_reported_on_one_line(kind, there):
     gcs, _ = there
     gcs.refuse = lambda method, path: 403 if "/b/closed" in path else None
     try:
@@ -198,7 +198,7 @@ def test_a_bucket_that_may_not_be_read_is_one_line(kind, there):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "floats"])
-def test_an_object_that_vanishes_is_one_line(kind, there):
+def test_a_vanished_object_is_reported_on_one_line(kind, there):
     gcs, _ = there
     images = LOADS[kind]("gs://bucket", cache_bytes=0)
     gcs.refuse = lambda method, path: 404 if "alt=media" in path else None

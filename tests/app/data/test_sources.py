@@ -13,7 +13,7 @@ from ncsn_jax.app.data.images import Images
 from ncsn_jax.errors import UserError
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_match_scikit_learn():
     from sklearn.datasets import load_digits
 
     train = data.load("digits", "", 8, 1)
@@ -46,7 +46,7 @@ def test_labels_are_in_the_order_of_the_images():
         np.testing.assert_array_equal(labels, [known[image.tobytes()] for image in x])
 
 
-def test_mistakes_with_labels_are_one_line(tmp_path):
+def test_mistakes_with_labels_are_reported_on_one_line(tmp_path):
     for arguments, message in [
         (
             ("image_folder", str(tmp_path)),
@@ -80,7 +80,7 @@ class Labelled:
         return len(self._labels)
 
 
-def test_labels_that_are_no_classes_are_refused():
+def test_labels_outside_the_classes_are_refused():
     import tensorflow_datasets as tfds
 
     classes = tfds.features.ClassLabel(num_classes=3)
@@ -117,7 +117,7 @@ def test_a_second_load_reads_the_cache(load, ending, monkeypatch, tmp_path):
     np.testing.assert_array_equal(load(), first + 1)
 
 
-def test_the_cache_tells_crops_apart(monkeypatch, tmp_path):
+def test_the_cache_distinguishes_crops(monkeypatch, tmp_path):
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     data.load("digits", "", 2, 1, crop_size=4)
     found = data.load("digits", "", 2, 1, crop_size=2)
@@ -131,9 +131,7 @@ def test_the_cache_tells_crops_apart(monkeypatch, tmp_path):
         (data.load_labels, dict(dataset="b", split="test")),
     ],
 )
-def test_all_that_an_entry_of_the_cache_depends_on_is_in_its_key(
-    load, changes, monkeypatch, tmp_path
-):
+def test_the_cache_key_holds_everything_the_entry_depends_on(load, changes, monkeypatch, tmp_path):
     """Sets of the same files differ by their names."""
     keys = []
 
@@ -180,7 +178,7 @@ def test_all_that_an_entry_of_the_cache_depends_on_is_in_its_key(
     assert keys[-1] == keys[-2]
 
 
-def test_images_are_in_the_order_of_the_source_and_cropped_if_that_is_wanted():
+def test_images_follow_the_order_of_the_source_and_are_cropped_on_request():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2500, 4, 4, 3), dtype=np.uint8)
 
@@ -205,7 +203,7 @@ def test_images_are_in_the_order_of_the_source_and_cropped_if_that_is_wanted():
     assert found.shape == images.shape and not np.array_equal(found, images)
 
 
-def test_mistakes_are_one_line(tmp_path):
+def test_mistakes_are_reported_on_one_line(tmp_path):
     for arguments, message in [
         (("image_folder", "", 8, 3), "data.data_dir must name the directory"),
         (("image_folder", str(tmp_path / "no"), 8, 3), "no' does not exist"),

@@ -71,7 +71,7 @@ LOADS = {
 
 
 @pytest.mark.parametrize("kind", LOADS)
-def test_images_are_the_same_whether_decoded_once_or_when_asked_for(kind, stored):
+def test_images_are_the_same_cached_or_decoded_on_demand(kind, stored):
     cached = LOADS[kind](stored, cache_bytes=10**9)
     streamed = LOADS[kind](stored, cache_bytes=0)
     assert cached.source is None and streamed.source is not None
@@ -85,7 +85,7 @@ def test_images_are_the_same_whether_decoded_once_or_when_asked_for(kind, stored
     assert streamed.damaged == cached.damaged
 
 
-def test_a_directory_and_archives_of_it_hold_the_same_images(stored):
+def test_a_directory_and_its_archives_give_the_same_images(stored):
     """In the same order, since that is of the names, and they stand for each other."""
     found = [LOADS[kind](stored) for kind in ("folder", "tar", "deflated", "stored")]
     for other in found[1:]:
@@ -95,7 +95,7 @@ def test_a_directory_and_archives_of_it_hold_the_same_images(stored):
     assert found[0].describe() == found[1].describe() == found[3].describe()
 
 
-def test_one_damaged_picture_of_forty_is_named_and_replaced_by_the_next(stored, caplog):
+def test_one_damaged_picture_of_forty_is_named_and_replaced(stored, caplog):
     for cache_bytes in (0, 10**9):
         caplog.clear()
         found = folder("folder")(stored, cache_bytes=cache_bytes)
@@ -106,7 +106,7 @@ def test_one_damaged_picture_of_forty_is_named_and_replaced_by_the_next(stored, 
         assert found.news(9) == []
 
 
-def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monkeypatch):
+def test_opening_a_large_dataset_examines_only_a_sample(stored, monkeypatch):
     """At so many images, evenly spaced."""
     monkeypatch.setattr(sources, "_LOOKED_AT", 10)
     asked, real = [], image_folder.Folder.image
@@ -119,7 +119,7 @@ def test_a_large_dataset_is_looked_at_when_it_is_opened_and_no_more(stored, monk
     assert sorted(asked) == list(range(0, 40, 4)) and found.source.remarks is None
 
 
-def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
+def test_images_of_the_wrong_size_are_refused_on_opening(stored):
     for cache_bytes in (0, 10**9):
         with pytest.raises(
             UserError, match="more than a tenth of 40 .*[(]00.png, .*: is 8x8, not 4x4; set data"
@@ -127,7 +127,7 @@ def test_what_is_of_another_size_is_refused_when_it_is_opened(stored):
             data.load("image_folder", str(stored / "folder"), 4, 1, cache_bytes=cache_bytes)
 
 
-def test_a_file_that_vanishes_is_one_line(tmp_path):
+def test_a_vanished_file_is_reported_on_one_line(tmp_path):
     for i in range(3):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
     found = data.load("image_folder", str(tmp_path), 8, 1, cache_bytes=0)
@@ -136,7 +136,7 @@ def test_a_file_that_vanishes_is_one_line(tmp_path):
         found[:]
 
 
-def test_a_value_that_is_not_finite_is_found_when_it_is_asked_for(tmp_path):
+def test_a_non_finite_value_is_found_when_it_is_read(tmp_path):
     """Of a large array, some images only are looked at when it is opened."""
     images = np.zeros((2500, 2, 2, 1), np.float32)
     images[1001, 1, 0, 0] = np.nan
@@ -151,7 +151,7 @@ def test_a_value_that_is_not_finite_is_found_when_it_is_asked_for(tmp_path):
         found[1000:1003]
 
 
-def test_labels_are_the_same_whether_kept_or_read_when_asked_for():
+def test_labels_are_the_same_cached_or_read_on_demand():
     for split in ("train", "test", "train[10%:20%]"):
         kept, classes = data.load_labels("digits", "", split=split)
         read, of_read = data.load_labels("digits", "", split=split, cache_bytes=0)
@@ -162,7 +162,7 @@ def test_labels_are_the_same_whether_kept_or_read_when_asked_for():
             assert read[which].dtype == np.int32
 
 
-def test_a_compressed_member_that_is_damaged_is_no_traceback(tmp_path, monkeypatch):
+def test_a_damaged_compressed_member_causes_no_traceback(tmp_path, monkeypatch):
     """One without a suffix is left out; one with a suffix is damaged, also where all are read for a split."""
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -188,7 +188,7 @@ def test_a_compressed_member_that_is_damaged_is_no_traceback(tmp_path, monkeypat
         assert sum(map(len, splits)) == 11
 
 
-def test_a_header_of_an_impossible_size_is_one_line_without_a_warning(tmp_path):
+def test_an_impossible_size_in_a_header_is_reported_without_a_warning(tmp_path):
     header = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000000, 8, 8, 1)}\n"
     content = b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header.encode() + bytes(64)
     (tmp_path / "x.npy").write_bytes(content)

@@ -24,7 +24,7 @@ def test_the_crop_is_the_middle_of_the_image(crop_size, size, rows, columns):
         np.testing.assert_array_equal(found[..., 0], expected)
 
 
-def test_resizing_weighs_pixels_with_a_triangle_as_wide_as_two_pixels_of_the_result():
+def test_shrinking_averages_with_a_triangle_filter():
     """Half as large: pixels at distances of 1/4, 1/4 and 3/4 have the weights 3/7, 3/7 and 1/7."""
     row = np.array([0, 70, 140, 210], np.uint8)
     for pixels, axis in ((np.tile(row, (4, 1)), 1), (np.tile(row[:, None], (1, 4)), 0)):
@@ -37,7 +37,7 @@ def test_resizing_to_a_larger_size_interpolates_linearly():
     np.testing.assert_array_equal(found[..., 0], [[0, 20, 60, 80]] * 4)
 
 
-def test_colours_become_their_luminance_and_grey_becomes_three_equal_channels():
+def test_colours_become_luminance_and_grey_becomes_three_equal_channels():
     colours = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]], np.uint8)
     # ITU-R 601: 0.299 red + 0.587 green + 0.114 blue.
     found = fit(Image.fromarray(colours), 2, 1, 0)

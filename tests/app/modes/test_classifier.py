@@ -75,7 +75,7 @@ def of_three(workdir):
 
 
 @pytest.mark.parametrize(("label", "labels"), [(-1, [0, 1, 2, 0, 1]), (2, [2] * 5)])
-def test_samples_of_classes_are_the_library_s_guided_ones(label, labels, of_three):
+def test_class_conditional_samples_match_guided_sampling_of_the_library(label, labels, of_three):
     workdir, model, params = of_three
     config = runs.vp_config(**{"classifier.label": label, "classifier.scale": 1.5})
     run_lib.classconditional(config, workdir)
@@ -99,11 +99,11 @@ def test_class_conditional_mistakes_are_named(of_three, vp_run):
     workdir = of_three[0]
     with pytest.raises(UserError, match="holds no classifier: train one with --mode=classifier"):
         run_lib.classconditional(runs.vp_config(), vp_run)
-    with pytest.raises(UserError, match="label=3 must be -1 .*, or below the classifier's 3"):
+    with pytest.raises(UserError, match="label=3 must be -1 .* or below 3"):
         run_lib.classconditional(runs.vp_config(**{"classifier.label": 3}), workdir)
 
 
-def test_a_file_of_a_classifier_says_what_it_is_of(workdir, monkeypatch):
+def test_a_classifier_file_describes_its_run(workdir, monkeypatch):
     """With what its training and test return in their place."""
     config = runs.vp_config(**{"classifier.features": 8})
     accuracy, given = np.linspace(0.95, 0.05, 10), []
@@ -155,7 +155,7 @@ def test_a_file_of_a_classifier_says_what_it_is_of(workdir, monkeypatch):
     assert f"loss 1.234; wrote {workdir}/classifier/classifier.npz" in log
 
 
-def test_a_classifier_of_other_images_is_not_trained(workdir, monkeypatch):
+def test_training_a_classifier_on_different_images_is_refused(workdir, monkeypatch):
     config = runs.vp_config()
     images = Images(np.asarray(build.load_images(config)), identity="others")
     monkeypatch.setattr(build, "load_images", lambda config, split="train": images)
@@ -168,7 +168,9 @@ def test_a_classifier_of_other_images_is_not_trained(workdir, monkeypatch):
     ("label", "of_five", "of_more"),
     [(-1, [0, 1, 2, 0, 1], [2, 0, 1]), (0, [0] * 5, [0] * 3), (2, [2] * 5, [2] * 3)],
 )
-def test_samples_are_told_their_classes_and_kept_apart(label, of_five, of_more, of_three, chains):
+def test_samples_get_their_classes_and_settings_are_kept_separate(
+    label, of_five, of_more, of_three, chains
+):
     workdir, model, params = of_three
     name = f"label_{label}"
     config = runs.vp_config(

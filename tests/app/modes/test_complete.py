@@ -30,7 +30,7 @@ PREDICTOR = {
 
 
 @pytest.mark.parametrize(("keep", "scheme"), [(True, "paper"), (False, "ncsn")])
-def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
+def test_inpainting_along_a_ladder_matches_the_library(keep, scheme, ladder_run):
     changes = {"inpainting.keep_observed": keep, "inpainting.scheme": scheme}
     config = runs.ladder_config(
         **{"inpainting.mask": "box", "sampling.name": scheme, "sampling.epsilon": 1e-4},
@@ -68,7 +68,7 @@ def test_inpainting_along_a_ladder_is_the_library_s(keep, scheme, ladder_run):
     assert same.all() == keep
 
 
-def test_inpainting_by_a_predictor_is_the_library_s(vp_run):
+def test_inpainting_with_a_predictor_matches_the_library(vp_run):
     config = runs.vp_config(**SOME | PREDICTOR | {"inpainting.keep_observed": True})
     run_lib.inpaint(config, vp_run)
     found = runs.read(vp_run, f"inpainting/step_{runs.STEP}", "completions.npz")
@@ -92,7 +92,7 @@ def test_inpainting_by_a_predictor_is_the_library_s(vp_run):
     runs.assert_alike(found["completions"].reshape(expected.shape), expected)
 
 
-def test_another_mask_is_refused_and_overwrites_nothing(ladder_run):
+def test_a_different_mask_is_refused_and_overwrites_nothing(ladder_run):
     config = runs.ladder_config(**SOME | {"inpainting.mask": "left", "sampling.name": "mask"})
     run_lib.inpaint(config, ladder_run)
     path = f"inpainting/step_{runs.STEP}_mask"
@@ -106,7 +106,7 @@ def test_another_mask_is_refused_and_overwrites_nothing(ladder_run):
         np.testing.assert_array_equal, before, runs.read(ladder_run, path, "completions.npz")
     )
     config.inpainting.mask = "no/such.png"
-    with pytest.raises(UserError, match="config.inpainting.mask='no/such.png' is neither"):
+    with pytest.raises(UserError, match="config.inpainting.mask='no/such.png' must be 'left'"):
         run_lib.inpaint(config, ladder_run)
 
 
@@ -145,7 +145,7 @@ def coloured(coloured_run, tmp_path):
     return config, str(tmp_path / "run")
 
 
-def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp_path):
+def test_colorization_of_the_channel_mean_matches_the_library(coloured, tmp_path):
     config, workdir = coloured
     run_lib.colorize(config, workdir)
     found = runs.read(workdir, f"colorization/step_{runs.STEP}", "completions.npz")
@@ -175,7 +175,7 @@ def test_colorization_is_the_library_s_of_the_mean_of_the_channels(coloured, tmp
         run_lib.colorize(config, workdir)
 
 
-def test_colorization_takes_a_predictor_and_three_channels(coloured):
+def test_colorization_requires_a_predictor_and_three_channels(coloured):
     config, workdir = coloured
     config.sampling.method = "heun"
     with pytest.raises(UserError, match="'heun' must be 'predictor_corrector' for colorization"):
@@ -184,7 +184,7 @@ def test_colorization_takes_a_predictor_and_three_channels(coloured):
         run_lib.colorize(runs.vp_config(**PREDICTOR), workdir)
 
 
-def test_a_directory_without_images_names_its_field(ladder_run, tmp_path):
+def test_an_error_about_an_empty_directory_names_the_field(ladder_run, tmp_path):
     config = runs.ladder_config(**{"inpainting.images": str(tmp_path)})
     with pytest.raises(UserError, match=r"config.inpainting.images=.* holds no PNG, "):
         run_lib.inpaint(config, ladder_run)
@@ -240,7 +240,7 @@ def check_completions(call_of, directory, originals, shown, known, each, written
     ("mask", "count", "each", "own"),
     [("box", 3, 2, False), ("left", 2, 4, False), ("box", 9, 1, True), ("file", 1, 1, True)],
 )
-def test_inpainting_writes_images_what_is_known_and_completions(
+def test_inpainting_writes_originals_known_pixels_and_completions(
     mask, count, each, own, ladder_run, folder, chains, tmp_path
 ):
     name = f"{mask}_{count}"
@@ -270,7 +270,7 @@ def test_inpainting_writes_images_what_is_known_and_completions(
     check_completions(chains, directory, originals, shown, known, each, {"masks": masks})
 
 
-def test_inpainting_is_kept_apart_by_all_that_determines_it(ladder_run, folder, chains):
+def test_different_inpainting_settings_are_refused(ladder_run, folder, chains):
     config = runs.ladder_config(**SOME | {"sampling.name": "apart", "sampling.epsilon": 1e-4})
     run_lib.inpaint(config, ladder_run)
     originals = np.asarray(build.load_images(config, "test")[:3])
@@ -309,7 +309,7 @@ def test_inpainting_is_kept_apart_by_all_that_determines_it(ladder_run, folder, 
             run_lib.inpaint(other, ladder_run)
 
 
-def test_settings_of_a_predictor_have_no_scheme(vp_run, chains):
+def test_the_scheme_is_not_a_setting_of_a_predictor(vp_run, chains):
     config = runs.vp_config(**SOME | PREDICTOR | {"sampling.name": "predictor"})
     run_lib.inpaint(config, vp_run)
     found = runs.settings(f"{vp_run}/inpainting/step_4_predictor/samples")
@@ -332,7 +332,7 @@ def test_settings_of_a_predictor_have_no_scheme(vp_run, chains):
     }
 
 
-def test_colorization_writes_images_their_grey_and_completions(
+def test_colorization_writes_originals_grey_images_and_completions(
     coloured, chains, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(runs.Chains, "shape", (8, 8, 3))

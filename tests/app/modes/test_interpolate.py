@@ -34,7 +34,7 @@ def arc(a, b, weight):
     return (np.sin((1 - weight) * angle) * a + np.sin(weight * angle) * b) / np.sin(angle)
 
 
-def test_what_lies_between_lies_on_the_arc(vp_run, gaussian):
+def test_interpolated_latents_lie_on_the_arc(vp_run, gaussian):
     """The flow of Gaussian data is linear: the arc of latents is an arc of images."""
     config = make_config()
     run_lib.interpolate(config, vp_run)
@@ -46,7 +46,7 @@ def test_what_lies_between_lies_on_the_arc(vp_run, gaussian):
     runs.assert_alike(found["interpolations"], runs.as_bytes(config, expected))
 
 
-def test_one_image_is_no_pair(vp_run, gaussian, tmp_path):
+def test_one_image_is_not_enough_to_interpolate(vp_run, gaussian, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "one.png")
     with pytest.raises(UserError, match="there is only one image: interpolation needs two"):
         run_lib.interpolate(make_config(**{"inpainting.images": str(tmp_path)}), vp_run)
@@ -56,7 +56,7 @@ def test_one_image_is_no_pair(vp_run, gaussian, tmp_path):
     ("pairs", "steps", "size", "own", "at_once"),
     [(3, 3, 7, False, [2, 1]), (2, 4, 3, False, [1, 1]), (9, 2, 100, True, [2])],
 )
-def test_pairs_are_written_with_what_lies_between(
+def test_pairs_are_written_with_their_interpolations(
     pairs, steps, size, own, at_once, vp_run, flows, tmp_path
 ):
     """Of five images of one's own there are two pairs. The flow is linear."""
@@ -100,7 +100,7 @@ def test_pairs_are_written_with_what_lies_between(
     runs.assert_shows(f"{directory}/interpolation.png", rows)
 
 
-def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows, tmp_path):
+def test_different_interpolation_settings_are_refused(vp_run, flows, tmp_path):
     config = make_config(**{"sampling.name": "apart"})
     run_lib.interpolate(config, vp_run)
     originals = np.asarray(build.load_images(config, "test")[:4])
@@ -141,7 +141,7 @@ def test_interpolations_are_kept_apart_by_all_that_determines_them(vp_run, flows
     assert flows == []  # all is there
 
 
-def test_pairs_that_cannot_be_decoded_are_named_and_not_kept(vp_run, flows, monkeypatch):
+def test_pairs_that_cannot_be_decoded_are_named_and_not_stored(vp_run, flows, monkeypatch):
     decode = lambda self, params, array, size: (np.full_like(array, np.nan), None)
     monkeypatch.setattr(runs.Flow, "__call__", decode)
     with pytest.raises(UserError, match="an image cannot be encoded and decoded: config.sampling"):

@@ -32,7 +32,7 @@ def make_config(split, **changes):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_bits_are_those_of_the_library_for_images_of_the_split(split, vp_run, gaussian):
+def test_bits_match_the_library_for_images_of_the_split(split, vp_run, gaussian):
     config = make_config(split)
     run_lib.likelihood(config, vp_run)
     bits, evaluations = runs.read(vp_run, f"{DIRECTORY}_{split}", "bits_per_dim.npz")[
@@ -63,7 +63,7 @@ def test_bits_are_those_of_the_library_for_images_of_the_split(split, vp_run, ga
     }
 
 
-def test_more_images_are_added_and_other_settings_are_refused(vp_run, gaussian):
+def test_more_images_are_added_and_different_settings_are_refused(vp_run, gaussian):
     config = make_config("test", **{"sampling.name": "more", "likelihood.num_images": 1})
 
     def values():
@@ -86,7 +86,7 @@ def test_more_images_are_added_and_other_settings_are_refused(vp_run, gaussian):
         run_lib.likelihood(config, vp_run)
 
 
-def test_the_summary_is_of_the_images_that_are_asked_for(vp_run, flows):
+def test_the_summary_covers_the_requested_images(vp_run, flows):
     """Bits are 1, 1.5, 3, 5.5, 9, and evaluations 10, 14, 18, 22, 26."""
     config = make_config("test", **{"sampling.name": "summary"})
     directory, images = f"{vp_run}/likelihood/step_4_summary", build.load_images(config, "test")
@@ -122,7 +122,7 @@ def test_the_summary_is_of_the_images_that_are_asked_for(vp_run, flows):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run, flows):
+def test_a_request_beyond_the_split_evaluates_the_whole_split(split, vp_run, flows):
     config = make_config(split, **{"sampling.name": f"all_{split}", "sampling.batch_size": 5000})
     config.likelihood.num_images = 10_000
     run_lib.likelihood(config, vp_run)
@@ -161,7 +161,7 @@ def test_all_images_of_a_split_are_judged_where_more_are_asked_for(split, vp_run
         run_lib.likelihood(config, vp_run)
 
 
-def test_an_image_without_finite_bits_is_named_and_not_kept(vp_run, flows, monkeypatch):
+def test_an_image_with_non_finite_bits_is_named_and_not_stored(vp_run, flows, monkeypatch):
     judge = lambda self, params, array, size, indices: (
         np.where(np.asarray(indices) == 4, np.inf, 1.0),
         np.zeros(len(array)),

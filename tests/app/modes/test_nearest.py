@@ -14,7 +14,7 @@ from ncsn_jax.errors import UserError
 from tests.app.modes import runs
 
 
-def test_finds_the_nearest_of_all_in_order(monkeypatch):
+def test_the_nearest_images_are_found_in_order(monkeypatch):
     monkeypatch.setattr(nearest, "_ELEMENTS", 7 * 48)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def test_samples_are_compared_with_every_training_image(ladder_run):
     np.testing.assert_array_equal(fewer, found["indices"][:2])
 
 
-def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains, monkeypatch):
+def test_every_requested_sample_is_compared(ladder_run, chains, monkeypatch):
     """Training images are compared 97 at a time; the samples are noise."""
     monkeypatch.setattr(nearest, "_DISTANCES", 97 * 103 + 1)
     config = runs.ladder_config(
@@ -79,7 +79,7 @@ def test_every_sample_that_is_asked_for_is_compared(ladder_run, chains, monkeypa
     assert f"distance to the nearest of 1500 training images: {numbers}; wrote" in log
 
 
-def test_few_training_images_are_all_neighbours_and_others_are_refused(
+def test_few_training_images_are_all_neighbours_and_different_images_are_refused(
     ladder_run, chains, tmp_path, monkeypatch
 ):
     workdir = str(shutil.copytree(ladder_run, tmp_path / "run"))

@@ -61,7 +61,7 @@ def make_config(**changes):
     return config
 
 
-def test_times_are_those_of_the_roofline(world, capsys):
+def test_times_follow_the_roofline(world, capsys):
     """394 GFLOP at 197 TFLOP/s are 2 ms, 8.19 GB at 819 GB/s 10 ms; 360,000 steps of 10 ms an hour."""
     plan.plan(make_config(**{"training.num_steps": 360_000, "sampling.steps_per_level": 480}))
     assert world == [((1, 2, 8, 8, 1), 1), (2,)]
@@ -75,14 +75,14 @@ def test_times_are_those_of_the_roofline(world, capsys):
     assert "1,000 samples: about 2.0 min, in 125 batches of 8, 961 network evaluations each" in said
 
 
-def test_the_devices_are_those_of_the_topology(world, monkeypatch, capsys):
+def test_the_plan_uses_the_devices_of_the_topology(world, monkeypatch, capsys):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the platform
     monkeypatch.setattr(plan, "find_devices", lambda name: [device()] * int(name[-1]))
     plan.plan(make_config(**{"plan.topology": "v5e:1x2"}))
     assert "v5e:1x2: 2 x TPU v5 lite on 1 host(s), 4 examples" in capsys.readouterr().out
 
 
-def test_arithmetic_binds_where_it_takes_longer(capsys):
+def test_a_step_is_bound_by_arithmetic_if_that_takes_longer(capsys):
     chip = plan.CHIPS["NVIDIA H200"]
     program = plan.Program(0, 0, 0, 494e9, 4.8e6)
     options = types.SimpleNamespace(dtype="float32", precision="highest")
@@ -94,7 +94,7 @@ def test_arithmetic_binds_where_it_takes_longer(capsys):
     assert plan._step_time(program, chip, options) == pytest.approx(494 / 197 * 1e-3)
 
 
-def test_what_does_not_fit_is_told_what_would(world, capsys):
+def test_a_run_that_does_not_fit_gets_suggestions_that_do(world, capsys):
     """64 examples on a chip of 16 GiB; only fewer at once help in this world, 8 and not 16."""
     plan.plan(make_config(**{"training.batch_size": 256}))
     assert [parts for _, parts in world] == [1, 1, 1, 4, 8]
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_told_what_would(world, capsys):
     assert "training step: compiling\n  does not fit: it takes 64 GiB\n" in said
 
 
-def test_a_program_that_its_compiler_did_not_refuse_still_has_to_fit(world, monkeypatch, capsys):
+def test_a_compiled_program_must_still_fit_in_memory(world, monkeypatch, capsys):
     compile_ = lambda *_, **__: Compiled(15 * 2**30)
     monkeypatch.setattr(devices, "compile_train_steps", compile_)
     plan.plan(make_config())
@@ -115,7 +115,7 @@ def test_a_program_that_its_compiler_did_not_refuse_still_has_to_fit(world, monk
     assert said.endswith("combine them, or use more devices or a smaller batch\n")
 
 
-def test_only_a_shortage_of_the_chip_s_main_memory_tells_what_it_takes():
+def test_the_required_memory_is_read_only_from_hbm_shortages():
     assert plan.TooLarge("Used 1.5G of 15.75G hbm. Exceeded").needed == 1.5 * 2**30
     at_level_o1 = "required for HLO temporaries (1.5G) exceeds available HBM (15.75G)."
     assert plan.TooLarge(at_level_o1).needed == 1.5 * 2**30
@@ -123,7 +123,7 @@ def test_only_a_shortage_of_the_chip_s_main_memory_tells_what_it_takes():
     assert "17.00M of 16.00M vmem" in str(plan.TooLarge("Used 17.00M of 16.00M vmem"))
 
 
-def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
+def test_a_batch_that_the_devices_do_not_divide_is_refused(world, monkeypatch):
     monkeypatch.setattr(plan, "find_devices", lambda name: [device()] * 3)
     message = "must be a multiple of the number of devices, 3, times config.training.microbatches=2"
     with pytest.raises(UserError, match=message):
@@ -131,7 +131,7 @@ def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
     assert not world
 
 
-def test_an_unknown_device_has_no_times_and_the_programs_are_those_at_hand(capsys):
+def test_an_unknown_device_gets_no_times(capsys):
     plan.plan(make_config(**{"sampling.batch_size": 8}))
     said = capsys.readouterr().out
     assert "local: 8 x cpu on 1 host(s), 1 examples" in said and "gives no times" in said
@@ -140,13 +140,13 @@ def test_an_unknown_device_has_no_times_and_the_programs_are_those_at_hand(capsy
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "v5e:3x5", "nonsense"])
-def test_an_unknown_topology_is_one_line(topology):
+def test_an_unknown_topology_is_reported_on_one_line(topology):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     with pytest.raises(UserError, match=f"'{topology}' must be 'local', or a TPU topology such as"):
         plan.find_devices(topology)
 
 
-def test_without_the_compiler_a_topology_is_one_line(monkeypatch):
+def test_a_topology_without_the_tpu_compiler_is_reported_on_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs the TPU compiler: pip install "jax\[tpu\]=='):
         plan.find_devices("v5e:2x2")

@@ -87,7 +87,7 @@ def by_library(config, workdir):
     ("method", "kind"),
     [*((m, "vp") for m in METHODS), ("heun", "ladder"), ("annealed_langevin", "ladder")],
 )
-def test_samples_are_those_of_the_library_on_one_device(method, kind, vp_run, ladder_run):
+def test_samples_match_the_library_on_one_device(method, kind, vp_run, ladder_run):
     make, workdir = {
         "vp": (runs.vp_config, vp_run),
         "ladder": (runs.ladder_config, ladder_run),
@@ -99,7 +99,7 @@ def test_samples_are_those_of_the_library_on_one_device(method, kind, vp_run, la
     runs.assert_alike(found, by_library(config, workdir))
 
 
-def test_more_samples_are_added_and_other_settings_are_refused(vp_run):
+def test_more_samples_are_added_and_different_settings_are_refused(vp_run):
     make = functools.partial(runs.vp_config, **{"sampling.name": "more"})
     run_lib.sample(make(**{"sampling.num_samples": 2}), vp_run)
     directory = f"samples/step_{runs.STEP}_more"
@@ -136,13 +136,13 @@ def test_a_film_ends_with_the_samples(ladder_run):
         assert strip.size == (6 * 109, 6 * 73)  # 12 frames of each of 8 samples, enlarged by 6
 
 
-def test_pixels_far_outside_are_warned_of(ladder_run, tmp_path):
+def test_pixels_far_outside_the_range_cause_a_warning(ladder_run, tmp_path):
     workdir = str(shutil.copytree(ladder_run, tmp_path / "run"))
     run_lib.sample(runs.ladder_config(**{"sampling.epsilon": 10.0}), workdir)
     assert "of the pixels lie far outside [0, 1]" in storage.read(f"{workdir}/log.txt").decode()
 
 
-def test_pixels_are_far_outside_by_their_distance_in_units_of_pixels(vp_run, gaussian, tmp_path):
+def test_far_outside_is_measured_in_units_of_pixels(vp_run, gaussian, tmp_path):
     """In [-1, 1] they have a standard deviation of 0.6 * 4.5, and 3 is far: 27 % of them."""
     workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
     changes = {"sampling.method": "probability_flow", "sampling.temperature": 4.5}
@@ -151,7 +151,7 @@ def test_pixels_are_far_outside_by_their_distance_in_units_of_pixels(vp_run, gau
     assert "samples.npz" in log and "far outside" not in log
 
 
-def test_a_run_that_is_not_there_is_named(tmp_path):
+def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no run: train first"):
         run_lib.sample(runs.ladder_config(), str(tmp_path / "nothing"))
 
@@ -190,7 +190,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_samples_are_kept_apart_by_all_that_determines_them(method, vp_run, chains):
+def test_different_sampling_settings_are_refused(method, vp_run, chains):
     config = runs.vp_config(
         **METHODS[method] | {"sampling.method": method, "sampling.name": f"{method}_apart"}
     )
@@ -214,7 +214,7 @@ def test_samples_are_kept_apart_by_all_that_determines_them(method, vp_run, chai
     run_lib.sample(config, vp_run)  # of another name, which is a place of its own
 
 
-def test_a_ladder_of_a_run_is_not_in_the_settings_of_its_samples(ladder_run, chains):
+def test_the_ladder_of_a_run_is_not_a_sampling_setting(ladder_run, chains):
     config = runs.ladder_config(**{"sampling.name": "ladder", "sampling.epsilon": 1e-4})
     run_lib.sample(config, ladder_run)
     assert runs.settings(f"{ladder_run}/samples/step_4_ladder") == {
@@ -231,7 +231,7 @@ def test_a_ladder_of_a_run_is_not_in_the_settings_of_its_samples(ladder_run, cha
     }
 
 
-def test_samples_that_are_there_are_not_made_again(ladder_run, chains):
+def test_existing_samples_are_not_made_again(ladder_run, chains):
     config = runs.ladder_config(**{"sampling.name": "counted"})
     directory = f"{ladder_run}/samples/step_4_counted"
     # How many are wanted, which ones are made in batches of 3, and how many are there in how many columns.
@@ -256,7 +256,7 @@ def test_samples_that_are_there_are_not_made_again(ladder_run, chains):
 
 
 @pytest.mark.parametrize(("count", "size", "filmed"), [(9, 40, 9), (40, 12, 12), (40, 40, 36)])
-def test_a_film_shows_the_way_of_the_first_samples(count, size, filmed, ladder_run, chains):
+def test_a_film_shows_how_the_first_samples_evolve(count, size, filmed, ladder_run, chains):
     name = f"film_{count}_{size}"
     config = runs.ladder_config(
         **{"sampling.gif": True, "sampling.name": name},

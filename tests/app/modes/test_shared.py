@@ -14,7 +14,7 @@ from tests.app.modes import runs
 
 
 @pytest.mark.parametrize(("crop_size", "side"), [(0, 12), (-1, 12), (10, 10)])
-def test_own_images_are_cropped_and_resized_as_those_of_a_directory_are(crop_size, side, tmp_path):
+def test_own_images_are_cropped_and_resized_like_a_training_directory(crop_size, side, tmp_path):
     """Where images of the data fit as they are, the largest squares of these are taken."""
     expected = []
     for i in range(3):
@@ -29,7 +29,7 @@ def test_own_images_are_cropped_and_resized_as_those_of_a_directory_are(crop_siz
         np.testing.assert_array_equal(found, expected[:count])
 
 
-def test_what_is_left_out_of_own_images_is_named(tmp_path, caplog):
+def test_skipped_files_among_own_images_are_named(tmp_path, caplog):
     Image.fromarray(runs.drawn(0)[..., 0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
     Image.new("LA", (8, 8)).save(tmp_path / "c.png")
@@ -43,7 +43,7 @@ def test_what_is_left_out_of_own_images_is_named(tmp_path, caplog):
     )
 
 
-def test_images_to_work_on_are_the_first_of_the_test_split():
+def test_originals_are_the_first_images_of_the_test_split():
     expected = data.load("digits", "", 8, 1, split="test")
     found = shared.load_originals(runs.ladder_config(), "", 3)
     np.testing.assert_array_equal(found, expected[:3])
@@ -51,7 +51,7 @@ def test_images_to_work_on_are_the_first_of_the_test_split():
     assert not np.array_equal(found, build.load_images(runs.ladder_config())[:3])
 
 
-def test_results_are_kept_by_kind_step_and_name():
+def test_results_are_stored_by_kind_step_and_name():
     config = runs.ladder_config()
     loaded = shared.Loaded(config, "run", 12, None)
     assert loaded.directory("samples") == "run/samples/step_12"
@@ -104,7 +104,9 @@ SOLVED = "as many network evaluations as the tolerance needs"
         ),
     ],
 )
-def test_the_log_says_what_is_made_and_where_it_is(mode, changes, lines, ladder_run, chains, flows):
+def test_the_log_says_what_is_made_and_where_it_is_written(
+    mode, changes, lines, ladder_run, chains, flows
+):
     config = runs.ladder_config(**changes | {"sampling.name": "log"})
     for more in (False, True):
         before = storage.read(f"{ladder_run}/log.txt") if more else b""
@@ -118,7 +120,7 @@ def test_the_log_says_what_is_made_and_where_it_is(mode, changes, lines, ladder_
         assert places == sorted(places)
 
 
-def test_evaluations_that_a_solver_chose_are_averaged(vp_run, chains, monkeypatch):
+def test_evaluations_chosen_by_a_solver_are_averaged(vp_run, chains, monkeypatch):
     """Samples 0 to 4 took 7 to 11."""
     monkeypatch.setattr(runs.Chains, "evaluations", None)
     run_lib.sample(runs.vp_config(**{"sampling.name": "solver"}), vp_run)
@@ -127,9 +129,7 @@ def test_evaluations_that_a_solver_chose_are_averaged(vp_run, chains, monkeypatc
     assert re.search(r"(?<!, )9 network evaluations each\n", log)
 
 
-def test_what_is_missing_is_counted_and_progress_ends_when_it_is_there(
-    ladder_run, chains, flows, monkeypatch
-):
+def test_progress_counts_only_the_missing_results(ladder_run, chains, flows, monkeypatch):
     bars = []
 
     @contextlib.contextmanager

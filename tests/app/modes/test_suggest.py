@@ -19,7 +19,7 @@ from tests.running import load_config
 
 
 @pytest.mark.parametrize(("module", "width"), [(digits, 1), (digits_vp, 2)])
-def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys):
+def test_suggest_prints_flags_that_can_be_used_unchanged(module, width, capsys):
     """The second one's images are in [-1, 1]."""
     run_lib.suggest(module.get_config())
     output = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_suggest_prints_a_ladder_that_can_be_used_as_it_is(module, width, capsys
 
 
 @pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
-def test_each_number_is_the_library_s_for_images_sigma_end_and_steps(name, monkeypatch, capsys):
+def test_each_number_matches_the_library(name, monkeypatch, capsys):
     """Of 10 images, of which memory has place for four, each third is compared."""
     changes = {"model.name": name, "model.sigma_end": 0.07, "sampling.steps_per_level": 11}
     changes |= {"sampling.epsilon": 0.25, "model.sigma_begin": 0.9, "model.num_levels": 4}
@@ -91,7 +91,7 @@ def test_a_smallest_sigma_above_all_distances_is_refused(monkeypatch):
         run_lib.suggest(load_config(**{"model.sigma_end": 50.0, "model.sigma_begin": 60.0}))
 
 
-def test_what_is_left_out_of_a_folder_is_named_as_in_training(tmp_path, capsys):
+def test_suggest_names_skipped_files_as_training_does(tmp_path, capsys):
     for i in range(2):
         Image.fromarray(np.full((8, 8), 200 * i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
