@@ -64,7 +64,7 @@ _log = logging.getLogger("ncsn_jax")
 _SECONDS_TO_ESTIMATE = 20
 
 # If steps wait for images for a larger share of the time, the log suggests a remedy.
-_MOST_WAITING = 0.05
+_MAX_WAITING = 0.05
 
 
 @devices.jax_defaults()
@@ -264,7 +264,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 _log.info("%s", window.line(step, last, scalars))
                 windows += 1
                 # The first window includes the start of the input.
-                if scalars["input_share"] > _MOST_WAITING and windows > 1 and not advised:
+                if scalars["input_share"] > _MAX_WAITING and windows > 1 and not advised:
                     advised = True
                     logs.advise_on_input(config, dataset, scalars["input_share"])
                 window.restart(step)

@@ -26,7 +26,7 @@ MODELS = {
     "ncsn_simplified": models.SimplifiedNCSN,
     "ncsnpp": models.NCSNpp,
 }
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 SDES = {"ve": sde.VE, "vp": sde.VP, "subvp": sde.SubVP}
 
 
@@ -215,7 +215,7 @@ def num_workers(config: ConfigDict) -> int:
     if config.data.workers >= 0:
         return config.data.workers
     spare = cpu.cores() - 1 if jax.default_backend() != "cpu" else cpu.cores() // 2
-    return min(max(1, spare), _MOST_WORKERS)
+    return min(max(1, spare), _MAX_WORKERS)
 
 
 def halvings(config: ConfigDict) -> int:

@@ -62,7 +62,7 @@ def train_classifier(
         for i in range(1, options.num_steps + 1):
             rows = batches.indices(i - 1)
             some = images[rows]  # reading them finds the damaged ones
-            state, metrics = step(state, some, labels[images.sound(rows)], config.seed)
+            state, metrics = step(state, some, labels[images.replacements(rows)], config.seed)
             measured.append(metrics)
             if i % _STEPS_PER_LOG and i < options.num_steps:
                 continue
@@ -119,7 +119,7 @@ def evaluate(
         place = np.arange(start, start + batch_size)
         rows = place % len(images)
         some = images[rows]
-        classes = labels[images.sound(rows)]
+        classes = labels[images.replacements(rows)]
         for index in range(num_bins):
             found = measure(params, place, some, classes, index)
             right[index] += np.asarray(found)[place < len(images)].sum()

@@ -12,7 +12,7 @@ from ncsn_jax.errors import UserError
 # core takes more memory.
 _FEATURES_FOR_ONE_DEVICE = 96
 # More devices, or fewer examples on each, cost memory and time for little gain.
-_MOST_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
+_MAX_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4
 
 # A container's share of the cores' time.
 _CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
@@ -55,7 +55,7 @@ def devices_for(config) -> int | None:
         return None
     if not all(isinstance(number, int) and number > 0 for number in (features, size, parts)):
         return None
-    most = min(cores(), _MOST_CPU_DEVICES, size // _EXAMPLES_PER_DEVICE)
+    most = min(cores(), _MAX_CPU_DEVICES, size // _EXAMPLES_PER_DEVICE)
     if features >= _FEATURES_FOR_ONE_DEVICE:
         most = 1
     return next((n for n in range(most, 1, -1) if size % (n * parts) == 0), 1)

@@ -112,11 +112,11 @@ def _cpu_options(remat: bool) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _kept_out_of_cache(program_is_unsound: bool) -> Iterator[None]:
-    """Keeps compiled programs out of JAX's cache if a cached one would be unsound."""
+def _kept_out_of_cache(is_unsafe: bool) -> Iterator[None]:
+    """Keeps compiled programs out of JAX's cache if a cached one would be unsafe."""
     name = "jax_persistent_cache_min_compile_time_secs"
     least = getattr(jax.config, name)
-    jax.config.update(name, math.inf if program_is_unsound else least)
+    jax.config.update(name, math.inf if is_unsafe else least)
     try:
         yield
     finally:
@@ -284,10 +284,10 @@ def map_chain_start(start: Callable) -> Callable:
 
 
 def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
-    """Maps `advance(params, key_data, indices, x, start, stop, *per_example) -> x, sound, more`, donating x.
+    """Maps `advance(params, key_data, indices, x, start, stop, *per_example) -> x, finite, more`, donating x.
 
     `key_data` is that of one key, and `params` are replicated; `indices`, `x`, `more` and what follows the
-    step numbers are `[devices, b, ...]`. `sound` covers the chains of all devices of all processes. Each of
+    step numbers are `[devices, b, ...]`. `finite` covers the chains of all devices of all processes. Each of
     several processes compiles first and calls `ready`, which waits for the others: the program connects them
     when it starts, and a connection times out sooner than a compilation may end.
     """
@@ -307,8 +307,8 @@ def map_chains(advance: Callable, ready: Callable[[], None]) -> Callable:
 
 def _map_chains(advance: Callable, targets: Sequence | None = None) -> Callable:
     def run(params, key_data, bounds, indices, x, rest):
-        x, sound, more = advance(params, key_data, indices, x, *bounds, *rest)
-        return x, jax.lax.pmin(sound.astype(np.int32), AXIS), more
+        x, finite, more = advance(params, key_data, indices, x, *bounds, *rest)
+        return x, jax.lax.pmin(finite.astype(np.int32), AXIS), more
 
     axes = (0, None, None, 0, 0, 0)
     return jax.pmap(run, axis_name=AXIS, in_axes=axes, donate_argnums=(4,), devices=targets)

@@ -18,7 +18,7 @@ from ncsn_jax.errors import UserError
 from ncsn_jax.training import TrainState
 
 # If the final EMA holds a larger share of the initial parameters, the samples are spoiled.
-_MOST_OF_FIRST = 0.05
+_MAX_INITIAL_SHARE = 0.05
 
 _log = logging.getLogger("ncsn_jax")
 
@@ -48,7 +48,7 @@ def start(workdir: str | None) -> None:
 def warn_of_average(config) -> None:
     """Warns if a run is so short that the EMA, which samples use, stays near the initial weights."""
     decay, steps = config.model.ema_decay, config.training.num_steps
-    if (share := decay**steps) > _MOST_OF_FIRST:
+    if (share := decay**steps) > _MAX_INITIAL_SHARE:
         _log.warning(
             "config.model.ema_decay=%g is too large for %d steps: the initial parameters will make up "
             "%.0f %% of the EMA, which samples use; take about %.2g",

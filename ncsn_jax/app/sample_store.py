@@ -113,9 +113,9 @@ class SampleStore:
             try:
                 path = os.path.join(self._parts, name)
                 indices, samples = pictures.read_npz(path, "indices", "samples")
-                sound = indices.dtype.kind in "iu" and indices.shape == samples.shape[:1]
-                sound &= samples.dtype == self._dtype and samples.shape[1:] == self._shape
+                fits = indices.dtype.kind in "iu" and indices.shape == samples.shape[:1]
+                fits &= samples.dtype == self._dtype and samples.shape[1:] == self._shape
             except Exception:
                 continue
-            if sound:  # the samples of a torn or foreign file count as missing
+            if fits:  # the samples of a torn or foreign file count as missing
                 yield from zip(indices.tolist(), samples, strict=True)

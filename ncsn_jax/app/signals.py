@@ -57,14 +57,16 @@ def deferred(last_saved: Callable[[], str] | None = None) -> Iterator[None]:
     global _deferred, _requested, _last_saved
     with _lock:
         _deferred, _requested, _last_saved = True, None, last_saved
-    alone = _goodbye is None and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, _: _receive(number)) if alone else None
+    in_notebook = _goodbye is None and threading.current_thread() is threading.main_thread()
+    before = (
+        signal.signal(signal.SIGINT, lambda number, _: _receive(number)) if in_notebook else None
+    )
     try:
         yield
     finally:
         with _lock:
             _deferred = False
-        if alone:
+        if in_notebook:
             signal.signal(signal.SIGINT, before)
     if _requested is not None:
         _end(_requested)

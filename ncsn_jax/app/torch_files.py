@@ -279,7 +279,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def _count(path: str, what: str, found: Any) -> int:
-    sound = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if not (sound and 0 <= found <= _MAX_STEP and found == int(found)):
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not (is_number and 0 <= found <= _MAX_STEP and found == int(found)):
         raise UserError(f"{path}: its {what} is {found!r}, expected an integer from 0 to 2**31 - 1")
     return int(found)

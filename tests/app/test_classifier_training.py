@@ -103,7 +103,7 @@ class Damaged(Source):
 
 def test_a_damaged_image_takes_the_label_of_its_replacement(monkeypatch):
     """In training and in the test; each label is the number of its image."""
-    monkeypatch.setattr(images_of, "_MOST_DAMAGED", 0.5)
+    monkeypatch.setattr(images_of, "_MAX_DAMAGED", 0.5)
     seen = []
 
     class Exact:

@@ -188,7 +188,7 @@ def test_chains_advance_on_all_devices_and_all_learn_of_a_diverging_one():
     for bad in (0.0, 1.0):
         rest = np.zeros((8, 2), np.float32)
         rest[5, 1] = bad
-        x, sound, more = chains(
+        x, finite, more = chains(
             devices.replicate(np.float32(2)),
             np.float32(10),
             indices,
@@ -198,7 +198,7 @@ def test_chains_advance_on_all_devices_and_all_learn_of_a_diverging_one():
             rest,
         )
         np.testing.assert_array_equal(x, 1 + 4 * indices * 2 + 10)
-        assert set(np.asarray(sound).ravel()) == {int(bad == 0)}
+        assert set(np.asarray(finite).ravel()) == {int(bad == 0)}
         np.testing.assert_array_equal(more, 2 * rest)
 
 

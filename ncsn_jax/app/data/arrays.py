@@ -25,10 +25,10 @@ from ncsn_jax.errors import UserError, show
 _FILE = re.compile(r"(.+\.npy)|(.+\.npz)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
 # If a larger share of values lies outside the range, the range is probably wrong.
-_MOST_OUTSIDE = 0.5
+_MAX_OUTSIDE = 0.5
 
 # How many elements are examined at once, and how many images of a large array.
-_CHUNK, _LOOKED_AT = 2**20, 1000
+_CHUNK, _EXAMINED = 2**20, 1000
 # A .npy header is shorter than this.
 _HEADER = 2**16
 
@@ -161,7 +161,7 @@ def load(
         array = cache.array("array", version, lambda: (array[:], ""))[0]
     rows = np.arange(len(array))
     if array.dtype != np.uint8 or holdout:
-        stride = -(-len(array) // _LOOKED_AT) if is_large and not holdout else 1
+        stride = -(-len(array) // _EXAMINED) if is_large and not holdout else 1
 
         def make() -> tuple[np.ndarray, str]:
             return _examine(array, value_range, holdout, field, stride), ""
@@ -248,11 +248,11 @@ def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.
 
     It examines only every `stride`-th image.
     """
-    held_out, extremes, outside, looked = np.zeros(len(array), bool), [], 0, 0
+    held_out, extremes, outside, examined = np.zeros(len(array), bool), [], 0, 0
     size = max(1, _CHUNK // math.prod(array.shape[1:])) if stride == 1 else 1
     for first in range(0, len(array), size * stride):
         rows = array[first : first + size]
-        looked += rows.size
+        examined += rows.size
         if array.dtype != np.uint8:
             with np.errstate(all="ignore"):  # an overflow is found as not finite
                 values = units.to_unit(rows, value_range) if value_range else rows
@@ -272,8 +272,8 @@ def _examine(array, value_range, holdout: float, field: str, stride: int) -> np.
             f"data.value_range=() must be (low, high) for the floating-point values of {field}, which "
             f"range from {min(extremes):g} to {max(extremes):g}"
         )
-    share = outside / max(looked, 1)
-    if share > _MOST_OUTSIDE:
+    share = outside / max(examined, 1)
+    if share > _MAX_OUTSIDE:
         raise UserError(
             f"data.value_range={tuple(value_range)} must contain most of the values of {field}, which range "
             f"from {min(extremes):g} to {max(extremes):g}: {100 * share:.0f} % lie outside"

@@ -35,7 +35,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # The most zeros that may end a tar file.
 _LONGEST_END = 2**20
 
-_SHORTER = "the file has become shorter"
+_TRUNCATED = "the file has become shorter"
 
 
 class File(NamedTuple):
@@ -69,7 +69,7 @@ class File(NamedTuple):
             return self._part(self.start, size)
         head = storage.read_part(self.path, self.start, _HEADER + _EXTRA + self.stored)
         if len(head) < _HEADER:
-            raise OSError(_SHORTER)
+            raise OSError(_TRUNCATED)
         if head[:4] != b"PK\3\4":
             raise ValueError("its header is damaged")
         begin = _HEADER + sum(struct.unpack("<2H", head[26:_HEADER]))
@@ -84,7 +84,7 @@ class File(NamedTuple):
     def _part(self, start: int, size: int) -> bytes:
         data = storage.read_part(self.path, start, size)
         if len(data) < size:
-            raise OSError(_SHORTER)
+            raise OSError(_TRUNCATED)
         return data
 
 

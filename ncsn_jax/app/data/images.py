@@ -19,7 +19,7 @@ from ncsn_jax.app.data.reading import Damaged
 from ncsn_jax.errors import UserError, one_line
 
 # A dataset is refused if a larger share of it is damaged.
-_MOST_DAMAGED = 0.1
+_MAX_DAMAGED = 0.1
 # A message names at most this many damaged images.
 _NAMED = 5
 # How many blocks per thread are decoded in advance.
@@ -70,7 +70,7 @@ class Source(abc.ABC):
 class Images:
     """Images `[N, H, W, C]`, as an array that is read where it is indexed.
 
-    The next sound image replaces a damaged one, the same on every host.
+    The next good image replaces a damaged one, the same on every host.
 
     Args:
       images: the images, which may be mapped from a file; or a source of them.
@@ -82,7 +82,7 @@ class Images:
       shape, dtype, identity: as above.
       source: the source of images decoded on demand, or None.
       damaged: grows while images are decoded.
-      told: the damaged images that the log has named.
+      reported: the damaged images that the log has named.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Images:
         self.shape = (images.shape[0] if rows is None else len(rows), *images.shape[1:])
         self._rows, self.dtype, self.identity = rows, images.dtype, identity
         self.damaged = dict(damaged or {})
-        self.told, self._lock = set(self.damaged), threading.Lock()
+        self.reported, self._lock = set(self.damaged), threading.Lock()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -140,7 +140,7 @@ class Images:
         return [self.image(row) for row in rows]
 
     def image(self, index: int) -> np.ndarray:
-        """Returns one image of a source, or if it is damaged the next sound one.
+        """Returns one image of a source, or the next good one if it is damaged.
 
         Raises:
           UserError: if too many are damaged, or one cannot be read.
@@ -156,14 +156,14 @@ class Images:
                 return image
         raise UserError(f"{self.source.what} holds no image that can be decoded")
 
-    def sound(self, rows: np.ndarray) -> np.ndarray:
+    def replacements(self, rows: np.ndarray) -> np.ndarray:
         """Returns the indices of the images that were read in place of `rows`."""
         return np.array([next(r for r in self._from(row) if r not in self.damaged) for row in rows])
 
-    def news(self, most: int) -> list[int]:
-        """Returns the damaged images that are not in `told` yet, and adds them to it."""
-        found = sorted(set(self.damaged) - self.told)[:most]
-        self.told.update(found)
+    def newly_damaged(self, most: int) -> list[int]:
+        """Returns the damaged images that are not in `reported` yet, and adds them to it."""
+        found = sorted(set(self.damaged) - self.reported)[:most]
+        self.reported.update(found)
         return found
 
     def describe(self) -> dict:
@@ -183,7 +183,7 @@ class Images:
     def _count(self, row: int, reason: str) -> None:
         with self._lock:
             self.damaged[row] = reason
-        if len(self.damaged) > _MOST_DAMAGED * len(self):
+        if len(self.damaged) > _MAX_DAMAGED * len(self):
             self.refuse(f"more than a tenth of {len(self)}")
 
     def refuse(self, share: str) -> None:

@@ -59,7 +59,7 @@ def find(dataset: str, data_dir: str) -> str:
         raise _not_prepared(dataset, data_dir)
     # tensorflow-datasets renames a complete dataset into place.
     if not is_there:
-        with _alone(dataset, data_dir), opened(dataset, data_dir) as builder:
+        with _one_at_a_time(dataset, data_dir), opened(dataset, data_dir) as builder:
             _prepare(builder, dataset, data_dir)
     return data_dir
 
@@ -225,7 +225,7 @@ def _unknown(dataset: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _alone(dataset: str, data_dir: str) -> Iterator[None]:
+def _one_at_a_time(dataset: str, data_dir: str) -> Iterator[None]:
     """Lets one process at a time prepare a dataset; the next finds it prepared."""
     with contextlib.ExitStack() as stack:
         # A process that cannot write there cannot prepare anything there either.

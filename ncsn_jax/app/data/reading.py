@@ -22,7 +22,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 # The first bytes of a file that show whether it is one of these.
 PREFIX = 16
 # Larger images are refused. Only one image beyond Pillow's own limit is in memory at a time.
-_MOST_PIXELS, _LARGE = 2**29, 2**27
+_MAX_PIXELS, _LARGE = 2**29, 2**27
 _one_large = threading.Lock()
 # How many blocks of `pillow` are active, and Pillow's own limit outside them.
 _blocks, _limit, _lock = 0, None, threading.Lock()
@@ -93,8 +93,8 @@ def opened(file: str | io.BytesIO, least: int = 0) -> Iterator[Image.Image]:
         if least:
             image.draft("RGB", (least, least))
         pixels = image.width * image.height
-        if pixels > _MOST_PIXELS:
-            raise ValueError(f"is {image.width}x{image.height}, more than {_MOST_PIXELS} pixels")
+        if pixels > _MAX_PIXELS:
+            raise ValueError(f"is {image.width}x{image.height}, more than {_MAX_PIXELS} pixels")
         if pixels > _LARGE:
             stack.enter_context(_one_large)
         yield image

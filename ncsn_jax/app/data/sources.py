@@ -17,9 +17,9 @@ from ncsn_jax.errors import UserError, one_line
 # Labels are read this many at a time.
 _CHUNK = 1000
 # How many images of larger datasets are examined when they are opened.
-_LOOKED_AT = 100
+_EXAMINED = 100
 # A sample with a larger share of damaged images means more than a tenth of the dataset, beyond chance.
-_MOST_OF_SAMPLE = 0.25
+_MAX_DAMAGED_OF_SAMPLE = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -117,15 +117,15 @@ def _open(source: Source, identity: str, name: str, key: list, cache_bytes: int)
         damaged = {int(i): reason for i, reason in damaged.items()}
         images = Images(pixels, damaged=damaged, identity=identity)
     else:
-        looked_at = range(0, count, -(-count // _LOOKED_AT))
-        for _ in images.blocks(looked_at):
+        examined = range(0, count, -(-count // _EXAMINED))
+        for _ in images.blocks(examined):
             pass
-        found = images.damaged.keys() & set(looked_at)
-        if len(found) > _MOST_OF_SAMPLE * len(looked_at):
-            images.refuse(f"{len(found)} of {len(looked_at)}")
+        found = images.damaged.keys() & set(examined)
+        if len(found) > _MAX_DAMAGED_OF_SAMPLE * len(examined):
+            images.refuse(f"{len(found)} of {len(examined)}")
         damaged, note = images.damaged, source.note()
         source.remarks = None  # they would grow with every image that is decoded
-    images.told.update(damaged)  # the note below names them
+    images.reported.update(damaged)  # the note below names them
     if damaged:
         note += ("; " if note else "") + describe_damaged(source, damaged)
         note += ", each replaced by the next good image"

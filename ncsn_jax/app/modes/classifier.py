@@ -29,7 +29,7 @@ from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
 
 # A grid of samples has a column per class, for up to this many classes.
-_MOST_COLUMNS = 20
+_MAX_COLUMNS = 20
 
 
 @devices.jax_defaults()
@@ -64,10 +64,10 @@ def classconditional(config, workdir: str) -> None:
     """Writes samples of given classes to `classconditional/step_<step>/`."""
     shared.begin(config, workdir, "classconditional", Stream.CLASSES)
     model, classifier_params, checksum = _load_classifier(config, workdir)
-    count, wanted = model.num_classes, config.classifier.label
-    if wanted >= count:
+    count, label = model.num_classes, config.classifier.label
+    if label >= count:
         raise UserError(
-            f"config.classifier.label={wanted} must be -1 (all) or below {count}, the number of "
+            f"config.classifier.label={label} must be -1 (all) or below {count}, the number of "
             "classes of the classifier"
         )
     loaded = shared.load(config, workdir)
@@ -75,11 +75,11 @@ def classconditional(config, workdir: str) -> None:
     settings = loaded.sampler_settings() | {
         "classifier": checksum,
         "classifier.scale": config.classifier.scale,
-        "classifier.label": wanted,
+        "classifier.label": label,
     }
 
     def known(indices: np.ndarray) -> tuple[np.ndarray]:
-        labels = indices % count if wanted < 0 else np.full(len(indices), wanted)
+        labels = indices % count if label < 0 else np.full(len(indices), label)
         return (labels.astype(np.int32),)
 
     samples = shared.make_samples(
@@ -91,7 +91,7 @@ def classconditional(config, workdir: str) -> None:
         config.sampling.num_samples,
         known,
     )
-    if samples is not None and wanted < 0 and count <= _MOST_COLUMNS:
+    if samples is not None and label < 0 and count <= _MAX_COLUMNS:
         shown = units.to_picture(samples[: 10 * count], config.data.value_range)
         names = [str(label) for label in range(min(count, len(shown)))]
         png = pictures.encode_png(pictures.grid(shown, count), columns=names)
@@ -99,7 +99,7 @@ def classconditional(config, workdir: str) -> None:
     shared.log.info(
         "wrote %s and grid.png: %s",
         os.path.join(directory, "samples.npz"),
-        f"class {wanted}" if wanted >= 0 else f"sample i has class i modulo {count}",
+        f"class {label}" if label >= 0 else f"sample i has class i modulo {count}",
     )
 
 

@@ -34,7 +34,7 @@ from ncsn_jax.errors import UserError, one_line
 log = logging.getLogger("ncsn_jax")
 
 # How many damaged images that a process finds the log names at a time, and how many in all.
-_NAMED, _MOST_NAMED = 5, 50
+_NAMED, _MAX_NAMED = 5, 50
 
 
 class Loaded(NamedTuple):
@@ -115,16 +115,16 @@ def name_damaged(dataset: data.Images) -> int:
     """
     if dataset.source is None:
         return len(dataset.damaged)
-    told = set(dataset.told)
+    reported = set(dataset.reported)
     rows = np.full(1 + _NAMED, -1)
     rows[0] = len(dataset.damaged)
-    if len(told) < _MOST_NAMED:
-        found = dataset.news(_NAMED)
+    if len(reported) < _MAX_NAMED:
+        found = dataset.newly_damaged(_NAMED)
         rows[1 : 1 + len(found)] = found
     gathered = distributed.gather(rows)
     total = int(gathered[:, 0].max())
-    if new := set(gathered[:, 1:].ravel().tolist()) - told - {-1}:
-        dataset.told.update(new)
+    if new := set(gathered[:, 1:].ravel().tolist()) - reported - {-1}:
+        dataset.reported.update(new)
         named = describe_damaged(dataset.source, {row: dataset.damaged.get(row, "") for row in new})
         count = f" ({total} damaged so far)" if total > len(new) else ""
         log.warning(
@@ -191,8 +191,8 @@ def make_samples(
     value_range = config.data.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        told = known(np.asarray(indices))
-        made = runner.run(loaded.params, indices, size, *told, advanced=advanced)
+        conditions = known(np.asarray(indices))
+        made = runner.run(loaded.params, indices, size, *conditions, advanced=advanced)
         evaluations.extend(made.evaluations)
         return made.images
 

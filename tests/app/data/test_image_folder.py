@@ -33,8 +33,8 @@ def test_image_folder_crops_resizes_and_names_the_files_it_skips(
     cache_bytes, folder, caplog, monkeypatch
 ):
     """A damaged image is replaced by the next; the last one's next is the first."""
-    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
-    monkeypatch.setattr(sources, "_MOST_OF_SAMPLE", 0.5)
+    monkeypatch.setattr(images, "_MAX_DAMAGED", 0.5)
+    monkeypatch.setattr(sources, "_MAX_DAMAGED_OF_SAMPLE", 0.5)
     load = lambda channels: data.load(
         "image_folder", str(folder), 8, channels, crop_size=-1, cache_bytes=cache_bytes
     )
@@ -73,7 +73,7 @@ def test_image_folder_without_cropping_requires_images_that_fit(cache_bytes, fol
 
 
 def test_image_folder_notices_changed_files(folder, monkeypatch):
-    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    monkeypatch.setattr(images, "_MAX_DAMAGED", 0.5)
     assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 5
     os.remove(folder / "b torn.jpg")
     assert len(data.load("image_folder", str(folder), 8, 1, crop_size=-1)) == 4
@@ -139,7 +139,7 @@ def test_skipped_files_are_named_on_one_line_for_any_name(tmp_path, monkeypatch,
     assert x.shape == (1, 8, 8, 1)
     assert text.isprintable() and "link.png" not in text
     assert r"(two\nlines.png: not PNG" in text and r" GIF (\udcff.txt)" in text
-    monkeypatch.setattr(images, "_MOST_DAMAGED", 0.5)
+    monkeypatch.setattr(images, "_MAX_DAMAGED", 0.5)
     assert data.load("image_folder", str(root), 8, 1).shape == (2, 8, 8, 1)
     assert all(record.getMessage().isprintable() for record in caplog.records)
 

@@ -93,7 +93,7 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(block):
     for rows in (np.arange(100), np.array([99, 31]), np.array([98]), np.array([30, 0, 30])):
         found = Images(source)
         np.testing.assert_array_equal(found[rows], PIXELS[expected[rows]])
-        np.testing.assert_array_equal(found.sound(rows), expected[rows])
+        np.testing.assert_array_equal(found.replacements(rows), expected[rows])
     found = Images(Some(damaged=damaged))
     for row in range(100):
         np.testing.assert_array_equal(found[row], PIXELS[expected[row]])
@@ -119,12 +119,16 @@ def test_a_damaged_image_is_not_decoded_again():
 
 def test_each_damaged_image_is_reported_once():
     found = Images(Some(damaged=[3, 40, 41]))
-    assert found.news(9) == []
+    assert found.newly_damaged(9) == []
     found[10], found[3], found[40]
-    assert found.news(2) == [3, 40] and found.news(2) == [41] and found.news(2) == []
+    assert (
+        found.newly_damaged(2) == [3, 40]
+        and found.newly_damaged(2) == [41]
+        and found.newly_damaged(2) == []
+    )
     known = Images(PIXELS, damaged={7: "known before"})
-    assert known.news(9) == []
-    np.testing.assert_array_equal(known.sound(np.array([6, 7])), [6, 8])
+    assert known.newly_damaged(9) == []
+    np.testing.assert_array_equal(known.replacements(np.array([6, 7])), [6, 8])
 
 
 def test_more_than_a_tenth_damaged_is_refused_with_the_reasons():
@@ -154,7 +158,7 @@ def test_adjacent_damaged_images_count_like_any_others():
 
 
 def test_a_dataset_of_only_damaged_images_is_refused(monkeypatch):
-    monkeypatch.setattr(images, "_MOST_DAMAGED", 1)
+    monkeypatch.setattr(images, "_MAX_DAMAGED", 1)
     with pytest.raises(UserError, match="data.data_dir='there' holds no image that can be decoded"):
         Images(Some(3, damaged=range(3)))[1]
 

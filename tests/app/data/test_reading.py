@@ -164,7 +164,7 @@ def test_images_beyond_the_limits_of_pillow_are_read_without_a_warning(
 
 
 def test_the_pixel_limit_applies_to_the_decoded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(reading, "_MAX_PIXELS", 1000)
     for suffix in ("jpg", "png"):
         Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / f"x.{suffix}")
     found, note = first(tmp_path, 8, 1, -1)

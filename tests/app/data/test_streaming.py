@@ -103,12 +103,12 @@ def test_one_damaged_picture_of_forty_is_named_and_replaced(stored, caplog):
         np.testing.assert_array_equal(found[row], found[row + 1])
         (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
         assert line.startswith(f"data.data_dir={str(stored / 'folder')!r}: 1 damaged (20.png: ")
-        assert found.news(9) == []
+        assert found.newly_damaged(9) == []
 
 
 def test_opening_a_large_dataset_examines_only_a_sample(stored, monkeypatch):
     """At so many images, evenly spaced."""
-    monkeypatch.setattr(sources, "_LOOKED_AT", 10)
+    monkeypatch.setattr(sources, "_EXAMINED", 10)
     asked, real = [], image_folder.Folder.image
     monkeypatch.setattr(
         image_folder.Folder,
@@ -176,7 +176,7 @@ def test_a_damaged_compressed_member_causes_no_traceback(tmp_path, monkeypatch):
         begin = starts[name] + 30 + len(name)
         content[begin : begin + 2] = b"\xff\xff"
     path.write_bytes(content)
-    monkeypatch.setattr(images_of, "_MOST_DAMAGED", 0.5)  # of a split, too
+    monkeypatch.setattr(images_of, "_MAX_DAMAGED", 0.5)  # of a split, too
     for cache_bytes in (0, 10**9):
         found = folder("x.zip")(tmp_path, cache_bytes=cache_bytes)
         assert len(found) == 11 and list(found.damaged) == [2]
