@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif failed:
         problems.append(f"{failed} of {len(jobs)} rows failed")
     if options.write and problems:
-        problems.append(f"{options.write} is as it was")
+        problems.append(f"{options.write} is unchanged")
     elif options.write:
         problems += _write(options.write, text)
     problems += _print(text)
@@ -100,35 +100,35 @@ def _make_parser() -> argparse.ArgumentParser:
         help="a checkout of github.com/ermongroup/ncsn to compare with",
     )
     parser.add_argument(
-        "--rounds", type=_whole, default=5, help="how often each side has its turn (default: 5)"
+        "--rounds", type=_integer, default=5, help="measurements of each side (default: 5)"
     )
     parser.add_argument(
         "--shapes",
         type=_several(rows.SHAPES),
         default=list(rows.SHAPES),
-        help=f"features of the networks, of {_join(rows.SHAPES)} (default: all)",
+        help=f"features of the networks, from {_join(rows.SHAPES)} (default: all)",
     )
     parser.add_argument(
         "--only",
         metavar="ROW,...",
         type=_several(rows.NAMES),
         default=list(rows.NAMES),
-        help=f"of {_join(rows.NAMES)} (default: all)",
+        help=f"rows to measure, from {_join(rows.NAMES)} (default: all)",
     )
     parser.add_argument(
         "--devices",
-        type=_whole,
-        help="CPU devices of this library (default: as many as the application takes)",
+        type=_integer,
+        help="CPU devices of this library (default: the number that the application chooses)",
     )
     parser.add_argument(
         "--sampler-steps",
-        type=_whole,
+        type=_integer,
         default=1000,
         help=f"steps of annealed Langevin, a multiple of {LEVELS} (default: 1000)",
     )
     parser.add_argument(
         "--warm-up-steps",
-        type=_whole,
+        type=_integer,
         default=32,
         help="training steps before the rounds of the rows 'train' (default: 32)",
     )
@@ -136,22 +136,22 @@ def _make_parser() -> argparse.ArgumentParser:
         "--write",
         type=storage.path,
         metavar="FILE",
-        help=f"also put the table between the lines {table.BEGIN} and {table.END} of this file, in place of "
-        "what is there, unless a row failed",
+        help=f"also replace the table between the lines {table.BEGIN} and {table.END} of this file, "
+        "unless a row failed",
     )
     return parser
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends with one line on mistakes that would otherwise show only after a long time."""
+    """Reports mistakes at once, on one line, that would otherwise show only much later."""
     if options.sampler_steps % LEVELS:
         parser.error(f"--sampler-steps={options.sampler_steps} must be a multiple of {LEVELS}")
     if options.reference is not None:
-        # Workers have another working directory.
+        # Workers have a different working directory.
         options.reference = str(pathlib.Path(options.reference).resolve())
         if missing := original.missing_file(options.reference):
             parser.error(
-                f"--reference={options.reference} is no checkout of github.com/ermongroup/ncsn: "
+                f"--reference={options.reference} is not a checkout of github.com/ermongroup/ncsn: "
                 f"it has no {missing}"
             )
         if importlib.util.find_spec("torch") is None:
@@ -179,9 +179,9 @@ def _header(options: argparse.Namespace, others: list[float]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
     return int(text)
 
 
@@ -192,7 +192,7 @@ def _several(allowed) -> Callable[[str], list]:
         names = {str(value): value for value in allowed}
         given = list(dict.fromkeys(text.split(",")))
         if unknown := [name for name in given if name not in names]:
-            raise argparse.ArgumentTypeError(f"must be of {_join(allowed)}, got {unknown[0]!r}")
+            raise argparse.ArgumentTypeError(f"must be from {_join(allowed)}, got {unknown[0]!r}")
         return [names[name] for name in given]
 
     return parse

@@ -84,12 +84,12 @@ def _path(text: str) -> pathlib.Path:
 def main(arguments: list[str]) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
-    parser.add_argument("--minutes", type=float, required=True, help="for all parts together")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="time limit of all parts together"
+    )
     parser.add_argument("--out", type=_path, required=True, help="directory of the results")
     parser.add_argument("--reference", type=storage.path, help="a checkout of ermongroup/ncsn")
-    parser.add_argument(
-        "--data_dir", type=storage.path, help="prepared datasets, with mnist among them"
-    )
+    parser.add_argument("--data_dir", type=storage.path, help="prepared datasets, including mnist")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

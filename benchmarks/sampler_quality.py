@@ -132,7 +132,9 @@ def main(_) -> None:
     if config.data.dataset != "digits":
         raise UserError(f"config.data.dataset={config.data.dataset!r} must be 'digits'")
     if config.training.sde != "none" and not config.training.continuous:
-        raise UserError("config.training.continuous=False must be True: the ladder is changed")
+        raise UserError(
+            "config.training.continuous=False must be True: the benchmark changes the ladder"
+        )
     step, state = workdirs.load(config, workdir)
     params = devices.replicate(state.ema_params or state.params)
     count, size = _SAMPLES.value, config.sampling.batch_size

@@ -129,5 +129,5 @@ def replace(text: str, measured: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
-        raise ValueError(f"must have one line {BEGIN} and after it one line {END}")
+        raise ValueError(f"must have one line {BEGIN}, followed by one line {END}")
     return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"

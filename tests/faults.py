@@ -3,8 +3,8 @@
     python -m tests.faults --kills=50 --damages=3 --fills=10 --losses=5 --seed=0
 
 is the long form of `tests/test_faults.py`. Each scenario runs the application as a user does, breaks
-something at a moment that a random generator with a printed seed chooses, and then demands of what is left
-what `docs/workdirs.md` promises. Runs are on the configuration `tests/tiny.py`.
+something at a random moment (the seed is printed), and then checks that what is left keeps the promises of
+`docs/workdirs.md`. Runs use the configuration `tests/tiny.py`.
 """
 
 import argparse
@@ -25,15 +25,15 @@ import numpy as np
 
 from tests.running import ROOT, command, environment, final_state, run
 
-# Runs that nothing happens to have their images decoded once, and the others whenever they are needed.
+# Undisturbed runs decode their images once, the others on demand.
 _STREAMED = ("--config.data.cache_bytes=0", "--config.data.workers=2")
 
-# No process may outlast it.
+# The time limit of a process.
 _LIMIT = 300
 
 
 class Failed(Exception):
-    """Something that was promised does not hold."""
+    """A promise is broken."""
 
 
 def demand(holds: bool, *what) -> None:
@@ -43,7 +43,7 @@ def demand(holds: bool, *what) -> None:
 
 
 def start(workdir, *extra: str, devices: int = 1) -> subprocess.Popen:
-    """Starts the application, with both of its outputs in `WORKDIR.out` and `WORKDIR.err`."""
+    """Starts the application, with its output in `WORKDIR.out` and `WORKDIR.err`."""
     suffix = "".join(e[-1] for e in extra if e.startswith("--process_id"))
     with (
         open(f"{workdir}.out{suffix}", "w", encoding="utf-8") as out,
@@ -61,25 +61,25 @@ def complete(workdir) -> list[int]:
 
 
 def same(a: tuple[int, dict], b: tuple[int, dict]) -> bool:
-    """Whether step and every bit of two states agree."""
+    """Returns whether two states are bit-identical and of the same step."""
     leaves = zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1]), strict=True)
     return a[0] == b[0] and all(x.tobytes() == y.tobytes() for x, y in leaves)
 
 
 def curve(workdir) -> dict[int, float]:
-    """Returns the loss by step, of which the last line counts."""
+    """Returns the loss by step; the last line for a step counts."""
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
     return {r["step"]: r["loss"] for r in map(json.loads, text.splitlines())}
 
 
 def files(workdir) -> set[str]:
-    """Returns the files of a work directory but for events and, as orbax names it, array data."""
+    """Returns the files of a work directory except events and array data, which orbax names."""
     found = (p.relative_to(workdir) for p in pathlib.Path(workdir).rglob("*") if p.is_file())
     return {str(p) for p in found if not p.name.startswith("events.") and p.parent.name != "d"}
 
 
 def compare(workdir, reference) -> None:
-    """Demands that a finished run equals one that nothing happened to."""
+    """Raises `Failed` unless a finished run equals an undisturbed one."""
     demand(same(final_state(workdir), final_state(reference)), "another final state")
     demand(curve(workdir) == curve(reference), "another loss curve")
     demand(files(workdir) == files(reference), "other files", files(workdir) ^ files(reference))
@@ -88,14 +88,14 @@ def compare(workdir, reference) -> None:
 
 
 def finish(workdir, *extra: str, devices: int = 1) -> None:
-    """Runs the application to its end, which must be a good one."""
+    """Runs the application to its end, which must succeed."""
     result = run(workdir, *extra, devices=devices)
     demand(result.returncode == 0, "did not finish", result.stderr[-2000:])
 
 
 def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -> None:
-    """`kill -9`, `count` times, at moments from the start of the process to well into its training."""
-    # Saves all the time, so that most kills fall into one.
+    """Sends `kill -9` `count` times, at moments from the start of the process to well into training."""
+    # Saves constantly, so that most kills hit a save.
     extra = (f"--config.training.num_steps={40 * max(count, 3)}", "--config.training.log_every=10")
     reference, workdir = folder / "reference", folder / "killed"
     finish(reference, *extra)
@@ -104,7 +104,7 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
         before = complete(workdir)
         process = start(workdir, *extra, *_STREAMED)
         log = pathlib.Path(f"{workdir}.out")
-        if rng.random() < 0.8:  # otherwise any moment of the start
+        if rng.random() < 0.8:  # otherwise at any moment during the start
             while "  loss " not in log.read_text() and process.poll() is None:
                 time.sleep(0.01)
             delay = rng.expovariate(1.0)
@@ -131,7 +131,7 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
 
 
 def damages(folder: pathlib.Path, each: int, rng: random.Random, say: Callable) -> None:
-    """Every file of the newest checkpoint truncated, flipped, emptied and removed in turn."""
+    """Truncates, flips, empties and removes every file of the newest checkpoint in turn."""
     sound = folder / "sound"
     finish(sound, "--config.sampling.num_samples=1")
     newest, older = complete(sound)[-1], complete(sound)[-2]
@@ -164,14 +164,14 @@ def damages(folder: pathlib.Path, each: int, rng: random.Random, say: Callable) 
 
 
 def unshare(size: int, directory) -> list[str]:
-    """Returns what to put before a command so that a directory is a disk of so many kibibytes."""
+    """Returns a command prefix that makes a directory a disk of this many kibibytes."""
     script = 'mount -t tmpfs -o "size=$1k" tmpfs "$2" && shift 2 && "$@"; status=$?; '
     script += f'cp -r "{directory}/." "{directory}.after"; exit $status'
     return ["unshare", "-rm", "sh", "-c", script, "sh", str(size), str(directory)]
 
 
 def can_fill() -> bool:
-    """Whether this machine lets a process mount a small disk of its own."""
+    """Returns whether this machine lets a process mount a small disk."""
     with tempfile.TemporaryDirectory() as directory:
         probe = subprocess.run([*unshare(64, directory), "true"], capture_output=True)
     shutil.rmtree(f"{directory}.after", ignore_errors=True)
@@ -179,7 +179,7 @@ def can_fill() -> bool:
 
 
 def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -> None:
-    """A disk that is full at some moment: one error line, which names a path, and what was saved intact."""
+    """Fills the disk at some moment: expects one error line that names a path, and intact earlier saves."""
     reference = folder / "roomy"
     finish(reference)
     full = 0
@@ -195,7 +195,7 @@ def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
             say(f"{size} KiB were enough")
             continue
         full += 1
-        # TensorStore's threads may say beside it that nobody waits for them any more.
+        # TensorStore's threads may also report that nothing waits for them any more.
         errors = re.findall(r"(?<!\w)error: .*", result.stderr)
         demand(result.returncode == 1 and len(errors) == 1, "not one error line", lines[-20:])
         demand(str(disk) in errors[0] and "pace left" in errors[0], "no path", errors[0])
@@ -209,7 +209,7 @@ def fills(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -
 
 
 def free_port() -> int:
-    """Returns a port of 127.0.0.1 that nobody listens on."""
+    """Returns a port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -245,7 +245,7 @@ def wait_two(processes: list[subprocess.Popen]) -> list[int]:
 
 
 def losses(folder: pathlib.Path, count: int, rng: random.Random, say: Callable) -> None:
-    """One of two processes killed or stopped: the other ends within a minute, and both resume."""
+    """Kills or stops one of two processes: the other must end within a minute, and both resume."""
     extra = ("--config.training.num_steps=400", "--config.training.log_every=10")
     reference, workdir = folder / "two", folder / "lost"
     processes = start_two(reference, *extra)

@@ -3,12 +3,12 @@
     python -m tests.fuzz --cases=10000 --seed=0
     python -m tests.fuzz --seed=0 --only=mask --case=17
 
-The second repeats one case. The generators are in `tests.hostile`; here is what runs them and judges. A
-case is a function of (seed, entry point, number) alone. It passes if the call returns, or refuses with
+The second command repeats one case. `tests.hostile` holds the generators; this module runs and judges them.
+A case is a function of (seed, entry point, number) alone. It passes if the call returns, or refuses with
 one line: a UserError or the parser's line and a status of 1 or 2 in the application, a ValueError in the
-library. It fails by any other exception or a warning, by taking more than 20 seconds or 2 GiB, and by a
-change to anything outside the case's own directory. Cases run one after the other in a process of their
-own, so that one that kills it or never returns is a failure like any other; the next process goes on.
+library. It fails if it raises any other exception or a warning, takes more than 20 seconds or 2 GiB, or
+changes anything outside its own directory. Cases run one after the other in a separate process. A case that
+kills the process or never returns counts as a failure, and another process continues.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from tests.hostile import ROOT, Failure, judge
 
 # Seconds for a case, and for the process to report that it took longer.
 _LIMIT, _GRACE = 20, 25
-# A case may not let the process grow by so much; so much more than at the start it cannot get at all.
+# A case fails if the process grows by the first size. The second limits its address space.
 _GROWTH, _ADDRESSES = 2 * 2**30, 6 * 2**30
 
 
@@ -51,10 +51,10 @@ class Hang(BaseException):
 
 
 class Case:
-    """What a generator gets: randomness, and directories that are empty at the start.
+    """The input of a generator: randomness, and directories that are empty at the start.
 
     Attributes:
-      rng: the case's own generator; all of its randomness comes from there.
+      rng: the case's random number generator, its only source of randomness.
       room: a directory for hostile files.
       work: the path of a directory that is not there yet, for the entry point's output.
     """
@@ -83,7 +83,7 @@ class Case:
 
 
 def _fork(run: Callable[[], None]) -> tuple[int, str, str]:
-    """Runs a function in a process of its own: (status, standard output, standard error)."""
+    """Runs a function in a separate process: (status, standard output, standard error)."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -128,12 +128,12 @@ def _fork(run: Callable[[], None]) -> tuple[int, str, str]:
 
 
 def _judge_process(status: int, output: str, errors: str) -> None:
-    """Raises unless a process ended well, or with one line and a status of 1 or 2."""
+    """Raises unless a process succeeded, or ended with one line and a status of 1 or 2."""
     from ncsn_jax.errors import UserError
 
     if "Traceback" in errors or status not in (0, 1, 2):
         raise Failure(f"status {status}: {errors[-300:]!r}")
-    # Of absl, about a flagfile that names itself.
+    # absl's message about a flagfile that names itself.
     errors = re.sub(r"^Warning: Hit circular.*\n", "", errors, flags=re.M)
     lines = errors.splitlines()
     if not errors and (status == 0 or output):  # such as --help
@@ -179,7 +179,7 @@ class Surroundings:
     def begin(self) -> None:
         """Makes the case's directories."""
         folder = os.path.join(self.base, "case")
-        # rm can do what shutil cannot: directories nested by the thousand.
+        # shutil fails on thousands of nested directories; rm does not.
         with contextlib.suppress(OSError, RecursionError):
             shutil.rmtree(folder)
         if os.path.lexists(folder):
@@ -230,7 +230,7 @@ def _peak() -> int:
 
 
 def work(seed: int, plan: list[tuple[str, int]]) -> None:
-    """What a process of cases does: runs them, and reports before and after each on standard output."""
+    """Runs the cases of a process, and reports before and after each on standard output."""
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -282,19 +282,19 @@ class Results:
         self.failures = []
 
     def add(self, name: str, number: int, outcome: str, reason: str) -> None:
-        """Takes down how a case ended."""
+        """Records how a case ended."""
         self.counts[name][outcome] += 1
         if outcome == "failed":
             self.failures.append((name, number, reason))
 
 
 def run(seed: int, plan: list[tuple[str, int]], say=print) -> Results:
-    """Runs cases, (entry point, number) each, in as many processes as it takes."""
+    """Runs cases, (entry point, number) each, in as many processes as necessary."""
     results = Results()
     started = shown = time.monotonic()
     done = 0
     while done < len(plan):
-        # Entry points of one kind of process share it: the light ones fork, which jax forbids.
+        # Entry points that need the same kind of process share one: the light ones fork, which jax forbids.
         group = [plan[done]]
         light = _is_light(group[0][0])
         for item in plan[done + 1 :]:
@@ -373,7 +373,7 @@ def make_plan(cases: int, only: str | None = None) -> list[tuple[str, int]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000, help="in all, about")
     parser.add_argument("--seed", type=int, default=0)

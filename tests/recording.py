@@ -15,13 +15,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8
 
 
 class Recorder:
-    """Arguments of calls, by function name and parameter name."""
+    """The arguments of calls, by the names of function and parameter."""
 
     def __init__(self, patch):
         self.calls, self._patch = {}, patch
 
     def watch(self, owner, name: str, result=None) -> None:
-        """Records the calls of a function, which then returns `result(**arguments)` if given."""
+        """Records the calls of a function, which then returns `result(**arguments)` if `result` is given."""
         real = getattr(owner, name)
         signature = inspect.signature(real)
         rest = [p.name for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]

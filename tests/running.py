@@ -1,4 +1,4 @@
-"""Runs the application in its own processes, on a network of a few channels."""
+"""Runs the application in separate processes, on a network of a few channels."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def environment(devices=1):
 
 
 def quickly_compiling():
-    """Returns an environment without LLVM's optimizations, for networks slower to compile than to run."""
+    """Returns an environment without LLVM's optimizations, for networks that are slow to compile."""
     given = environment()
     return given | {"XLA_FLAGS": f"{given['XLA_FLAGS']} --xla_backend_optimization_level=0"}
 
@@ -52,7 +52,7 @@ def run(workdir, *extra, devices=1, prefix=()):
 
 
 def kill_at(line, workdir, *extra, devices=1):
-    """Starts the application, and kills it when it prints a line that begins with `line`."""
+    """Starts the application, and kills it when it prints a line that starts with `line`."""
     process = subprocess.Popen(
         command(workdir, *extra),
         cwd=ROOT,
@@ -68,7 +68,7 @@ def kill_at(line, workdir, *extra, devices=1):
 
 
 def final_state(workdir):
-    """Returns the step and arrays of the newest sound checkpoint, without changing anything."""
+    """Returns step and arrays of the newest intact checkpoint, and changes nothing."""
     like = jax.eval_shape(build.make_init(tiny.get_config()), jax.random.key(0))
     with checkpoints.Checkpoints(str(workdir), read_only=True) as store:
         return store.load(like)
@@ -110,7 +110,7 @@ SMALL_DIFFUSION = {
 
 
 def load_diffusion_config(module=None, **changes):
-    """Returns a small configuration with an SDE, based on `digits_ve` or another module."""
+    """Returns a small configuration with an SDE, from `digits_ve` or another module."""
     from configs import digits_ve
 
     config = (module or digits_ve).get_config()

@@ -162,12 +162,12 @@ def test_the_own_readme_has_a_place_for_the_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds=0"], "must be a whole number >= 1, got '0'"),
-        (["--shapes=16,17"], "must be of 16,32,64,128, got '17'"),
+        (["--rounds=0"], "must be an integer >= 1, got '0'"),
+        (["--shapes=16,17"], "must be from 16,32,64,128, got '17'"),
         (["--only=train,nothing"], "got 'nothing'"),
         (["--sampler-steps=15"], "--sampler-steps=15 must be a multiple of 10"),
         (["--reference={tmp}"], "has no models/cond_refinenet_dilated.py"),
-        (["--warm-up-steps=0"], "must be a whole number >= 1, got '0'"),
+        (["--warm-up-steps=0"], "must be an integer >= 1, got '0'"),
         (["--write={tmp}/absent.md"], "absent.md: No such file or directory"),
         (["--write={tmp}/plain.md"], "plain.md: must have one line"),
     ],
@@ -420,7 +420,7 @@ def test_ctrl_c_prints_what_was_measured(file, capsys):
     assert command.main(["--only=train,evaluate", "--shapes=16", f"--write={file}"]) == 130
     output = capsys.readouterr()
     assert "| train step, 16 features, 28x28x1, batch 32 | 1 ms |" in output.out
-    assert output.err.endswith(f"interrupted after 1 of 2 rows; {file} is as it was\n")
+    assert output.err.endswith(f"interrupted after 1 of 2 rows; {file} is unchanged\n")
     assert "old" in file.read_text()
 
 
@@ -429,7 +429,7 @@ def test_a_failed_row_is_a_failure_and_nothing_is_written(file, monkeypatch, cap
     assert command.main(["--only=start", f"--write={file}"]) == 1
     output = capsys.readouterr()
     assert output.out.count("| failed: OSError |") == 2
-    assert output.err.endswith(f"2 of 2 rows failed; {file} is as it was\n")
+    assert output.err.endswith(f"2 of 2 rows failed; {file} is unchanged\n")
     assert "old" in file.read_text()
 
 

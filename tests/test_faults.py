@@ -1,4 +1,4 @@
-"""The short form of `tests/faults.py`, and signals, which it does not send."""
+"""Runs a short form of `tests/faults.py`, and tests signals, which that does not send."""
 
 import pathlib
 import random
@@ -17,27 +17,29 @@ def scenario(name, count, folder):
 
 
 def test_runs_killed_at_random_moments_are_bit_identical(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # as users have it, which the other tests do not
+    monkeypatch.setenv("XLA_FLAGS", "")  # the setting of users, unlike that of the other tests
     scenario("kills", 2, tmp_path)
 
 
-# From TensorStore's threads, whose results nobody waits for once one of them has failed.
+# TensorStore's threads raise this, because nothing waits for them once one has failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damage_to_every_file_of_a_checkpoint_is_survived(tmp_path):
     scenario("damages", 1, tmp_path)
 
 
-@pytest.mark.skipif(not faults.can_fill(), reason="no disk of its own may be mounted here")
+@pytest.mark.skipif(
+    not faults.can_fill(), reason="this machine does not let a process mount a disk"
+)
 def test_a_full_disk_is_survived(tmp_path):
     scenario("fills", 1, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_just_finished(tmp_path, number, status):
-    """Well within the half minute that a machine leaves which is taken away."""
+    """It takes well under the half minute that a preempted machine leaves."""
     workdir = tmp_path / "run"
     extra = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
-    extra += ("--config.training.sample_every=0",)  # a preview would end at once
+    extra += ("--config.training.sample_every=0",)  # a signal during a preview ends the run at once
     extra += ("--config.training.log_every=1000",)
     process = faults.start(workdir, *extra)
     log = pathlib.Path(f"{workdir}.out")

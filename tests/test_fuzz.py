@@ -1,4 +1,4 @@
-"""The short form of `tests.fuzz`: some hundred malformed inputs, the same ones every time."""
+"""Runs a short form of `tests.fuzz`: a few hundred malformed inputs, the same ones every time."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ def test_malformed_inputs_are_refused_with_one_line():
     plan = [
         (name, number)
         for name, number in fuzz.make_plan(170)
-        # These are slow: PyTorch, the shapes of networks, and matplotlib.
+        # PyTorch, the shapes of networks, and matplotlib are slow.
         if name not in ("torch_file", "state_dict", "losses_plot")
     ]
     results = fuzz.run(0, plan, lambda text: None)
@@ -33,7 +33,7 @@ def test_malformed_pytorch_files_are_refused_with_one_line():
 
 
 def broken(case):
-    """An entry point with every fault that is looked for."""
+    """Returns an entry point with every fault that the fuzzer detects."""
 
     def call():
         faults = [
@@ -51,7 +51,7 @@ def broken(case):
 
 
 def test_the_fuzzer_finds_faults(tmp_path):
-    """In processes that have the broken entry point besides: one, and one for the case that ends it."""
+    """The broken entry point runs in two processes, because one case ends the first."""
     script = """
 import json, os, sys
 sys.path[0] = os.getcwd()
@@ -73,7 +73,7 @@ fuzz.work(0, [("broken", number) for number in json.loads(sys.argv[1])])
         assert [kind for kind, *_ in reports[::2]] == ["begin"] * len(numbers), result.stderr
         return result.returncode, [report[2:] for report in reports[1::2]]
 
-    # What one writes where it must not stays there, so it is the last one.
+    # A forbidden file stays, so this case is the last.
     status, found = work(0, 1, 4, 5, 6, 2)
     expected = [
         ("accepted", ""),

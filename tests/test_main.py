@@ -1,4 +1,4 @@
-"""Each flag of `main.py` arrives where it is to work."""
+"""Tests that each flag of `main.py` reaches the code that uses it."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from tests.running import ROOT
 
-# Stands for all that `main.py` calls, and says with what.
+# Replaces everything that `main.py` calls, and prints the arguments.
 SCRIPT = """
 import json, sys, types
 

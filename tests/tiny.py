@@ -16,7 +16,7 @@ from ncsn_jax.app import build, schema
 
 
 class Tiny(nn.Module):
-    """The smallest network that the application accepts, with a level, sigmas and convolutions."""
+    """The smallest network that the application accepts: a level, sigmas, convolutions."""
 
     features: int
     sigmas: jax.Array
@@ -38,7 +38,7 @@ class Tiny(nn.Module):
 class TinyDiffusion(models.NCSNpp):
     """The smallest stand-in for NCSNpp, with the same settings.
 
-    It starts near the score of normal data; otherwise solvers would follow it to infinity.
+    It starts near the score of normal data, because solvers would otherwise diverge.
     """
 
     @nn.compact
@@ -56,7 +56,7 @@ class TinyDiffusion(models.NCSNpp):
         return h - (x - 0.5) / (sigma**2 + 0.25)
 
 
-assert "tiny" not in schema.FIELDS["model.name"].limits[0][1]  # the text was made before
+assert "tiny" not in schema.FIELDS["model.name"].limits[0][1]  # the text was made earlier
 build.MODELS["tiny"] = Tiny
 
 

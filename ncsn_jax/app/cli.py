@@ -70,7 +70,8 @@ def _with_config(arguments: list[str]) -> list[str]:
         found = sorted(map(str, near.glob("*.py"))) or sorted(
             map(str, pathlib.Path("configs").rglob("*.py"))
         )
-        fail(f"--config={path} does not exist; available: {', '.join(found)}", 2)
+        others = f"; available: {', '.join(found)}" if found else ""
+        fail(f"--config={path} does not exist{others}", 2)
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the application's tests: runs of `main.py` on a tiny network, and a recorder."""
+"""Shared fixtures: runs of `main.py` on a tiny network, and a recorder."""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def workdir(uninterrupted, tmp_path):
-    """A copy of a finished run on one device, to be changed."""
+    """Returns a copy of a finished run on one device, which tests may change."""
     return shutil.copytree(uninterrupted(1)[0], tmp_path / "copy")
 
 
@@ -45,5 +45,5 @@ def closed_logs():
 
 @pytest.fixture
 def record(monkeypatch):
-    """A recorder of what the application calls in the library; samplers and solvers do nothing."""
+    """Records the application's calls to the library; samplers and solvers do nothing."""
     return record_library(monkeypatch)

@@ -1,4 +1,4 @@
-"""Runs on users' arrays, in this process: against runs on bytes, closed forms, and what the arrays hold."""
+"""Tests runs on users' arrays against runs on bytes, closed forms, and the arrays' content."""
 
 import math
 import shutil
@@ -49,7 +49,7 @@ def kelvin_config(**changes):
 
 @pytest.fixture(scope="module")
 def kelvin_run(tmp_path_factory):
-    """A work directory, its configuration and the array, of a run that was resumed."""
+    """Returns the work directory, the configuration and the array of a resumed run."""
     workdir = str(tmp_path_factory.mktemp("kelvin") / "run")
     config = kelvin_config(**{"data.dataset": KELVIN})
     run_lib.train(config, workdir)
@@ -66,7 +66,7 @@ def test_a_run_on_floats_resumes_and_samples_in_their_units(kelvin_run):
     assert step == 4
     samples = runs.read(workdir, "samples", "step_4", "samples.npz")["samples"]
     assert samples.shape == (3, 16, 16, 5) and samples.dtype == np.float32
-    # The same chains in [0, 1] are of a run whose values are.
+    # A run with values in [0, 1] has the same chains in [0, 1].
     unit = kelvin_config(**{"data.value_range": (0, 1)})
     params = devices.replicate(jax.tree.map(np.asarray, state.ema_params))
     x = run_samplers.Chains(unit).run(params, [0, 1, 2], 8).images
@@ -88,7 +88,7 @@ def test_floats_are_inpainted_and_interpolated_in_their_units(kelvin_run):
     np.testing.assert_array_equal(found["originals"], held_out[:2])
     assert found["completions"].shape == (2, 2, 16, 16, 5)
     for image, completions in zip(held_out, found["completions"], strict=False):
-        # float32 has 3e-5 between neighbours there.
+        # float32 values are 3e-5 apart there.
         np.testing.assert_allclose(completions[:, :, :8], [image[:, :8]] * 2, atol=1e-4, rtol=0)
         assert np.abs(completions[:, :, 8:] - image[:, 8:]).max() > 1
     config = kelvin_config(**{"data.dataset": KELVIN, "sampling.rtol": 1e-3, "sampling.atol": 1e-3})
@@ -116,14 +116,14 @@ def test_distances_between_floats_are_in_units_of_the_range(kelvin_run):
 
 
 def test_likelihoods_of_floats_use_the_density_in_their_units(kelvin_run, gaussian):  # noqa: F811
-    """Of a normal distribution around the middle of the range, in closed form, in bits per dimension."""
+    """The density is normal, centred in the range; its bits per dimension have a closed form."""
     _, _, kelvin = kelvin_run
     config = runs.vp_config(**{"likelihood.end": 1e-5})
     config.data.update(value_range=RANGE, image_size=16, channels=5)
     images = kelvin[:4]
     judge = run_flows.on_devices(config, run_flows.bits_per_dim)
     bits, _ = judge({}, ((images - 260) / 60).astype(np.float32), 8, np.arange(4))
-    # [-1, 1] are 60 kelvin.
+    # [-1, 1] spans 60 kelvin.
     std = gaussian.STD * 30
     nats = -0.5 * ((images.astype(float) - 290) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
     np.testing.assert_allclose(bits, -nats.mean(axis=(1, 2, 3)) / math.log(2), atol=2e-3)

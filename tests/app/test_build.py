@@ -1,4 +1,4 @@
-"""The networks, SDEs, objectives and optimizers that a configuration describes."""
+"""Tests the networks, SDEs, objectives and optimizers that a configuration describes."""
 
 import dataclasses
 import functools
@@ -106,7 +106,7 @@ def test_published_configurations_build_the_published_networks(module, count):
 
 
 def test_a_reduced_published_network_takes_a_training_step():
-    """Of NCSN++ for CIFAR-10 with all its parts: all but the frequencies have a gradient."""
+    """In NCSN++ for CIFAR-10, all parameters but the frequencies have a gradient."""
     config = ve_cifar10_ncsnpp_continuous.get_config()
     config.update_from_flattened_dict(
         {
@@ -119,13 +119,13 @@ def test_a_reduced_published_network_takes_a_training_step():
     )
     schema.check(config)
     rng = np.random.default_rng(0)
-    # Not from `make_init`, which takes as long as the rest, and starts with branches of almost zero.
+    # `make_init` would take as long as the rest, and its branches start near zero.
     shapes = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
     params = jax.tree.map(lambda a: rng.normal(0, 0.1, a.shape).astype(a.dtype), shapes)
     opt_state = build.make_optimizer(config).init(params)
     state = training.TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
     images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    # Without the average, which takes long to compile for so many arrays.
+    # The EMA would take long to compile for so many arrays.
     options = build.make_train_steps(config).keywords | {"ema_decay": 0.0}
     steps = functools.partial(training.train_step, **options)
     after, metrics = run(steps, state, images, 0)
@@ -136,7 +136,7 @@ def test_a_reduced_published_network_takes_a_training_step():
 
 
 def test_warm_up_starts_at_zero_and_ends_after_its_steps():
-    """Adam's step is the learning rate for a constant gradient, in the bound of eps."""
+    """For a constant gradient, Adam's step is the learning rate, up to eps."""
     config = load_config(**{"optim.warmup_steps": 4, "optim.learning_rate": 0.5})
     optimizer = build.make_optimizer(config)
     params = jnp.zeros(())
@@ -162,7 +162,7 @@ def test_training_applies_dropout_if_the_network_has_it(dropout, monkeypatch):
     assert np.allclose(with_keys, without) == (not dropout)
 
 
-# A value for every field of a network and its objective, each unlike its default and all others.
+# A value for every field of a network and its objective, each different from its default and all others.
 UNUSUAL = {
     "data.image_size": 24,
     "data.channels": 3,

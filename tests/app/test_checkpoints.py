@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(workdir, damage, ca
 
 
 def describe_otherwise(path, **changes):
-    """Changes what stands beside a checkpoint."""
+    """Changes the metadata of a checkpoint."""
     meta = json.loads(path.read_text())
     path.write_text(json.dumps(meta | changes))
 
@@ -156,17 +156,19 @@ def test_a_different_dtype_is_refused(workdir):
 
 
 def test_a_checksum_mismatch_counts_as_damage(workdir):
-    """What orbax restores without complaint is still compared with what was saved."""
+    """The checksums are compared even if orbax restores the data without an error."""
     folder = workdir / "checkpoints"
     shutil.rmtree(folder / "3" / "state")
-    shutil.copytree(folder / "2" / "state", folder / "3" / "state")  # sound, but of another step
+    shutil.copytree(
+        folder / "2" / "state", folder / "3" / "state"
+    )  # intact, but from a different step
     assert restore(workdir)[0] == 2
 
 
 def test_if_all_checkpoints_are_damaged_loading_fails_and_deletes_nothing(workdir):
     for step in (2, 3):
         flip_a_bit(largest_file(workdir / "checkpoints" / str(step) / "state"))
-    for _ in range(2):  # the same again when the command is repeated
+    for _ in range(2):  # repeating the command gives the same error
         with pytest.raises(UserError, match=r"can be read: \[3, 2\] are all damaged"):
             restore(workdir)
     assert not (workdir / "damaged").exists()

@@ -1,4 +1,4 @@
-"""The file of a classifier: all of it comes back, and what is no such file is refused in one line."""
+"""Tests a classifier's file: the round trip, and one-line errors for other files."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ META = describe() | {"accuracy": [0.9, 0.5]}
 
 @pytest.fixture(scope="module")
 def weights():
-    """Parameters of MODEL."""
+    """Returns parameters of MODEL."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda like: rng.standard_normal(like.shape, np.float32), classifier_file.rebuild(META)[1]
@@ -87,7 +87,7 @@ def test_damaged_and_foreign_files_are_refused_on_one_line(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),  # None of them is sound.
+    ("name", "value"),  # All are invalid.
     [
         ("num_classes", 1),
         ("num_classes", 4),
@@ -95,7 +95,7 @@ def test_damaged_and_foreign_files_are_refused_on_one_line(weights, tmp_path):
         ("num_classes", 10**9),
         ("num_classes", 10**30),
         ("features", 6.0),
-        ("features", 9),  # no groups of one size
+        ("features", 9),  # not divisible into equal groups
         ("features", None),
     ],
 )

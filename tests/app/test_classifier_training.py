@@ -1,4 +1,4 @@
-"""The training and the test of a classifier, on tasks whose answer is known."""
+"""Tests the training and evaluation of a classifier on tasks whose answer is known."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ from tests.running import load_diffusion_config
 
 
 def make_config(seed=0, sigma_end=0.01, sigma_begin=0.2, centered=False, **options):
-    """A configuration with a variance-exploding SDE, and these options of the classifier."""
+    """Returns a configuration with a variance-exploding SDE and these options of the classifier."""
     model = {"model.sigma_end": sigma_end, "model.sigma_begin": sigma_begin}
     of_classifier = {f"classifier.{name}": value for name, value in options.items()}
     changes = {"seed": seed, "data.centered": centered}
@@ -32,7 +32,7 @@ def make_config(seed=0, sigma_end=0.01, sigma_begin=0.2, centered=False, **optio
 
 @pytest.fixture(scope="module")
 def stripes():
-    """24 noisy images of vertical stripes, 24 of horizontal ones."""
+    """Returns 24 noisy images of vertical stripes and 24 of horizontal stripes."""
     rng = np.random.default_rng(0)
     upright = np.broadcast_to(np.arange(4) % 2 * 200, (4, 4))
     x = np.stack([upright] * 24 + [upright.T] * 24)[..., None]
@@ -41,7 +41,7 @@ def stripes():
 
 
 class Linear(nn.Module):
-    """A stand-in for the network where only the loop around it is tested."""
+    """Stands in for the network where only the loop around it is tested."""
 
     num_classes: int = 2
 
@@ -51,7 +51,7 @@ class Linear(nn.Module):
 
 
 def test_training_learns_to_classify_stripes(stripes):
-    """Noise of at most 0.2 on pixels that differ by 0.6: nothing but the direction is to be learned."""
+    """With noise of at most 0.2 on pixels that differ by 0.6, only the direction matters."""
     model = NoisyClassifier(2, 4, ch_mult=(1,))
     config = make_config(num_steps=60, batch_size=16, learning_rate=1e-2)
     params, loss = classifier_training.train_classifier(config, model, *stripes)
@@ -102,12 +102,12 @@ class Damaged(Source):
 
 
 def test_a_damaged_image_takes_the_label_of_its_replacement(monkeypatch):
-    """In training and in the test; each label is the number of its image."""
+    """This holds in training and in evaluation; each label is its image's index."""
     monkeypatch.setattr(images_of, "_MAX_DAMAGED", 0.5)
     seen = []
 
     class Exact:
-        """Takes an image for the number that its brightness stands for."""
+        """Classifies an image by its brightness."""
 
         num_classes = 8
 
@@ -144,7 +144,7 @@ def test_a_non_finite_loss_ends_training(stripes):
 
 
 def test_evaluation_depends_on_noise_and_not_on_batch_size():
-    """A threshold between two brightnesses: its accuracy under noise is a normal probability."""
+    """The accuracy of a threshold between two brightnesses under noise is a normal probability."""
 
     class Threshold:
         num_classes = 2
@@ -164,5 +164,5 @@ def test_evaluation_depends_on_noise_and_not_on_batch_size():
         expected = jax.scipy.stats.norm.cdf((191 - 64) / 510 / sigma).mean()
         error = 4 * np.sqrt(expected * (1 - expected) / 1000) + 1e-3  # four standard errors
         assert abs(found[i] - expected) < error
-    # Not a divisor: the last batch is filled up with images that do not count.
+    # Not a divisor: the last batch is padded with images that do not count.
     np.testing.assert_array_equal(evaluate(num_bins=4, batch_size=300), found)

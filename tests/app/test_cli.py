@@ -1,4 +1,4 @@
-"""Command lines in processes of their own: one line for each mistake."""
+"""Runs command lines in separate processes: every mistake is reported on one line."""
 
 import os
 import re
@@ -151,7 +151,7 @@ ends(runtime("INTERNAL: x"), 2)
 
 
 def test_every_way_to_end_prints_its_line_and_status():
-    """A failure that is the program's has a traceback before its line."""
+    """A bug in the program prints a traceback before its line."""
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""How many devices are made of a CPU."""
+"""Tests how many devices a CPU is split into."""
 
 import os
 

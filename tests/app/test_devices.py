@@ -1,4 +1,4 @@
-"""The training step and mapped functions on eight devices equal those on one."""
+"""Tests that the training step and mapped functions on eight devices equal those on one."""
 
 import functools
 import os
@@ -47,7 +47,7 @@ def batches():
 
 @pytest.fixture(scope="module")
 def one_device(state, batches):
-    """The states and metrics of single steps of the library on one device."""
+    """Returns the states and metrics of single steps of the library on one device."""
     step = compiled_quickly(functools.partial(training.train_step, **OPTIONS), state, batches[0], 7)
     states, metrics = [state], []
     for images in batches:
@@ -58,7 +58,7 @@ def one_device(state, batches):
 
 
 def assert_same(a, b):
-    """Equal to float32 rounding: Adam's first steps have size 1e-2, whatever the gradient's."""
+    """Asserts equality up to float32 rounding: Adam's first steps have size 1e-2 for any gradient."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), a, b)
 
 
@@ -104,7 +104,7 @@ def test_microbatches_with_remat_on_eight_devices_give_the_same_steps(state, bat
 
 
 def test_a_non_finite_step_is_skipped_on_all_devices(state, batches):
-    """One example of 16 has a loss of infinity in the second step; the others make the usual steps."""
+    """One example of 16 has an infinite loss in the second step; the other steps are unchanged."""
 
     def loss(key, score_fn, x, sigma):
         bad = (x.max(axis=(1, 2, 3)) > 1).astype(jnp.float32)
@@ -131,7 +131,7 @@ def test_a_non_finite_step_is_skipped_on_all_devices(state, batches):
 
 
 def test_the_state_is_not_packed_on_accelerators(state, batches, monkeypatch):
-    """Theirs is `[devices, ...]` of every array; a CPU's are vectors, with the same steps (above)."""
+    """There every array is `[devices, ...]`; a CPU packs them into vectors, with the same steps (above)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     steps = functools.partial(training.train_steps, **OPTIONS)
     images = devices.shard_batch(batches[:1])
@@ -169,7 +169,7 @@ def test_arrays_read_back_from_the_devices_share_no_memory():
 
 
 def test_examples_are_mapped_with_replicated_parameters():
-    """x p + seed + index, for every example on its device."""
+    """Computes x p + seed + index for every example on its device."""
     mapped = devices.map_examples(lambda p, seed, indices, x: x * p + seed + indices)
     x, indices = np.arange(16.0).reshape(8, 2), np.arange(16, dtype=np.float32).reshape(8, 2)
     found = mapped(devices.replicate(np.float32(3)), np.float32(100), indices, x)
@@ -177,7 +177,7 @@ def test_examples_are_mapped_with_replicated_parameters():
 
 
 def test_chains_advance_on_all_devices_and_all_learn_of_a_diverging_one():
-    """The chains add their index as often as there are steps; the bad one is on the sixth device."""
+    """Each chain adds its index once per step; the bad one is on the sixth device."""
 
     def advance(p, seed, indices, x, start, stop, rest):
         x = x + (stop - start) * indices * p + seed

@@ -1,4 +1,4 @@
-"""Two processes with four simulated devices each against one with eight, and one that is lost or stopped."""
+"""Compares two processes of four simulated devices with one of eight, and tests lost and stopped ones."""
 
 import shutil
 import signal
@@ -19,11 +19,11 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The work directory of a run by two processes, of which one was killed on the way.
+    """Returns the work directory of a run by two processes, of which one was killed during training.
 
-    Its images are decoded when they are needed, those of the runs that it is compared with are kept.
+    Its images are decoded on demand; the runs that it is compared with cache theirs.
     """
-    build.load_images(tiny.get_config())  # Preparing them the first time says how that goes.
+    build.load_images(tiny.get_config())  # The first preparation prints its progress.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
     processes = faults.start_two(workdir, *STEPS, *STREAMED, devices=4)
     faults.wait_for("step 12/", workdir, processes)
@@ -47,7 +47,7 @@ def samples(workdir):
 
 
 def compare(workdir, other):
-    """Demands of two finished runs the same state and samples up to rounding."""
+    """Asserts that two finished runs have the same state and samples up to rounding."""
     a, b = (final_state(w) for w in (workdir, other))
     assert a[0] == b[0] == 20
     for x, y in zip(*map(jax.tree.leaves, (a[1], b[1])), strict=True):
@@ -57,7 +57,7 @@ def compare(workdir, other):
 
 
 def test_two_processes_train_like_one(two, tmp_path):
-    """The same loss, state and samples up to the rounding of sums in another order."""
+    """Loss, state and samples are equal up to the rounding of sums in a different order."""
     workdir = tmp_path / "one"
     faults.finish(workdir, *STEPS, devices=8)
     expected, found = faults.curve(workdir), faults.curve(two)
@@ -137,7 +137,7 @@ def test_processes_are_read_from_the_environment(monkeypatch):
 
 
 def test_waiting_for_other_processes_times_out(tmp_path):
-    """Process 1 alone finds no process 0."""
+    """Process 1 runs alone and never finds process 0."""
     arguments = ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--patience=2")
     result = run(tmp_path / "run", *arguments)
     assert result.returncode == 1
@@ -148,7 +148,7 @@ def test_waiting_for_other_processes_times_out(tmp_path):
 
 
 def test_different_configurations_are_refused(tmp_path):
-    """Not only by the process that reads the work directory."""
+    """Every process refuses them, not only the one that reads the work directory."""
     workdir = tmp_path / "run"
     where = (f"--coordinator=127.0.0.1:{faults.free_port()}", "--num_processes=2")
     processes = [

@@ -1,4 +1,4 @@
-"""What a feed makes in advance, and what it counts as waiting; events instead of time."""
+"""Tests what a feed prepares in advance and what it counts as waiting, with events instead of time."""
 
 import threading
 
@@ -16,7 +16,7 @@ def test_batches_come_prepared_and_in_order():
 def test_the_next_batch_is_made_while_the_current_one_is_used():
     made = [threading.Event() for _ in range(3)]
     with feed.Feed((i for i in range(3)), lambda i: made[i].set() or i) as batches:
-        assert made[0].wait(60)  # before any is asked for
+        assert made[0].wait(60)  # before any request
         for i in range(2):
             assert batches.take() == i
             assert made[i + 1].wait(60)
@@ -24,7 +24,7 @@ def test_the_next_batch_is_made_while_the_current_one_is_used():
 
 @pytest.mark.parametrize(("computes_until", "waited"), [(None, 4.0), (3.0, 1.0), (4.0, 0.0)])
 def test_waiting_counts_only_idle_time(computes_until, waited, monkeypatch):
-    """The batch is there after four seconds of a clock, which the computation moves on, too."""
+    """The batch is ready after four seconds of a clock that the computation also advances."""
     now, computed = [0.0], threading.Event()
 
     def batches():
@@ -46,7 +46,7 @@ def test_waiting_counts_only_idle_time(computes_until, waited, monkeypatch):
     asked = threading.Event()
 
     def perf_counter():
-        asked.set()  # From here on it is waiting.
+        asked.set()  # It waits from here on.
         return found.pop(0) if (found := [now[0]]) else None
 
     monkeypatch.setattr(feed.time, "perf_counter", perf_counter)

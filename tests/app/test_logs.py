@@ -1,4 +1,4 @@
-"""What a run says at its start, and where."""
+"""Tests what a run logs at its start, and where."""
 
 import datetime
 import logging

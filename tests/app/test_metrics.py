@@ -1,4 +1,4 @@
-"""A run's numbers in the log, in `metrics.jsonl` and in TensorBoard."""
+"""Tests a run's metrics in the log, in `metrics.jsonl` and in TensorBoard."""
 
 import json
 
@@ -14,7 +14,7 @@ SIGMAS = np.array([1.0, 0.1])
 
 
 class Store:
-    """Stands for checkpoints, of which that of step 3 is the newest."""
+    """Stands in for checkpoints whose newest step is 3."""
 
     def wait(self):
         pass
@@ -24,7 +24,7 @@ class Store:
 
 
 def measured(loss, grad_norm, level_loss, level_count):
-    """The metrics of one call of several steps, as the devices hold them."""
+    """Returns the metrics of one call of several steps, as the devices hold them."""
     values = (np.asarray(a, np.float32) for a in (loss, grad_norm, level_loss, level_count))
     return devices.replicate(training.Metrics(*values))
 
@@ -42,7 +42,7 @@ def test_scalars_are_means_and_losses_by_level_are_relative_to_a_zero_score():
 
 
 def test_many_levels_are_written_in_ten_groups():
-    """Of 23 levels the first three groups have three. A zero score's loss for 4x2x3 numbers is 12."""
+    """With 23 levels, the first three groups have three. A zero score's loss for 4x2x3 numbers is 12."""
     sigmas, level = np.geomspace(10, 0.1, 23), np.arange(23)
     window = metrics.Window(sigmas, (4, 2, 3), 0)
     window.add(1, measured([1], [1], [level * 12.0], [level > 0]), Store())

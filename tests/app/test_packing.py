@@ -1,4 +1,4 @@
-"""Packed parameters are the same parameters: there and back, in a step's view, and under Adam."""
+"""Tests that packing keeps the parameters: in a round trip, in a step's view, and under Adam."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_every_part_shaped_like_the_parameters_is_packed(packing):
 
 
 def test_adam_on_the_vector_equals_adam_on_the_tree(packing):
-    """Of the sum of sines of all elements, with another frequency in each array."""
+    """The objective is the sum of the sines of all elements, with its own frequency for each array."""
     optimizer = optax.adam(0.1)
 
     def step(params, view):

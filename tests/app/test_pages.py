@@ -1,4 +1,4 @@
-"""The Python of README.md and of the pages in docs, and the examples that open a run or train a network."""
+"""Runs the Python of README.md and of the pages in docs, and the examples that use or train a network."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ from tests.running import ROOT, python_of
 
 
 class Beginning(nn.Module):
-    """A network whose score is 0, as that of a new NCSN is about."""
+    """A network whose score is 0, as a new NCSN's nearly is."""
 
     @nn.compact
     def __call__(self, x, level):
@@ -31,7 +31,7 @@ class Beginning(nn.Module):
 
 @pytest.fixture
 def beside_a_run(uninterrupted, tmp_path, monkeypatch):
-    """A directory with a run, in which a user may work."""
+    """Changes to a directory with a run, as a user would have it."""
     (tmp_path / "runs").mkdir()
     os.symlink(uninterrupted(1)[0], tmp_path / "runs" / "digits")
     np.savez(tmp_path / "weights.npz", **{"model/w": np.zeros(3, np.float32)})
@@ -47,7 +47,7 @@ def run_page(page, **names):
 
 @pytest.fixture
 def one_run(beside_a_run, monkeypatch):
-    """Pages that open the run share it, with its compiled sampler."""
+    """Shares the run and its compiled sampler among the pages that open it."""
     monkeypatch.setattr(ncsn_jax, "load_run", functools.cache(ncsn_jax.load_run))
 
 
@@ -58,7 +58,7 @@ def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monke
     share = float(capsys.readouterr().out)
     assert abs(share - 0.2) < 0.03  # 10,000 samples; the sampler's bias is more than their error
 
-    # The network of two convolutions takes a second to compile. It begins with scores near 0.
+    # The network of two convolutions compiles in a second. Its scores start near 0.
     monkeypatch.setattr(models, "NCSN", lambda features, num_levels: Beginning())
     opened, continuous, network = python_of("docs/library.md")
     names = {}
@@ -106,7 +106,7 @@ def test_the_page_on_checkpoints_writes_a_file_in_the_format_of_the_authors(besi
 
 
 def test_the_page_on_images_starts_a_run_on_an_array(monkeypatch):
-    """Training is `test_array_runs.py`'s to test."""
+    """`test_array_runs.py` tests the training."""
     started = []
     monkeypatch.setattr(run_lib, "train", lambda *args, images: started.append((*args, images)))
     array = np.full((4, 24, 40, 5), 280, np.float32)
@@ -125,14 +125,14 @@ def test_every_page_with_python_is_run():
 
 
 def anchors(text):
-    """The anchors that GitHub gives the headings of a page."""
+    """Returns the anchors that GitHub gives the headings of a page."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def links(page):
-    """The files and anchors of this repository to which a page links."""
+    """Returns the files and anchors of this repository that a page links to."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:", target):
@@ -179,7 +179,7 @@ def test_the_example_on_using_a_run_runs(beside_a_run, capsys):
 
 
 def test_the_two_moons_example_learns(tmp_path, monkeypatch, capsys):
-    """In a few steps, the density of the data comes near to what it is without learning the shape."""
+    """A few steps suffice for the density that needs no knowledge of the shape."""
     monkeypatch.setattr(two_moons, "COUNT", 50)
     two_moons.main(str(tmp_path / "moons.png"), num_steps=150)
     assert (tmp_path / "moons.png").read_bytes().startswith(b"\x89PNG")

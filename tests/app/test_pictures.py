@@ -1,4 +1,4 @@
-"""Pictures and arrays: what is drawn where, and files that hold something else."""
+"""Tests drawn pictures, and the reading of picture, array and metrics files."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ncsn_jax.app import pictures
 
 
 def plain(values):
-    """Images 4 x 4 of one grey each."""
+    """Returns images of 4 x 4 pixels, each of one grey."""
     return np.stack([np.full((4, 4, 1), value, np.uint8) for value in values])
 
 
@@ -76,7 +76,7 @@ def test_invalid_metrics_lines_are_named(line, sound, tmp_path):
 
 
 def test_losses_without_levels_are_drawn():
-    """Without a warning, which would be an error here."""
+    """There is no warning, which would be an error here."""
     pytest.importorskip("matplotlib")
     assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")
 

@@ -1,4 +1,4 @@
-"""Progress of long tasks, durations and sizes as people read them."""
+"""Tests the progress of long tasks, and durations and sizes in text."""
 
 import sys
 import time

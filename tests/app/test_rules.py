@@ -1,4 +1,4 @@
-"""Each rule between fields: the last value that it allows, and the first that it refuses."""
+"""Tests each rule between fields: the last value that it allows and the first that it refuses."""
 
 import pytest
 
@@ -20,7 +20,7 @@ CALLS_OF_THREE = {"training.num_steps": 6, "training.checkpoint_every": 6} | {
     "training.sample_every": 6,
     "training.steps_per_call": 3,
 }
-# What is given (of an SDE, if it says so), a field, what is allowed, what is refused, and words of it.
+# The overrides (on an SDE if stated), a field, an allowed value, a refused value, and text of the message.
 OBJECTIVE = [
     ({"training.loss": "sm"}, "training.num_projections", 1, 2, "1 for .*loss='sm'"),
     ({"training.loss": "sm"}, "data.image_size", 32, 34, "training.loss='sm' must be 'dsm' or"),

@@ -1,4 +1,4 @@
-"""`load_run`: the network, the scores and the samples of a run, from its work directory alone."""
+"""Tests `load_run`: a run's network, scores and samples, from its work directory alone."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from ncsn_jax.app import run_config, schema
 from ncsn_jax.errors import UserError
 from tests import running, tiny
 
-# `main.py`, which does not know the tests' network by itself.
+# `main.py`, with the tests' network registered.
 MAIN = """
 import runpy, sys, tests.tiny
 sys.argv[0] = "main.py"
@@ -62,7 +62,7 @@ def test_scores_match_the_network(run):
     levels = jnp.array([1, 0])
     expected = run.model.apply(run.params, x, levels)
     np.testing.assert_array_equal(run.score_fn(x, run.sigmas[levels]), expected)
-    t = jnp.array([1.0, 0.0])  # the last time is the first level
+    t = jnp.array([1.0, 0.0])  # the last time belongs to the first level
     np.testing.assert_array_equal(
         run.time_score_fn(x, t)[0], run.score_fn(x, run.sigmas[:1].repeat(2))[0]
     )
@@ -127,7 +127,7 @@ def test_prepare_and_restore_map_images_to_the_range_of_the_network_and_back(run
 
 
 def test_a_work_directory_is_enough_for_every_mode(workdir):
-    """Overrides apply on top; those that would change the training are refused."""
+    """Overrides apply; those that would change the training are refused."""
     done = main(f"--workdir={workdir}", "--config.training.num_steps=8e1")
     assert done.returncode == 0 and (workdir / "samples" / "step_80").is_dir()
     done = main(f"--workdir={workdir}", "--config.training.batch_size=16")

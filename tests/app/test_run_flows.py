@@ -1,4 +1,4 @@
-"""Likelihoods and latents where the score is known in closed form."""
+"""Tests likelihoods and latents for scores in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ __all__ = ["gaussian"]
 
 @pytest.mark.parametrize("module", [digits_ve, digits_vp])
 def test_bits_per_dimension_match_a_known_density(module, monkeypatch):
-    """Pixels N(0.5, 0.3^2) in [0, 1], of which the SDE may have 2 x - 1."""
+    """Pixels are N(0.5, 0.3^2) in [0, 1]; the SDE may see 2 x - 1."""
     config = load_diffusion_config(module, **{"likelihood.exact": True})
     config.likelihood.rtol = config.likelihood.atol = 1e-5
     config.model.sigma_begin = 50.0
@@ -59,7 +59,7 @@ def test_latents_of_a_gaussian_are_scaled_images(gaussian):
 
 
 def test_projections_are_drawn_from_the_second_key_of_an_image(monkeypatch):
-    """The noise of the first one dequantizes it."""
+    """The first key dequantizes the image."""
 
     def log_prob(key, process, score_fn, x, **_):
         info = sampling.SamplerInfo(*[jnp.zeros(len(x))] * len(sampling.SamplerInfo._fields))

@@ -1,4 +1,4 @@
-"""Training as a whole: in this process beside the library, and as `main.py` in processes of its own."""
+"""Tests whole training runs, in this process against the library, and as `main.py`."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ from tests.running import (
 )
 
 SEED = 5
-# As the configuration of `short_run` has them.
+# As in the configuration of `short_run`.
 OPTIMIZER = dict(
     learning_rate=0.004, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.01, warmup_steps=3
 )
@@ -35,7 +35,7 @@ OPTIMIZER = dict(
 
 @pytest.fixture(scope="module", params=[1, 5], ids=["single_steps", "five_steps_per_call"])
 def short_run(request, tmp_path_factory):
-    """Ten steps on eight devices in this process: the work directory, which no test changes."""
+    """Trains ten steps on eight devices in this process; returns the work directory."""
     config = tiny.get_config()
     config.seed = SEED
     config.model.update(num_levels=3, sigma_begin=0.9, sigma_end=0.1, ema_decay=0.7)
@@ -61,7 +61,7 @@ def short_run(request, tmp_path_factory):
 
 @functools.cache
 def ten_steps():
-    """The states and metrics of ten single steps by the library alone, on one device."""
+    """Returns the states and metrics of ten single steps by the library alone, on one device."""
     ladder = sigmas.geometric(0.9, 0.1, 3)
     network = tiny.Tiny(4, ladder)
     optimizer = training.make_optimizer(**OPTIMIZER, grad_clip=50.0)
@@ -92,7 +92,7 @@ def assert_close(a, b):
 
 
 def test_steps_per_call_does_not_change_the_final_state(short_run):
-    """Every field that enters a step is another than in the default configuration."""
+    """Every field that enters a step differs from the default."""
     states, _ = ten_steps()
     with checkpoints.Checkpoints(str(short_run), read_only=True) as store:
         assert store.steps() == [10]
@@ -131,7 +131,7 @@ def test_keep_every_keeps_checkpoints_for_good(tmp_path, closed_logs):
 
 @pytest.fixture(params=[1, 8])
 def finished(request, uninterrupted):
-    """A run on one device, and one on eight: (devices, workdir, output)."""
+    """Returns a run on one device or on eight: (devices, workdir, output)."""
     return request.param, *uninterrupted(request.param)
 
 
@@ -183,7 +183,7 @@ def test_a_killed_and_restarted_run_is_bit_identical(finished, tmp_path):
     kill_at("step 40/60", tmp_path, devices=devices)
     result = run(tmp_path, devices=devices)
     assert result.returncode == 0, result.stderr
-    # The saves up to step 20 were complete, as that of step 30 has waited for them.
+    # The saves up to step 20 were complete, because the save of step 30 waited for them.
     assert int(re.search(r"from step (\d+)", result.stdout)[1]) >= 20
     expected, found = final_state(reference), final_state(tmp_path)
     assert expected[0] == found[0] == 60
@@ -191,7 +191,7 @@ def test_a_killed_and_restarted_run_is_bit_identical(finished, tmp_path):
 
 
 def test_samples_do_not_depend_on_batches_or_devices(finished):
-    """The same indices in other batches on other devices: float32 rounding, so one grey level."""
+    """Other batches and devices differ by float32 rounding, at most one grey level."""
     _, workdir, _ = finished
     base = np.load(workdir / "samples" / "step_60" / "samples.npz")["samples"]
     result = run(
@@ -242,7 +242,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(workdir, 
 
 
 def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
-    """The other branches of the loop, on a directory of images; a changed directory is refused."""
+    """This runs the loop's other branches on a directory of images; a changed directory is refused."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -261,7 +261,7 @@ def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "3 images of shape (8, 8, 1), from step 0" in result.stdout
     more = run(tmp_path / "run", *arguments, "--config.training.num_steps=30", devices=2)
-    assert more.returncode == 0, more.stderr  # although programs of the first run are in the cache
+    assert more.returncode == 0, more.stderr  # although the cache holds programs of the first run
     assert "from step 20" in more.stdout and "step 30/30" in more.stdout
     (pictures / "2.png").unlink()
     result = run(tmp_path / "run", *arguments, devices=2)
@@ -269,7 +269,7 @@ def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
 
 
 def test_the_library_imports_only_jax_and_training_never_imports_tensorflow():
-    """With every other package hidden, and with a TensorFlow that fails when imported."""
+    """All other packages are hidden, and importing TensorFlow fails."""
     script = """
 import sys
 
@@ -301,7 +301,7 @@ import {modules}
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, monkeypatch, closed_logs):
-    """With dropout, whose keys are the step's and the example's, and a preview between the parts."""
+    """There is dropout, whose keys depend on step and example, and a preview between the parts."""
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config, states = load_diffusion_config(), []
     assert config.ncsnpp.dropout == 0.1
@@ -316,7 +316,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, monkey
 
 
 def test_jax_settings_do_not_change_the_run(uninterrupted, tmp_path):
-    """Not the training, nor the samples, nor whether a run can be opened."""
+    """They change neither the training nor the samples, and the run can still be opened."""
     settings = {
         "JAX_ENABLE_X64": "1",
         "JAX_DEFAULT_PRNG_IMPL": "rbg",

@@ -1,4 +1,4 @@
-"""Samplers on eight devices."""
+"""Tests samplers on eight devices."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def params(ladder_run):
 
 
 def test_samples_and_frames_do_not_depend_on_the_batch(params):
-    """Nor on the parts in which the steps are run."""
+    """Nor do they depend on how the steps are divided into parts."""
     runner = run_samplers.Chains(runs.ladder_config())
     parts = []
     whole = runner.run(params, list(range(8)), 8, advanced=parts.append)
@@ -32,7 +32,7 @@ def test_samples_and_frames_do_not_depend_on_the_batch(params):
 
 
 def test_a_diverging_chain_is_named_on_eight_devices(params):
-    """The image that it is given has a pixel that is no number."""
+    """Its image has a pixel that is NaN."""
     runner = run_samplers.Chains(runs.ladder_config(), Stream.INPAINTING)
     images, masks = np.full((8, *runs.SHAPE), 0.5, np.float32), np.ones((8, *runs.SHAPE), bool)
     images[5, 3, 3] = np.nan

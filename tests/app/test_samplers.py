@@ -1,4 +1,4 @@
-"""What a configuration's samplers start from, what they are told, and what identifies their samples."""
+"""Tests the samplers' starts and arguments, and the settings that identify their samples."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_settings_hold_everything_that_determines_the_samples(method):
-    """As is said where they are written, so that nothing else is mixed with them."""
+    """The settings are stored with the samples, so that different samples are not mixed."""
     config = load_config(**{"sampling.method": method, "seed": 3})
     flat = schema.flatten(config)
     fields = ["sampling.method", *(f"sampling.{name}" for name in SETTINGS[method]), "seed"]
@@ -96,7 +96,7 @@ KEYS = jax.random.split(jax.random.key(0), 2)
     ],
 )
 def test_chains_start_with_the_noise_scale_of_their_sde(module, method, std, record):
-    """sigma_begin for Heun's method, else the prior's, times the temperature for the probability flow."""
+    """sigma_begin for Heun's method, else the prior's, times temperature for the probability flow."""
     config = load_diffusion_config(
         module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
     )

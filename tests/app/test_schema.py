@@ -1,4 +1,4 @@
-"""What a configuration may hold, and what is refused."""
+"""Tests which configurations are allowed and which are refused."""
 
 import importlib
 
@@ -229,7 +229,7 @@ def test_every_configuration_sets_every_field_and_passes(path):
 
 
 def test_the_reference_page_shows_the_table():
-    """If it does not: python -m tests.app.test_schema writes it."""
+    """Run `python -m tests.app.test_schema` to update the page."""
     assert PAGE.read_text() == reference.reference(default.get_config())
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, sent to processes of their own."""
+"""Tests SIGTERM and Ctrl-C, sent to separate processes."""
 
 import signal
 import subprocess

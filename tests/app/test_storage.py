@@ -1,4 +1,4 @@
-"""Work directories and data in object storage, on a stand-in for it, and files of killed processes."""
+"""Tests work directories and data in a stand-in for object storage, and files of killed processes."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from tests.running import ROOT, kill_at, load_config, run
 
 
 def test_a_run_works_with_its_directory_and_images_in_object_storage(tmp_path, monkeypatch):
-    """Killed on the way, continued, damaged, and the same numbers as on a disk."""
+    """The run is killed, resumed and damaged, and gives the same numbers as on a disk."""
     pytest.importorskip("gcsfs")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -65,9 +65,9 @@ def test_a_run_works_with_its_directory_and_images_in_object_storage(tmp_path, m
         assert {n.split("/")[2] for n in names} == {"50", "60"}
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of more than a mebibyte
+@pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp warns above a mebibyte
 def test_events_in_object_storage_start_a_new_file_after_a_mebibyte(tmp_path, monkeypatch):
-    """Each upload is of a whole file. What is flushed now is there, lines and events."""
+    """Each upload sends a whole file. Lines and events are there after `flush(now=True)`."""
     pytest.importorskip("gcsfs")
     with FakeGcs() as gcs:
         for name, value in gcs.environment.items():

@@ -1,4 +1,4 @@
-"""The authors' files of every layout, and files that are damaged, hostile or not sound."""
+"""Tests the authors' files in every layout, and damaged, hostile or invalid files."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests.models.comparison import assert_close, compiled_quickly, nhwc
 
 V1 = DATA / "ncsn_checkpoint_v1_legacy.pth"  # torch's old format, optimizer keys by id
 V2 = DATA / "ncsnv2_checkpoint.pth"  # the new one, with EMA
-PP = DATA / "ncsnpp_checkpoint.pth"  # of score_sde_pytorch: a dict, with an EMA without names
+PP = DATA / "ncsnpp_checkpoint.pth"  # from score_sde_pytorch: a dict whose EMA has no names
 NCSNPP = models.NCSNpp(4, (1, 2), 1, (8,), 16)
 
 
@@ -35,7 +35,7 @@ def test_a_score_sde_file_is_read_completely(golden):
     rate = content["optimizer"]["param_groups"][0]["lr"]
     assert adam.hyperparameters["learning_rate"] == float(rate)
     assert type(found.optimizer["param_groups"][0]["lr"]) is float
-    # Number 0 is that of the frequencies, which are not trained.
+    # Number 0 belongs to the frequencies, which are not trained.
     assert len(trained) == len(found.ema) - 1 == len(adam.first) - 1
     for i, name in enumerate(trained):
         moments = content["optimizer"]["state"][i + 1]
@@ -59,7 +59,7 @@ def test_a_score_sde_file_is_read_completely(golden):
 
 
 def test_optimizer_steps_reproduce_the_file_of_the_authors(golden):
-    """Three steps of the original script from its initial weights, with its batches and noise."""
+    """It runs three steps of the original script from its initial weights, with its batches and noise."""
     pytest.importorskip("torch")
     g = golden("checkpoints_io")
     model, ladder = models.NCSN(3, 10), jnp.asarray(g["in/v1/sigmas"])
@@ -248,7 +248,7 @@ def test_a_moving_average_that_is_a_tensor_is_refused(tmp_path):
 
 
 def test_every_list_layout_and_the_simplified_dict_are_read(tmp_path):
-    """[model, adam], and with [epoch, step, ema]; an average of nothing is none."""
+    """Cases: [model, adam], and the same with [epoch, step, ema]; an empty average counts as none."""
     torch = pytest.importorskip("torch")
     path = str(tmp_path / "file.pth")
     model, average = {"module.a": torch.ones(1)}, {"a": torch.zeros(1)}
@@ -280,7 +280,7 @@ def test_every_list_layout_and_the_simplified_dict_are_read(tmp_path):
 
 
 def test_moments_are_matched_by_parameter_number(tmp_path):
-    """In the order of `params`; a parameter without a state has zeros, and the count is the largest."""
+    """They follow `params`; a parameter without a state gets zeros, and the largest count holds."""
     torch = pytest.importorskip("torch")
     moments = lambda step, value: {
         "step": torch.tensor(float(step)),

@@ -1,4 +1,4 @@
-"""Work directories made of the authors' files, and their parameters written back."""
+"""Tests work directories made from the authors' files, and their export."""
 
 import copy
 import json
@@ -91,7 +91,7 @@ def test_an_ncsnpp_file_survives_import_and_export(tmp_path):
             "optim.warmup_steps": 0,
         }
     )
-    # The rate of the file is that of step 4002 of a warm-up of 5000, of which there is none here.
+    # The file has the learning rate of step 4002 of a warm-up of 5000; this configuration has no warm-up.
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "run"))
     assert "with learning_rate 0.00016008; training" in message and message.count("note") == 1
     found = torch_files.read(str(PP))
@@ -115,7 +115,9 @@ def test_an_ncsnpp_file_survives_import_and_export(tmp_path):
     config.update_from_flattened_dict({"model.ema_decay": 0.99, "model.num_levels": 500})
     config.optim.learning_rate, config.optim.warmup_steps = 0.00032016, 4
     message = torch_runs.import_checkpoint(config, str(PP), str(tmp_path / "other"))
-    assert "learning_rate" not in message  # half of it, since the third step is of rate 2 / 4
+    assert (
+        "learning_rate" not in message
+    )  # half of it, because the third warm-up step has the rate 2 / 4
     assert "its moving average has decay 0.999; training would continue with" in message
     assert "a different noise ladder from config.model: sigmas has shape [1000]" in message
 

@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for a TPU topology of two hosts: what each must and must not contain."""
+"""Tests what a run's programs, compiled for a TPU topology of two hosts, must and must not contain."""
 
 import functools
 import re
@@ -28,7 +28,7 @@ def assert_sound(text):
 
 
 def train_step(targets, around=lambda score: score):
-    """Returns the compiled program of a step whose score functions are `around` the network's."""
+    """Returns the compiled program of a step whose score functions `around` wraps."""
     steps, state, images = plan.train_step_of(tiny.get_config(), targets)
     objective = steps.keywords["objective"]
     changed = objective._replace(score_fn=lambda *args: around(objective.score_fn(*args)))
@@ -43,7 +43,7 @@ def test_a_step_averages_over_all_chips_and_donates_its_state(targets):
     assert 1 <= len(averages) <= 3, averages
     everybody = r"replica_groups=(\{\{0,1,2,3,4,5,6,7\}\}|\[1,8\]<=\[8\]|\{\})"
     assert all(re.search(everybody, line) for line in averages), averages
-    # One group has the gradients, the loss, and losses and counts by level; another the signal to stop.
+    # One group has the gradients, the loss, and losses and counts by level; another has the stop signal.
     state = plan.train_step_of(tiny.get_config(), targets)[1]
     sizes = [len(re.findall(r"f32\[", line.partition(" all-reduce")[0])) for line in averages]
     assert max(sizes) == len(jax.tree.leaves(state.params)) + 3, averages

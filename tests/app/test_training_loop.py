@@ -1,4 +1,4 @@
-"""What training does at which step, in a world where only the steps, their batches and samples take time."""
+"""Tests what training does at which step, with a simulated clock for steps, batches and samples."""
 
 import json
 import platform
@@ -33,14 +33,14 @@ BATCH, CALL, SAMPLES = 1.0, 3.0, 1000.0  # seconds
 
 
 def make_state(step):
-    """A state whose average is the step."""
+    """Returns a state whose average is the step."""
     weights = {"params": {"weight": np.zeros(2, np.float32)}}
     average = {"params": {"weight": np.full(2, step, np.float32)}}
     return training.TrainState(np.asarray(step, np.int32), weights, average, ())
 
 
 class Feed(feed.Feed):
-    """Makes a batch when it is asked for, without a thread, and waits for it."""
+    """Makes a batch on request, without a thread, and waits for it."""
 
     def __enter__(self):
         return self
@@ -56,7 +56,7 @@ class Feed(feed.Feed):
 
 
 class World:
-    """Keeps what happens in `events`. The loss of a step is its number, or NaN of one in `bad`."""
+    """Records what happens in `events`. The loss of a step is its number, or NaN if it is in `bad`."""
 
     def __init__(self, patch, workdir):
         self.now, self.events, self.workdir = 5.0, [], workdir
@@ -146,7 +146,7 @@ def world(tmp_path, monkeypatch, closed_logs):
 
 
 def test_logs_saves_and_previews_happen_at_their_steps_in_order(world, capsys):
-    """A step that is sampled is saved before; the last one has samples, not a preview."""
+    """A step is saved before its preview; the last step has samples instead of a preview."""
     assert world.train() == [
         ("batch", 0, 2),
         *(("flush", True), ("save", 4)),
@@ -175,7 +175,7 @@ def test_logs_saves_and_previews_happen_at_their_steps_in_order(world, capsys):
         "step 24/24  loss 21.5  grad 43  0.5 steps/s  input 25 %  0 s left",
     ):
         assert line in output
-    assert not any(line.startswith("estimate") for line in output)  # the log has said it
+    assert not any(line.startswith("estimate") for line in output)  # the log already shows it
     (line,) = (line for line in output if line.startswith("steps spend "))
     assert line.startswith("steps spend 25 % of the time waiting for images: they are mapped")
 
@@ -183,7 +183,7 @@ def test_logs_saves_and_previews_happen_at_their_steps_in_order(world, capsys):
 def test_the_run_time_is_estimated_once_if_the_first_log_line_is_late(world, capsys):
     world.train(log_every=24, sample_every=0)
     output = capsys.readouterr().out.splitlines()
-    # 20 seconds are over after the sixth call, of four seconds each.
+    # 20 seconds have passed after the sixth call, at four seconds each.
     (line,) = (line for line in output if line.startswith("estimate"))
     assert line == "estimate: 24 s for the remaining 12 steps, excluding samples"
 
@@ -199,7 +199,7 @@ def test_a_run_resumes_after_its_newest_checkpoint(world, capsys):
     assert json.loads((world.workdir / "config.json").read_text())["training.num_steps"] == 26
     assert "from step 24" in capsys.readouterr().out
     assert (world.workdir / "log.txt").read_text().count("params/weight") == 1
-    # The samples are of step 26, and there already.
+    # The samples of step 26 already exist.
     assert world.train(num_steps=24) == [("grid", 26), ("flush", False)]
     output = capsys.readouterr().out
     assert "from step 26" in output and "already past config.training.num_steps=24" in output
@@ -217,7 +217,7 @@ def test_a_missing_preview_is_made_when_a_run_resumes(world):
         assert made == [*before, ("save", num_steps), ("sample", [0, 1], {float(num_steps)})]
     events = world.train(num_steps=24, sample_every=0)
     assert ("picture", 20) not in events
-    events = world.train(num_steps=26, sample_every=10)  # 24 is no step with a preview
+    events = world.train(num_steps=26, sample_every=10)  # step 24 has no preview
     assert not [event for event in events if event[0] == "picture"]
     world.train(num_steps=30, sample_every=10)
     (world.workdir / "samples" / "step_30" / "preview.png").write_text("")
@@ -237,7 +237,7 @@ def test_a_missing_preview_is_made_when_a_run_resumes(world):
 def test_a_state_after_too_many_non_finite_steps_is_not_saved(
     skip_nonfinite, bad, stops_at, saved, world
 ):
-    """Calls are of two steps, checkpoints of each fourth step, and of the tenth with its preview."""
+    """A call has two steps; every fourth step is saved, and the tenth with its preview."""
     world.bad = bad
     options = dict(skip_nonfinite=skip_nonfinite, num_steps=12)
     if stops_at:
@@ -254,7 +254,7 @@ def test_a_state_after_too_many_non_finite_steps_is_not_saved(
 
 def test_a_failed_preview_does_not_end_the_run(world, capsys):
     world.diverges = True
-    with pytest.raises(UserError, match="a chain diverged"):  # of the samples at the end
+    with pytest.raises(UserError, match="a chain diverged"):  # raised by the samples at the end
         world.train()
     output = capsys.readouterr().out
     assert "no preview at step 10: a chain diverged" in output

@@ -1,4 +1,4 @@
-"""Units of the data and [0, 1]: known values, there and back, and pictures."""
+"""Tests the conversion between the data's units, [0, 1] and pictures."""
 
 import numpy as np
 
@@ -25,6 +25,6 @@ def test_floats_are_mapped_from_their_range_and_restored_even_outside_it():
 
 
 def test_a_narrow_range_far_from_zero_keeps_its_precision():
-    """In float32 the neighbours of 1e6 are 1/16 apart."""
+    """In float32, values near 1e6 are 1/16 apart."""
     images = 1e6 + np.array([0.0, 0.01, 0.02])
     np.testing.assert_allclose(units.to_unit(images, (1e6, 1e6 + 0.02)), [0, 0.5, 1], atol=1e-7)

@@ -1,7 +1,7 @@
-"""Each field of a configuration arrives where it is to work.
+"""Tests that each field of a configuration reaches the code that uses it.
 
-A recorder stands before the functions of the library. A row of the table says which argument of which
-function a field becomes. Fields of the training loop and of the modes have runs of their own below.
+A recorder wraps the functions of the library. A row of the table names the function and the argument that a
+field becomes. Fields of the training loop and of the modes have separate runs below.
 """
 
 import json
@@ -51,7 +51,7 @@ def guide(config):
 
 
 def flow(function, array):
-    """Returns what runs a function of `run_flows` on an array."""
+    """Returns a call of a function of `run_flows` on an array."""
     return lambda config: run_flows.on_devices(config, function)(devices.replicate({}), array, 1)
 
 
@@ -60,7 +60,7 @@ def inpaint(config):
     draw(config, Stream.INPAINTING, image, image > 1)
 
 
-# For each place, what is to be called there, by what, and with which method of sampling.
+# For each place: the function called, its caller, and the sampling method.
 PLACES = {
     "load": ("load", build.load_images, None),
     "load_labels": ("load_labels", build.load_labels, None),
@@ -87,7 +87,7 @@ PLACES = {
 
 
 class Row(NamedTuple):
-    """A field, a value that is not its default, the argument that it becomes, and as what (as it is)."""
+    """A field, a value other than its default, the argument it becomes, and that argument's value."""
 
     field: str
     value: Any
@@ -246,7 +246,7 @@ ROWS = [
 
 
 def arrived(record, row: Row, *, changed: bool):
-    """Returns what arrives at a row's place with the default of its field, or with another value."""
+    """Returns the argument that a row's field becomes, with its default or another value."""
     function, *path = row.where.split(".")
     given = {name: value for name, value in row.given.items() if name != "sde"}
     place, act, method = PLACES.get(function, (None, None, None))
@@ -288,7 +288,7 @@ def test_temperature_scales_the_decoded_latents(record):
 
 
 def test_noise_depends_on_the_seed_and_the_sample_index(record):
-    """The start is drawn from the first of a sample's two keys, and the steps from the second."""
+    """The start uses the first of a sample's two keys, and the steps the second."""
 
     def add_noise(key, x, steps, **_):
         noise = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:]))(key)
@@ -306,7 +306,7 @@ def test_noise_depends_on_the_seed_and_the_sample_index(record):
 
 
 class Chains:
-    """Makes black images, and keeps what it was told of them."""
+    """Makes black images, and records its arguments."""
 
     num_steps, evaluations = 1, 1
 
@@ -434,7 +434,7 @@ def test_samples_have_the_chosen_class_or_every_class_in_turn(label, expected, t
 
 
 def test_training_fields_reach_their_arguments(tmp_path, monkeypatch):
-    """All of them in one run, from what it leaves behind."""
+    """One run checks all of them, by the files it writes."""
     record = Recorder(monkeypatch)
     record.watch(data.Batches, "between")
     for owner, name in ((data, "Batches"), (devices, "TrainSteps"), (run_lib, "Window")):

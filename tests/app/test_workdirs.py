@@ -1,4 +1,4 @@
-"""Which runs a work directory accepts."""
+"""Tests which runs a work directory accepts."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_changeable_fields_may_differ_and_others_are_refused_and_named(tmp_path)
 
 
 def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
-    """A network with a ladder, which uses no field of SDEs and of NCSN++."""
+    """The network has a ladder and ignores the fields of SDEs and NCSN++."""
     changeable = {
         *(f"data.{name}" for name in ("data_dir", "cache_bytes", "prefetch", "workers")),
         *(f"training.{name}" for name in ("microbatches", "remat", "num_steps", "log_every")),
@@ -110,7 +110,7 @@ def test_different_images_are_refused(tmp_path):
 
 
 def test_image_files_are_compared_by_name_and_size(tmp_path):
-    """As `Images.identity` says, so that nothing is decoded for it."""
+    """See `Images.identity`: nothing is decoded for it."""
     images = np.zeros((3, 2, 2, 1), np.uint8)
     claim = lambda images, files: workdirs.claim_images(
         Images(images, identity=files), str(tmp_path)

@@ -1,8 +1,8 @@
-"""What `tests.fuzz` tries: for every public entry point a generator of malformed inputs.
+"""Holds a generator of malformed inputs for every public entry point, for `tests.fuzz`.
 
 An entry point's `make(case)` writes what it needs to the case's room and returns (call, path): a function
-without arguments, and the path that a refusal has to name, or None. All randomness is the case's own.
-Here is what the generators share; they are in the modules by subject, which `ENTRIES` is filled from.
+without arguments, and the path that a refusal has to name, or None. Its only randomness is the case's.
+This module has what the generators share; those are in modules by subject, which fill `ENTRIES`.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def entry(weight, *modules, **options):
 
 
 class Failure(Exception):
-    """What is wrong with a case that came back."""
+    """A fault in a case that returned."""
 
 
 def judge(text: str, path: str | None) -> None:
@@ -65,7 +65,7 @@ def judge(text: str, path: str | None) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """Returns the parts of a text between its bars."""
+    """Splits a text at its bars."""
     return text.split("|")
 
 
@@ -75,7 +75,7 @@ NAMES = listed(
     "a'b\"c`.png| .png|*.png|\\.png|.hidden.png|notes.txt|no suffix|~.png|#.png|con.png|a:b.png|"
     f"{'x' * 250}.png"
 )
-# As paths, these are in the working directory or beside it, and there is nothing to read.
+# As paths, these are in the working directory or beside it, and do not exist.
 HARMLESS = "| |\0|a\0b|\n|two\nlines|\ud800|\udcff|é図|\x1b[31m|.|..|../outside|../../outside/below"
 STRINGS = "|/|/dev/null|~|~nobody/x|$HOME|%s|{0}|None|nan|-1|--help|'|\"|"
 STRINGS = listed(HARMLESS + STRINGS + 300 * "x" + "|" + 5000 * "x")
@@ -88,7 +88,7 @@ NUMBERS = [
     float("inf"), float("-inf"), float("nan"),
 ]
 # fmt: on
-HUGE = [10**5000, -(10**5000)]  # not to be written as decimals
+HUGE = [10**5000, -(10**5000)]  # too long to print as decimals
 
 
 def any_value(rng):
@@ -144,7 +144,7 @@ def alter(rng, tree: dict | list, make: Callable) -> None:
 
 
 def special(rng, path: str) -> None:
-    """Makes something at a path that is no ordinary file, or one that holds nothing of use."""
+    """Makes something other than an ordinary file at a path, or a file of no use."""
     file = pathlib.Path(path)
     target = rng.choice(["nowhere", file.name])
     garbage = rng.randbytes(rng.choice([0, 0, 1, 100, 10_000]))
@@ -161,7 +161,7 @@ def place(rng, path: str, make: Callable[[], bytes], p: float = 0.1) -> None:
 
 
 class Harmful:
-    """Would write a file where it must not if it were unpickled."""
+    """Writes a forbidden file if it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch harmed ../outside/harmed",)

@@ -1,4 +1,4 @@
-"""Command lines, configuration files, and the values in a configuration.
+"""Makes command lines, configuration files, and values in a configuration.
 
 The programs run in processes forked from one that has not imported jax, with stubs for their slow parts.
 """
@@ -90,7 +90,7 @@ def make_flags(case):
 
 @entry(2, "ncsn_jax.app.distributed")
 def make_processes(case):
-    """What the flags and the environment say of the processes of a run."""
+    """Flags and environment variables of a run's processes."""
     from ncsn_jax.app import distributed
 
     rng = case.rng
@@ -132,7 +132,7 @@ SNIPPETS = listed(
 
 @entry(8)
 def make_config_file(case):
-    """Configuration files, which are programs of the user's."""
+    """Configuration files, which are the user's programs."""
     rng = case.rng
     path = case.path(rng.choice(["c.py", "c", "é.py", "a b.py", "a:b.py", "\udcff.py", "json.py"]))
     digits = (ROOT / "configs" / "digits.py").read_bytes()
@@ -153,7 +153,7 @@ CHOICES = [*STRINGS, "ncsnv2", "ncsn_simplified", "ssm", "sm", "instance", "norm
 
 @entry(20, "ncsn_jax.app.schema")
 def make_config(case):
-    """Any value in any field, and what is then made of the configuration."""
+    """Any value in any field, and the use of that configuration."""
     from ml_collections import ConfigDict
 
     from configs import default, digits, ncsnv2_cifar10

@@ -1,6 +1,6 @@
-"""Functions of the library, with arguments of the wrong shape or type, or that are not finite.
+"""Calls functions of the library with arguments of the wrong shape or type, or with non-finite values.
 
-What they are called with is found by the names of their parameters.
+The names of their parameters determine the arguments.
 """
 
 import inspect
@@ -11,9 +11,9 @@ from tests.hostile import HUGE, NUMBERS, STRINGS, Failure, entry
 
 
 def _array(rng):
-    """Returns an array in place of another."""
+    """Returns an array to replace another."""
     shapes = [(), (0,), (1,), (2,), (3,), (2, 2), (0, 2), (2, 0), (2, 2, 1), (1, 1, 1, 1)]
-    # Not float64, of which jax itself warns.
+    # Not float64, about which jax itself warns.
     array = np.ones(rng.choice(shapes), rng.choice(["f4", "f4", "f4", "f2", "i4", "u1", "?"]))
     if array.dtype.kind == "f" and rng.random() < 0.3:
         array = array * np.float32(rng.choice([0, -1, np.nan, np.inf, -np.inf, 1e-38, 1e38]))
@@ -30,7 +30,7 @@ def _array(rng):
     kind="library",
 )
 def make_library(case):
-    """One of the functions, with one or two arguments replaced; with none it has to be accepted."""
+    """One of the functions with up to two arguments replaced; with none replaced it must accept."""
     import jax
     import jax.numpy as jnp
 
@@ -38,7 +38,7 @@ def make_library(case):
 
     rng = case.rng
     scheme = scheduler.AnnealedLangevinDynamicsScheduler(3, 2, 0.1, 1.0, 1e-3)
-    info = rng.random() < 0.5  # which is not for a part of the steps
+    info = rng.random() < 0.5  # not available for a part of the steps
     # fmt: off
     functions = [
         sigmas.geometric, sigmas.suggest, sigmas.largest_distance, sigmas.level_ratio, sigmas.step_size,

@@ -1,4 +1,4 @@
-"""Pictures and bombs, directories and archives of them, masks, arrays, data sets and the cache of images."""
+"""Makes pictures and bombs, directories and archives of them, masks, arrays, datasets and image caches."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from tests.hostile.workdirs import json_text, npy, npz
 
 
 def _picture(rng) -> bytes:
-    """Returns a picture that can be read."""
+    """Returns a readable picture."""
     from PIL import Image
 
     width, height = rng.choice([(8, 8)] * 3 + [(1, 1), (3, 50), (40, 40), (9, 8), (2000, 1)])
@@ -45,7 +45,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _bomb(rng) -> bytes:
-    """Returns a small file that says it is a huge picture, or unpacks to much."""
+    """Returns a small file that claims to be a huge picture, or that unpacks to one."""
     most = 2**31 - 1
     sizes = [(most, most), (most, 1), (1, most), (0, 0), (0, 5), (2**32 - 1, 1)]
     width, height = rng.choice(sizes + [(n, n) for n in (50_000, 12_000, 9_000)])
@@ -67,14 +67,14 @@ def _bomb(rng) -> bytes:
 
 
 def _place_picture(rng, path: str) -> None:
-    """Puts a picture at a path, or something that is none."""
+    """Puts a picture at a path, or something else."""
     kind = rng.randrange(8)
     data = _bomb(rng) if kind == 0 else _picture(rng)
     place(rng, path, lambda: data if kind < 4 else mutate(rng, data), 0.2)
 
 
 def _fill_folder(rng, folder: str) -> None:
-    """Makes a directory tree with pictures and everything else there may be."""
+    """Makes a directory tree with pictures and all kinds of other files."""
     folders = [folder]
     os.mkdir(folder)
     for name in rng.sample(["below", "x.png", "new\nline", "\udcff", ".hidden", "--", "é"], 3):
@@ -87,12 +87,12 @@ def _fill_folder(rng, folder: str) -> None:
             _place_picture(rng, path)
     kind = rng.randrange(24)
     if kind < 6:
-        # Links upwards; more than one is a tree of endless breadth.
+        # Links upwards; more than one make an endlessly broad tree.
         for i in range(rng.choice([1, 2, 8])):
             target = rng.choice([".", "..", folder, "../.."])
             os.symlink(target, os.path.join(rng.choice(folders), f"loop{i}"))
     elif kind < 8:
-        # Doubly linked down: every directory twice in the one before.
+        # Each directory is linked twice in the one before.
         for i in range(25):
             os.mkdir(os.path.join(folder, f"d{i}"))
             for j in range(2):
@@ -107,7 +107,7 @@ def _fill_folder(rng, folder: str) -> None:
 
 
 def _folder_case(case):
-    """Returns the arguments of what reads a directory, and the path that a refusal has to name."""
+    """Returns the arguments of a function that reads a directory, and the path that a refusal must name."""
     rng = case.rng
     names = ["pictures", "\udcff", "new\nline", "é", "-r", "a b", "data.data_dir"]
     folder = case.path(rng.choice(names))

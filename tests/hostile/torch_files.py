@@ -1,4 +1,4 @@
-"""The authors' checkpoints: files of PyTorch in both formats, and the state dicts that are in them."""
+"""Makes PyTorch checkpoint files in both formats, and the state dicts in them."""
 
 import io
 import pathlib
@@ -13,7 +13,7 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 
 def _content(rng):
-    """Returns what a small file of the authors holds, changed in some places."""
+    """Returns the content of a small file of the authors' scripts, with some changes."""
     import torch
 
     arrays = {"module.a.weight": torch.ones(3, 2), "module.a.bias": torch.zeros(3)}
@@ -70,7 +70,7 @@ def _save(rng) -> bytes:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.save(content, buffer, _use_new_zipfile_serialization=new)
-        except Exception:  # there are several, of what cannot be saved
+        except Exception:  # several kinds, for what cannot be saved
             buffer.write(b"the rest is missing")
         data = buffer.getvalue()
     return mutate(rng, data) if rng.random() < 0.5 else data
@@ -94,7 +94,7 @@ def make_torch_file(case):
 
 @entry(0.9, "ncsn_jax.convert", kind="library")
 def make_state_dict(case):
-    """State dicts of another network, or of none."""
+    """State dicts of a different network, or of no network."""
     from flax import traverse_util
 
     from ncsn_jax import convert, models

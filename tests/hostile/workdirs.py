@@ -1,4 +1,4 @@
-"""What is in a work directory: its JSON files, samples, log and checkpoints, and the directory itself."""
+"""Makes work directories: JSON files, samples, log, checkpoints, and the directory itself."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ def json_text(rng, valid: dict) -> bytes:
 
 @entry(10, "ncsn_jax.app.schema")
 def make_workdir(case):
-    """`config.json` and `images.json`, what else has its place there, and the directory itself."""
+    """`config.json`, `images.json`, the other files of a work directory, and the directory itself."""
     from configs import digits
     from ncsn_jax.app import data, schema, workdirs
 
@@ -80,7 +80,7 @@ def npy(header: dict | str, payload: bytes) -> bytes:
 
 
 def npz(rng, key: str, array: np.ndarray, **others) -> bytes:
-    """Returns a `.npz` file that should hold `array`, and mostly does not."""
+    """Returns a `.npz` file that should hold `array` but mostly does not."""
     buffer = io.BytesIO()
     save = rng.choice([np.savez, np.savez_compressed])
     objects = np.full(2, Harmful())
@@ -100,7 +100,7 @@ def npz(rng, key: str, array: np.ndarray, **others) -> bytes:
     elif kind == 6:
         rng.choice([lambda: np.save(buffer, array), lambda: pickle.dump(objects, buffer)])()
     else:
-        # A bomb, gigabytes of zeros that take megabytes or are not there at all; or another header.
+        # A bomb: gigabytes of zeros that take megabytes or are absent; or a different header.
         header = {"descr": "|u1", "fortran_order": False, "shape": array.shape}
         counts = [2**31, 2**40, 10**15, -1, 2**63, 10**30]
         changes = [{"shape": (count, *array.shape[1:])} for count in counts] if kind == 7 else []
@@ -244,7 +244,7 @@ def make_losses_plot(case):
 
 @entry(0.5, "ncsn_jax.app.checkpoints")
 def make_checkpoints(case):
-    """Directories of checkpoints with damaged files, and with other things in them."""
+    """Checkpoint directories with damaged and foreign files."""
     from ncsn_jax.app import checkpoints
 
     rng = case.rng

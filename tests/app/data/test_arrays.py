@@ -1,4 +1,4 @@
-"""Users' arrays: what is read of which file, the test split, and a line for each mistake."""
+"""Tests users' arrays: reading files, the test split, and one-line errors."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def test_other_names_are_not_array_files():
 
 
 def test_the_test_split_is_chosen_by_content(tmp_path):
-    """Whatever the order, and whatever else is there; both splits together are all of the array."""
+    """It does not depend on the order or on other images, and the two splits make up the array."""
     path = str(tmp_path / "x.npy")
     np.save(path, FLOATS)
     held_out = np.array([is_held_out(hashlib.sha256(x.tobytes()).digest(), 0.3) for x in FLOATS])
@@ -92,13 +92,13 @@ def test_the_examination_of_a_file_is_cached_until_it_changes(tmp_path, monkeypa
     bad = FLOATS.copy()
     bad[31, 2, 3, 1] = np.nan
     np.save(path, bad)
-    os.utime(path, ns=(1, 1))  # a clock may be coarse
+    os.utime(path, ns=(1, 1))  # the clock may be coarse
     with pytest.raises(UserError, match="holds a non-finite value in image 31"):
         load(0.3)
 
 
 def test_a_mapped_array_uses_memory_only_for_the_rows_read(tmp_path):
-    """A quarter of a gigabyte of zeros, which the disk does not hold."""
+    """The file is a sparse quarter of a gigabyte of zeros."""
     path = str(tmp_path / "large.npy")
     np.lib.format.open_memmap(path, "w+", np.float32, (1000, 256, 256, 1))
     tracemalloc.start()

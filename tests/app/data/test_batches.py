@@ -1,4 +1,4 @@
-"""Batches by seed, step and process, and the same ones where images are decoded in advance."""
+"""Tests batches by seed, step and process, with and without decoding in advance."""
 
 import collections
 import threading
@@ -31,7 +31,7 @@ def test_batches_depend_on_seed_and_step_alone():
     np.testing.assert_array_equal(again(2, 3), np.stack([first(s)[0] for s in (2, 3, 4)]))
     other = data.Batches(numbered(50), seed=4, batch_size=8)
     assert not np.array_equal(other(19), first(19))
-    # The second epoch of a seed is not the first one of the next.
+    # The second epoch of a seed differs from the first epoch of the next seed.
     epochs = data.Batches(numbered(8), 3, 8)(1), data.Batches(numbered(8), 4, 8)(0)
     assert not np.array_equal(*epochs)
 
@@ -50,7 +50,7 @@ def test_a_dataset_may_be_smaller_than_a_batch():
 
 
 class Counted(Source):
-    """Numbered images, of which 3 is damaged; keeps how often each is decoded, and by which thread."""
+    """Numbered images, of which 3 is damaged; counts how often each is decoded, and by which thread."""
 
     dtype, what = np.dtype(np.uint8), "numbers"
 
@@ -80,7 +80,7 @@ def sound(n):
 @pytest.mark.parametrize("num_steps", [1, 3])
 @pytest.mark.parametrize("first", [0, 6])
 def test_a_stream_yields_the_batches_of_its_steps(first, num_steps, threads, ahead):
-    """Also where it begins in the middle, and beyond the first epoch, which ends within step 5."""
+    """Also from a later step and beyond the first epoch, which ends within step 5."""
     options = dict(num_steps=num_steps, threads=threads, ahead=ahead)
     for process in range(2):
         of_array = data.Batches(sound(21), 0, 4, process, 2)
@@ -93,14 +93,14 @@ def test_a_stream_yields_the_batches_of_its_steps(first, num_steps, threads, ahe
 
 
 def test_processes_together_decode_each_image_once():
-    """Two processes, and five steps of eight of forty images: an epoch."""
+    """Two processes take five steps of eight of forty images, which is one epoch."""
     source, shares = Counted(40), []
     for process in range(2):
         batches = data.Batches(data.Images(source), 0, 8, process, 2)
         decoded = source.decoded.copy()
         list(batches.between(0, 5, 1, threads=2, ahead=2))
         shares.append(set(source.decoded - decoded))
-    # 3 is in one share, which decodes in its place the next one, that may be in the other.
+    # 3 is in one share, which decodes the next image instead, although that may be in the other share.
     assert {row: n for row, n in source.decoded.items() if n != 1} == {4: 2}
     assert set(source.decoded) == set(range(40)) and shares[0] & shares[1] <= {4}
 
@@ -119,7 +119,7 @@ def test_decoding_ahead_is_bounded_by_the_buffer():
     stream = data.Batches(data.Images(source), 0, 4).between(0, 25, 1, threads=1, ahead=2)
     for taken in range(1, 5):
         next(stream)
-        # And one more, which a thread may have begun.
+        # One more, which a thread may have begun.
         assert 4 * taken <= sum(source.decoded.values()) <= 4 * (taken + 2) + 2
     stream.close()
 

@@ -1,4 +1,4 @@
-"""Which files are found in a directory, a tar or a zip file, and what is read of them."""
+"""Tests which files are found in a directory, a tar or a zip file, and what is read from them."""
 
 import errno
 import io
@@ -53,7 +53,7 @@ def found(path):
     return {file.name: file.read() for file in files.find(str(path), "x").files}
 
 
-# The header of a member ends beyond what is read at first of a small one.
+# The header of this member extends beyond the first read of a small member.
 LONG = struct.pack("<HH", 0xCAFE, 5000) + bytes(5000)
 WRITERS = {
     "folder": lambda path: write_folder(path / "x"),
@@ -69,10 +69,10 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_files_are_listed_by_name_and_read_unchanged(kind, tmp_path):
-    """Without hidden ones, links to nothing, and what is no file."""
+    """The listing omits hidden files, dangling links and anything that is not a file."""
     path = WRITERS[kind](tmp_path)
     assert list(found(path).items()) == list(CONTENT.items())
-    assert list(found(path).items()) == list(CONTENT.items())  # its list is in the cache
+    assert list(found(path).items()) == list(CONTENT.items())  # from the cached list
 
 
 def test_archives_inside_a_directory_count_as_directories(tmp_path):
@@ -100,7 +100,7 @@ def test_long_member_names_are_complete(tmp_path):
 
 
 def test_the_identity_depends_only_on_names_and_sizes(tmp_path):
-    """Also of compressed ones, and without what is no image."""
+    """This includes compressed members and excludes files that are not images."""
     identity = lambda path: image_folder.Folder(str(path), 8, 1, 0).identity
     there = identity(write_folder(tmp_path / "a"))
     other = CONTENT | {"a!.png": b"FIRST", "notes.txt": b"no image"}
@@ -127,7 +127,7 @@ def test_the_version_changes_with_the_location_and_when_a_file_is_rewritten(tmp_
     (tmp_path / "a" / "a!.png").write_bytes(b"FIRST")
     write_tar(tmp_path / "x.tar")
     for name in ("a/a!.png", "x.tar"):
-        os.utime(tmp_path / name, ns=(1, 1))  # a clock may be coarse
+        os.utime(tmp_path / name, ns=(1, 1))  # the clock may be coarse
     assert not set(before) & {version(path) for path in paths}
 
 
@@ -148,7 +148,7 @@ def refusal(path):
 
 @pytest.mark.parametrize("where", ["itself", "inside"])
 def test_unreadable_archives_are_reported_on_one_line(where, tmp_path):
-    """It names the archive, also one inside the directory that was given."""
+    """The message names the archive, also if it lies inside the directory."""
 
     def line(path):
         return refusal(path if where == "itself" else tmp_path)
@@ -179,7 +179,7 @@ def test_unreadable_archives_are_reported_on_one_line(where, tmp_path):
         write_zip(path, method)
         assert "a/.hidden/x.png is encrypted, or compressed by a method other than" in line(path)
     data, entry = bytearray(whole), b"PK\x01\x02"
-    data[data.index(entry, data.index(entry) + 1) + 8] |= 1  # of the first member that is a file
+    data[data.index(entry, data.index(entry) + 1) + 8] |= 1  # in the first member that is a file
     path.write_bytes(data)
     assert begin in line(path) and "is encrypted, or compressed by a method other than" in line(
         path
@@ -187,7 +187,7 @@ def test_unreadable_archives_are_reported_on_one_line(where, tmp_path):
 
 
 def test_a_damaged_zip_file_is_one_line_or_a_damaged_member(tmp_path):
-    """A size beyond the archive, a local header that is none, and no content at all."""
+    """Cases: a size beyond the archive, an invalid local header, and no content."""
     path = write_zip(tmp_path / "x.zip", zipfile.ZIP_DEFLATED, {"a.png": b"a" * 99, "b.png": b""})
     whole = path.read_bytes()
     entry = whole.index(b"a.png", whole.index(b"PK\x01\x02")) - 46
@@ -211,7 +211,7 @@ def test_names_with_dots_are_relative_to_the_archive(tmp_path):
 
 
 def test_an_unreadable_directory_is_reported_on_one_line(tmp_path, monkeypatch):
-    """Whoever runs the tests: root may read everything."""
+    """It works for every user, although root may read everything."""
     write_folder(tmp_path / "x")
     real = os.listdir
 

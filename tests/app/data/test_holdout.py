@@ -50,7 +50,7 @@ def test_the_splits_are_disjoint_complete_and_independent_of_names_and_order(fol
     for i in range(40):
         shutil.copy(folder / f"{i}.png", tmp_path / "b" / "below" / f"{97 * i % 41}")
     assert set(greys(tmp_path / "b", "test", 0.3)) == test
-    assert set(greys(folder, "test", 0.5)) > test  # not from the cache, and more of the same
+    assert set(greys(folder, "test", 0.5)) > test  # not from the cache, and a superset
 
 
 def test_modes_use_the_images_held_out_from_training(folder):

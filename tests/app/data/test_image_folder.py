@@ -11,7 +11,7 @@ from ncsn_jax.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures of known content, two damaged ones, and what is ignored or no picture."""
+    """Returns a directory of three known pictures, two damaged ones, and files to skip."""
     root = tmp_path / "pictures"
     (root / "below").mkdir(parents=True)
     wide = np.zeros((20, 40, 3), np.uint8)
@@ -32,7 +32,7 @@ def folder(tmp_path):
 def test_image_folder_crops_resizes_and_names_the_files_it_skips(
     cache_bytes, folder, caplog, monkeypatch
 ):
-    """A damaged image is replaced by the next; the last one's next is the first."""
+    """A damaged image is replaced by the next one; the first follows the last."""
     monkeypatch.setattr(images, "_MAX_DAMAGED", 0.5)
     monkeypatch.setattr(sources, "_MAX_DAMAGED_OF_SAMPLE", 0.5)
     load = lambda channels: data.load(
@@ -66,7 +66,7 @@ def test_a_jpeg_is_cropped_before_it_is_shrunk(tmp_path):
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**9])
 def test_image_folder_without_cropping_requires_images_that_fit(cache_bytes, folder):
-    """An image of another size is a damaged one, and here most of them are."""
+    """An image of the wrong size counts as damaged, and here most are."""
     message = r"data.data_dir=.*: more than a tenth of . images cannot be used: \d damaged \("
     with pytest.raises(UserError, match=message + r"a wide.PNG: is 40x20, not 16x16; set data.cro"):
         data.load("image_folder", str(folder), 16, 1, cache_bytes=cache_bytes)
@@ -88,7 +88,7 @@ def test_images_are_in_the_order_of_their_paths(tmp_path):
 
 
 def test_the_cache_distinguishes_sizes_channels_directories_and_nested_changes(tmp_path):
-    """A file of the same name, size and age is another image in another directory only."""
+    """A file with the same name, size and age differs only if its directory does."""
     root, other = tmp_path / "a", tmp_path / "b"
     for folder, grey in ((root, 10), (other, 200)):
         (folder / "deep" / "er").mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_the_cache_distinguishes_sizes_channels_directories_and_nested_changes(t
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_final_size(mode, tmp_path):
-    """Of waves this short the decoder keeps 14 grey levels too much at 64 pixels, and at 128 pixels 5."""
+    """For waves this short the decoder errs by 14 grey levels at 64 pixels, and by 5 at 128."""
     waves = 127.5 + 100 * np.sin(2 * np.pi * np.arange(512) / 25.6 + 0.3)
     pixels = np.broadcast_to(np.round(waves).astype(np.uint8), (512, 512))
     Image.fromarray(pixels).convert(mode).save(tmp_path / "x.jpg", quality=95)
@@ -157,7 +157,7 @@ def test_transparent_images_are_counted_once_in_the_log(tmp_path, caplog):
 
 @pytest.mark.parametrize(("crop_size", "box"), [(-1, (0, 1, 30, 19)), (6, (10, 7, 20, 13))])
 def test_rectangles_are_cropped_from_the_centre(crop_size, box):
-    """Of 30x20 pixels the largest crop of 5:3 is 30x18; one whose shorter side is 6 is 10x6."""
+    """The largest 5:3 crop of 30x20 pixels is 30x18; with a shorter side of 6 it is 10x6."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8))
     found = transforms.fit(picture, (3, 5), 1, crop_size)
     expected = picture.crop(box).resize((5, 3), Image.Resampling.BILINEAR, reducing_gap=3.0)

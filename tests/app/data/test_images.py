@@ -1,4 +1,4 @@
-"""Images by their number, from memory and decoded when asked for, and what stands for damaged ones."""
+"""Tests images by index, from memory and decoded on demand, and the replacement of damaged ones."""
 
 import threading
 import zlib
@@ -14,7 +14,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (100, 2, 3, 1), dtype=np.uint
 
 
 class Some(images.Source):
-    """The first of `PIXELS`, of which some are damaged; keeps which are decoded."""
+    """The first of `PIXELS`, of which some are damaged; records which are decoded."""
 
     dtype = np.dtype(np.uint8)
 
@@ -85,7 +85,7 @@ def test_conversion_to_an_array_copies_if_numpy_requires_it():
 
 @pytest.mark.parametrize("block", [1, 32])
 def test_a_damaged_image_is_replaced_by_the_next_good_one(block):
-    """After the last one comes the first."""
+    """The first follows the last."""
     expected = np.arange(100)
     expected[[0, 30, 31, 32, 98, 99]] = [1, 33, 33, 33, 1, 1]
     damaged = np.flatnonzero(expected != np.arange(100))
@@ -146,7 +146,7 @@ def test_more_than_a_tenth_damaged_is_refused_with_the_reasons():
 
 
 def test_adjacent_damaged_images_count_like_any_others():
-    """Eleven of two hundred may be damaged, also if they are the first that are met."""
+    """Eleven of two hundred may be damaged, even if they are the first to be read."""
     pixels = np.concatenate([PIXELS, PIXELS])
 
     class Many(Some):

@@ -24,7 +24,7 @@ def test_boxes_are_random_have_the_stated_size_and_do_not_depend_on_their_count(
     for mask in masks[..., 0]:
         rows, columns = np.nonzero(~mask)
         high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert (~mask).sum() == high * wide  # one full box
+        assert (~mask).sum() == high * wide  # exactly one box
         sizes.add((int(high), int(wide)))
     assert {s[0] for s in sizes} == {3, 4, 5, 6} and {s[1] for s in sizes} == {4, 5, 6, 7, 8}
 

@@ -22,7 +22,7 @@ def test_an_interrupted_preparation_does_not_count_as_a_dataset(tmp_path):
 
 
 def test_downloaded_archives_are_read_without_tensorflow(tmp_path):
-    """The generators that stand in for the library's own, on files in the archives' formats."""
+    """Runs our generators, which replace the library's, on files in the archives' formats."""
     import gzip
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What becomes of each pixel of a file: the small cases of tests/data/cases, and images made by hand."""
+"""Tests the decoding of each pixel, on the small files of tests/data/cases and on images made by hand."""
 
 import io
 import shutil
@@ -160,7 +160,7 @@ def test_images_beyond_the_limits_of_pillow_are_read_without_a_warning(
         make_masks(str(tmp_path / f"0.{suffix}"), (8, 8, 1), 1, 0)
     assert found.shape == (4, 8, 8, 1) and note == ""
     np.testing.assert_allclose(found[0, ..., 0], np.tile(19.5 + 8 * np.arange(8), (8, 1)), atol=2)
-    assert Image.MAX_IMAGE_PIXELS == 1000  # as it was
+    assert Image.MAX_IMAGE_PIXELS == 1000  # restored
 
 
 def test_the_pixel_limit_applies_to_the_decoded_size(tmp_path, monkeypatch):

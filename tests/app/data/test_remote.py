@@ -1,4 +1,4 @@
-"""Datasets in object storage: the same images as on a disk, by ranges, on a stand-in for it."""
+"""Tests datasets in a stand-in for object storage: the same images as on a disk, read by ranges."""
 
 import os
 import shutil
@@ -23,11 +23,11 @@ BIG = 256
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """Twelve pictures, archives and an array of them and a prepared dataset, and a server with all that."""
+    """Serves twelve pictures, their archives, an array of them and a prepared dataset."""
     core = pytest.importorskip("gcsfs.core")
     root, rng = tmp_path_factory.mktemp("there"), np.random.default_rng(0)
     (root / "folder" / "below").mkdir(parents=True)
-    pixels = rng.integers(0, 256, (12, BIG, BIG), dtype=np.uint8)  # beyond what is read in advance
+    pixels = rng.integers(0, 256, (12, BIG, BIG), dtype=np.uint8)  # more than the read-ahead
     for i, grey in enumerate(pixels):
         Image.fromarray(grey).save(root / "folder" / ["", "below"][i % 2] / f"{i:02d}.png")
     shutil.copy(root / "folder" / "04.png", root / "folder" / "no suffix")
@@ -46,7 +46,7 @@ def there(tmp_path_factory):
             patch.setenv(name, value)
         patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", gcs.url)  # array_record
         patch.setitem(fsspec.config.conf, "gcs", {"token": "anon", "use_listings_cache": False})
-        # Other tests may have imported it, with what asks for the bucket's kind on the network.
+        # Other tests may have imported it in a form that asks the network for the bucket's kind.
         for protocol in ("gs", "gcs"):
             patch.setitem(_registry, protocol, core.GCSFileSystem)
         core.GCSFileSystem.clear_instance_cache()
@@ -83,7 +83,7 @@ LOADS = {
 
 @pytest.mark.parametrize("kind", LOADS)
 def test_remote_images_equal_local_images(kind, there):
-    """Kept in the cache and not; what is asked for later is asked for by itself."""
+    """With and without the cache; images requested later are read one at a time."""
     _, root = there
     local = LOADS[kind](root)
     for cache_bytes in (0, 10**9):
@@ -113,13 +113,13 @@ def ranges(gcs, ask):
     ],
 )
 def test_an_image_takes_one_request(kind, name, there):
-    """Of the directory, images begin with 00.png to 10.png, then come those below."""
+    """The directory's images begin with 00.png to 10.png; those of subdirectories follow."""
     gcs, _ = there
     images = LOADS[kind]("gs://bucket", cache_bytes=0)
     before = gcs.sent
     (path,) = ranges(gcs, lambda: images[7])
     assert f"/{name}?" in path
-    # Of a member of a zip file, its header and a kilobyte besides. array_record asks for all from a record
+    # A zip member's request includes its header and a kilobyte. array_record asks for all from a record
     # on, and closes the connection when it has the record.
     if kind != "digits":
         assert gcs.sent - before < BIG * BIG + 4096 < len(gcs.objects["bucket", "x.tar"].data) / 4
@@ -132,7 +132,7 @@ def test_listing_an_archive_again_reads_no_content(there, tmp_path, monkeypatch)
     listed = lambda: data.sources.image_folder.files.find("gs://bucket/x.zip", "x")
     assert ranges(gcs, listed) and not ranges(gcs, listed)
     gcs.put("bucket", "x.zip", {}, gcs.objects["bucket", "x.zip"].data)
-    assert ranges(gcs, listed)  # It may be another.
+    assert ranges(gcs, listed)  # It may have changed.
 
 
 def test_labels_are_read_from_object_storage(there):
@@ -154,7 +154,7 @@ def test_images_to_complete_may_be_in_object_storage(name, there):
 
 
 def test_nothing_is_copied_to_the_disk(there, tmp_path, monkeypatch):
-    """What the cache holds is the list of an archive."""
+    """The cache holds only the list of an archive."""
     monkeypatch.setenv("NCSN_JAX_CACHE", str(tmp_path))
     for kind in ("folder", "tar", "bytes", "digits"):
         LOADS[kind]("gs://bucket", cache_bytes=0)[3]

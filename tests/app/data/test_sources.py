@@ -28,7 +28,7 @@ def test_digits_match_scikit_learn():
 
 
 def test_labels_are_in_the_order_of_the_images():
-    """Every image, found among scikit-learn's, has the label that is there; all slices agree."""
+    """Every image has its label in scikit-learn, and all slices agree."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -64,7 +64,7 @@ def test_mistakes_with_labels_are_reported_on_one_line(tmp_path):
 
 
 class Labelled:
-    """What a builder of tensorflow-datasets shows of a dataset."""
+    """A stand-in for a tensorflow-datasets builder."""
 
     def __init__(self, features, labels=()):
         self.info = self
@@ -132,7 +132,7 @@ def test_the_cache_distinguishes_crops(monkeypatch, tmp_path):
     ],
 )
 def test_the_cache_key_holds_everything_the_entry_depends_on(load, changes, monkeypatch, tmp_path):
-    """Sets of the same files differ by their names."""
+    """Datasets with the same files differ by name."""
     keys = []
 
     def kept(name, key, *_):
@@ -199,7 +199,7 @@ def test_images_follow_the_order_of_the_source_and_are_cropped_on_request():
     np.testing.assert_array_equal(found, images)
     found = decode(2, 3, 2)
     np.testing.assert_array_equal(found, images[:, 1:3, 1:3])
-    found = decode(4, 3, 2)  # of the right size, and still cropped
+    found = decode(4, 3, 2)  # the right size, but still cropped
     assert found.shape == images.shape and not np.array_equal(found, images)
 
 

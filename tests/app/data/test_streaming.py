@@ -1,4 +1,4 @@
-"""Datasets that are decoded when images are asked for: the same bits as those that are decoded once."""
+"""Tests that images decoded on demand are bit-identical to images decoded once."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ INDICES = [3, -1, slice(None), slice(2, 30, 5), slice(25, 3, -2), np.array([7, 7
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Forty pictures of several formats, one of them damaged: a directory, three archives, and an array."""
+    """Returns forty pictures of several formats, one damaged, as a directory, three archives and an array."""
     root, rng = tmp_path_factory.mktemp("stored"), np.random.default_rng(0)
     (root / "folder" / "below").mkdir(parents=True)
     pixels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -86,12 +86,12 @@ def test_images_are_the_same_cached_or_decoded_on_demand(kind, stored):
 
 
 def test_a_directory_and_its_archives_give_the_same_images(stored):
-    """In the same order, since that is of the names, and they stand for each other."""
+    """They come in the same order, by name, and can replace each other."""
     found = [LOADS[kind](stored) for kind in ("folder", "tar", "deflated", "stored")]
     for other in found[1:]:
         np.testing.assert_array_equal(other[:], found[0][:])
         assert list(other.damaged) == list(found[0].damaged) != []
-    # The sizes of deflated members are others.
+    # Deflated members have other sizes.
     assert found[0].describe() == found[1].describe() == found[3].describe()
 
 
@@ -107,7 +107,7 @@ def test_one_damaged_picture_of_forty_is_named_and_replaced(stored, caplog):
 
 
 def test_opening_a_large_dataset_examines_only_a_sample(stored, monkeypatch):
-    """At so many images, evenly spaced."""
+    """The sample is evenly spaced."""
     monkeypatch.setattr(sources, "_EXAMINED", 10)
     asked, real = [], image_folder.Folder.image
     monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_a_vanished_file_is_reported_on_one_line(tmp_path):
 
 
 def test_a_non_finite_value_is_found_when_it_is_read(tmp_path):
-    """Of a large array, some images only are looked at when it is opened."""
+    """Opening a large array examines only some images."""
     images = np.zeros((2500, 2, 2, 1), np.float32)
     images[1001, 1, 0, 0] = np.nan
     np.save(tmp_path / "x.npy", images)
@@ -163,7 +163,7 @@ def test_labels_are_the_same_cached_or_read_on_demand():
 
 
 def test_a_damaged_compressed_member_causes_no_traceback(tmp_path, monkeypatch):
-    """One without a suffix is left out; one with a suffix is damaged, also where all are read for a split."""
+    """Without a suffix it is skipped; with one it counts as damaged, also when a split reads all files."""
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(12):
@@ -176,7 +176,7 @@ def test_a_damaged_compressed_member_causes_no_traceback(tmp_path, monkeypatch):
         begin = starts[name] + 30 + len(name)
         content[begin : begin + 2] = b"\xff\xff"
     path.write_bytes(content)
-    monkeypatch.setattr(images_of, "_MAX_DAMAGED", 0.5)  # of a split, too
+    monkeypatch.setattr(images_of, "_MAX_DAMAGED", 0.5)  # applies to a split too
     for cache_bytes in (0, 10**9):
         found = folder("x.zip")(tmp_path, cache_bytes=cache_bytes)
         assert len(found) == 11 and list(found.damaged) == [2]

@@ -1,4 +1,4 @@
-"""Small images made by hand, and what becomes of each pixel."""
+"""Tests cropping and resizing, pixel by pixel, on small images made by hand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_crop_is_the_middle_of_the_image(crop_size, size, rows, columns):
 
 
 def test_shrinking_averages_with_a_triangle_filter():
-    """Half as large: pixels at distances of 1/4, 1/4 and 3/4 have the weights 3/7, 3/7 and 1/7."""
+    """At half the size, pixels at distances of 1/4, 1/4 and 3/4 have the weights 3/7, 3/7 and 1/7."""
     row = np.array([0, 70, 140, 210], np.uint8)
     for pixels, axis in ((np.tile(row, (4, 1)), 1), (np.tile(row[:, None], (1, 4)), 0)):
         found = fit(Image.fromarray(pixels), 2, 1, LARGEST_SQUARE)[..., 0]

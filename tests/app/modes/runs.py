@@ -1,4 +1,4 @@
-"""Runs with a checkpoint of random parameters, and what the library makes of their network."""
+"""Provides runs with a checkpoint of random parameters, and what the library computes with their network."""
 
 import re
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ SMALL = {
     "seed": SEED,
     "training.batch_size": 8,
     "sampling.num_samples": 5,
-    "sampling.batch_size": 3,  # neither a divisor of the samples nor a multiple of the devices
+    "sampling.batch_size": 3,  # not a divisor of the samples and not a multiple of the devices
     "sampling.rtol": 1e-3,
     "sampling.atol": 1e-3,
 }
@@ -38,14 +38,14 @@ DIFFUSION = {
 
 
 def vp_config(**changes):
-    """A network of the time under the VP SDE, on images in [-1, 1]."""
+    """Returns the configuration of a network conditioned on time, with the VP SDE and images in [-1, 1]."""
     config = digits_vp.get_config()
     config.update_from_flattened_dict(SMALL | DIFFUSION | changes)
     return config
 
 
 def ladder_config(**changes):
-    """A network of a level's index, without an SDE, on images in [0, 1]."""
+    """Returns the configuration of a network conditioned on the level, without an SDE, on [0, 1]."""
     config = tiny.get_config()
     config.update_from_flattened_dict(SMALL | {"model.num_levels": 3} | changes)
     return config
@@ -69,7 +69,7 @@ def write_run(config, workdir: str, scale: float = 1.0) -> None:
 
 @pytest.fixture(scope="module")
 def small_network():
-    """TinyDiffusion in the place of NCSN++."""
+    """Replaces NCSN++ by TinyDiffusion."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
         yield
@@ -88,7 +88,7 @@ def run_fixture(make_config, scale=1.0):
 
 
 vp_run = run_fixture(vp_config)
-ladder_run = run_fixture(ladder_config, scale=0.3)  # so that the samples do not leave [0, 1]
+ladder_run = run_fixture(ladder_config, scale=0.3)  # keeps the samples in [0, 1]
 
 
 def library(config, workdir):
@@ -119,7 +119,7 @@ def as_bytes(config, x):
 
 
 def assert_alike(found, expected):
-    """To one grey level, where rounding differs, on images that are neither black nor white."""
+    """Asserts equality to one grey level, because rounding differs, on images that are not black or white."""
     assert found.dtype == expected.dtype == np.uint8 and found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert np.mean((expected > 0) & (expected < 255)) > 0.1
@@ -146,7 +146,7 @@ class Gaussian(NamedTuple):
 
 @pytest.fixture
 def gaussian(monkeypatch):
-    """Puts the score of such data in the place of the network's."""
+    """Replaces the network's score by the score of such data."""
     process = sde.VP(0.1, 15.0)
 
     def score(x, sigma):
@@ -158,7 +158,7 @@ def gaussian(monkeypatch):
 
 
 class Chains:
-    """In the place of `run_samplers.Chains`: sample i is `drawn(i)`; keeps what it was told.
+    """Replaces `run_samplers.Chains`: sample i is `drawn(i)`, and calls are recorded.
 
     `calls` holds the arguments of each run by name, with the task and the classifier of its chains.
     """
@@ -185,20 +185,20 @@ class Chains:
 
 
 def drawn(index, shape=SHAPE, frame=0):
-    """Returns the image of `Chains` with this index, uint8 `[H, W, C]`, or a frame of its way."""
+    """Returns the image of `Chains` with this index, uint8 `[H, W, C]`, or an earlier frame of it."""
     return np.random.default_rng([index, frame]).integers(0, 256, shape, np.uint8)
 
 
 @pytest.fixture
 def chains(monkeypatch):
-    """Puts `Chains` in the place of the samplers; returns its calls."""
+    """Replaces the samplers by `Chains`; returns its calls."""
     monkeypatch.setattr(run_samplers, "Chains", Chains)
     monkeypatch.setattr(Chains, "calls", [])
     return Chains.calls
 
 
 def assert_shows(picture, expected, min_side=400):
-    """That a picture, a path or an array, has these tiles `[rows, columns, H, W, C]` on grey ground."""
+    """Asserts that a picture, a path or an array, shows these tiles `[rows, columns, H, W, C]` on grey."""
     expected = np.asarray(expected)
     rows, columns, height, width, channels = expected.shape
     canvas = np.pad(expected, [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)], constant_values=128)
@@ -213,18 +213,18 @@ def assert_shows(picture, expected, min_side=400):
 
 
 def rows_of(images, columns):
-    """Returns images row by row, `[rows, columns, ...]`; where one is missing it is grey as the ground."""
+    """Returns images row by row, `[rows, columns, ...]`; missing ones are grey like the background."""
     missing = np.full((-len(images) % columns, *images[0].shape), 128, np.uint8)
     return np.concatenate([np.stack(images), missing]).reshape(-1, columns, *images[0].shape)
 
 
 def settings(directory):
-    """Returns what its `settings.json` holds."""
+    """Returns the content of its `settings.json`."""
     return storage.read_json(f"{directory}/settings.json")
 
 
 def assert_others_are_refused(mode, config, workdir, others):
-    """That `mode` does not add to what is there if one of these fields has another value.
+    """Asserts that `mode` refuses to add results if one of these fields has a different value.
 
     Args:
       mode: of `run_lib`.
@@ -244,7 +244,7 @@ def assert_others_are_refused(mode, config, workdir, others):
 
 
 def assert_ema(params, config, workdir):
-    """That parameters are the EMA of the checkpoint, on every device."""
+    """Asserts that parameters are the EMA of the checkpoint, on every device."""
     ema = workdirs.load(config, workdir)[1].ema_params
     every = (jax.device_count(),)
     jax.tree.map(
@@ -255,7 +255,7 @@ def assert_ema(params, config, workdir):
 
 
 class Flow:
-    """In the place of `run_flows.on_devices`; keeps the calls with their arguments by name.
+    """Replaces `run_flows.on_devices`; records the calls with their arguments by name.
 
     The bits of image i are 1 + i^2 / 2, with 10 + 4 i evaluations; latents are half their images.
     """
@@ -276,7 +276,7 @@ class Flow:
 
 @pytest.fixture
 def flows(monkeypatch):
-    """Puts `Flow` in the place of the flows; returns its calls."""
+    """Replaces the flows by `Flow`; returns its calls."""
     monkeypatch.setattr(run_flows, "on_devices", Flow)
     monkeypatch.setattr(Flow, "calls", [])
     return Flow.calls

@@ -1,4 +1,4 @@
-"""`--mode=classifier` and `--mode=classconditional` with a network of one layer."""
+"""Tests `--mode=classifier` and `--mode=classconditional` with a network of one layer."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Linear(nn.Module):
 
 @pytest.fixture
 def workdir(vp_run, tmp_path, monkeypatch):
-    """A copy of the run, where a classifier is `Linear`."""
+    """Returns a copy of the run, in which the classifier is `Linear`."""
     monkeypatch.setattr(classifier_file, "NoisyClassifier", Linear)
     monkeypatch.setattr(classifier, "NoisyClassifier", Linear)
     return str(shutil.copytree(vp_run, tmp_path / "run"))
@@ -63,7 +63,7 @@ def test_a_classifier_is_trained_on_one_split_and_tested_on_the_other(workdir):
 
 @pytest.fixture
 def of_three(workdir):
-    """The work directory with a classifier of three classes, and that classifier."""
+    """Returns the work directory with a classifier of three classes, and that classifier."""
     model = Linear(3)
     meta = classifier_file.describe(runs.vp_config(), model)
     shapes = classifier_file.rebuild(meta)[1]
@@ -104,7 +104,7 @@ def test_class_conditional_mistakes_are_named(of_three, vp_run):
 
 
 def test_a_classifier_file_describes_its_run(workdir, monkeypatch):
-    """With what its training and test return in their place."""
+    """Training and evaluation are replaced by fixed results."""
     config = runs.vp_config(**{"classifier.features": 8})
     accuracy, given = np.linspace(0.95, 0.05, 10), []
     params = {"params": {"Dense_0": {"kernel": np.ones((64, 10)), "bias": np.arange(10.0)}}}
@@ -194,7 +194,7 @@ def test_samples_get_their_classes_and_settings_are_kept_separate(
         images = [runs.drawn(i) for i in range(max(count, 5) if count != 1 else 8)]
         np.testing.assert_array_equal(found, images)
         picture = np.asarray(Image.open(f"{directory}/grid.png"))
-        if label < 0:  # the classes' names stand above their columns
+        if label < 0:  # the class names are above the columns
             heading, picture = picture[:20], picture[20:]
             assert all((part > 128).any() for part in np.array_split(heading, columns, axis=1))
         runs.assert_shows(picture, runs.rows_of(images, columns))

@@ -1,4 +1,4 @@
-"""`--mode=inpaint` and `--mode=colorize` against one call of the library's sampler."""
+"""Compares `--mode=inpaint` and `--mode=colorize` with one call of the library's sampler."""
 
 import os
 import shutil
@@ -112,7 +112,7 @@ def test_a_different_mask_is_refused_and_overwrites_nothing(ladder_run):
 
 @pytest.fixture(scope="module")
 def coloured_run(small_network, tmp_path_factory):
-    """A run on coloured images, and its configuration. Their red is not their grey."""
+    """Returns a run on coloured images, whose red channel is not their grey, and its configuration."""
     directory = tmp_path_factory.mktemp("coloured")
     folder = directory / "pictures"
     folder.mkdir()
@@ -137,7 +137,7 @@ def coloured_run(small_network, tmp_path_factory):
 
 @pytest.fixture
 def coloured(coloured_run, tmp_path):
-    """A copy of its configuration, and of its work directory and images."""
+    """Returns copies of its configuration, work directory and images."""
     config, directory = coloured_run
     shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
     config = config.copy_and_resolve_references()
@@ -192,7 +192,7 @@ def test_an_error_about_an_empty_directory_names_the_field(ladder_run, tmp_path)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A directory of four pictures of other sizes, and what they are as grey images 8 x 8."""
+    """Returns a directory of four pictures of other sizes, and the same pictures in grey at 8 x 8."""
     directory, expected = tmp_path_factory.mktemp("own"), []
     for i, (width, height) in enumerate([(20, 16), (16, 16), (8, 9), (16, 24)]):
         picture = Image.fromarray(runs.drawn(100 + i, (height, width, 1))[..., 0])
@@ -206,7 +206,7 @@ def folder(tmp_path_factory):
 
 
 def check_completions(call_of, directory, originals, shown, known, each, written):
-    """What is in the directory, and what the sampler was told, of `each` completions."""
+    """Checks the files and the sampler's arguments for `each` completions per image."""
     count = len(originals)
     assert sorted(os.listdir(directory)) == ["completions.npz", "completions.png", "samples"]
     assert sorted(os.listdir(f"{directory}/samples")) == [
@@ -248,7 +248,7 @@ def test_inpainting_writes_originals_known_pixels_and_completions(
     config.inpainting.update(num_images=count, num_completions=each, mask=mask)
     masks = make_masks(mask, runs.SHAPE, count, runs.SEED) if mask != "file" else None
     originals = np.asarray(build.load_images(config, "test")[:count])
-    if own:  # of which there are four
+    if own:  # there are four
         config.inpainting.images, originals = folder[0], folder[1][:count]
     if mask == "file":
         white = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)

@@ -1,4 +1,4 @@
-"""`--mode=interpolate` with a score in closed form, whose flow scales images and no more."""
+"""Tests `--mode=interpolate` with a score in closed form, whose flow only scales images."""
 
 import os
 import zlib
@@ -29,13 +29,13 @@ def make_config(**changes):
 
 
 def arc(a, b, weight):
-    """The point of the arc from a to b, arrays of any shape."""
+    """Returns the point of the arc from a to b, arrays of any shape."""
     angle = np.arccos(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
     return (np.sin((1 - weight) * angle) * a + np.sin(weight * angle) * b) / np.sin(angle)
 
 
 def test_interpolated_latents_lie_on_the_arc(vp_run, gaussian):
-    """The flow of Gaussian data is linear: the arc of latents is an arc of images."""
+    """The flow of Gaussian data is linear, so an arc of latents is an arc of images."""
     config = make_config()
     run_lib.interpolate(config, vp_run)
     found = runs.read(vp_run, f"interpolation/step_{runs.STEP}", "interpolation.npz")
@@ -59,7 +59,7 @@ def test_one_image_is_not_enough_to_interpolate(vp_run, gaussian, tmp_path):
 def test_pairs_are_written_with_their_interpolations(
     pairs, steps, size, own, at_once, vp_run, flows, tmp_path
 ):
-    """Of five images of one's own there are two pairs. The flow is linear."""
+    """Five images of the user's make two pairs. The flow is linear."""
     name = f"pairs_{pairs}"
     config = make_config(**{"sampling.batch_size": size, "sampling.name": name})
     config.interpolation.update(num_pairs=pairs, num_steps=steps)
@@ -138,7 +138,7 @@ def test_different_interpolation_settings_are_refused(vp_run, flows, tmp_path):
             run_lib.interpolate(other, vp_run)
     flows.clear()
     run_lib.interpolate(config, vp_run)
-    assert flows == []  # all is there
+    assert flows == []  # everything exists
 
 
 def test_pairs_that_cannot_be_decoded_are_named_and_not_stored(vp_run, flows, monkeypatch):

@@ -1,4 +1,4 @@
-"""`--mode=likelihood` of a score in closed form, against one call of the library."""
+"""Compares `--mode=likelihood` with one call of the library, for a score in closed form."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_bits_match_the_library_for_images_of_the_split(split, vp_run, gaussian)
         return likelihood.bits_per_dim(nats, x.shape, width=2.0), info.evaluations
 
     expected_bits, expected_evaluations = expected()
-    # The steps that a solver takes may differ where rounding differs.
+    # Rounding may change the steps that a solver takes.
     np.testing.assert_allclose(bits, expected_bits, rtol=1e-4)
     np.testing.assert_allclose(evaluations, expected_evaluations, atol=20)
     assert np.ptp(bits) > 1e-3
@@ -87,11 +87,11 @@ def test_more_images_are_added_and_different_settings_are_refused(vp_run, gaussi
 
 
 def test_the_summary_covers_the_requested_images(vp_run, flows):
-    """Bits are 1, 1.5, 3, 5.5, 9, and evaluations 10, 14, 18, 22, 26."""
+    """The bits are 1, 1.5, 3, 5.5 and 9; the evaluations are 10, 14, 18, 22 and 26."""
     config = make_config("test", **{"sampling.name": "summary"})
     directory, images = f"{vp_run}/likelihood/step_4_summary", build.load_images(config, "test")
-    # How many are wanted, which are made in batches of how many, how many are there; bits, their standard
-    # error, evaluations. For four, 1.0104 is the root of (1.75^2 + 1.25^2 + 0.25^2 + 2.75^2) / 3 / 4.
+    # Requested count, batches made, batch size, stored count; bits, their standard error,
+    # evaluations. For four, 1.0104 is the root of (1.75^2 + 1.25^2 + 0.25^2 + 2.75^2) / 3 / 4.
     for count, made, size, there, *expected in [
         (4, [[0, 1, 2], [3]], 3, 4, 2.75, 1.010363, 16),
         (2, [], 2, 4, 1.25, 0.25, 12),

@@ -1,4 +1,4 @@
-"""`--mode=nearest` against a comparison with every training image."""
+"""Compares `--mode=nearest` with a search over every training image."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def test_the_nearest_images_are_found_in_order(monkeypatch):
     images = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
     queries = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     queries[2] = images[31]
-    images[35:50] = images[20]  # more alike than are asked for, over several blocks
+    images[35:50] = images[20]  # more duplicates than requested, across several blocks
     queries[4] = images[20]
     indices, distances = nearest.find_nearest(queries, images, 6)
     every = np.linalg.norm(
@@ -42,14 +42,14 @@ def test_samples_are_compared_with_every_training_image(ladder_run):
     found = runs.read(directory, "nearest.npz")
     np.testing.assert_array_equal(found["indices"], np.argsort(distances, axis=1)[:, :6])
     np.testing.assert_allclose(found["distances"], np.sort(distances, axis=1)[:, :6])
-    config.sampling.num_samples = 2  # of those that are there
+    config.sampling.num_samples = 2  # of the existing ones
     run_lib.nearest(config, ladder_run)
     fewer = runs.read(directory, "nearest.npz")["indices"]
     np.testing.assert_array_equal(fewer, found["indices"][:2])
 
 
 def test_every_requested_sample_is_compared(ladder_run, chains, monkeypatch):
-    """Training images are compared 97 at a time; the samples are noise."""
+    """Training images are compared in blocks of 97; the samples are noise."""
     monkeypatch.setattr(nearest, "_DISTANCES", 97 * 103 + 1)
     config = runs.ladder_config(
         **{"sampling.num_samples": 103, "sampling.batch_size": 60, "sampling.preview_samples": 102},
@@ -90,7 +90,7 @@ def test_few_training_images_are_all_neighbours_and_different_images_are_refused
         run_lib.nearest(config, workdir)
     os.remove(f"{workdir}/images.json")
     run_lib.nearest(config, workdir)
-    assert not os.path.exists(f"{workdir}/images.json")  # which training writes
+    assert not os.path.exists(f"{workdir}/images.json")  # only training writes it
     directory = f"{workdir}/samples/step_{runs.STEP}_few"
     found = runs.read(directory, "nearest.npz")["indices"]
     np.testing.assert_array_equal(np.sort(found, axis=1), [[0, 1, 2, 3]] * 5)

@@ -1,4 +1,4 @@
-"""`--mode=plan`: its numbers by hand, what fits and what does not, and each mistake in one line."""
+"""Tests `--mode=plan`: numbers computed by hand, what fits and what does not, and one-line errors."""
 
 import importlib.util
 import types
@@ -19,7 +19,7 @@ def device(process=0):
 
 
 class Compiled:
-    """What a compiler of a world with round numbers says."""
+    """A compiled program with round figures."""
 
     def __init__(self, temporary, flop=394e9, traffic=8.19e9):
         self.memory_analysis = lambda: types.SimpleNamespace(
@@ -32,7 +32,7 @@ class Compiled:
 
 @pytest.fixture
 def world(monkeypatch):
-    """Four chips on two hosts; a step takes a GiB for each example at once."""
+    """Simulates four chips on two hosts; a step takes a GiB for each example of a microbatch."""
     asked = []
 
     def compile_train_steps(train_steps, state, images, targets, *, remat):
@@ -62,7 +62,7 @@ def make_config(**changes):
 
 
 def test_times_follow_the_roofline(world, capsys):
-    """394 GFLOP at 197 TFLOP/s are 2 ms, 8.19 GB at 819 GB/s 10 ms; 360,000 steps of 10 ms an hour."""
+    """394 GFLOP at 197 TFLOP/s take 2 ms, 8.19 GB at 819 GB/s 10 ms, and 360,000 steps of 10 ms an hour."""
     plan.plan(make_config(**{"training.num_steps": 360_000, "sampling.steps_per_level": 480}))
     assert world == [((1, 2, 8, 8, 1), 1), (2,)]
     said = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_a_step_is_bound_by_arithmetic_if_that_takes_longer(capsys):
 
 
 def test_a_run_that_does_not_fit_gets_suggestions_that_do(world, capsys):
-    """64 examples on a chip of 16 GiB; only fewer at once help in this world, 8 and not 16."""
+    """A chip of 16 GiB has 64 examples; here only smaller microbatches help, of 8 and not of 16."""
     plan.plan(make_config(**{"training.batch_size": 256}))
     assert [parts for _, parts in world] == [1, 1, 1, 4, 8]
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`--mode=sample` on eight devices against one call of the library's sampler on one."""
+"""Compares `--mode=sample` on eight devices with one call of the library's sampler on one."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from tests.app.modes import runs
 
 INDICES = range(5)
 
-# No value is a default of the library or the application.
+# Every value differs from the defaults of the library and the application.
 METHODS = {
     "heun": {"sampling.num_steps": 5, "sampling.rho": 5.0, "sampling.churn": 2.0},
     "predictor_corrector": {
@@ -143,7 +143,7 @@ def test_pixels_far_outside_the_range_cause_a_warning(ladder_run, tmp_path):
 
 
 def test_far_outside_is_measured_in_units_of_pixels(vp_run, gaussian, tmp_path):
-    """In [-1, 1] they have a standard deviation of 0.6 * 4.5, and 3 is far: 27 % of them."""
+    """In [-1, 1] the standard deviation is 0.6 * 4.5 and 3 counts as far, as it is for 27 % of the pixels."""
     workdir = str(shutil.copytree(vp_run, tmp_path / "run"))
     changes = {"sampling.method": "probability_flow", "sampling.temperature": 4.5}
     run_lib.sample(runs.vp_config(**changes), workdir)
@@ -211,7 +211,7 @@ def test_different_sampling_settings_are_refused(method, vp_run, chains):
         "sampling.preview_samples": 2,
     }
     config.update_from_flattened_dict(others)
-    run_lib.sample(config, vp_run)  # of another name, which is a place of its own
+    run_lib.sample(config, vp_run)  # a different name has its own directory
 
 
 def test_the_ladder_of_a_run_is_not_a_sampling_setting(ladder_run, chains):
@@ -234,7 +234,7 @@ def test_the_ladder_of_a_run_is_not_a_sampling_setting(ladder_run, chains):
 def test_existing_samples_are_not_made_again(ladder_run, chains):
     config = runs.ladder_config(**{"sampling.name": "counted"})
     directory = f"{ladder_run}/samples/step_4_counted"
-    # How many are wanted, which ones are made in batches of 3, and how many are there in how many columns.
+    # Requested count, batches made, stored count, columns of the grid.
     for count, made, there, columns in [
         (5, [[0, 1, 2], [3, 4]], 5, 3),
         (2, [], 5, 3),

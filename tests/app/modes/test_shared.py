@@ -1,4 +1,4 @@
-"""The images to work on, and where results are kept."""
+"""Tests which images the modes work on, and where results are stored."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from tests.app.modes import runs
 
 @pytest.mark.parametrize(("crop_size", "side"), [(0, 12), (-1, 12), (10, 10)])
 def test_own_images_are_cropped_and_resized_like_a_training_directory(crop_size, side, tmp_path):
-    """Where images of the data fit as they are, the largest squares of these are taken."""
+    """If the training images are not cropped, the largest squares of one's own images are used."""
     expected = []
     for i in range(3):
         image = Image.fromarray(runs.drawn(i, (12, 16, 3)))

@@ -1,4 +1,4 @@
-"""`--mode=suggest` for the digits."""
+"""Tests `--mode=suggest` on the digits."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.running import load_config
 
 @pytest.mark.parametrize(("module", "width"), [(digits, 1), (digits_vp, 2)])
 def test_suggest_prints_flags_that_can_be_used_unchanged(module, width, capsys):
-    """The second one's images are in [-1, 1]."""
+    """The second configuration's images are in [-1, 1]."""
     run_lib.suggest(module.get_config())
     output = capsys.readouterr().out
     (line,) = re.findall(r"^--config.*", output, re.MULTILINE)
@@ -54,7 +54,7 @@ def test_suggest_prints_flags_that_can_be_used_unchanged(module, width, capsys):
 
 @pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
 def test_each_number_matches_the_library(name, monkeypatch, capsys):
-    """Of 10 images, of which memory has place for four, each third is compared."""
+    """Memory holds four of the ten images, so every third is compared."""
     changes = {"model.name": name, "model.sigma_end": 0.07, "sampling.steps_per_level": 11}
     changes |= {"sampling.epsilon": 0.25, "model.sigma_begin": 0.9, "model.num_levels": 4}
     monkeypatch.setattr(build.data, "load", lambda *_, **__: Images(IMAGES))
