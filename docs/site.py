@@ -62,7 +62,9 @@ def on_page_markdown(markdown, page, config, files):
     uri = page.file.src_uri
     if uri.startswith("source/"):
         return markdown
-    return _outside_code(markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri), text))
+    if config.repo_url:
+        markdown = markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}")
+    return _outside_code(markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files), text))
 
 
 def _outside_code(markdown, change):
@@ -86,9 +88,10 @@ def _target(uri, link):
     return posixpath.normpath(posixpath.join(posixpath.dirname(_origin(uri)), path)), anchor
 
 
-def _relink(match, uri):
+def _relink(match, uri, files):
     found = _target(uri, match[2])
-    if found is None:
+    here = posixpath.dirname(uri)
+    if found is None or posixpath.normpath(posixpath.join(here, match[2])) in files.src_uris:
         return match[0]
     path, anchor = found
     if path.startswith("docs/"):
@@ -98,7 +101,6 @@ def _relink(match, uri):
     else:
         page = _source_page(path)
         anchor = anchor and f"__codelineno-0-{find_line(path, anchor)}"
-    here = posixpath.dirname(uri)
     link = posixpath.relpath(page, here or ".") + (f"#{anchor}" if anchor else "")
     return f"{match[1]}{link}{match[3]}"
 
@@ -144,7 +146,8 @@ def _names(node):
 
 
 def _add_notebook(files, config, path, page):
-    text, resources = nbconvert.MarkdownExporter().from_filename(str(ROOT / path))
+    names = {"unique_key": Path(path).stem}  # of the pictures
+    text, resources = nbconvert.MarkdownExporter().from_filename(str(ROOT / path), resources=names)
     files.append(File.generated(config, page, content=text))
     for name, content in resources["outputs"].items():
         files.append(File.generated(config, f"notebooks/{name}", content=content))

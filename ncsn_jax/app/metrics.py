@@ -205,5 +205,5 @@ class Window:
         return (
             f"step {step}/{last}  loss {scalars['loss']:.4g}  grad {scalars['grad_norm']:.3g}  "
             f"{scalars['steps_per_second']:.3g} steps/s  "
-            f"input {100 * scalars['input_share']:.2g} %  {self.time_for(last - step)} left"
+            f"input {100 * scalars['input_share']:.0f} %  {self.time_for(last - step)} left"
         )

@@ -157,6 +157,12 @@ def test_links_between_pages_lead_somewhere():
                 assert anchor in anchors(path.read_text()), f"{page.name}: {path}#{anchor}"
 
 
+def test_notebooks_and_site_name_the_same_repository():
+    (address,) = re.findall(r'^repo_url: "(.*)"$', (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f'ADDRESS = \\"{address}\\"' in notebook.read_text(), notebook.name
+
+
 def test_something_leads_to_every_file_in_docs():
     """A page or the site's configuration; and the navigation of the site to every page."""
     docs, site = ROOT / "docs", (ROOT / "mkdocs.yml").read_text()
