@@ -97,7 +97,7 @@ def _is_in_groups(features: int) -> bool:
 
 _POSITIVE = _between(_SMALLEST, MAX_FLOAT, f"positive, from {_SMALLEST:g} to {MAX_FLOAT:g}")
 _NOT_NEGATIVE = _between(0, MAX_FLOAT, f"from 0 to {MAX_FLOAT:g}")
-_FRACTION = _between(0, _BELOW_ONE, "in [0, 1), rounded to float32")
+_FRACTION = _between(0, _BELOW_ONE, "in [0, 1) as a float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, the least for float32, to 0.5")
 _DTYPES, _PRECISIONS = ("float32", "bfloat16"), ("default", "high", "highest")
@@ -216,7 +216,7 @@ SECTIONS = {
         "log_every": _integer(1, "Steps between lines of the log.", changeable=True),
         "sample_every": _integer(0, "Steps between previews; 0 turns them off.", changeable=True),
         "checkpoints_kept": _integer(1, "How many of the newest checkpoints to keep.", changeable=True),
-        "keep_every": _integer(0, "Keep checkpoints at multiples of this step for good; 0 keeps none.",
+        "keep_every": _integer(0, "Keep checkpoints at multiples of this step for good; 0 turns this off.",
                                changeable=True),
         "grad_clip": _number(_NOT_NEGATIVE, "Largest global norm of the gradient; 0 turns clipping off."),
         "skip_nonfinite": _integer(0, "How many steps in a row with a non-finite loss or gradient to skip "

@@ -100,7 +100,7 @@ PAGE = ROOT / "docs" / "configuration.md"
             "config.sampling.steps_per_level=100000000 must be at most 5000000 with",
         ),
         ({"sampling.epsilon": 1e-60}, "config.sampling.epsilon=1e-60 must be positive, from"),
-        ({"optim.beta1": 1 - 1e-12}, "config.optim.beta1=0.999.* must be in .* rounded to float32"),
+        ({"optim.beta1": 1 - 1e-12}, "config.optim.beta1=0.999.* must be in .* as a float32"),
         (
             {"training.anneal_power": 100.0},
             "config.training.anneal_power=100.0 must be a number for",
