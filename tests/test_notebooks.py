@@ -14,7 +14,6 @@ import jax
 import pytest
 from matplotlib import pyplot
 
-from tests import tiny
 from tests.running import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,6 +21,7 @@ WITH_OUTPUTS = {"digits", "sampler_tour"}
 
 # A network that trains in seconds, set just before the notebook trains.
 SMALLER = """
+import tests.tiny
 config.data.dataset, config.data.image_size, config.data.channels = "digits", 8, 1
 config.model.name, config.model.features, config.model.num_levels = "tiny", 4, 2
 config.training.batch_size, config.training.num_steps = 8, 20
@@ -52,7 +52,10 @@ def execute(cells, replace=None, namespace=None):
 
 @pytest.fixture(autouse=True)
 def front_end(monkeypatch):
-    """What a notebook's process has: a working directory, a search path, a display for pictures."""
+    """What a notebook's process has: a working directory, a search path, a display for pictures.
+
+    Most time goes into compiling, so XLA optimizes little.
+    """
     shown = []
     display = types.ModuleType("IPython.display")
     display.Image = lambda data: pathlib.Path(data).read_bytes() if isinstance(data, str) else data
@@ -63,7 +66,9 @@ def front_end(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(ROOT / "notebooks")
-    return shown
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield shown
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_first_code_cells_are_identical_and_hold_the_address():
@@ -145,7 +150,6 @@ def test_stops_with_one_line_without_a_repository(outside, address, message):
 
 
 def test_digits(front_end, tmp_path, capsys):
-    assert tiny.get_config().model.name == "tiny"
     replace = {"run_lib.train(": SMALLER, '"runs/notebook"': repr(str(tmp_path / "run"))}
     found = execute(code_cells("digits"), replace)
     assert len(front_end) == 5 and all(png.startswith(b"\x89PNG") for png in front_end)
@@ -155,12 +159,13 @@ def test_digits(front_end, tmp_path, capsys):
 
 
 def test_sampler_tour(monkeypatch, capsys):
-    """A few chains; with as few steps the methods still have their orders."""
+    """Few chains and steps: the methods still have their orders."""
     drawn = []
     monkeypatch.setattr(pyplot, "show", lambda: drawn.append(pyplot.gcf()))
     smaller = {
         "CHAINS = 4000": "CHAINS = 100",
-        "(16, 32, 64, 128, 256), (25, 50, 100, 200), 100_000": "(16, 32), (25, 50), 10_000",
+        "jax.random.key(9), 1000)": "jax.random.key(9), 100)",
+        "(16, 32, 64, 128, 256), (25, 50, 100, 200), 100_000": "(16, 32), (25, 100), 10_000",
     }
     with pyplot.rc_context({"backend": "agg"}):
         found = execute(code_cells("sampler_tour"), smaller)
@@ -169,14 +174,12 @@ def test_sampler_tour(monkeypatch, capsys):
     assert len(drawn) == 5 and len(found["results"]) == 15
     for name, (x, _) in found["results"].items():
         assert x.shape == (100, 2) and (abs(x) < 100).all(), name
-    orders = dict(re.findall(r"^(\S.*?) +order (\S+)$", capsys.readouterr().out, re.MULTILINE))
-    assert {name: round(float(order)) for name, order in orders.items()} == {
-        "predictor probability_flow": 1,
-        "Euler": 1,
-        "Heun": 2,
-        "reverse_diffusion": 1,
-        "ancestral": 1,
-    }
+    out = capsys.readouterr().out
+    orders = {n: float(o) for n, o in re.findall(r"^(\S.*?) +order (\S+)$", out, re.MULTILINE)}
+    expected = {"predictor probability_flow": 1, "Euler": 1, "Heun": 2}
+    assert {name: orders.get(name) for name in expected} == pytest.approx(expected, abs=0.25)
+    # So few chains estimate these roughly.
+    assert 0.5 < orders["reverse_diffusion"] < 1.5 and 0.5 < orders["ancestral"] < 1.5
 
 
 def test_tpu_trains_on_drive(front_end, tmp_path, monkeypatch, capsys):
