@@ -157,6 +157,13 @@ def test_links_between_pages_lead_somewhere():
                 assert anchor in anchors(path.read_text()), f"{page.name}: {path}#{anchor}"
 
 
+def test_messages_on_the_page_of_troubleshooting_are_those_of_the_code():
+    code = "".join(p.read_text() for p in (ROOT / "ncsn_jax").rglob("*.py"))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quotes = re.findall(r'^\| "([^"]+)"', page, re.MULTILINE)
+    assert len(quotes) == 3 and all(quote in code for quote in quotes)
+
+
 def test_notebooks_and_site_name_the_same_repository():
     (address,) = re.findall(r'^repo_url: "(.*)"$', (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
