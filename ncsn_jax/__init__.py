@@ -5,7 +5,7 @@ Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax impo
 | | |
 |---|---|
 | `sampling` | samplers for any score function: Langevin, inpainting, predictor-corrector, Heun, ODE |
-| `sigmas` | noise ladders, and how to choose one for a data set |
+| `sigmas` | noise ladders, and how to choose one for a dataset |
 | `sde` | the SDEs VE, VP and sub-VP; score functions of time and of sigma |
 | `likelihood` | log densities, bits per dimension, latents |
 | `scheduler` | annealed Langevin dynamics one step at a time |

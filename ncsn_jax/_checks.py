@@ -61,7 +61,7 @@ def positive(name: str, value, most: float = MAX_FLOAT) -> float:
 
 
 def ends(*, equal: bool = False, traced: bool = True, **bounds) -> dict[str, float]:
-    """Returns two numbers > 0, the larger first, as floats; `equal` or `traced` ones only if allowed."""
+    """Returns two numbers > 0, the larger first, as floats; they may be equal or traced if allowed."""
     found = {name: as_float(name, value, traced=traced) for name, value in bounds.items()}
     (first, last), (high, low) = found, found.values()
     if is_traced(high) or is_traced(low):

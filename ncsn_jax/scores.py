@@ -113,7 +113,9 @@ def gaussian_mixture(
         values = [np.asarray(a) for a in (means, stds, weights)]
         finite = all(np.isfinite(a).all() for a in values)
         if not (finite and (values[1] >= 0).all() and (values[2] > 0).all()):
-            raise ValueError("means, stds and weights must be finite, stds >= 0 and weights > 0")
+            raise ValueError(
+                "means, stds and weights must be finite, with stds >= 0 and weights > 0"
+            )
     return GaussianMixture(means, stds, weights / jnp.sum(weights))
 
 

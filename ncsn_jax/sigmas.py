@@ -2,7 +2,7 @@
 
 A ladder is a float32 array `[L]`, largest sigma first, built once on the host from plain numbers. Song &
 Ermon, "Improved Techniques for Training Score-Based Generative Models" (NCSNv2, 2020), say how to choose
-them. One function each implements techniques 1, 2 and 4, and `suggest` applies them to a data set.
+them. One function each implements techniques 1, 2 and 4, and `suggest` applies them to a dataset.
 """
 
 import math
@@ -123,7 +123,7 @@ def suggest(
     steps_per_level: int = 5,
     overlap: float = 0.5,
 ) -> Suggestion:
-    """Proposes a ladder and a step size for a data set, by NCSNv2's techniques 1, 2 and 4.
+    """Proposes a ladder and a step size for a dataset, by NCSNv2's techniques 1, 2 and 4.
 
     sigma_1 is the largest distance between two points (`largest_distance`). The ratio of neighbours is
     `level_ratio` for the data's dimension, adjusted to a whole number of levels. epsilon follows from that

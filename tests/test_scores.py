@@ -55,7 +55,7 @@ def test_mismatched_shapes_are_rejected():
     ],
 )
 def test_values_out_of_range_are_rejected(arguments):
-    with pytest.raises(ValueError, match="must be finite, stds >= 0 and weights > 0"):
+    with pytest.raises(ValueError, match="must be finite, with stds >= 0 and weights > 0"):
         gaussian_mixture(*arguments)
     jax.jit(lambda: gaussian_mixture([[0.0]], [1.0], [1.0]).weights)()
     jax.jit(lambda a: gaussian_mixture(*a).weights)([jnp.asarray(a) for a in arguments])

@@ -172,9 +172,9 @@ class Window:
         self.level_count += metrics.level_count[finite].sum(axis=0)
 
     def scalars(self, waited: float) -> dict[str, float]:
-        """Returns the means over the window, and the loss by level relative to a zero score's.
+        """Returns the means over the window, and the loss by level relative to that of a zero score.
 
-        `waited` is how many of its seconds steps spent waiting for their batches.
+        `waited` is the time in seconds that steps spent waiting for their batches.
 
         Skipped steps count in `skipped` only, which is present if steps may be skipped.
         """

@@ -115,7 +115,7 @@ def batches_on_devices(config, count: int) -> Found:
         ("sampling.preview_samples", sampler.preview_samples),
         ("classifier.batch_size", config.classifier.batch_size),
     ):
-        words = f"smaller: {images} images of {elements} numbers fit in no memory"
+        words = f"smaller: {images} images of {elements} numbers do not fit in any memory"
         yield field, images * elements <= _MAX_ELEMENTS, words
 
 

@@ -105,7 +105,7 @@ def read(path: str) -> bytes:
 
 
 def read_part(path: str, start: int, size: int) -> bytes:
-    """Returns `size` bytes of a file from `start`, fewer at its end; an object takes one request."""
+    """Returns `size` bytes of a file from `start`, or fewer at its end; an object takes one request."""
     if is_remote(path):
         with at(path):
             system, name = _object(path)

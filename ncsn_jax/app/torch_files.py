@@ -228,8 +228,8 @@ def _load(path: str) -> Any:
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < _SAFE_TORCH:
         raise UserError(
-            f"{path} is not read with torch {torch.__version__}, which may execute code in the file: "
-            "pip install 'torch>=2.10'"
+            f"{path} cannot be read safely with torch {torch.__version__}, which may execute code "
+            "in the file: pip install 'torch>=2.10'"
         )
     try:
         with torch.serialization.safe_globals(_STAND_INS):

@@ -60,7 +60,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module, channels:
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             f"state_dict must map names to arrays, got {type(state_dict).__name__} "
-            "(the authors' files are lists whose first element is one)"
+            "(the authors' files are lists, and their first element is such a dict)"
         )
     if unnamed := [name for name in state_dict if not isinstance(name, str)]:
         raise ValueError(f"names must be strings, got {show(unnamed[0])}")
@@ -130,7 +130,7 @@ def to_torch(params, model: nn.Module, sigmas=None) -> dict[str, np.ndarray]:
         )
         if there != expected:
             raise ValueError(
-                f"{'/'.join(path)} is {there}, {type(model).__name__} expects {expected}"
+                f"{'/'.join(path)} is {there}, but {type(model).__name__} expects {expected}"
             )
         array, name = np.array(found[path]), torch_name(path[1:], model)
         state[name] = np.ascontiguousarray(array.transpose(torch_axes(name, array.ndim)))
@@ -180,7 +180,7 @@ def _check_values(name: str, array: np.ndarray) -> None:
         rounded = array.astype(np.float32)
     if not np.array_equal(rounded, array) or not np.isfinite(rounded).all():
         raise ValueError(
-            f"{name} of type {array.dtype} has values that are not finite and exact in float32"
+            f"{name} of type {array.dtype} has values that are not finite or not exact in float32"
         )
 
 

@@ -52,7 +52,7 @@ def inpaint(
     with z_i ~ N(0, I) drawn once per level. Hidden values in `observed` are ignored, even if not finite.
 
     Args:
-      key: as for `annealed_langevin`; the updates have the same noise.
+      key: as for `annealed_langevin`; the updates use the same noise.
       score_fn: as for `annealed_langevin`.
       x: `[B, ...]`, where the chains start.
       sigmas: `[L]`, the decreasing ladder.

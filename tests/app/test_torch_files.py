@@ -215,7 +215,7 @@ def test_missing_torch_is_reported(tmp_path, monkeypatch):
 def test_an_unsafe_torch_version_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.9.1+cpu"))
     with pytest.raises(
-        UserError, match=r"is not read with torch 2.9.1\+cpu, which may execute code"
+        UserError, match=r"cannot be read safely with torch 2.9.1\+cpu, which may execute code"
     ):
         torch_files.read(str(V1))
 

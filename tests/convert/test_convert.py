@@ -52,7 +52,7 @@ def test_ladders_that_differ_from_the_model_are_rejected(golden):
         ),
         (
             lambda s: s.update({"end_conv.bias": np.full(3, 0.1)}),
-            "values that are not finite and exact in float32",
+            "values that are not finite or not exact in float32",
         ),
         (lambda s: s.update({"end_conv.bias": np.full(3, np.nan)}), "values that are not finite"),
         (

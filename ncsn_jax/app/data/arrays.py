@@ -224,10 +224,10 @@ def _check(array, image_shape, value_range, field: str) -> None:
     """Refuses an array of the wrong type or shape."""
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if array.dtype != np.uint8 and not floating:
-        raise UserError(f"{field} has type {array.dtype}, must be uint8 or floating point")
+        raise UserError(f"{field} has type {array.dtype}, but must be uint8 or floating point")
     if array.ndim not in (3, 4) or not array.size:
         raise UserError(
-            f"{field} has shape {array.shape}, must be [N, H, W] or [N, H, W, C] and not empty"
+            f"{field} has shape {array.shape}, but must be [N, H, W] or [N, H, W, C] and not empty"
         )
     (height, width, channels), found = image_shape, (*array.shape[1:], 1)[:3]
     if found[2] != channels:

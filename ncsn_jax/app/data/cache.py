@@ -110,5 +110,5 @@ def _load(base: str) -> tuple[np.ndarray, str]:
 
 
 def digest(value: object) -> str:
-    """Returns a digest of a JSON-serialisable value, 16 hexadecimal digits."""
+    """Returns a digest of a JSON-serialisable value, as 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -66,7 +66,7 @@ class Folder(Source):
             raise UserError(f"{self.what} does not exist")
         if not (storage.is_remote(path) or os.path.isdir(path) or files.is_archive(path)):
             raise UserError(
-                f"{self.what} is not a directory or a .tar or .zip file; unpack other archives"
+                f"{self.what} is neither a directory nor a .tar or .zip file; unpack other archives"
             )
         listing = files.find(path, field)
         if storage.is_remote(path) and not listing.files:

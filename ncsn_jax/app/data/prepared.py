@@ -117,7 +117,7 @@ def _builder(dataset: str, data_dir: str):
 
 
 def fingerprint(directory: str) -> list:
-    """Returns path, size and version of every file below a directory, sorted; none if it is not there.
+    """Returns the path, size and version of every file below a directory, sorted; none if it does not exist.
 
     It leaves out hidden files and what tensorflow-datasets has not finished.
     """
@@ -192,7 +192,7 @@ class Examples(Source):
         if isinstance(image, bytes):
             return reading.pixels(image, *self._fit)[0]
         if image.dtype != np.uint8:
-            raise UserError(f"{self.what} has images of type {image.dtype}, must be uint8")
+            raise UserError(f"{self.what} has images of type {image.dtype}, but they must be uint8")
         if image.shape == self.shape[1:] and not self._fit[2]:
             return image
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

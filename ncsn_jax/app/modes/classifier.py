@@ -67,8 +67,8 @@ def classconditional(config, workdir: str) -> None:
     count, label = model.num_classes, config.classifier.label
     if label >= count:
         raise UserError(
-            f"config.classifier.label={label} must be -1 (all) or below {count}, the number of "
-            "classes of the classifier"
+            f"config.classifier.label={label} must be -1 (all) or below {count}, the "
+            "classifier's number of classes"
         )
     loaded = shared.load(config, workdir)
     directory = loaded.directory(samplers.NAMES[Stream.CLASSES])

@@ -128,7 +128,7 @@ def step_seconds(config, topology: str) -> tuple[float, int]:
     schema.check(config, len(targets))
     chip, options = CHIPS.get(targets[0].device_kind), config.training
     if chip is None:
-        raise UserError(f"there are no figures for {targets[0].device_kind}")
+        raise UserError(f"the plan has no figures for {targets[0].device_kind}")
     program = _compile_step("training step", config, targets)
     _describe(program, chip, options.microbatches)
     hosts = len({device.process_index for device in targets})
@@ -136,7 +136,7 @@ def step_seconds(config, topology: str) -> tuple[float, int]:
 
 
 def find_devices(topology: str) -> list:
-    """Returns the devices of this machine for 'local', else all devices of a TPU topology such as 'v5e:4x4'.
+    """Returns the devices of this machine for 'local', or those of a TPU topology such as 'v5e:4x4'.
 
     Raises:
       UserError: if the topology is unknown or the TPU compiler is not installed.

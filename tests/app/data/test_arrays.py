@@ -132,20 +132,20 @@ def not_finite(value):
             BYTES.astype(np.int32),
             (4, 6, 3),
             (),
-            "images has type int32, must be uint8 or floating",
+            "images has type int32, but must be uint8 or floating",
         ),
-        (BYTES > 0, (4, 6, 3), (), "images has type bool, must be"),
-        (BYTES + 0j, (4, 6, 3), (), "images has type complex128, must be"),
-        (BYTES.astype(object), (4, 6, 3), (), "images has type object, must be"),
+        (BYTES > 0, (4, 6, 3), (), "images has type bool, but must be"),
+        (BYTES + 0j, (4, 6, 3), (), "images has type complex128, but must be"),
+        (BYTES.astype(object), (4, 6, 3), (), "images has type object, but must be"),
         ([[1.0], [1.0, 2.0]], (4, 6, 3), (), "is not an array (ValueError)"),
         (
             BYTES[0, 0],
             (4, 6, 3),
             (),
-            "images has shape (6, 3), must be [N, H, W] or [N, H, W, C]",
+            "images has shape (6, 3), but must be [N, H, W] or [N, H, W, C]",
         ),
-        (BYTES[None], (4, 6, 3), (), "images has shape (1, 40, 4, 6, 3), must be"),
-        (BYTES[:0], (4, 6, 3), (), "images has shape (0, 4, 6, 3), must be"),
+        (BYTES[None], (4, 6, 3), (), "images has shape (1, 40, 4, 6, 3), but must be"),
+        (BYTES[:0], (4, 6, 3), (), "images has shape (0, 4, 6, 3), but must be"),
         (BYTES, (4, 6, 1), (), "data.channels=1, but images has 3 channels"),
         (
             BYTES,
@@ -188,8 +188,8 @@ def test_an_invalid_array_file_is_refused_on_one_line(tmp_path):
         "object.npy": "cannot be read as an array (ValueError",
         "torn.npy": "cannot be read as an array (ValueError",
         "text.npz": "cannot be read as an array",
-        "int.npy": "has type int64, must be uint8 or floating point",
-        "empty.npy": "has shape (0, 4, 6, 3), must be",
+        "int.npy": "has type int64, but must be uint8 or floating point",
+        "empty.npy": "has shape (0, 4, 6, 3), but must be",
     }.items():
         with pytest.raises(UserError) as refused:
             arrays.load(str(tmp_path / name), (4, 6, 3), ())

@@ -231,7 +231,7 @@ def test_a_path_that_is_neither_directory_nor_archive_is_reported_on_one_line(tm
         assert refusal(tmp_path / name).startswith(message)
     (tmp_path / "x.tar.gz").write_bytes(b"")
     for name, message in (
-        ("x.tar.gz", "x.tar.gz' is not a directory or a .tar or .zip file; unpack"),
+        ("x.tar.gz", "x.tar.gz' is neither a directory nor a .tar or .zip file; unpack"),
         ("nowhere", "nowhere' does not exist"),
     ):
         with pytest.raises(UserError, match=message):
