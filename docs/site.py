@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import nbconvert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,8 @@ def on_files(files, config):
         inside = str(file).partition("static/mathjax/")[2]
         if inside == "tex-chtml.js" or inside.startswith("output/chtml/fonts/"):
             files.append(File.generated(config, f"mathjax/{inside}", content=file.read_binary()))
+    if "mathjax/tex-chtml.js" not in files.src_uris:
+        raise PluginError("sphinx-mathjax-offline does not hold tex-chtml.js")
     return files
 
 
@@ -65,6 +68,12 @@ def on_page_markdown(markdown, page, config, files):
     if config.repo_url:
         markdown = markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}")
     return _outside_code(markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files), text))
+
+
+def on_page_content(html, page, config, files):
+    """Tells mkdocs, which checks links, of the lines of source files."""
+    page.present_anchor_ids |= set(re.findall(r'id="(__codelineno-[^"]+)"', html))
+    return html
 
 
 def _outside_code(markdown, change):
@@ -135,7 +144,9 @@ def find_line(path, name):
     """Returns the number of the line on which a Python file defines a name: `f`, or `Class.f`."""
     nodes = ast.parse((ROOT / path).read_text()).body
     for part in name.split("."):
-        node = next(n for n in nodes if part in _names(n))
+        node = next((n for n in nodes if part in _names(n)), None)
+        if node is None:
+            raise PluginError(f"a page links to {path}#{name}, which {path} does not define")
         nodes = getattr(node, "body", [])
     return node.lineno
 

@@ -141,8 +141,8 @@ def state(name: str, x: jax.Array, *, elements: bool = False) -> tuple[jax.Array
 
 def batch_shape(shape) -> tuple[int, ...]:
     """Returns a shape `(B, ...)` as a tuple."""
-    sound = isinstance(shape, tuple | list) and len(shape) > 0
-    if not (sound and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
+    valid = isinstance(shape, tuple | list) and len(shape) > 0
+    if not (valid and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)):
         raise ValueError(f"shape must be (B, ...), got {show(shape)}")
     return tuple(int(n) for n in shape)
 
@@ -262,10 +262,10 @@ def part(steps, total: int) -> tuple:
         if len(bounds) == 2 and any(map(is_traced, bounds)):
             return bounds
         start, stop = map(operator.index, bounds)
-        sound = 0 <= start <= stop <= total
+        valid = 0 <= start <= stop <= total
     except (TypeError, ValueError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise ValueError(
             f"steps must be (start, stop), 0 <= start <= stop <= {total}, got {show(steps)}"
         )
@@ -287,11 +287,11 @@ def interval(name: str, bounds, least: float = -math.inf, equal: bool = False) -
         return bounds
     try:
         low, high = (float(bound) for bound in bounds)
-        sound = least <= low and (low < high or (equal and low == high))
-        sound &= all(abs(bound) <= MAX_FLOAT or math.isinf(bound) for bound in (low, high))
+        valid = least <= low and (low < high or (equal and low == high))
+        valid &= all(abs(bound) <= MAX_FLOAT or math.isinf(bound) for bound in (low, high))
     except (TypeError, ValueError, OverflowError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         rule = f"{least} <= low {'<=' if equal else '<'} high, each infinite or a float32"
         raise ValueError(f"{name} must be (low, high) with {rule}, got {show(bounds)}")
     return low, high

@@ -194,8 +194,8 @@ class AnnealedLangevinDynamicsScheduler:
         levels = self.sigmas.shape[0]
         traced = check.is_traced(timesteps)
         values = timesteps if traced else np.asarray(timesteps)
-        sound = values.shape == shape and jnp.issubdtype(values.dtype, jnp.integer)
-        if not (sound and (traced or np.all((values >= 0) & (values < levels)))):
+        valid = values.shape == shape and jnp.issubdtype(values.dtype, jnp.integer)
+        if not (valid and (traced or np.all((values >= 0) & (values < levels)))):
             wanted = f"integers of shape {shape}" if shape else "an integer"
             raise ValueError(
                 f"{name} must be {wanted} from 0 to {levels - 1}, got {show(timesteps)}"

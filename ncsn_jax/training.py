@@ -255,9 +255,9 @@ def train_step(
     metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
     if skip_nonfinite:
         # Checking the averages over all devices makes every device decide alike.
-        sound = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        valid = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         skipped = state._replace(step=next_state.step)
-        next_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), next_state, skipped)
+        next_state = jax.tree.map(lambda a, b: jnp.where(valid, a, b), next_state, skipped)
     return next_state, metrics
 
 

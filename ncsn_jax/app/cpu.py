@@ -7,9 +7,8 @@ import re
 
 from ncsn_jax.errors import UserError
 
-# On two cores, a network with fewer features trains in a tenth less time on one device per core than on one
-# device that spreads its convolutions over the cores. At 128 features both take as long, and one device per
-# core takes more memory.
+# With fewer features a network trains faster on one device per core than on one device that spreads its
+# convolutions over the cores. Larger networks gain nothing from it, and take more memory.
 _FEATURES_FOR_ONE_DEVICE = 96
 # More devices, or fewer examples on each, cost memory and time for little gain.
 _MAX_CPU_DEVICES, _EXAMPLES_PER_DEVICE = 8, 4

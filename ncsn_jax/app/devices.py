@@ -94,8 +94,8 @@ def shard_batch(batch: np.ndarray) -> np.ndarray:
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # By default XLA for CPUs leaves reductions, matrix products and convolutions to YNNPACK, which runs each
-# convolution on one thread. That is best with one device per core. With one device on two cores, XLA's own
-# convolutions make a step up to 1.6 times as fast.
+# convolution on one thread. That is best with one device per core. With fewer devices than cores, XLA's
+# own convolutions make steps faster.
 _OWN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 

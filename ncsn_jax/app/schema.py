@@ -5,6 +5,7 @@ rules between fields, and `ncsn_jax.app.reference` renders the table.
 """
 
 import itertools
+import math
 import string
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -48,12 +49,12 @@ def _between(low: float, high: float, allowed: str) -> Limit:
 def _integer(
     low: int, meaning: str, high: int = MAX_INTEGER, changeable: bool = False, allowed: str = ""
 ):
-    allowed = allowed or ("0 or more" if low == 0 else f"at least {low}")
-    limits = (
-        (lambda value: value >= low, allowed),
-        (lambda value: value <= high, f"at most {high}"),
-    )
-    return Field((int,), "an integer", limits, meaning, changeable)
+    if high < MAX_INTEGER:
+        limits = [_between(low, high, allowed or f"from {low} to {high}")]
+    else:
+        at_least = allowed or ("0 or more" if low == 0 else f"at least {low}")
+        limits = [_between(low, math.inf, at_least), _between(low, high, f"at most {high}")]
+    return Field((int,), "an integer", tuple(limits), meaning, changeable)
 
 
 def _number(limit: Limit | None, meaning: str) -> Field:

@@ -42,8 +42,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
     flat = flatten(config)
     if others := sorted(found.keys() ^ flat.keys()):
         raise UserError(
-            f"--workdir={workdir!r} holds a run of another version of this program: only one of the two has "
-            f"{', '.join(others)}; choose another --workdir"
+            f"--workdir={workdir!r} holds a run of another version of this program: only one of its "
+            f"config.json and this version has {', '.join(others)}; choose another --workdir"
         )
     changeable = CHANGEABLE + _unused(flat)
     there, here = (

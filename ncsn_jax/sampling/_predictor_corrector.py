@@ -61,7 +61,7 @@ def reverse_diffusion(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noi
 
 
 def probability_flow(sde: SDE, score_fn: TimeScoreFn, x, t, num_steps: int, noise) -> Update:
-    """Takes a probability flow step (equation 47): half the score, without noise."""
+    """Takes a probability flow step (appendix D.3): half the score, without noise."""
     del noise
     f, g = sde.discretize(x, t, num_steps)
     mean = x - f + 0.5 * expand(g**2, x) * score_fn(x, t)

@@ -147,11 +147,11 @@ def integrate(
             solver_state=(False, field(jnp.asarray(start, dtype), state, args)),
             throw=False,
         )
-        sound = solution.result == diffrax.RESULTS.successful
+        valid = solution.result == diffrax.RESULTS.successful
         last = jax.tree.map(lambda y: y[0], solution.ys)
         for y in jax.tree.leaves(last):
-            sound &= jnp.all(jnp.isfinite(y))
-        last = jax.tree.map(lambda y: jnp.where(sound, y, jnp.nan), last)
+            valid &= jnp.all(jnp.isfinite(y))
+        last = jax.tree.map(lambda y: jnp.where(valid, y, jnp.nan), last)
         stages = solver.tableau.num_stages - 1
         return last, SamplerInfo((1 + stages * solution.stats["num_steps"]).astype(jnp.int32))
 

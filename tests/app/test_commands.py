@@ -30,6 +30,7 @@ def commands(page):
     """Returns the lines of a page's shell code, split into words."""
     text = re.sub(r"^ {3}", "", page.read_text(), flags=re.MULTILINE)  # in lists
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        assert language in {"", "python", "text", "bibtex"}, language
         if language:
             continue
         for line in block.replace("\\\n", " ").splitlines():
@@ -80,13 +81,18 @@ def test_commands_of_a_page_name_files_modules_modes_and_fields_that_exist(page)
             assert program in PROGRAMS, program
 
 
-def test_every_field_that_a_page_names_exists():
+def test_every_field_that_a_page_names_exists_and_may_hold_the_value():
     sections = "|".join(filter(None, schema.SECTIONS))
+    pattern = rf"`(?:--)?(?:config\.)?(({sections})\.(\w+))(?:=([^` ]+))?[` ]"
     for page in PAGES:
-        named = re.findall(rf"`(?:--)?(?:config\.)?(({sections})\.(\w+))[`=]", page.read_text())
-        for field, module, name in named:
+        for field, module, name, value in re.findall(pattern, page.read_text()):
             of_module = hasattr(getattr(ncsn_jax, module, None), name)
             assert field in schema.FIELDS or of_module or name == "png", f"{page.name}: {field}"
+            if value == "midpoint":  # the sampler of the worked example
+                continue
+            if value and not re.fullmatch("[A-Z]+", value.rpartition(".")[0] or value):
+                holds = all(limit(literal(value)) for limit, _ in schema.FIELDS[field].limits)
+                assert holds, f"{page.name}: {field}={value}"
 
 
 def test_the_page_of_commands_lists_every_flag_and_mode():

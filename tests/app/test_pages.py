@@ -140,20 +140,12 @@ def links(page):
             yield (page.parent / path if path else page).resolve(), anchor
 
 
-def defines(path, name):
-    """Whether a Python file defines `f`, or `Class.f`."""
-    name = name.rpartition(".")[2]
-    return re.search(rf"^ *(def|class) {name}\b|^{name}\b.*=", path.read_text(), re.MULTILINE)
-
-
 def test_links_between_pages_lead_somewhere():
     folders = (ROOT, ROOT / "docs", ROOT / "benchmarks")
     for page in [page for folder in folders for page in folder.glob("*.md")]:
         for path, anchor in links(page):
             assert path.exists(), f"{page.name}: {path}"
-            if anchor and path.suffix == ".py":
-                assert defines(path, anchor), f"{page.name}: {path}#{anchor}"
-            elif anchor:
+            if anchor and path.suffix != ".py":  # `mkdocs build` checks the lines of code
                 assert anchor in anchors(path.read_text()), f"{page.name}: {path}#{anchor}"
 
 

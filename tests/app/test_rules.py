@@ -113,7 +113,7 @@ SAMPLER = [
         "ancestral",
         "config.sampling: predictor",
     ),
-    (VP | PREDICTED, "sampling.num_steps", 1, 0, "at least 1"),
+    (VP | PREDICTED, "sampling.num_steps", 1, 0, "from 1 to 10000000"),
     (
         *(VP | PREDICTED | CORRECTED | {"sampling.snr": 0.1}, "sampling.num_steps"),
         *(21, 20, "at least 21 for the discrete chain of 'vp' with config.model.beta_max=20.0"),
@@ -122,7 +122,7 @@ SAMPLER = [
         *(VP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps"),
         *(21, 20, "at least 21 for the discrete chain of 'vp' with config.model.beta_max=20.0"),
     ),
-    (SUBVP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps", 1, 0, "at least 1"),
+    (SUBVP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps", 1, 0, "from 1 to 10000000"),
     ({"sampling.method": "heun"}, "sampling.num_steps", 2, 1, "for 'heun'"),
     *(  # sqrt(exp(10.05) - 1) = 152.17
         (given | {"sampling.method": method}, "model.sigma_begin", 152.1, 152.3, "at most 152.2, ")

@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "configuration.md"
             {"model.sigma_begin": 0.01},
             "sigma_begin > sigma_end > 0, got sigma_begin=0.01",
         ),
-        ({"model.num_levels": 1}, "config.model.num_levels=1 must be at least 2"),
+        ({"model.num_levels": 1}, "config.model.num_levels=1 must be from 2 to 100000"),
         ({"model.ema_decay": 1.0}, r"config.model.ema_decay=1.0 must be in \[0, 1\)"),
         ({"model.name": "resnet"}, "config.model.name='resnet' must be 'ncsn' or 'ncsnv2'"),
         ({"training.loss": "mse"}, "config.training.loss='mse' must be 'dsm'"),
@@ -49,7 +49,7 @@ PAGE = ROOT / "docs" / "configuration.md"
         ({"training.skip_nonfinite": -1}, "config.training.skip_nonfinite=-1 must be 0 or more"),
         ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
         ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
-        ({"training.num_projections": 0}, "config.training.num_projections=0 must be at least 1"),
+        ({"training.num_projections": 0}, "config.training.num_projections=0 must be from 1 to 1000"),
         (
             {"training.anneal_power": float("nan")},
             "config.training.anneal_power=nan must be a number for",
@@ -89,7 +89,7 @@ PAGE = ROOT / "docs" / "configuration.md"
             {"data.image_size": 2**20},
             "config.data.image_size=1048576 must be one or two integers from 1 to 4096",
         ),
-        ({"model.features": 10**9}, "config.model.features=1000000000 must be at most 1024"),
+        ({"model.features": 10**9}, "config.model.features=1000000000 must be from 2 to 1024"),
         (
             {"training.num_steps": 10**5000},
             "config.training.num_steps=<int> must be at most 2147483647",

@@ -1,4 +1,4 @@
-"""`--mode=interpolate` interpolates pairs of images by the probability flow (Song et al., 2021, D.3)."""
+"""`--mode=interpolate` interpolates pairs of images by the probability flow (Song et al., 2021, D.4)."""
 
 import os
 import zlib
