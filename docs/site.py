@@ -67,7 +67,13 @@ def on_page_markdown(markdown, page, config, files):
         return markdown
     if config.repo_url:
         markdown = markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}")
-    return _outside_code(markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files), text))
+    titles = {}
+    for file in files.documentation_pages():
+        heading = re.search(r"^# (.*)", file.content_string, re.MULTILINE)
+        titles[file.src_uri] = heading[1] if heading else file.src_uri
+    return _outside_code(
+        markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files, titles), text)
+    )
 
 
 def on_page_content(html, page, config, files):
@@ -97,10 +103,10 @@ def _target(uri, link):
     return posixpath.normpath(posixpath.join(posixpath.dirname(_origin(uri)), path)), anchor
 
 
-def _relink(match, uri, files):
+def _relink(match, uri, files, titles):
     found = _target(uri, match[2])
     here = posixpath.dirname(uri)
-    if found is None or posixpath.normpath(posixpath.join(here, match[2])) in files.src_uris:
+    if found is None or (match[0].startswith("!") and f"{here}/{match[2]}" in files.src_uris):
         return match[0]
     path, anchor = found
     if path.startswith("docs/"):
@@ -110,8 +116,11 @@ def _relink(match, uri, files):
     else:
         page = _source_page(path)
         anchor = anchor and f"__codelineno-0-{find_line(path, anchor)}"
+    text = match[1]
+    if page in titles and text.strip("[](").endswith(posixpath.basename(path)):
+        text = f"[{titles[page]}]("
     link = posixpath.relpath(page, here or ".") + (f"#{anchor}" if anchor else "")
-    return f"{match[1]}{link}{match[3]}"
+    return f"{text}{link}{match[3]}"
 
 
 def _linked_sources(files):
@@ -121,8 +130,11 @@ def _linked_sources(files):
             found = _target(file.src_uri, link)
             if found is None or found[0].startswith("docs/") or found[0] in PAGES:
                 continue
-            if (ROOT / found[0]).exists():  # mkdocs reports a dead link
+            path = ROOT / found[0]
+            if path.exists():  # mkdocs reports a dead link
                 yield found[0]
+            if path.is_dir():
+                yield from (str(p.relative_to(ROOT)) for p in path.rglob("*.py"))
 
 
 def _source_page(path):
@@ -134,8 +146,10 @@ def _show_source(path):
     file = ROOT / path
     head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# `{path}`\n\n"
     if file.is_dir():
-        listing = "".join(f"{p.relative_to(ROOT)}\n" for p in sorted(file.rglob("*.py")))
-        return f"{head}```text\n{listing}```\n"
+        inside = [str(p.relative_to(ROOT)) for p in sorted(file.rglob("*.py"))]
+        here = posixpath.dirname(_source_page(path))
+        links = (f"- [`{p}`]({posixpath.relpath(_source_page(p), here)})\n" for p in inside)
+        return head + "".join(links)
     language = {".py": "python"}.get(file.suffix, "text")
     return f'{head}``````{language} linenums="1"\n{file.read_text()}\n``````\n'
 

@@ -2,7 +2,7 @@
 
 Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax import sampling`:
 
-| | |
+| name | content |
 |---|---|
 | `sampling` | samplers for any score function: Langevin, inpainting, predictor-corrector, Heun, ODE |
 | `sigmas` | noise ladders, and how to choose one for a dataset |

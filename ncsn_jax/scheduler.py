@@ -114,7 +114,7 @@ class AnnealedLangevinDynamicsScheduler:
         """Returns a scheduler with the timesteps 0 ... num_inference_steps - 1.
 
         Args:
-          num_inference_steps: >= 1. Sigmas and step sizes do not change; see `set_sigmas`.
+          num_inference_steps: at least 1. Sigmas and step sizes do not change; see `set_sigmas`.
           sampling_eps: has no effect, as in the original.
         """
         del sampling_eps

@@ -123,9 +123,9 @@ class VE(SDE):
         sigma(t) = sigma_min (sigma_max / sigma_min)^t,    g(t) = sigma(t) sqrt(2 log(sigma_max / sigma_min))
 
     Args:
-      sigma_min: > 0, the noise at t = 0. As in the paper and the authors' code, std_t^2 includes the
+      sigma_min: above 0, the noise at t = 0. As in the paper and the authors' code, std_t^2 includes the
         sigma_min^2 that the integral of g^2 from 0 lacks.
-      sigma_max: > sigma_min.
+      sigma_max: above sigma_min.
     """
 
     sigma_min: float = 0.01
@@ -179,8 +179,8 @@ class VP(SDE):
         beta(t) = beta_min + t (beta_max - beta_min),    alpha_t = exp(-B(t) / 2),    B(t) = int_0^t beta
 
     Args:
-      beta_min: > 0.
-      beta_max: >= beta_min.
+      beta_min: above 0.
+      beta_max: at least beta_min.
     """
 
     beta_min: float = 0.1

@@ -85,12 +85,12 @@ def make_optimizer(
     """Returns Adam as the original runs use it, in PyTorch's convention.
 
     Args:
-      learning_rate: > 0, reached linearly over `warmup_steps`: step k (from 0) uses
+      learning_rate: above 0, reached linearly over `warmup_steps`: step k (from 0) uses
         learning_rate * min(k / warmup_steps, 1).
       beta1, beta2: in [0, 1).
       eps: added to the root of the second moment.
       weight_decay: coefficient of the parameters added to the gradient (L2, not decoupled); 0 is off.
-      warmup_steps: >= 0.
+      warmup_steps: at least 0.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
     # A schedule would add a step counter to the optimizer's state.
@@ -215,8 +215,8 @@ def train_step(
       random_flip, dequantize, centered: see `images.prepare`.
       reduce_mean: use the mean square over an example's elements, 2 / D times half the sum of squares. The
         metrics by level keep half the sum.
-      microbatches: >= 1, a divisor of B. Accumulates gradients over this many microbatches, which gives the
-        same step to float32 rounding and uses the memory of one microbatch.
+      microbatches: at least 1, a divisor of B. Accumulates gradients over this many microbatches, which gives
+        the same step to float32 rounding and uses the memory of one microbatch.
       skip_nonfinite: leave parameters, EMA and optimizer state unchanged if the loss or gradient is not
         finite. The step still counts, and its metrics show what happened.
       axis_name: the mapped axis over which the batch is sharded, or None.

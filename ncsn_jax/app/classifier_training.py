@@ -95,8 +95,8 @@ def evaluate(
       model, params: as for `classifier.log_likelihood`.
       images: uint8 `[N, H, W, C]`, which it was not trained on.
       labels: integers `[N]`.
-      num_bins: >= 1.
-      batch_size: >= 1; it does not change the result.
+      num_bins: at least 1.
+      batch_size: at least 1; it does not change the result.
 
     Returns:
       The accuracy in each bin, `[num_bins]`.

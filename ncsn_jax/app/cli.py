@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import difflib
 import logging as std_logging
 import os
 import pathlib
@@ -66,11 +67,9 @@ def _with_config(arguments: list[str]) -> list[str]:
         return [arguments[0], f"--config={run_config.__file__}:{given.workdir}", *arguments[1:]]
     path = (given.config or "").split(":")[0]
     if path and not os.path.exists(path):
-        near = pathlib.Path(path).parent
-        found = sorted(map(str, near.glob("*.py"))) or sorted(
-            map(str, pathlib.Path("configs").rglob("*.py"))
-        )
-        others = f"; available: {', '.join(found)}" if found else ""
+        names = [str(p) for p in pathlib.Path("configs").rglob("*.py")]
+        near = difflib.get_close_matches(path, names, cutoff=0.7)
+        others = f"; did you mean {' or '.join(near)}?" if near else ""
         fail(f"--config={path} does not exist{others}", 2)
     return arguments
 

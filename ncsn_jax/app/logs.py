@@ -100,7 +100,7 @@ def describe_executable(steps: devices.TrainSteps, microbatches: int, seconds: f
     Args:
       steps: the compiled step.
       microbatches: how many it has. XLA counts a loop's body once, both over steps and over microbatches.
-      seconds: > 0.
+      seconds: above 0.
     """
     line = f"training step compiled in {human_time(seconds)}"
     if steps.operations is not None:  # some backends report neither

@@ -17,7 +17,7 @@ def reference(defaults: ml_collections.ConfigDict) -> str:
     for section, (meaning, fields) in schema.SECTIONS.items():
         if section:
             lines += ["", f"## {section}", "", meaning]
-        lines += ["", "| Field | Default | Values | Meaning |", "|---|---|---|---|"]
+        lines += ["", "| Field | Default | Meaning | Values |", "|---|---|---|---|"]
         for short, field in fields.items():
             name = f"{section}.{short}".lstrip(".")
             default = tuple(flat[name]) if isinstance(flat[name], list) else flat[name]
@@ -25,6 +25,6 @@ def reference(defaults: ml_collections.ConfigDict) -> str:
             words = dict.fromkeys((field.kind, *(allowed for _, allowed in field.limits)))
             words.pop(f"at most {schema.MAX_INTEGER}", None)
             lines.append(
-                f"| `{name}`{mark} | `{default!r}` | {', '.join(words)} | {field.meaning} |"
+                f"| `{name}`{mark} | `{default!r}` | {field.meaning} | {', '.join(words)} |"
             )
     return "\n".join(lines) + "\n"

@@ -83,7 +83,7 @@ def langevin(
       key: one key, or one per example `[B]`.
       score_fn: `score_fn(x) -> score`, the score shaped like x.
       x: `[B, ...]`, where the chains start.
-      step_size: > 0, in units of the data squared.
+      step_size: above 0, in units of the data squared.
       num_steps: the number of updates, >= 1.
       return_info: whether to return a `LangevinInfo` too, with L = 1.
       num_frames: the number of frames to keep in it; see `LangevinInfo`.
@@ -153,7 +153,7 @@ def annealed_langevin(
       x: `[B, ...]`, where the chains start; see `initial_samples`. The chains, and the x passed to `score_fn`
         and `constrain`, are float32, or float64 for float64 x. The result has the type of x.
       sigmas: `[L]`, the decreasing ladder; see `ncsn_jax.sigmas.geometric`.
-      epsilon: > 0, the step size at the last level, in units of the data squared; see above.
+      epsilon: above 0, the step size at the last level, in units of the data squared; see above.
       steps_per_level: T, the updates per level, >= 1.
       denoise: whether to end with x + sigma_L^2 s(x, sigma_L), the expected clean data given x
         (Jolicoeur-Martineau et al., 2020, and NCSNv2, section 3.4).

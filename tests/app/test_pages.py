@@ -153,7 +153,7 @@ def test_messages_on_the_page_of_troubleshooting_are_those_of_the_code():
     code = "".join(p.read_text() for p in (ROOT / "ncsn_jax").rglob("*.py"))
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     quotes = re.findall(r'^\| "([^"]+)"', page, re.MULTILINE)
-    assert len(quotes) == 3 and all(quote in code for quote in quotes)
+    assert len(quotes) == 4 and all(quote in code for quote in quotes)
 
 
 def test_notebooks_and_site_name_the_same_repository():

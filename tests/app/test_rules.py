@@ -122,7 +122,13 @@ SAMPLER = [
         *(VP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps"),
         *(21, 20, "at least 21 for the discrete chain of 'vp' with config.model.beta_max=20.0"),
     ),
-    (SUBVP | {"sampling.method": "predictor_corrector"}, "sampling.num_steps", 1, 0, "from 1 to 10000000"),
+    (
+        SUBVP | {"sampling.method": "predictor_corrector"},
+        "sampling.num_steps",
+        1,
+        0,
+        "from 1 to 10000000",
+    ),
     ({"sampling.method": "heun"}, "sampling.num_steps", 2, 1, "for 'heun'"),
     *(  # sqrt(exp(10.05) - 1) = 152.17
         (given | {"sampling.method": method}, "model.sigma_begin", 152.1, 152.3, "at most 152.2, ")

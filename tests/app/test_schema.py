@@ -49,7 +49,10 @@ PAGE = ROOT / "docs" / "configuration.md"
         ({"training.skip_nonfinite": -1}, "config.training.skip_nonfinite=-1 must be 0 or more"),
         ({"training.dtype": "float16"}, "training.dtype='float16' must be 'float32' or 'bfloat16'"),
         ({"sampling.dtype": "float64"}, "sampling.dtype='float64' must be 'float32' or 'bfloat16'"),
-        ({"training.num_projections": 0}, "config.training.num_projections=0 must be from 1 to 1000"),
+        (
+            {"training.num_projections": 0},
+            "config.training.num_projections=0 must be from 1 to 1000",
+        ),
         (
             {"training.anneal_power": float("nan")},
             "config.training.anneal_power=nan must be a number for",
