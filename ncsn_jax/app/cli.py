@@ -69,8 +69,8 @@ def _with_config(arguments: list[str]) -> list[str]:
     if path and not os.path.exists(path):
         names = [str(p) for p in pathlib.Path("configs").rglob("*.py")]
         near = difflib.get_close_matches(path, names, cutoff=0.7)
-        others = f"; did you mean {' or '.join(near)}?" if near else ""
-        fail(f"--config={path} does not exist{others}", 2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "configurations are in configs/"
+        fail(f"--config={path} does not exist; {hint}", 2)
     return arguments
 
 

@@ -20,8 +20,8 @@ from tests.running import ROOT, environment, run
         (["--config.training.bacth_size=8"], 'field: bacth_size; did you mean "batch_size"'),
         (["--config.trainig.batch_size=8"], 'field: trainig; did you mean "training"'),
         (
-            ["--config=configs/nothing.py"],
-            "configs/nothing.py does not exist; available: configs/celeba.py, ",
+            ["--config=configs/digit.py"],
+            "does not exist; did you mean configs/digits.py or ",
         ),
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
         (["--config.data.image_size=16"], "is 8x8, not 16x16"),
