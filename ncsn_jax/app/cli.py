@@ -125,8 +125,13 @@ def describe_versions() -> str:
 
 def fail(message: str, code: int) -> None:
     """Prints one line and ends the process."""
-    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
+    _print_error(one_line(" ".join(message.split())))
     sys.exit(code)
+
+
+def _print_error(line: str) -> None:
+    # In one write, since other threads may print too.
+    sys.stderr.write(f"error: {line}\n")
 
 
 def run(
@@ -224,7 +229,7 @@ def _guard(main: Callable[[list[str]], None], arguments: list[str], interrupted:
         if text is None:
             traceback.print_exc()
             text = "this is a bug in the program"
-    print("error:", " ".join(text.split()), file=sys.stderr)
+    _print_error(" ".join(text.split()))
     from ncsn_jax.app import distributed
 
     distributed.end(1)

@@ -242,7 +242,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(workdir, 
 
 
 def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
-    """This runs the loop's other branches on a directory of images; a changed directory is refused."""
+    """This runs the loop's other branches, on a directory of images."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -263,9 +263,6 @@ def test_several_steps_per_call_work_on_own_images_without_an_ema(tmp_path):
     more = run(tmp_path / "run", *arguments, "--config.training.num_steps=30", devices=2)
     assert more.returncode == 0, more.stderr  # although the cache holds programs of the first run
     assert "from step 20" in more.stdout and "step 30/30" in more.stdout
-    (pictures / "2.png").unlink()
-    result = run(tmp_path / "run", *arguments, devices=2)
-    assert result.returncode == 1 and "holds a run on different images" in result.stderr
 
 
 def test_the_library_imports_only_jax_and_training_never_imports_tensorflow():
