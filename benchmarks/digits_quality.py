@@ -49,21 +49,6 @@ def recognised(samples: np.ndarray) -> tuple[float, float, np.ndarray]:
     return share, real, np.bincount(probability.argmax(axis=1), minlength=10) / len(samples)
 
 
-def frechet_distance(x: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the Frechet distance of the normal distributions fitted to `[N, D]` and `[M, D]`.
-
-    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in pixels squared.
-    """
-    means = [a.mean(axis=0) for a in (x, reference)]
-    covariances = [np.cov(a, rowvar=False) for a in (x, reference)]
-    values, vectors = np.linalg.eigh(covariances[0])
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # (C1 C2)^(1/2) has the trace of (root C2 root)^(1/2), and root C2 root is symmetric.
-    middle = np.linalg.eigvalsh(root @ covariances[1] @ root)
-    trace = np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(np.maximum(middle, 0)).sum()
-    return float(np.sum((means[0] - means[1]) ** 2) + trace)
-
-
 def real_digits(split: str) -> np.ndarray:
     """Returns a split's digits, `[N, 64]` in [0, 1]."""
     return data.load("digits", "", 8, 1, split=split)[:].reshape(-1, 64) / 255.0

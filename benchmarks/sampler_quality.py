@@ -122,7 +122,7 @@ def _draw(rows: list[dict], real: float, floor: float) -> bytes:
 
 def main(_) -> None:
     """Measures, prints and draws."""
-    from ncsn_jax import sigmas
+    from ncsn_jax import evaluation, sigmas
     from ncsn_jax.app import devices, run_samplers, schema, storage, workdirs
     from ncsn_jax.app.progress import progress
     from ncsn_jax.errors import UserError
@@ -156,7 +156,7 @@ def main(_) -> None:
             x = np.concatenate([f.images for f in found]).reshape(-1, 64) / 255.0
             share, real, _ = digits_quality.recognised(x)
             evaluations = float(np.mean(np.concatenate([f.evaluations for f in found])))
-            distance = digits_quality.frechet_distance(x, reference)
+            distance = evaluation.frechet_distance(x, reference)
             rows.append(
                 {
                     "sampler": name,
@@ -168,7 +168,7 @@ def main(_) -> None:
             )
             advanced(1)
     drawn = np.random.default_rng(0).permutation(len(reference)) < min(count, len(reference) // 2)
-    floor = digits_quality.frechet_distance(reference[drawn], reference[~drawn])
+    floor = evaluation.frechet_distance(reference[drawn], reference[~drawn])
 
     lines = [
         f"step {step}, {count} samples each, in batches of {size}; real digits: {real:.3f} recognised, "

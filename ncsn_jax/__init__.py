@@ -13,6 +13,7 @@ Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax impo
 | `losses` | score matching, one value per example |
 | `models` | NCSN, NCSNv2, NCSN++ and other networks, and their score functions |
 | `convert` | converts the authors' PyTorch parameters to these networks, and back |
+| `evaluation` | measures of samples: FID, KID, inception score, precision and recall |
 | `objectives`, `training` | training objectives; the training state and step |
 | `classifier` | classifiers of noisy images, which guide samplers |
 | `images` | converts bytes to floats, and between ranges |
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         classifier,
         convert,
         errors,
+        evaluation,
         images,
         likelihood,
         losses,
@@ -50,6 +52,7 @@ __all__ = [
     "classifier",
     "convert",
     "errors",
+    "evaluation",
     "images",
     "likelihood",
     "load_run",
