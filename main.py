@@ -43,6 +43,8 @@ _MODE = flags.DEFINE_enum(
         "classifier",
         "classconditional",
         "nearest",
+        "evaluate",
+        "statistics",
         "suggest",
         "plan",
     ],
@@ -52,6 +54,7 @@ _MODE = flags.DEFINE_enum(
     "likelihood: compute the bits per dimension of images; "
     "classifier: train a classifier of noisy images; classconditional: sample with that classifier; "
     "nearest: show samples beside the nearest training images; "
+    "evaluate: measure how good samples are; statistics: write statistics of the training images; "
     "suggest: suggest a noise ladder and a step size for the images (needs no workdir); "
     "plan: estimate the run's memory and time on the local devices or a TPU topology (needs no workdir).",
 )

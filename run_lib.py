@@ -36,6 +36,7 @@ from ncsn_jax.app.metrics import Window, Writer
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.classifier import classconditional, classifier
 from ncsn_jax.app.modes.complete import colorize, inpaint
+from ncsn_jax.app.modes.evaluate import evaluate, statistics
 from ncsn_jax.app.modes.interpolate import interpolate
 from ncsn_jax.app.modes.likelihood import likelihood
 from ncsn_jax.app.modes.nearest import nearest
@@ -48,12 +49,14 @@ __all__ = [
     "classconditional",
     "classifier",
     "colorize",
+    "evaluate",
     "inpaint",
     "interpolate",
     "likelihood",
     "nearest",
     "plan",
     "sample",
+    "statistics",
     "suggest",
     "train",
 ]

@@ -112,6 +112,12 @@ def get_config() -> ConfigDict:
     sampling.gif = False
     sampling.name = ""
 
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.num_samples = 50_000
+    evaluation.features = "inception"  # or classifier, pixels
+    evaluation.weights = ""
+    evaluation.reference = ""
+
     config.likelihood = likelihood = ConfigDict()
     likelihood.split = "test"
     likelihood.num_images = 10_000

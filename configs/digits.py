@@ -31,6 +31,8 @@ def get_config():
     config.training.log_every = 50
     config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 100
+    config.evaluation.num_samples = 1000
+    config.evaluation.features = "classifier"
     config.sampling.epsilon = 3.2e-4
     config.sampling.steps_per_level = 150
     config.sampling.denoise = True

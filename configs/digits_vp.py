@@ -21,4 +21,6 @@ def get_config():
     config.training.reduce_mean = True
     config.sampling.end = 1e-3
     config.sampling.epsilon = 9.9e-06
+    config.evaluation.num_samples = 1000
+    config.evaluation.features = "classifier"
     return config

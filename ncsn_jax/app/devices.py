@@ -320,3 +320,17 @@ def map_examples(function: Callable) -> Callable:
     `params` are replicated; `indices`, `x` and the results are `[devices, b, ...]`.
     """
     return jax.pmap(function, axis_name=AXIS, in_axes=(0, None, 0, 0))
+
+
+def map_batches(function: Callable, params: Any) -> Callable[[np.ndarray], Any]:
+    """Returns `function(params, batch)` of a batch `[B, ...]`, split over this process's devices.
+
+    B must be a multiple of the local devices. Other processes need not take part.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    everywhere, split = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in ((), (AXIS,))
+    )
+    params, compiled = jax.device_put(params, everywhere), jax.jit(function)
+    return lambda batch: compiled(params, jax.device_put(batch, split))

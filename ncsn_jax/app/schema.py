@@ -281,6 +281,15 @@ SECTIONS = {
         "atol": _number(_TOLERANCE, "Absolute tolerance of the solver."),
         "end": _number(_END, "Time at which x_t is taken as the image."),
     }),
+    "evaluation": ("--mode=evaluate and --mode=statistics: how good the samples are.", {
+        "num_samples": _integer(10, "Number of samples. Published FIDs are of 50,000.", 10**7),
+        "features": _choice(("inception", "classifier", "pixels"), "What is compared: features of FID's "
+                            "network, whose weights are downloaded at first use; of a small classifier that "
+                            "is trained on the labelled data; or the pixels."),
+        "weights": _text("File of the weights of FID's network, .pth or .npz; '': the published ones."),
+        "reference": _text("File of statistics to compare with, .npz with 'mu' and 'sigma'; '': the training "
+                           "split."),
+    }),
     "interpolation": ("--mode=interpolate: pairs of the images of --mode=inpaint. Tolerances, end and "
                       "temperature are those of sampling.", {
         "num_pairs": _integer(1, "Number of pairs.", 10_000),
@@ -328,7 +337,15 @@ FIELDS: dict[str, Field] = {
 # sections named here concern what a trained network is used for.
 CHANGEABLE = (
     *(name for name, field in FIELDS.items() if field.changeable),
-    *("sampling.", "inpainting.", "likelihood.", "interpolation.", "classifier.", "plan."),
+    *(
+        "sampling.",
+        "inpainting.",
+        "likelihood.",
+        "evaluation.",
+        "interpolation.",
+        "classifier.",
+        "plan.",
+    ),
 )
 
 

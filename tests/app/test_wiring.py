@@ -40,7 +40,7 @@ from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
 from tests.app import test_build, test_classifier_training, test_samplers
-from tests.app.modes import test_classifier, test_plan
+from tests.app.modes import test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
 
@@ -527,6 +527,10 @@ ELSEWHERE = {
     "sampling.name": test_training_fields_reach_their_arguments,
     "likelihood.split": test_likelihood_fields_reach_their_arguments,
     "likelihood.num_images": test_likelihood_fields_reach_their_arguments,
+    "evaluation.num_samples": test_evaluate.test_a_run_is_measured_in_pixels,
+    "evaluation.features": test_evaluate.test_features_that_images_cannot_have_are_refused,
+    "evaluation.weights": test_evaluate.test_weights_that_cannot_be_had_are_one_line,
+    "evaluation.reference": test_evaluate.test_statistics_serve_as_the_reference,
     "interpolation.num_pairs": test_interpolation_fields_reach_their_arguments,
     "interpolation.num_steps": test_interpolation_fields_reach_their_arguments,
     "classifier.features": test_classifier.test_a_classifier_is_trained_on_one_split_and_tested_on_the_other,
