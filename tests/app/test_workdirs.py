@@ -38,6 +38,7 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
         "likelihood",
         "interpolation",
         "classifier",
+        "evaluation",
         "ncsnpp",
         "plan",
     }
