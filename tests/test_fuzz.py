@@ -15,7 +15,7 @@ from tests import fuzz
 def test_malformed_inputs_are_refused_with_one_line():
     plan = [
         (name, number)
-        for name, number in fuzz.make_plan(170)
+        for name, number in fuzz.make_plan(110)
         # PyTorch, the shapes of networks, and matplotlib are slow.
         if name not in ("torch_file", "state_dict", "losses_plot")
     ]

@@ -19,15 +19,13 @@ def params(state_dict):
     return evaluation.inception_params(state_dict)
 
 
-@pytest.mark.parametrize(("size", "count"), [("24x40", 1), ("299x299", 1)])
-def test_every_stage_matches_the_figures(params, golden, size, count):
+def test_every_stage_matches_the_figures(params, golden):
     """The figures are of two images at once; one alone has the same features."""
     figures = golden("inception")
-    images = figures[f"{size}/images"][:count]
-    found = jax.jit(evaluation.inception_features)(params, images)
+    found = jax.jit(evaluation.inception_features)(params, figures["24x40/images"][:1])
     assert found.keys() == {"64", "192", "768", "2048", "logits_unbiased", "logits"}
     for name, array in found.items():
-        expected = figures[f"{size}/{name}"][:count]
+        expected = figures[f"24x40/{name}"][:1]
         np.testing.assert_allclose(array, expected, atol=2e-6 * abs(expected).max(), rtol=0)
 
 
