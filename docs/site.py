@@ -67,13 +67,7 @@ def on_page_markdown(markdown, page, config, files):
         return markdown
     if config.repo_url:
         markdown = markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}")
-    titles = {}
-    for file in files.documentation_pages():
-        heading = re.search(r"^# (.*)", file.content_string, re.MULTILINE)
-        titles[file.src_uri] = heading[1] if heading else file.src_uri
-    return _outside_code(
-        markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files, titles), text)
-    )
+    return _outside_code(markdown, lambda text: _LINK.sub(lambda m: _relink(m, uri, files), text))
 
 
 def on_page_content(html, page, config, files):
@@ -103,7 +97,7 @@ def _target(uri, link):
     return posixpath.normpath(posixpath.join(posixpath.dirname(_origin(uri)), path)), anchor
 
 
-def _relink(match, uri, files, titles):
+def _relink(match, uri, files):
     found = _target(uri, match[2])
     here = posixpath.dirname(uri)
     if found is None or (match[0].startswith("!") and f"{here}/{match[2]}" in files.src_uris):
@@ -117,8 +111,9 @@ def _relink(match, uri, files, titles):
         page = _source_page(path)
         anchor = anchor and f"__codelineno-0-{find_line(path, anchor)}"
     text = match[1]
-    if page in titles and text.strip("[](").endswith(posixpath.basename(path)):
-        text = f"[{titles[page]}]("
+    if page in files.src_uris and text.strip("[](").endswith(posixpath.basename(path)):
+        heading = re.search(r"^# (.*)", files.src_uris[page].content_string, re.MULTILINE)
+        text = f"[{heading[1]}]("
     link = posixpath.relpath(page, here or ".") + (f"#{anchor}" if anchor else "")
     return f"{text}{link}{match[3]}"
 

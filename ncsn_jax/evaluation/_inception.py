@@ -37,119 +37,29 @@ class Inception(nn.Module):
                 f"images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}"
             )
 
-        def conv(name, x, features, kernel=(1, 1), strides=1, padding="SAME"):
-            layer = nn.Conv(
-                features, kernel, strides, padding, precision=Precision.HIGHEST, name=name
-            )
-            return nn.relu(layer(x))
-
-        def chain(x, *layers):
-            for name, features, kernel in layers:
-                x = conv(name, x, features, kernel)
-            return x
-
-        def halved(name, x, features):
-            return conv(name, x, features, (3, 3), 2, "VALID")
-
         found = {}
         x = (_resize(images.astype(jnp.float32)) - 128.0) / 128.0
-        x = halved("Conv2d_1a_3x3", x, 32)
-        x = conv("Conv2d_2a_3x3", x, 32, (3, 3), padding="VALID")
-        x = conv("Conv2d_2b_3x3", x, 64, (3, 3))
-        x = _max_pool(x)
+        x = _conv("Conv2d_1a_3x3", x, 32, (3, 3), 2)
+        x = _conv("Conv2d_2a_3x3", x, 32, (3, 3), padding="VALID")
+        x = _max_pool(_conv("Conv2d_2b_3x3", x, 64, (3, 3)))
         found["64"] = x.mean((1, 2))
-        x = conv("Conv2d_3b_1x1", x, 80)
-        x = conv("Conv2d_4a_3x3", x, 192, (3, 3), padding="VALID")
-        x = _max_pool(x)
+        x = _conv("Conv2d_3b_1x1", x, 80)
+        x = _max_pool(_conv("Conv2d_4a_3x3", x, 192, (3, 3), padding="VALID"))
         found["192"] = x.mean((1, 2))
-
         for block, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
-            branches = [
-                conv(f"{block}.branch1x1", x, 64),
-                chain(
-                    x,
-                    (f"{block}.branch5x5_1", 48, (1, 1)),
-                    (f"{block}.branch5x5_2", 64, (5, 5)),
-                ),
-                chain(
-                    x,
-                    (f"{block}.branch3x3dbl_1", 64, (1, 1)),
-                    (f"{block}.branch3x3dbl_2", 96, (3, 3)),
-                    (f"{block}.branch3x3dbl_3", 96, (3, 3)),
-                ),
-                conv(f"{block}.branch_pool", _average_pool(x), pooled),
-            ]
-            x = jnp.concatenate(branches, axis=-1)
-
-        narrow = chain(
-            x,
-            ("Mixed_6a.branch3x3dbl_1", 64, (1, 1)),
-            ("Mixed_6a.branch3x3dbl_2", 96, (3, 3)),
-        )
-        branches = [
-            halved("Mixed_6a.branch3x3", x, 384),
-            halved("Mixed_6a.branch3x3dbl_3", narrow, 96),
-            _max_pool(x),
-        ]
-        x = jnp.concatenate(branches, axis=-1)
-
+            x = _block_5(block, x, pooled)
+        x = _block_6a(x)
         for block, n in (
             ("Mixed_6b", 128),
             ("Mixed_6c", 160),
             ("Mixed_6d", 160),
             ("Mixed_6e", 192),
         ):
-            branches = [
-                conv(f"{block}.branch1x1", x, 192),
-                chain(
-                    x,
-                    (f"{block}.branch7x7_1", n, (1, 1)),
-                    (f"{block}.branch7x7_2", n, (1, 7)),
-                    (f"{block}.branch7x7_3", 192, (7, 1)),
-                ),
-                chain(
-                    x,
-                    (f"{block}.branch7x7dbl_1", n, (1, 1)),
-                    (f"{block}.branch7x7dbl_2", n, (7, 1)),
-                    (f"{block}.branch7x7dbl_3", n, (1, 7)),
-                    (f"{block}.branch7x7dbl_4", n, (7, 1)),
-                    (f"{block}.branch7x7dbl_5", 192, (1, 7)),
-                ),
-                conv(f"{block}.branch_pool", _average_pool(x), 192),
-            ]
-            x = jnp.concatenate(branches, axis=-1)
+            x = _block_6(block, x, n)
         found["768"] = x.mean((1, 2))
-
-        narrow = conv("Mixed_7a.branch3x3_1", x, 192)
-        wide = chain(
-            x,
-            ("Mixed_7a.branch7x7x3_1", 192, (1, 1)),
-            ("Mixed_7a.branch7x7x3_2", 192, (1, 7)),
-            ("Mixed_7a.branch7x7x3_3", 192, (7, 1)),
-        )
-        branches = [
-            halved("Mixed_7a.branch3x3_2", narrow, 320),
-            halved("Mixed_7a.branch7x7x3_4", wide, 192),
-            _max_pool(x),
-        ]
-        x = jnp.concatenate(branches, axis=-1)
-
-        for block, pool in (("Mixed_7b", _average_pool), ("Mixed_7c", _max_pool_same)):
-            narrow = conv(f"{block}.branch3x3_1", x, 384)
-            wide = chain(
-                x,
-                (f"{block}.branch3x3dbl_1", 448, (1, 1)),
-                (f"{block}.branch3x3dbl_2", 384, (3, 3)),
-            )
-            branches = [
-                conv(f"{block}.branch1x1", x, 320),
-                conv(f"{block}.branch3x3_2a", narrow, 384, (1, 3)),
-                conv(f"{block}.branch3x3_2b", narrow, 384, (3, 1)),
-                conv(f"{block}.branch3x3dbl_3a", wide, 384, (1, 3)),
-                conv(f"{block}.branch3x3dbl_3b", wide, 384, (3, 1)),
-                conv(f"{block}.branch_pool", pool(x), 192),
-            ]
-            x = jnp.concatenate(branches, axis=-1)
+        x = _block_7a(x)
+        x = _block_7("Mixed_7b", x, _average_pool(x))
+        x = _block_7("Mixed_7c", x, nn.max_pool(x, (3, 3), (1, 1), "SAME"))
         found["2048"] = x.mean((1, 2))
 
         classes = nn.Dense(1008, use_bias=False, precision=Precision.HIGHEST, name="fc")
@@ -216,12 +126,100 @@ def inception_features(params, images: jax.Array) -> dict[str, jax.Array]:
     return Inception().apply(params, images)
 
 
+def _conv(name, x, features, kernel=(1, 1), strides=1, padding="SAME"):
+    """A convolution of `Inception` and ReLU; with strides it has no padding."""
+    padding = "VALID" if strides > 1 else padding
+    layer = nn.Conv(features, kernel, strides, padding, precision=Precision.HIGHEST, name=name)
+    return nn.relu(layer(x))
+
+
+def _chain(block, x, *layers):
+    for name, features, kernel in layers:
+        x = _conv(f"{block}.{name}", x, features, kernel)
+    return x
+
+
+def _join(*branches):
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _block_5(block, x, pooled):
+    return _join(
+        _conv(f"{block}.branch1x1", x, 64),
+        _chain(block, x, ("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))),
+        _chain(
+            block,
+            x,
+            ("branch3x3dbl_1", 64, (1, 1)),
+            ("branch3x3dbl_2", 96, (3, 3)),
+            ("branch3x3dbl_3", 96, (3, 3)),
+        ),
+        _conv(f"{block}.branch_pool", _average_pool(x), pooled),
+    )
+
+
+def _block_6a(x, block="Mixed_6a"):
+    y = _chain(block, x, ("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)))
+    return _join(
+        _conv(f"{block}.branch3x3", x, 384, (3, 3), 2),
+        _conv(f"{block}.branch3x3dbl_3", y, 96, (3, 3), 2),
+        _max_pool(x),
+    )
+
+
+def _block_6(block, x, n):
+    return _join(
+        _conv(f"{block}.branch1x1", x, 192),
+        _chain(
+            block,
+            x,
+            ("branch7x7_1", n, (1, 1)),
+            ("branch7x7_2", n, (1, 7)),
+            ("branch7x7_3", 192, (7, 1)),
+        ),
+        _chain(
+            block,
+            x,
+            ("branch7x7dbl_1", n, (1, 1)),
+            ("branch7x7dbl_2", n, (7, 1)),
+            ("branch7x7dbl_3", n, (1, 7)),
+            ("branch7x7dbl_4", n, (7, 1)),
+            ("branch7x7dbl_5", 192, (1, 7)),
+        ),
+        _conv(f"{block}.branch_pool", _average_pool(x), 192),
+    )
+
+
+def _block_7a(x, block="Mixed_7a"):
+    y = _chain(
+        block,
+        x,
+        ("branch7x7x3_1", 192, (1, 1)),
+        ("branch7x7x3_2", 192, (1, 7)),
+        ("branch7x7x3_3", 192, (7, 1)),
+    )
+    return _join(
+        _conv(f"{block}.branch3x3_2", _conv(f"{block}.branch3x3_1", x, 192), 320, (3, 3), 2),
+        _conv(f"{block}.branch7x7x3_4", y, 192, (3, 3), 2),
+        _max_pool(x),
+    )
+
+
+def _block_7(block, x, pooled):
+    y = _conv(f"{block}.branch3x3_1", x, 384)
+    z = _chain(block, x, ("branch3x3dbl_1", 448, (1, 1)), ("branch3x3dbl_2", 384, (3, 3)))
+    return _join(
+        _conv(f"{block}.branch1x1", x, 320),
+        _conv(f"{block}.branch3x3_2a", y, 384, (1, 3)),
+        _conv(f"{block}.branch3x3_2b", y, 384, (3, 1)),
+        _conv(f"{block}.branch3x3dbl_3a", z, 384, (1, 3)),
+        _conv(f"{block}.branch3x3dbl_3b", z, 384, (3, 1)),
+        _conv(f"{block}.branch_pool", pooled, 192),
+    )
+
+
 def _max_pool(x):
     return nn.max_pool(x, (3, 3), (2, 2))
-
-
-def _max_pool_same(x):
-    return nn.max_pool(x, (3, 3), (1, 1), "SAME")
 
 
 def _average_pool(x):

@@ -40,7 +40,7 @@ _PARTS = 10
 # A classifier recognises an image if one class has a larger probability.
 _RECOGNISED = 0.9
 # A sample counts as a copy if its nearest training image is much nearer than the next one: more so than for
-# all but this share of unseen images, of which there must be enough. Above a share of copies it warns.
+# all but this share of unseen images, if these are enough. Above the last number, a share, the log warns.
 _LONELY, _MIN_UNSEEN, _MAX_COPIES = 0.01, 100, 0.1
 # Rows of the picture of the closest samples, and training images in each.
 _ROWS, _NEIGHBOURS = 10, 3
@@ -270,7 +270,7 @@ def _some(array: np.ndarray) -> np.ndarray:
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of the classes, of which the last one means none of them."""
+    """Returns the probabilities of the classes, without the last logit's, which stands for other images."""
     p = np.exp(logits - logits.max(1, keepdims=True))
     return (p / p.sum(1, keepdims=True))[:, :-1]
 
@@ -289,7 +289,7 @@ def _unseen(config, images: np.ndarray | None) -> np.ndarray | None:
     try:
         found = build.load_images(config, "test", images)
     except UserError:
-        shared.log.info("there is no test split to compare with")
+        shared.log.info("the data have no test split to compare with")
         return None
     return found[np.arange(0, len(found), math.ceil(len(found) / _MAX_SEARCHED))]
 

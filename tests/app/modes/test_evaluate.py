@@ -64,7 +64,14 @@ def test_a_run_is_measured_in_pixels(ladder_run):
     run_lib.evaluate(config, ladder_run)
     assert summary_of(ladder_run, "pixels") == summary
     config.evaluation.num_samples = 15
+    likelihood = f"{ladder_run}/likelihood/step_{runs.STEP}_pixels"
+    runs.storage.make_directory(likelihood)
+    runs.storage.write(
+        f"{likelihood}/summary.json", b'{"bits_per_dim": 2.5, "standard_error": null}'
+    )
     run_lib.evaluate(config, ladder_run)
+    more = summary_of(ladder_run, "pixels")
+    assert more["bits_per_dim"] == 2.5 and "bits_per_dim_error" not in more
     again = runs.read(ladder_run, f"samples/step_{runs.STEP}_pixels/samples.npz")["samples"]
     np.testing.assert_array_equal(again[:12], samples)
 
