@@ -12,7 +12,7 @@ import pytest
 
 import run_lib
 from ncsn_jax import evaluation
-from ncsn_jax.app import build, features, inception_weights, judge
+from ncsn_jax.app import build, features, inception_weights, judge, measuring
 from ncsn_jax.app.modes import evaluate
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -130,7 +130,7 @@ def measured(samples, real, monkeypatch, **changes):
     monkeypatch.setattr(judge, "load", lambda config: Drawn(network=Drawn))
     config = config_of(**{"evaluation.features": "classifier"} | changes)
     chosen = features.make(config)
-    return evaluate.measure(config, chosen, samples, features.extract(chosen, real, (), ""))
+    return measuring.measure(config, chosen, samples, features.extract(chosen, real, (), ""))
 
 
 def halves(rng, left, right, count):
@@ -182,7 +182,7 @@ def test_another_crop_has_other_cached_features(tmp_path):
         changes = {"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}
         config = config_of(**changes | {"data.crop_size": crop})
         dataset = build.load_images(config)
-        found[crop], _ = evaluate._features_of(config, features.make(config), dataset)
+        found[crop], _ = measuring.features_of(config, features.make(config), dataset)
         np.testing.assert_array_equal(found[crop], pixels(dataset[:]))
     assert abs(found[-1] - found[8]).max() > 0.1
 
@@ -221,7 +221,7 @@ def test_the_network_of_fid_on_eight_devices_matches_the_figures(weights_file, g
     drawn = chosen._replace(extract=lambda x: (rng.normal(size=(len(x), 5)), None))
     for published, name in ((False, "frechet_inception_20"), (True, "fid_20")):
         drawn = drawn._replace(is_published=published)
-        summary = evaluate.measure(config, drawn, images, (real, None))
+        summary = measuring.measure(config, drawn, images, (real, None))
         assert name in summary and len([n for n in summary if "fid" in n]) == 2 * published
 
 
@@ -297,7 +297,7 @@ def test_the_classifier_of_a_dataset_is_trained_once_and_tells_digits_from_noise
     unseen = build.load_images(config, "test")[:]
     noise = np.random.default_rng(0).uniform(0, 255, unseen.shape)
     real, none = (first.network.apply(first.params, x / 255.0)[1] for x in (unseen, noise))
-    assert evaluate._recognised(none) < 0.05 < evaluate._recognised(real)
+    assert measuring.recognised(none) < 0.05 < measuring.recognised(real)
     monkeypatch.setattr(judge, "_train", None)
     again = judge.load(config)
     assert (again.accuracy, again.digest) == (first.accuracy, first.digest)
