@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from ncsn_jax.app import (
     signals,
     storage,
     units,
+    watching,
     workdirs,
 )
 from ncsn_jax.app.feed import Feed
@@ -107,21 +109,27 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
         dataset = shared.load_images(config, workdir, images=images)
         workdirs.claim_images(dataset, workdir, given=images is not None)
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
-        kept = options.checkpoints_kept, options.keep_every
+        kept = options.checkpoints_kept, options.keep_every, options.keep_best
         with checkpoints.Checkpoints(workdir, *kept) as store, Writer(workdir) as writer:
             step, state = _first_state(config, store, dataset)
             writer.write_text(step, "configuration", _table(config))
             runner = run_samplers.Chains(config)
+            watch = watching.Watch(
+                config, dataset, store, writer, runner, has_array=images is not None
+            )
+            if watch.is_missing(step):
+                watch(step, _weights(state))
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
                     preview(step, _weights(state))
+                looks = preview, watch
                 with _feed(config, dataset, step) as feed:
                     train_steps = _compile(config, state)
                     # Rebinding frees the host arrays of the first state; those on the devices are donated.
                     state = train_steps.to_devices(state)
                     state = _train_loop(
-                        config, dataset, feed, train_steps, step, state, store, writer, preview
+                        config, dataset, feed, train_steps, step, state, store, writer, looks
                     )
                 step = options.num_steps
             params = devices.replicate(_weights(state))
@@ -189,7 +197,7 @@ def _feed(config, dataset: data.Images, step: int) -> Feed:
     return Feed(stream, prepare)
 
 
-def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, preview):
+def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, looks):
     """Trains from `step` to the last one with `state` on the devices; returns the last state on the host."""
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
@@ -199,6 +207,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, stop, estimated, advised, windows = None, 0, False, False, 0
     complete = pending = step
+    preview, watch = looks
 
     def settle() -> None:
         """Waits for the call in flight, and finds out whether any process must stop."""
@@ -210,17 +219,18 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 stop = int(np.max(devices.to_host(stop_signals)))
             in_flight = None
 
-    def save(with_preview: bool) -> None:
+    def save(then: Sequence[Callable] = ()) -> None:
         nonlocal complete, pending
         saved = train_steps.to_host(state)
         store.save(step, saved)  # waits for the previous save
         complete, pending = pending, step
-        if with_preview:
-            # A preview may take long, so make sure that the checkpoint is on disk first.
+        if then:
+            # A look may take long, so make sure that the checkpoint is on disk first.
             store.wait()
             complete = step
             with window.paused(), signals.at_once():
-                preview(step, _weights(saved))
+                for look in then:
+                    look(step, _weights(saved))
 
     def last_saved() -> str:
         return f"the last checkpoint known to be complete is step {complete}"
@@ -273,11 +283,13 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
                 window.restart(step)
             if due["log"] or due["save"]:
                 writer.flush(now=due["save"])
-            if due["save"] or due["sample"]:
-                save(with_preview=due["sample"] and step < last and not stop)
+            then = [preview] if due["sample"] and step < last else []
+            then += [watch] if watch.is_due(step) else []
+            if due["save"] or then:
+                save([] if stop else then)
         settle()
         if stop and step not in store.steps():
-            save(with_preview=False)
+            save()
         store.wait()
         stop = int(distributed.gather(np.int32(stop or signals.requested() or 0)).max())
         if stop:

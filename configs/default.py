@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
     training.sample_every = 5000
     training.checkpoints_kept = 2
     training.keep_every = 0
+    training.keep_best = False
     training.grad_clip = 0.0
     training.skip_nonfinite = 0
 
@@ -114,6 +115,7 @@ def get_config() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.num_samples = 50_000
+    evaluation.every = 0
     evaluation.features = "inception"  # or classifier, pixels
     evaluation.weights = ""
     evaluation.reference = ""

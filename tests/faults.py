@@ -69,7 +69,7 @@ def same(a: tuple[int, dict], b: tuple[int, dict]) -> bool:
 def curve(workdir) -> dict[int, float]:
     """Returns the loss by step; the last line for a step counts."""
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
-    return {r["step"]: r["loss"] for r in map(json.loads, text.splitlines())}
+    return {r["step"]: r["loss"] for r in map(json.loads, text.splitlines()) if "loss" in r}
 
 
 def files(workdir) -> set[str]:

@@ -5,6 +5,8 @@ item holds a format version and the CRC-32 of every leaf and of itself: orbax do
 data, so a flipped bit would come back as a wrong weight. Saving is asynchronous. If a checkpoint cannot be
 read, or its checksums differ, it is reported and set aside, and the next older one is used.
 
+A checkpoint that was evaluated while training has its figure in `distances.json`, in its directory.
+
 All processes hold the same state. Process 0 alone reads and writes, and sends the others what it read, so
 only process 0 has to see the work directory.
 """
@@ -29,6 +31,7 @@ _policies = ocp.checkpoint_managers
 
 FORMAT = 1
 
+_DISTANCES = "distances.json"
 _ABOUT_DAMAGED = b"These checkpoints could not be read and were set aside. You may delete them.\n"
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,20 @@ def _checksum(meta: dict) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
+class _Best(_policies.PreservationPolicy):
+    """Preserves, of each kind of distance, the checkpoint with the smallest.
+
+    It reads distances that come after a save. Those of orbax's `BestN` must be known before.
+    """
+
+    def __init__(self, distances: dict[str, dict[int, float]]):
+        self._distances = distances
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        best = {min(found, key=found.get, default=None) for found in self._distances.values()}
+        return [info.step in best for info in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one work directory; use it as a context manager, which waits for saves.
 
@@ -66,16 +83,24 @@ class Checkpoints:
       workdir: the work directory.
       keep: how many of the newest checkpoints to keep.
       keep_every: keep checkpoints at multiples of this step for good; 0 keeps none for good.
+      keep_best: keep those with the smallest distances that `set_distance` was told.
       read_only: whether to change nothing, because another process may be writing.
     """
 
     def __init__(
-        self, workdir: str, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
+        self,
+        workdir: str,
+        keep: int = 2,
+        keep_every: int = 0,
+        keep_best: bool = False,
+        *,
+        read_only: bool = False,
     ):
         self._workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
         self._directory = os.path.join(self._workdir, "checkpoints")
         self._read_only = read_only
         self._manager = None
+        self._distances: dict[str, dict[int, float]] = {}  # of kinds, by step
         if not distributed.is_first() or (read_only and not storage.exists(self._directory)):
             return
         _quiet_orbax()
@@ -84,6 +109,8 @@ class Checkpoints:
         keepers = [_policies.LatestN(keep)]
         if keep_every:
             keepers.append(_policies.EveryNSteps(keep_every))
+        if keep_best:
+            keepers.append(_Best(self._distances))
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=False,
@@ -94,6 +121,9 @@ class Checkpoints:
             ),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        for step in [] if read_only else sorted(self.steps()):
+            for kind, distance in (storage.read_json(self._path_of_distances(step)) or {}).items():
+                self._distances.setdefault(kind, {})[step] = distance
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -124,6 +154,27 @@ class Checkpoints:
             saved = self._manager.save(step, args=composite, force=True)
         if not saved:
             raise RuntimeError(f"orbax refused to save step {step} in {self._directory}")
+
+    def distances(self, kind: str) -> dict[int, float]:
+        """Returns the known distances of one kind by step, also of checkpoints deleted meanwhile."""
+        return self._distances.get(kind, {})
+
+    def set_distance(self, step: int, kind: str, distance: float) -> None:
+        """Records how far from the training images the samples of a complete checkpoint are.
+
+        Args:
+          step: the checkpoint's.
+          kind: names what is measured, and how; only distances of the same kind are compared.
+          distance: the smaller, the better.
+        """
+        self._distances.setdefault(kind, {})[step] = distance
+        found = {
+            kind: by_step[step] for kind, by_step in self._distances.items() if step in by_step
+        }
+        storage.write(self._path_of_distances(step), f"{json.dumps(found, indent=2)}\n".encode())
+
+    def _path_of_distances(self, step: int) -> str:
+        return os.path.join(self._directory, str(step), _DISTANCES)
 
     def wait(self) -> None:
         """Waits until every started save is on disk; raises UserError if one failed."""
@@ -257,4 +308,6 @@ class Checkpoints:
         with storage.at(os.path.join(self._directory, str(step))) as there:
             there.rename(target)
         self._manager.reload()
+        for by_step in self._distances.values():
+            by_step.pop(step, None)
         _log.warning("checkpoint %d was moved to %s", step, target)

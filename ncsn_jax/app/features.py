@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 from ncsn_jax import evaluation
-from ncsn_jax.app import build, devices, inception_weights, judge, units
+from ncsn_jax.app import build, devices, inception_weights, judge, rules, units
 from ncsn_jax.app.data import Images
 from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError
 
 CHOICES = ("inception", "classifier", "pixels")
 
-# Images that a device takes at once, and what covariances of pixels may have.
-_AT_ONCE, _MAX_PIXELS = 32, 4096
+# Images that a device takes at once.
+_AT_ONCE = 32
 
 _log = logging.getLogger("ncsn_jax")
 
@@ -51,10 +51,10 @@ def make(config, has_array: bool = False) -> Features:
     options, shape = config.evaluation, build.image_shape(config)
     at_once = _AT_ONCE * jax.local_device_count()
     if options.features == "pixels":
-        if (size := int(np.prod(shape))) > _MAX_PIXELS:
+        if (size := int(np.prod(shape))) > rules.MAX_PIXELS:
             raise UserError(
                 f"config.evaluation.features='pixels' must be 'inception' or 'classifier' for images of "
-                f"{size} numbers: pixels are compared up to {_MAX_PIXELS}"
+                f"{size} numbers: pixels are compared up to {rules.MAX_PIXELS}"
             )
         return Features("pixels", False, "pixels", _pixels, at_once)
     if options.features == "classifier":

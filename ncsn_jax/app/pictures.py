@@ -194,7 +194,7 @@ def plot_losses(records: list[dict]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure  # pyplot would change a notebook's display
 
-    by_step = {record["step"]: record for record in records}
+    by_step = {record["step"]: record for record in records if "loss" in record}
     steps = sorted(by_step)
     levels = sorted({k for r in records for k in r if re.fullmatch(_LEVEL, k)})
 

@@ -23,6 +23,8 @@ _NORMALIZATIONS = {"ncsn": tuple(models.ncsn.NORMALIZATIONS), "ncsn_simplified":
 _MAX_EXACT_ELEMENTS = 1024
 # How many numbers the images in memory at once may hold, and how many steps a chain may take.
 _MAX_ELEMENTS, MAX_CHAIN = 2**34, 10**7
+# How many numbers images compared in pixels may have: their covariance is the square of it.
+MAX_PIXELS = 4096
 
 
 def objective_exists(config) -> Found:
@@ -98,6 +100,20 @@ def steps_of_training(config) -> Found:
     for name in ("num_steps", "checkpoint_every", "log_every", "sample_every"):
         words = f"a multiple of config.training.steps_per_call={per_call}"
         yield f"training.{name}", training[name] % per_call == 0, words
+    yield "evaluation.every", config.evaluation.every % per_call == 0, words
+
+
+def evaluation_in_training(config) -> Found:
+    """Requires features without a download, and distances to choose the best checkpoint by."""
+    options, size = config.evaluation, math.prod(build.image_shape(config))
+    yield (
+        "evaluation.every",
+        not options.every or options.features == "classifier" or size <= MAX_PIXELS,
+        f"0 for images of {size} numbers, unless config.evaluation.features='classifier': pixels are "
+        f"compared up to {MAX_PIXELS}",
+    )
+    words = "False with config.evaluation.every=0, which tells no checkpoint from another"
+    yield "training.keep_best", bool(options.every) or not config.training.keep_best, words
 
 
 def batches_on_devices(config, count: int) -> Found:
@@ -181,6 +197,7 @@ RULES = (
     objective_exists,
     network_exists,
     steps_of_training,
+    evaluation_in_training,
     ladder_of_noise,
     predictor_and_corrector,
     sigmas_of_sampler,

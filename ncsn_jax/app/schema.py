@@ -219,6 +219,8 @@ SECTIONS = {
         "checkpoints_kept": _integer(1, "How many of the newest checkpoints to keep.", changeable=True),
         "keep_every": _integer(0, "Keep checkpoints at multiples of this step for good; 0 turns this off.",
                                changeable=True),
+        "keep_best": _switch("Keep the best checkpoint for good: the one with the smallest distance that "
+                             "evaluation.every has found.", changeable=True),
         "grad_clip": _number(_NOT_NEGATIVE, "Largest global norm of the gradient; 0 turns clipping off."),
         "skip_nonfinite": _integer(0, "How many steps in a row with a non-finite loss or gradient to skip "
                                    "before the run stops. If above 0, a stopped run can be resumed.",
@@ -283,6 +285,8 @@ SECTIONS = {
     }),
     "evaluation": ("--mode=evaluate and --mode=statistics: how good the samples are.", {
         "num_samples": _integer(10, "Number of samples. Published FIDs are of 50,000.", 10**7),
+        "every": _integer(0, "Training evaluates the first 1,000 samples, or num_samples if fewer, every so "
+                          "many steps: by the classifier, or else in pixels. 0 turns this off."),
         "features": _choice(("inception", "classifier", "pixels"), "What is compared: features of FID's "
                             "network, whose weights are downloaded at first use; of a small classifier that "
                             "is trained on the labelled data; or the pixels."),

@@ -64,6 +64,27 @@ def test_keep_and_keep_every_choose_the_checkpoints_kept(tmp_path):
         assert store.steps() == [10, 9, 8, 4]
 
 
+def test_the_best_checkpoint_of_each_kind_of_distance_is_kept_over_resumes(tmp_path):
+    def save(kind, distances, kept):
+        with checkpoints.Checkpoints(str(tmp_path), keep=1, keep_best=True) as store:
+            for step, distance in distances.items():
+                store.save(step, make_state(step))
+                store.wait()
+                if distance:
+                    store.set_distance(step, kind, distance)
+            assert store.steps() == kept
+
+    save("a", {1: 0.5, 2: 0.2, 3: None, 4: 0.3}, [4, 2])
+    save("b", {5: 0.9}, [5, 2])
+    save("a", {6: 0.1, 7: None}, [7, 6, 5])
+    for step in ("6", "7"):
+        flip_a_bit(largest_file(tmp_path / "checkpoints" / step / "state"))
+    with checkpoints.Checkpoints(str(tmp_path), keep=1, keep_best=True) as store:
+        assert store.distances("a") == {6: 0.1}
+        assert store.load(make_state(0))[0] == 5
+        assert store.distances("a") == {} and store.distances("b") == {5: 0.9}
+
+
 def largest_file(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 

@@ -1,5 +1,6 @@
 """Compares two processes of four simulated devices with one of eight, and tests lost and stopped ones."""
 
+import json
 import shutil
 import signal
 import time
@@ -8,12 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from ncsn_jax import evaluation
 from ncsn_jax.app import build, devices, distributed, run_samplers
 from ncsn_jax.errors import UserError
 from tests import faults, tiny
 from tests.running import final_state, run
 
 STREAMED = ("--config.data.cache_bytes=0", "--config.data.workers=2")
+WATCHED = (
+    *("--config.evaluation.every=10", "--config.training.keep_best=True"),
+    *("--config.evaluation.features=pixels", "--config.evaluation.num_samples=12"),
+)
 STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 
 
@@ -21,11 +27,13 @@ STEPS = ("--config.training.log_every=1", "--config.training.num_steps=20")
 def two(tmp_path_factory):
     """Returns the work directory of a run by two processes, of which one was killed during training.
 
-    Its images are decoded on demand; the runs that it is compared with cache theirs.
+    Its images are decoded on demand, and it evaluates itself. The runs that it is compared with cache their
+    images, and do not.
     """
     build.load_images(tiny.get_config())  # The first preparation prints its progress.
     workdir = tmp_path_factory.mktemp("hosts") / "two"
-    processes = faults.start_two(workdir, *STEPS, *STREAMED, devices=4)
+    arguments = (*STEPS, *STREAMED, *WATCHED)
+    processes = faults.start_two(workdir, *arguments, devices=4)
     faults.wait_for("step 12/", workdir, processes)
     while not faults.complete(workdir):
         time.sleep(0.05)
@@ -34,7 +42,7 @@ def two(tmp_path_factory):
     # The runtime's message depends on where the other process waits; the status is never 0.
     assert processes[0].wait(60) != 0
     saved = faults.complete(workdir)
-    processes = faults.start_two(workdir, *STEPS, *STREAMED, devices=4)
+    processes = faults.start_two(workdir, *arguments, devices=4)
     assert faults.wait_two(processes) == [0, 0], faults.said(workdir)
     log = (workdir / "log.txt").read_text()
     assert f"from step {saved[-1]}" in log and saved[-1] >= 10
@@ -65,6 +73,17 @@ def test_two_processes_train_like_one(two, tmp_path):
     # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 20 steps leave room for 100 times that.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
     compare(workdir, two)
+
+
+def test_two_processes_evaluate_while_they_train(two):
+    lines = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line.get("evaluation/frechet_pixels_12") for line in lines}
+    train, made = (
+        np.asarray(x, np.float32).reshape(len(x), -1) / 255
+        for x in (build.load_images(tiny.get_config())[:], samples(two))
+    )
+    assert found[10] is not None
+    np.testing.assert_allclose(found[20], evaluation.frechet_distance(train, made), rtol=1e-9)
 
 
 def test_one_process_resumes_a_run_of_two(two, tmp_path):

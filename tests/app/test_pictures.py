@@ -78,7 +78,10 @@ def test_invalid_metrics_lines_are_named(line, sound, tmp_path):
 def test_losses_without_levels_are_drawn():
     """There is no warning, which would be an error here."""
     pytest.importorskip("matplotlib")
-    assert pictures.plot_losses([{"step": 1, "loss": 0.5}]).startswith(b"\x89PNG")
+    lines = [{"step": step, "loss": 0.5} for step in (1, 2)]
+    drawn = pictures.plot_losses(lines)
+    assert drawn.startswith(b"\x89PNG")
+    assert pictures.plot_losses([*lines, {"step": 2, "evaluation/fid_50000": 0.1}]) == drawn
 
 
 def test_channels_that_are_not_colours_are_shown_side_by_side_in_grey():

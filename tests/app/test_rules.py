@@ -76,6 +76,20 @@ STEPS = [
         (CALLS_OF_THREE, f"training.{name}", 12, 11, "a multiple of .*steps_per_call=3")
         for name in ("num_steps", "checkpoint_every", "log_every", "sample_every")
     ),
+    (CALLS_OF_THREE, "evaluation.every", 12, 11, "a multiple of .*steps_per_call=3"),
+]
+EVALUATION = [
+    ({"evaluation.every": 1}, "training.keep_best", True, 1, "True or False"),
+    ({}, "training.keep_best", False, True, "False with config.evaluation.every=0"),
+    *(
+        ({"data.image_size": size, "evaluation.features": name}, "evaluation.every", *rest)
+        for size, name, *rest in (
+            (66, "inception", 0, 5, "0 for images of 4356 numbers, unless .*features='classifier'"),
+            (66, "pixels", 0, 5, "pixels are compared up to 4096"),
+            (66, "classifier", 5, -1, "0 or more"),
+            (64, "pixels", 5, -1, "0 or more"),
+        )
+    ),
 ]
 MEMORY = [  # on eight devices; 2**34 numbers are 1024 images of 4096 x 4096
     ({}, "training.batch_size", 24, 20, "a multiple of the number of devices, 8$"),
@@ -142,7 +156,7 @@ SAMPLER = [
 
 @pytest.mark.parametrize(
     ("given", "field", "allowed", "refused", "words"),
-    OBJECTIVE + NETWORK + STEPS + MEMORY + LADDER + SAMPLER,
+    OBJECTIVE + NETWORK + STEPS + EVALUATION + MEMORY + LADDER + SAMPLER,
 )
 def test_a_rule_allows_its_last_value_and_refuses_the_next(given, field, allowed, refused, words):
     load = load_diffusion_config if "training.sde" in given else load_config

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import run_lib
-from ncsn_jax import objectives, sigmas, training
+from ncsn_jax import evaluation, objectives, sigmas, training
 from ncsn_jax.app import build, checkpoints, data, workdirs
 from tests import tiny
 from tests.app.conftest import close_logs
@@ -298,18 +298,28 @@ import {modules}
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, monkeypatch, closed_logs):
-    """There is dropout, whose keys depend on step and example, and a preview between the parts."""
+    """There is dropout, whose keys depend on step and example, and a preview between the parts.
+
+    One of them evaluates itself while it trains.
+    """
     monkeypatch.setitem(build.MODELS, "ncsnpp", tiny.TinyDiffusion)
     config, states = load_diffusion_config(), []
     assert config.ncsnpp.dropout == 0.1
     config.training.checkpoint_every = config.training.sample_every = 2
-    for name, parts in (("whole", [4]), ("parts", [2, 4])):
+    config.evaluation.update(features="pixels", num_samples=10)
+    config.sampling.num_samples = 10
+    for name, parts, config.evaluation.every in (("whole", [4], 0), ("parts", [2, 4], 2)):
         for config.training.num_steps in parts:
             run_lib.train(config, str(tmp_path / name))
         states.append(workdirs.load(config, str(tmp_path / name))[1])
     jax.tree.map(np.testing.assert_array_equal, *states)
     previews = [tmp_path / name / "samples/step_2/preview.png" for name in ("whole", "parts")]
     assert previews[0].read_bytes() == previews[1].read_bytes()
+    text = (tmp_path / "parts/metrics.jsonl").read_text()
+    (found,) = re.findall(r'"step": 4, "evaluation/frechet_pixels_10": ([\d.]+)', text)
+    made = np.load(tmp_path / "whole/samples/step_4/samples.npz")["samples"]
+    pixels = [x.reshape(len(x), -1) / 255 for x in (build.load_images(config)[:], made)]
+    assert float(found) == pytest.approx(evaluation.frechet_distance(*pixels), rel=1e-4)
 
 
 def test_jax_settings_do_not_change_the_run(uninterrupted, tmp_path):

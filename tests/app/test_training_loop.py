@@ -130,7 +130,7 @@ class World:
             | {"training.checkpoint_every": 4, "training.sample_every": 10}
             | {"training.checkpoints_kept": 20}
             | {"sampling.preview_samples": 3, "sampling.num_samples": 2, "sampling.batch_size": 2}
-            | {f"training.{name}": value for name, value in options.items()}
+            | {n if "." in n else f"training.{n}": value for n, value in options.items()}
         )
         run_lib.train(config, str(self.workdir))
         return self.events

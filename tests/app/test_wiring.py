@@ -39,7 +39,7 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_build, test_classifier_training, test_samplers
+from tests.app import test_build, test_classifier_training, test_samplers, test_watching
 from tests.app.modes import test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
@@ -515,6 +515,7 @@ ELSEWHERE = {
     "training.sample_every": test_training_fields_reach_their_arguments,
     "training.checkpoints_kept": test_training_fields_reach_their_arguments,
     "training.keep_every": test_training_fields_reach_their_arguments,
+    "training.keep_best": test_watching.test_the_best_checkpoint_is_kept_over_resumes,
     "training.precision": PRECISION,
     "sampling.precision": PRECISION,
     "plan.topology": test_plan.test_the_plan_uses_the_devices_of_the_topology,
@@ -527,6 +528,7 @@ ELSEWHERE = {
     "sampling.name": test_training_fields_reach_their_arguments,
     "likelihood.split": test_likelihood_fields_reach_their_arguments,
     "likelihood.num_images": test_likelihood_fields_reach_their_arguments,
+    "evaluation.every": test_watching.test_the_best_checkpoint_is_kept_over_resumes,
     "evaluation.num_samples": test_evaluate.test_a_run_is_measured_in_pixels,
     "evaluation.features": test_evaluate.test_features_that_images_cannot_have_are_refused,
     "evaluation.weights": test_evaluate.test_weights_that_cannot_be_had_are_one_line,
