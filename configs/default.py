@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
     sampling.preview_samples = 16
     sampling.gif = False
     sampling.name = ""
+    sampling.step = -1
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.num_samples = 50_000
@@ -119,6 +120,7 @@ def get_config() -> ConfigDict:
     evaluation.features = "inception"  # or classifier, pixels
     evaluation.weights = ""
     evaluation.reference = ""
+    evaluation.sweep = ""
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.split = "test"

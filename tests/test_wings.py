@@ -10,8 +10,8 @@ EXAMPLES = PACKAGE.parent / "examples"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 LIBRARY = sorted(name for name in FILES if not name.startswith("app/"))
 
-# Only `load_run` and the command-line program lead into the application.
-DOORS = {"__init__.py", "convert/__main__.py"}
+# Only `load_run` and the command-line programs lead into the application.
+DOORS = {"__init__.py", "compare.py", "convert/__main__.py"}
 
 
 def imports(source: str, package: str = "ncsn_jax") -> set[str]:

@@ -106,7 +106,7 @@ _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
     dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
 )
 _PAIR = "() or (low, high), both finite, low < high"
-_NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+_NAME = frozenset(string.ascii_letters + string.digits + "-_.=")
 
 # fmt: off
 # Each section of a configuration: its purpose and its fields.
@@ -270,7 +270,9 @@ SECTIONS = {
         "gif": _switch("Also show how the first samples evolve, in annealing.gif and filmstrip.png."),
         "name": _text("Names the directory samples/step_STEP_NAME, and likewise those of the other modes.",
                       (lambda v: len(v) <= 100 and not set(v) - _NAME,
-                            "at most 100 letters, digits, '-', '_' and '.'")),
+                            "at most 100 letters, digits, '-', '_', '.' and '='")),
+        "step": _integer(-1, "Step of the checkpoint that all modes but train use; -1: the newest.",
+                         allowed="-1 or a step"),
     }),
     "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images; for "
                    "floating-point data, of the density in the data's units, which may be negative.", {
@@ -293,6 +295,8 @@ SECTIONS = {
         "weights": _text("File of the weights of FID's network, .pth or .npz; '': the published ones."),
         "reference": _text("File of statistics to compare with, .npz with 'mu' and 'sigma'; '': the training "
                            "split."),
+        "sweep": _text("Values of fields, such as 'sampling.num_steps=10,20 sampling.churn=0,10': evaluate "
+                       "every combination; '': one evaluation."),
     }),
     "interpolation": ("--mode=interpolate: pairs of the images of --mode=inpaint. Tolerances, end and "
                       "temperature are those of sampling.", {

@@ -39,7 +39,7 @@ from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
-from tests.app import test_build, test_classifier_training, test_samplers, test_watching
+from tests.app import test_build, test_classifier_training, test_samplers, test_sweep, test_watching
 from tests.app.modes import test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
@@ -318,7 +318,7 @@ class Chains:
         self.sizes.append(size)
         self.known.append((indices, known))
         images = np.zeros((len(indices), 8, 8, 1), np.uint8)
-        return run_samplers.Samples(images, None, [])
+        return run_samplers.Samples(images, None, [1] * len(images))
 
 
 class Flow:
@@ -384,7 +384,7 @@ def test_grey_is_the_mean_of_the_channels(trained, tmp_path):
     trained.watch(data, "load", lambda **_: data.Images(images))
     colours = lambda self, params, indices, size, *known, **_: (
         self.known.append((indices, known))
-        or run_samplers.Samples(images[: len(indices)], None, [])
+        or run_samplers.Samples(images[: len(indices)], None, [1])
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chains, "run", colours)
@@ -532,6 +532,8 @@ ELSEWHERE = {
     "evaluation.num_samples": test_evaluate.test_a_run_is_measured_in_pixels,
     "evaluation.features": test_evaluate.test_features_that_images_cannot_have_are_refused,
     "evaluation.weights": test_evaluate.test_weights_that_cannot_be_had_are_one_line,
+    "evaluation.sweep": test_sweep.test_a_sweep_names_every_combination,
+    "sampling.step": test_evaluate.test_a_sweep_evaluates_every_combination_and_goes_on_after_an_interruption,
     "evaluation.reference": test_evaluate.test_statistics_serve_as_the_reference,
     "interpolation.num_pairs": test_interpolation_fields_reach_their_arguments,
     "interpolation.num_steps": test_interpolation_fields_reach_their_arguments,

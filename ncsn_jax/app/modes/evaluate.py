@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,17 +12,21 @@ from ncsn_jax import evaluation
 from ncsn_jax._random import Stream
 from ncsn_jax.app import (
     build,
+    comparison,
     devices,
     distributed,
     features,
     measuring,
     pictures,
+    run_config,
     run_samplers,
+    schema,
     storage,
+    sweep,
     units,
     workdirs,
 )
-from ncsn_jax.app.data import Images
+from ncsn_jax.app.data import Images, arrays
 from ncsn_jax.app.metrics import Writer
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.modes.nearest import find_nearest
@@ -41,34 +47,111 @@ _ROWS, _NEIGHBOURS = 10, 3
 def evaluate(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Samples what is missing, and writes `evaluation/step_<step>/summary.json` and `closest.png`.
 
+    `evaluation/table.md` and `quality.png` then show all evaluations of the run.
+
     Args:
       config, workdir: the run's.
       images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "evaluate", Stream.SAMPLES)
-    dataset = _begin(config, workdir, images)
-    chosen = features.make(config, has_array=images is not None)
-    reference = measuring.reference(config, chosen, dataset)  # may fail, so before sampling
+    configs = sweep.expand(config)
+    standard = Standard.make(config, workdir, images)  # may fail, so before sampling
+    for i, one in enumerate(configs):
+        if len(configs) > 1:
+            shared.log.info("evaluation %d of %d: %s", i + 1, len(configs), one.sampling.name)
+        _evaluate(one, workdir, standard)
+    rows = comparison.find(workdir)
+    folder = os.path.join(workdir, "evaluation")
+    storage.write(os.path.join(folder, "table.md"), comparison.table(rows).encode())
+    storage.write(os.path.join(folder, "quality.png"), comparison.draw(rows))
+    shared.log.info("wrote table.md and quality.png, of all evaluations, to %s", folder)
+    if standard.chosen.is_published and config.evaluation.num_samples < 50_000:
+        shared.log.warning(
+            "FID of %d samples is not comparable with published ones, which are of 50,000",
+            config.evaluation.num_samples,
+        )
+
+
+def _evaluate(config, workdir: str, standard: "Standard") -> None:
+    """Samples one configuration's images and writes their figures."""
     loaded = shared.load(config, workdir)
     config = config.copy_and_resolve_references()
     config.sampling.num_samples = config.evaluation.num_samples
     samples = write_samples(loaded._replace(config=config), run_samplers.Chains(config))
     samples = samples[: config.evaluation.num_samples]
-    unseen = _unseen(config, images)
-    summary = measuring.measure(config, chosen, samples, reference)
-    if unseen is not None:
-        summary |= measuring.of_unseen(config, chosen, unseen, reference)
     directory = loaded.directory("evaluation")
     storage.make_directory(directory)
-    summary |= _look_for_copies(config, samples, dataset, unseen, directory)
+    summary = standard.judge(samples, directory) | shared.read_cost(loaded.directory("samples"))
     summary |= _bits_per_dim(loaded)
-    _write(loaded, chosen, summary, directory)
-    if chosen.is_published and len(samples) < 50_000:
-        shared.log.warning(
-            "FID of %d samples is not comparable with published ones, which are of 50,000",
-            len(samples),
-        )
+    _write(loaded, standard.chosen, summary, directory)
+    _log_figures({name: v for name, v in summary.items() if name not in standard.yardstick})
     shared.log.info("wrote summary.json and closest.png to %s", directory)
+
+
+class Standard(NamedTuple):
+    """What a run's samples are measured by.
+
+    Attributes:
+      config: the run's configuration.
+      chosen: the features.
+      dataset: the training images.
+      reference: the features `[M, D]` of the training images, or their `Statistics`, and their logits.
+      unseen: images that the run has not seen, in the data's units, or None.
+      yardstick: the figures of the unseen images.
+    """
+
+    config: Any
+    chosen: features.Features
+    dataset: Images
+    reference: tuple
+    unseen: np.ndarray | None
+    yardstick: dict
+
+    @classmethod
+    def make(cls, config, workdir: str, images: np.ndarray | None = None) -> "Standard":
+        """Returns the standard of a run; `images` is the array it began with, if any."""
+        dataset = _begin(config, workdir, images)
+        chosen = features.make(config, has_array=images is not None)
+        reference = measuring.reference(config, chosen, dataset)
+        unseen = _unseen(config, images)
+        yardstick = {} if unseen is None else measuring.of_unseen(config, chosen, unseen, reference)
+        _log_figures(yardstick)
+        return cls(config, chosen, dataset, reference, unseen, yardstick)
+
+    def judge(self, samples: np.ndarray, directory: str = "") -> dict:
+        """Returns the figures of samples in the data's units; `closest.png` goes to a given directory."""
+        summary = measuring.measure(self.config, self.chosen, samples, self.reference)
+        summary |= _look_for_copies(self.config, samples, self.dataset, self.unseen, directory)
+        return summary | self.yardstick
+
+
+def _log_figures(figures: dict) -> None:
+    for name, value in figures.items():
+        if isinstance(value, float):
+            shared.log.info("%-40s %.4g", name, value)
+
+
+@devices.jax_defaults()
+def measure_file(path: str, workdir: str, names: Iterable[str], weights: str = "") -> dict:
+    """Returns the figures of samples in a file, as `summary.json` has them.
+
+    Args:
+      path: the file, as `data.dataset` names arrays.
+      workdir: the run by whose data they are measured.
+      names: the features; see `features.CHOICES`.
+      weights: as `config.evaluation.weights`.
+    """
+    config, summary, digests = run_config.get_config(workdir).unlock(), {}, {}
+    config.evaluation.weights = weights or config.evaluation.weights
+    shape, value_range = build.image_shape(config), config.data.value_range
+    samples = np.asarray(arrays.load(path, shape, value_range, field="samples")[:])
+    for name in names:
+        config.evaluation.features = name
+        schema.check(config)
+        standard = Standard.make(config, workdir)
+        summary |= standard.judge(samples)
+        digests[name] = standard.chosen.digest
+    return summary | {"digests": digests}
 
 
 @devices.jax_defaults()
@@ -120,8 +203,6 @@ def _write(loaded: shared.Loaded, chosen: features.Features, summary: dict, dire
     with Writer(loaded.workdir) as writer:
         prefix = f"evaluation/{name}/" if name else "evaluation/"
         writer.write_scalars(loaded.step, {prefix + n: v for n, v in numbers.items()})
-    for name, value in numbers.items():
-        shared.log.info("%-40s %.4g", name, value)
 
 
 def _bits_per_dim(loaded: shared.Loaded) -> dict:
@@ -154,7 +235,8 @@ def _look_for_copies(
     closest = np.argsort(distances[:, 0])[:_ROWS]
     rows = [np.concatenate([samples[i][None], dataset[indices[i]]]) for i in closest]
     picture = pictures.grid(units.to_picture(np.concatenate(rows), value_range), columns=count + 1)
-    pictures.write_png(os.path.join(directory, "closest.png"), picture)
+    if directory:
+        pictures.write_png(os.path.join(directory, "closest.png"), picture)
     summary = {"nearest_median": float(np.median(distances[:, 0]))}
     if unseen is None:
         return summary

@@ -4,8 +4,10 @@ A mode calls `begin`, then `load`, and then `make_samples` or `make_missing`. It
 directory, and never overwrites what was made with other settings.
 """
 
+import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,8 +91,9 @@ def begin(config, workdir: str, mode: str, task: Stream | None = None) -> None:
 
 
 def load(config, workdir: str) -> Loaded:
-    """Returns the newest checkpoint of a run."""
-    step, state = workdirs.load(config, workdir)
+    """Returns the checkpoint of a run that `config.sampling.step` names."""
+    wanted = config.sampling.step
+    step, state = workdirs.load(config, workdir, None if wanted < 0 else wanted)
     return Loaded(config, workdir, step, devices.replicate(state.ema_params or state.params))
 
 
@@ -191,9 +194,11 @@ def make_samples(
     value_range = config.data.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
-        conditions = known(np.asarray(indices))
+        conditions, started = known(np.asarray(indices)), time.perf_counter()
         made = runner.run(loaded.params, indices, size, *conditions, advanced=advanced)
         evaluations.extend(made.evaluations)
+        if distributed.is_first():
+            _write_cost(directory, indices, made.evaluations, time.perf_counter() - started)
         return made.images
 
     samples = make_missing(
@@ -214,6 +219,27 @@ def make_samples(
     if evaluations and runner.evaluations is None:
         log.info("%.0f network evaluations each", np.mean(evaluations))
     return samples
+
+
+def _write_cost(directory: str, indices: list[int], evaluations, seconds: float) -> None:
+    """Adds a batch to `cost.json`, under its first index; a batch that is made again replaces itself."""
+    path = os.path.join(directory, "cost.json")
+    costs = storage.read_json(path) or {}
+    nfe = float(np.mean(evaluations))
+    costs[str(indices[0])] = {"samples": len(indices), "nfe": nfe, "seconds": round(seconds, 3)}
+    storage.write(path, (json.dumps(costs, indent=1) + "\n").encode())
+
+
+def read_cost(directory: str) -> dict:
+    """Returns what a sample took, by `cost.json`: network evaluations, and seconds in the fastest batch."""
+    batches = (storage.read_json(os.path.join(directory, "cost.json")) or {}).values()
+    if not batches:
+        return {}
+    total = sum(b["samples"] for b in batches)
+    return {
+        "nfe": sum(b["nfe"] * b["samples"] for b in batches) / total,
+        "seconds_per_sample": min(b["seconds"] / b["samples"] for b in batches),
+    }
 
 
 def make_missing(

@@ -1,6 +1,7 @@
 """`--mode=evaluate` and `--mode=statistics`, against the measures called directly."""
 
 import hashlib
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -308,3 +309,88 @@ def test_an_array_cannot_be_judged_by_the_classifier_of_a_dataset():
     config = config_of(**{"evaluation.features": "classifier"})
     with pytest.raises(UserError, match="arrays, which have no labels"):
         features.make(config, has_array=True)
+
+
+def test_a_sweep_evaluates_every_combination_and_goes_on_after_an_interruption(
+    ladder_run, monkeypatch
+):
+    """The figures after interruptions at batches and writes are those of an undisturbed sweep."""
+    text = "sampling.steps_per_level=1,2 sampling.step=4"
+    config = config_of(**{"sampling.name": "whole", "evaluation.sweep": text})
+    run_lib.evaluate(config, ladder_run)
+    names = [f"whole_steps_per_level={n}" for n in (1, 2)]
+    whole = [summary_of(ladder_run, name) for name in names]
+    assert [s["nfe"] for s in whole] == [4, 7]  # three levels, and denoising
+    table = runs.storage.read(f"{ladder_run}/evaluation/table.md").decode()
+    assert all(name in table for name in names)
+
+    class Killed(Exception):
+        pass
+
+    calls = itertools.count()
+
+    def dies(function):
+        def call(*args, **kwargs):
+            if next(calls) in (4, 13, 28):
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for where, name in (
+        (runs.run_samplers.Chains, "run"),
+        (runs.shared.SampleStore, "add"),
+        (runs.storage, "write"),
+        (evaluate.measuring, "measure"),
+    ):
+        monkeypatch.setattr(where, name, dies(getattr(where, name)))
+    config.sampling.name = "killed"
+    for _ in range(3):
+        with pytest.raises(Killed):
+            run_lib.evaluate(config, ladder_run)
+    run_lib.evaluate(config, ladder_run)
+    for name, expected in zip(names, whole, strict=True):
+        found = summary_of(ladder_run, name.replace("whole", "killed"))
+        del found["seconds_per_sample"], expected["seconds_per_sample"]
+        assert found == expected
+
+
+def test_features_do_not_depend_on_devices_or_batches(monkeypatch):
+    """The means of features are the same to float32 rounding, and so are their covariances."""
+    network = judge.Network(3)
+    params = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    drawn = judge.Judge(network, params, 1.0, "drawn")
+    monkeypatch.setattr(judge, "load", lambda config: drawn)
+    config = config_of(**{"evaluation.features": "classifier"})
+    images = build.load_images(config)[:100]
+    of_eight = features.extract(features.make(config), images, (), "")[0]
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    chosen = features.make(config)._replace(batch=7)
+    one, two = (
+        evaluation.statistics(x) for x in (features.extract(chosen, images, (), "")[0], of_eight)
+    )
+    np.testing.assert_allclose(one.mean, two.mean, atol=1e-6 * abs(two.mean).max())
+    np.testing.assert_allclose(
+        one.covariance, two.covariance, atol=1e-5 * abs(two.covariance).max()
+    )
+
+
+def test_several_processes_are_refused(ladder_run, monkeypatch):
+    monkeypatch.setattr(evaluate.distributed, "count", lambda: 2)
+    for mode in (run_lib.evaluate, run_lib.statistics):
+        with pytest.raises(UserError, match="must run in one process"):
+            mode(config_of(), ladder_run)
+
+
+def test_samples_of_another_program_are_measured_by_a_run(ladder_run, tmp_path):
+    config = config_of(**{"sampling.name": "ours"})
+    run_lib.evaluate(config, ladder_run)
+    path = f"{ladder_run}/samples/step_{runs.STEP}_ours/samples.npz"
+    found, ours = (
+        evaluate.measure_file(path, ladder_run, ["pixels"]),
+        summary_of(ladder_run, "ours"),
+    )
+    assert found.items() <= ours.items() and "frechet_pixels_12" in found
+    np.save(tmp_path / "small.npy", np.zeros((3, 4, 4, 1), np.uint8))
+    with pytest.raises(UserError, match=r"samples='.*' has images of \(4, 4\)"):
+        evaluate.measure_file(str(tmp_path / "small.npy"), ladder_run, ["pixels"])

@@ -1,0 +1,58 @@
+"""Reads `config.evaluation.sweep`: the configurations that an evaluation goes through."""
+
+import ast
+import itertools
+
+from ncsn_jax.app import samplers, schema
+from ncsn_jax.errors import UserError
+
+_STEP = "sampling.step"
+
+
+def expand(config) -> list:
+    """Returns a configuration for every combination of the sweep's values, or the one given.
+
+    `"sampling.num_steps=10,20 sampling.churn=0,10"` makes four. Each gets its values as its
+    `config.sampling.name`, after the name it has; a step needs none, since every directory is named for it.
+
+    Raises:
+      UserError: if a field does not determine the samples, or cannot have a value.
+    """
+    choices = []
+    for word in config.evaluation.sweep.split():
+        field, _, values = word.partition("=")
+        choices.append([(field, value) for value in values.split(",")])
+    configs = []
+    for combination in itertools.product(*choices):
+        one = config.copy_and_resolve_references()
+        for field, text in combination:
+            _set(one, field, text)
+        effective = {_STEP, *samplers.settings(one)} - {"seed"}
+        if idle := [field for field, _ in combination if field not in effective]:
+            raise UserError(
+                f"config.evaluation.sweep: {idle[0]} has no effect on the samples of "
+                f"config.sampling.method={one.sampling.method!r}; {', '.join(sorted(effective))} have"
+            )
+        named = [f"{f.rpartition('.')[2]}={text}" for f, text in combination if f != _STEP]
+        one.sampling.name = "_".join(filter(None, [config.sampling.name, *named]))
+        schema.check(one)
+        samplers.check(one)
+        configs.append(one)
+    return configs
+
+
+def _set(config, field: str, text: str) -> None:
+    """Sets a field to the value that a text stands for."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    try:
+        if field not in schema.FIELDS or not text:
+            raise ValueError
+        config.update_from_flattened_dict({field: value})
+    except (TypeError, ValueError):
+        raise UserError(
+            f"config.evaluation.sweep={config.evaluation.sweep!r}: {field}={text} must be a field and "
+            "its value, as in 'sampling.num_steps=10,20 sampling.churn=0,10'"
+        ) from None
