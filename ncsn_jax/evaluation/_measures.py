@@ -53,13 +53,23 @@ def frechet_distance(
     Raises:
       ValueError: if a set has fewer than two features or is not finite, or if their dimensions differ.
     """
-    one, two = (f if isinstance(f, Statistics) else statistics(f) for f in (features_1, features_2))
+    one = features_1 if isinstance(features_1, Statistics) else statistics(features_1)
+    if isinstance(features_2, Statistics):
+        two, rows = features_2, None
+    else:
+        rows = _features("features_2", features_2)
+        two = statistics(rows)
     if one.mean.shape != two.mean.shape:
         raise ValueError(
             f"features must have the same dimension, got {one.mean.size} and {two.mean.size}"
         )
     # tr (C_1 C_2)^(1/2) by symmetric matrices alone, whose eigenvalues are real.
-    product = np.linalg.eigvalsh(one.root @ two.covariance @ one.root)
+    if rows is not None and len(rows) < two.mean.size:
+        # C_2 has a low rank: C_1^(1/2) C_2 C_1^(1/2) has the eigenvalues of this smaller matrix, and zeros.
+        rows = (rows - two.mean) / (len(rows) - 1) ** 0.5
+        product = np.linalg.eigvalsh(rows @ one.covariance @ rows.T)
+    else:
+        product = np.linalg.eigvalsh(one.root @ two.covariance @ one.root)
     difference = one.mean - two.mean
     distance = (
         difference @ difference

@@ -94,7 +94,8 @@ class World:
                 world.events.append(("sample", indices, weights))
                 if world.diverges:
                     raise UserError("a chain diverged")
-                return run_samplers.Samples(np.zeros((len(indices), 8, 8, 1), np.uint8), None, [])
+                images = np.zeros((len(indices), 8, 8, 1), np.uint8)
+                return run_samplers.Samples(images, None, [1] * len(indices))
 
         patch.setattr(data, "load", lambda *_, **__: data.Images(IMAGES))
         patch.setattr(run_lib, "Feed", Feed)

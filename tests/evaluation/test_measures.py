@@ -59,6 +59,12 @@ def test_frechet_distance_takes_statistics_for_features(rng):
     assert from_statistics == evaluation.frechet_distance(one, two)
 
 
+def test_frechet_distance_of_fewer_features_than_dimensions_is_that_of_their_covariance(rng):
+    one, two = rng.normal(size=(100, 30)), rng.normal(size=(7, 30)) + 1
+    expected = evaluation.frechet_distance(one, evaluation.statistics(two))
+    assert abs(evaluation.frechet_distance(one, two) / expected - 1) < 1e-6
+
+
 def test_kernel_distance_of_two_halves_of_a_distribution_is_unbiased(rng):
     values = [evaluation.kernel_distance(*rng.standard_normal((2, 60, 10))) for _ in range(200)]
     error = np.std(values, ddof=1) / np.sqrt(len(values))
