@@ -202,8 +202,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
     options = config.training
     per_call, last = options.steps_per_call, options.num_steps
     sigmas = build.make_objective(config).sigmas
-    optim = config.optim
-    learning_rate = training.make_schedule(optim.learning_rate, optim.warmup_steps)
+    learning_rate = build.make_schedule(config)
     window = Window(sigmas, build.image_shape(config), step, options.skip_nonfinite)
     in_flight, stop, estimated, advised, windows = None, 0, False, False, 0
     complete = pending = step

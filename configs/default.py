@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     optim.eps = 1e-8
     optim.weight_decay = 0.0
     optim.warmup_steps = 0
+    optim.schedule = "constant"  # or cosine
 
     config.sampling = sampling = ConfigDict()
     sampling.method = "annealed_langevin"

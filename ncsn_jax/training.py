@@ -65,11 +65,17 @@ class Metrics(NamedTuple):
     level_count: jax.Array
 
 
-def make_schedule(learning_rate: float, warmup_steps: int = 0) -> optax.Schedule:
+def make_schedule(
+    learning_rate: float, warmup_steps: int = 0, decay_steps: int = 0
+) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0; see `make_optimizer`."""
+    rate = optax.constant_schedule(learning_rate)
     if warmup_steps:
-        return optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.constant_schedule(learning_rate)
+        rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    if not decay_steps:
+        return rate
+    decay = optax.cosine_decay_schedule(1.0, decay_steps)
+    return lambda step: rate(step) * decay(step)
 
 
 def make_optimizer(
@@ -80,6 +86,7 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     warmup_steps: int = 0,
+    decay_steps: int = 0,
     grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns Adam as the original runs use it, in PyTorch's convention.
@@ -91,10 +98,13 @@ def make_optimizer(
       eps: added to the root of the second moment.
       weight_decay: coefficient of the parameters added to the gradient (L2, not decoupled); 0 is off.
       warmup_steps: at least 0.
+      decay_steps: at least 0: multiplies the rate by (1 + cos(pi k / decay_steps)) / 2, which is 0 from step
+        k = decay_steps on; 0 is off.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
-    # A schedule would add a step counter to the optimizer's state.
-    schedule = make_schedule(learning_rate, warmup_steps) if warmup_steps else learning_rate
+    # A schedule adds a step counter to the optimizer's state; a constant rate needs none.
+    varies = warmup_steps or decay_steps
+    schedule = make_schedule(learning_rate, warmup_steps, decay_steps) if varies else learning_rate
     return optax.chain(
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),

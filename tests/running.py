@@ -79,7 +79,9 @@ def load_config(**changes):
 
     config = configs.digits.get_config()
     config.update_from_flattened_dict(
-        {"model.features": 2, "model.num_levels": 2, "training.batch_size": 8} | changes
+        {"model.features": 2, "model.num_levels": 2, "training.batch_size": 8}
+        | {"optim.schedule": "constant"}
+        | changes
     )
     return config
 

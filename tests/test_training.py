@@ -201,6 +201,18 @@ def test_optimizer_matches_adam_in_pytorch():
         np.testing.assert_allclose(params, p, rtol=1e-5)
 
 
+def test_the_learning_rate_warms_up_and_decays_along_a_cosine():
+    """A constant gradient moves a parameter by Adam's step, the learning rate."""
+    optimizer = training.make_optimizer(0.1, eps=1e-12, warmup_steps=3, decay_steps=8)
+    state, rates = optimizer.init(jnp.zeros(1)), []
+    for _ in range(10):
+        update, state = optimizer.update(jnp.full(1, 2.0), state)
+        rates.append(-float(update[0]))
+    k = np.arange(10)
+    decay = (1 + np.cos(np.pi * np.minimum(k / 8, 1))) / 2
+    np.testing.assert_allclose(rates, 0.1 * np.minimum(k / 3, 1) * decay, rtol=1e-4, atol=1e-8)
+
+
 def test_anneal_power_weights_the_loss_and_gradient_but_not_the_metrics_by_level(state, batches):
     """For a ladder of one value c, weight sigma^p multiplies the loss of weight sigma^2 by c^(p - 2)."""
     ladder = jnp.asarray([0.5, 0.5, 0.5, 0.5])

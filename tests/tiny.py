@@ -66,6 +66,7 @@ def get_config():
     config.model.features = 4
     config.model.num_levels = 2
     config.training.batch_size = 8
+    config.optim.schedule = "constant"  # the number of steps may change
     config.training.num_steps = 60
     config.training.checkpoint_every = 10
     config.training.log_every = 20

@@ -100,7 +100,19 @@ def at_precision(function: Callable, precision: str) -> Callable:
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer."""
-    return training.make_optimizer(**config.optim, grad_clip=config.training.grad_clip)
+    adam = {name: value for name, value in config.optim.items() if name != "schedule"}
+    options = adam | {"decay_steps": _decay_steps(config)}
+    return training.make_optimizer(**options, grad_clip=config.training.grad_clip)
+
+
+def make_schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    optim = config.optim
+    return training.make_schedule(optim.learning_rate, optim.warmup_steps, _decay_steps(config))
+
+
+def _decay_steps(config: ConfigDict) -> int:
+    return config.training.num_steps if config.optim.schedule == "cosine" else 0
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

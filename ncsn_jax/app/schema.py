@@ -233,6 +233,9 @@ SECTIONS = {
         "eps": _number(_POSITIVE, "Added to the square root of the second moment."),
         "weight_decay": _number(_NOT_NEGATIVE, "Multiple of the parameters added to the gradient (L2)."),
         "warmup_steps": _integer(0, "Steps of linear warm-up; 0 turns it off."),
+        "schedule": _choice(("constant", "cosine"), "'cosine' multiplies the learning rate of step k by "
+                            "(1 + cos(pi k / training.num_steps)) / 2. A run then keeps its "
+                            "training.num_steps."),
     }),
     "sampling": ("Samplers. Every method works with every run: a noise ladder counts as 've', and an SDE's "
                  "network as a score of sigma.", {

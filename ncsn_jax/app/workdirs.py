@@ -46,6 +46,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
             f"config.json and this version has {', '.join(others)}; choose another --workdir"
         )
     changeable = CHANGEABLE + _unused(flat)
+    if flat["optim.schedule"] == "cosine":  # which ends at the last step
+        changeable = tuple(name for name in changeable if name != "training.num_steps")
     there, here = (
         {field: value for field, value in fields.items() if not field.startswith(changeable)}
         for fields in (found, flat)

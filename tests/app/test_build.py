@@ -333,7 +333,7 @@ def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
     monkeypatch.setattr(training, "make_init", lambda *a, **k: inits.append((a, k)))
     options = build.make_train_steps(config).keywords
     build.make_init(config)
-    assert made == [((), adam | {"grad_clip": 0.65})] * 2
+    assert made == [((), adam | {"grad_clip": 0.65, "decay_steps": 0})] * 2
     objective, optimizer = options.pop("objective"), options.pop("optimizer")
     assert objective.sigmas.shape == (25,) and isinstance(optimizer, optax.GradientTransformation)
     assert options == {

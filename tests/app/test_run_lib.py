@@ -39,7 +39,7 @@ def short_run(request, tmp_path_factory):
     config = tiny.get_config()
     config.seed = SEED
     config.model.update(num_levels=3, sigma_begin=0.9, sigma_end=0.1, ema_decay=0.7)
-    config.optim.update(OPTIMIZER)
+    config.optim.update(OPTIMIZER, schedule="cosine")
     config.data.update(random_flip=True, dequantize=False)
     config.training.update(
         steps_per_call=request.param,
@@ -64,7 +64,7 @@ def ten_steps():
     """Returns the states and metrics of ten single steps by the library alone, on one device."""
     ladder = sigmas.geometric(0.9, 0.1, 3)
     network = tiny.Tiny(4, ladder)
-    optimizer = training.make_optimizer(**OPTIMIZER, grad_clip=50.0)
+    optimizer = training.make_optimizer(**OPTIMIZER, decay_steps=10, grad_clip=50.0)
     objective = objectives.ladder(network, ladder, anneal_power=1.5)
     key = jax.random.fold_in(jax.random.key(SEED), 0)
     states = [training.make_init(network, optimizer, (8, 8, 1), ema=True)(key)]

@@ -194,6 +194,10 @@ ROWS = [
     Row("optim.eps", 0.5, "make_optimizer.eps"),
     Row("optim.weight_decay", 0.5, "make_optimizer.weight_decay"),
     Row("optim.warmup_steps", 7, "make_optimizer.warmup_steps"),
+    Row(
+        *("optim.schedule", "cosine", "make_optimizer.decay_steps", 70),
+        given={"training.num_steps": 70},
+    ),
     Row("sampling.dtype", "bfloat16", "score_fn.model.dtype", jnp.bfloat16),
     Row("sampling.dtype", "bfloat16", "time_score_fn.model.dtype", jnp.bfloat16, SDE),
     *(

@@ -24,6 +24,14 @@ def test_changeable_fields_may_differ_and_others_are_refused_and_named(tmp_path)
         workdirs.compare(changed, str(tmp_path))
 
 
+def test_a_schedule_that_ends_at_the_last_step_keeps_the_number_of_steps(tmp_path):
+    config = load_config(**{"optim.schedule": "cosine"})
+    workdirs.write_config(config, str(tmp_path))
+    config.training.num_steps += 1
+    with pytest.raises(UserError, match="training.num_steps is .* there and .* here"):
+        workdirs.compare(config, str(tmp_path))
+
+
 def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
     """The network has a ladder and ignores the fields of SDEs and NCSN++."""
     changeable = {
