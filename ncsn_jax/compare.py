@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--picture", metavar="FILE.png", help="file for the picture")
     parser.add_argument(
+        "--measures", default="", metavar="NAME,NAME", help="columns of the table; by default all"
+    )
+    parser.add_argument(
         "--weights",
         default="",
         metavar="FILE",
@@ -61,7 +64,8 @@ def main(arguments: list[str]) -> None:
             rows = comparison.merge_real(rows + found_here)
         if chosen.average_seeds:
             rows = comparison.average_seeds(rows)
-        print(comparison.table(rows), end="")
+        measures = [name for name in chosen.measures.split(",") if name]
+        print(comparison.table(rows, measures), end="")
         if chosen.picture:
             storage.write(storage.path(chosen.picture), comparison.draw(rows))
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ncsn_jax.app import storage
+from ncsn_jax.errors import UserError
 
 # "frechet_pixels_1000", "frechet_pixels_real_297", "frechet_pixels_1000_error".
 _NUMBERED = re.compile(r"(?P<measure>.+?)(?P<real>_real)?_(?P<count>\d+)(?P<error>_error|_std)?")
@@ -148,11 +149,21 @@ def average_seeds(rows: Sequence[Row]) -> list[Row]:
     return averaged
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table of rows, with notes below it."""
-    measures = list(dict.fromkeys(m for row in rows for m in row.values))
-    first = [m for m in ("nfe", "seconds_per_sample") if m in measures]
-    measures = first + [m for m in measures if m not in first]
+def table(rows: Sequence[Row], measures: Sequence[str] = ()) -> str:
+    """Returns a Markdown table of rows, with notes below it.
+
+    Args:
+      rows: the rows.
+      measures: the columns; by default all.
+
+    Raises:
+      UserError: if no row has one of the measures.
+    """
+    found = list(dict.fromkeys(m for row in rows for m in row.values))
+    if unknown := [m for m in measures if m not in found]:
+        raise UserError(f"{unknown[0]} must be one of the measures found: {', '.join(found)}")
+    costs = [m for m in ("nfe", "seconds_per_sample") if m in found]
+    measures = measures or costs + [m for m in found if m not in costs]
     lines = [
         ["run", "step", "sampler", "n", *measures],
         ["---"] * (4 + len(measures)),

@@ -67,6 +67,8 @@ def test_a_table_has_real_images_and_every_evaluation(tmp_path, monkeypatch, cap
     assert pixels == ["0.3", "2", "0.123 ± 0.012", "0.123 ± 0.012"]
     assert rows[1]["smallest_class"] == "0.25" and rows[1]["copies"] == "0.01"
     assert not below
+    rows, _ = run_compare(monkeypatch, capsys, run, "--measures=copies,nfe")
+    assert list(rows[1]) == ["run", "step", "sampler", "n", "copies", "nfe"]
 
 
 def test_the_mean_over_seeds_and_its_standard_error(tmp_path, monkeypatch, capsys):
@@ -97,8 +99,10 @@ def test_notes_tell_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
+    run = write(tmp_path, "digits", "step_1")
     for arguments, message in (
         ([str(tmp_path)], "holds no evaluation: run main.py"),
+        ([run, "--measures=fid"], "fid must be one of the measures found: frechet_pixels"),
         (["samples.npz"], "samples.npz needs a run beside it"),
     ):
         with pytest.raises(SystemExit):

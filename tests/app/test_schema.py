@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "configuration.md"
         ({"training.loss": "mse"}, "config.training.loss='mse' must be 'dsm'"),
         ({"optim.learning_rate": float("nan")}, "config.optim.learning_rate=nan must be positive"),
         ({"training.steps_per_call": 7}, "must be a multiple of config.training.steps_per_call=7"),
-        ({"sampling.name": "../x"}, "config.sampling.name='../x' must be at most 100 letters"),
+        ({"sampling.name": "../x"}, "config.sampling.name='../x' must be at most 200 letters"),
         ({"sampling.clip": (1.0, 0.0)}, r"config.sampling.clip=\[1.0, 0.0\] must be"),
         ({"data.image_size": 9}, "config.data.image_size=9 must be a multiple of 2 and at least 8"),
         (
@@ -109,7 +109,7 @@ PAGE = ROOT / "docs" / "configuration.md"
             "config.training.anneal_power=100.0 must be a number for",
         ),
         ({"sampling.clip": ("a", "b")}, "config.sampling.clip=.* must be"),
-        ({"sampling.name": "x" * 200}, "config.sampling.name='xxx.* must be at most 100 letters"),
+        ({"sampling.name": "x" * 201}, "config.sampling.name='xxx.* must be at most 200 letters"),
         ({"model.sigma_begin": 1e300}, "config.model: .* got sigma_begin=1e[+]300"),
         ({"sampling.method": "hmc"}, "config.sampling.method='hmc' must be 'annealed_langevin'"),
     ],
