@@ -47,7 +47,7 @@ _ROWS, _NEIGHBOURS = 10, 3
 def evaluate(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Samples what is missing, and writes `evaluation/step_<step>/summary.json` and `closest.png`.
 
-    `evaluation/table.md` and `quality.png` then show all evaluations of the run.
+    `evaluation/table.md` then has all evaluations of the run. `quality.png` shows them if there are several.
 
     Args:
       config, workdir: the run's.
@@ -63,8 +63,9 @@ def evaluate(config, workdir: str, images: np.ndarray | None = None) -> None:
     rows = comparison.find(workdir)
     folder = os.path.join(workdir, "evaluation")
     storage.write(os.path.join(folder, "table.md"), comparison.table(rows).encode())
-    storage.write(os.path.join(folder, "quality.png"), comparison.draw(rows))
-    shared.log.info("wrote table.md and quality.png, of all evaluations, to %s", folder)
+    if len([row for row in rows if not row.is_real]) > 1:
+        storage.write(os.path.join(folder, "quality.png"), comparison.draw(rows))
+    shared.log.info("%s has all evaluations of the run", os.path.join(folder, "table.md"))
     if standard.chosen.is_published and config.evaluation.num_samples < 50_000:
         shared.log.warning(
             "FID of %d samples is not comparable with published ones, which are of 50,000",
