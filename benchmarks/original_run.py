@@ -9,6 +9,7 @@ Network and loss are imported from a checkout of ermongroup/ncsn, which is under
 copied here.
 """
 
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -32,6 +33,17 @@ def main(workdir: str, reference: str, path: str) -> None:
     from models.cond_refinenet_dilated import CondRefineNetDilated
 
     config = run_config.get_config(workdir)
+    if os.path.exists(path):
+        sys.exit(f"error: {path} already exists; choose another name")
+    with open(path, "wb"):  # now, not after hours
+        pass
+    alike = config.model.name == "ncsn" and not (
+        config.model.ema_decay or config.optim.warmup_steps
+    )
+    alike &= config.optim.schedule == "constant" and config.optim.eps == 1e-8
+    alike &= not (config.training.grad_clip or config.data.random_flip or config.optim.weight_decay)
+    if not (alike and config.data.dequantize and config.training.loss == "dsm"):
+        sys.exit(f"error: {workdir} must be a run of NCSN as the authors trained it, without EMA")
     images = build.load_images(config)
     size, _, channels = images.shape[1:]
     levels, options = config.model.num_levels, config.optim

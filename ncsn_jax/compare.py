@@ -3,12 +3,11 @@
     python -m ncsn_jax.compare runs/digits runs/digits_ve --picture=quality.png
 
 prints a Markdown table of all evaluations of the runs. The picture shows quality against the evaluations of
-the network that a sample takes. A file of samples, uint8 `[N, H, W, C]`, is measured as the samples of the
-first run named are.
+the network that a sample takes. A file of samples, `[N, H, W, C]` in the units of the data, is measured
+as the samples of the first run named are.
 """
 
 import argparse
-import os
 import sys
 
 from ncsn_jax.app import cli
@@ -34,8 +33,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--average_seeds",
         action="store_true",
-        help="make one row of runs that differ only in the seed, and in a number at the end of their names: "
-        "the mean, with its standard error over the seeds",
+        help="make one row of runs that differ only in the seed: the mean, with its standard error",
     )
     chosen = parser.parse_args(arguments)
     from ncsn_jax.app import comparison, storage
@@ -44,7 +42,7 @@ def main(arguments: list[str]) -> None:
     from ncsn_jax.errors import UserError
 
     try:
-        paths = [storage.path(path) for path in chosen.paths]
+        paths = list(dict.fromkeys(storage.path(path) for path in chosen.paths))
         found = {path: comparison.find(path) for path in paths if not arrays.is_array(path)}
         rows = []
         for path in paths:
@@ -54,14 +52,13 @@ def main(arguments: list[str]) -> None:
                 workdir, of_run = next(iter(found.items()))
                 names = {name: None for row in of_run for name in row.digests}
                 summary = evaluate.measure_file(path, workdir, names, storage.path(chosen.weights))
-                found_here = comparison.rows_of(summary, os.path.basename(path), "")
+                rows += [r for r in comparison.rows_of(summary, path, "") if not r.is_real]
             elif found[path]:
-                found_here = found[path]
+                rows += found[path]
             else:
                 raise UserError(
                     f"{path} holds no evaluation: run main.py --workdir={path} --mode=evaluate"
                 )
-            rows = comparison.merge_real(rows + found_here)
         if chosen.average_seeds:
             rows = comparison.average_seeds(rows)
         measures = [name for name in chosen.measures.split(",") if name]

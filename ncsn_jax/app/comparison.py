@@ -1,6 +1,7 @@
 """Tables and pictures of what `--mode=evaluate` found, for one run or several."""
 
 import io
+import json
 import math
 import os
 import re
@@ -12,8 +13,8 @@ import numpy as np
 from ncsn_jax.app import storage
 from ncsn_jax.errors import UserError
 
-# "frechet_pixels_1000", "frechet_pixels_real_297", "frechet_pixels_1000_error".
-_NUMBERED = re.compile(r"(?P<measure>.+?)(?P<real>_real)?_(?P<count>\d+)(?P<error>_error|_std)?")
+# "frechet_pixels_1000", "frechet_pixels_real_297".
+_NUMBERED = re.compile(r"(?P<measure>.+?)(?P<real>_real)?_(?P<count>\d+)")
 
 # Fields that decide how many evaluations a sample takes; a line of the picture joins their values.
 _COSTS = ("num_steps", "steps_per_level", "corrector_steps", "num_levels", "rtol", "atol")
@@ -25,22 +26,28 @@ _DRAWN = ("fid", "frechet_inception", "frechet_classifier", "recognised", "frech
 _PUBLISHED = 50_000
 
 
+# What begins the names of distances that fall with the number of images.
+_BIASED = ("fid", "frechet_")
+
+
 class Row(NamedTuple):
     """The figures of one set of images.
 
     Attributes:
-      run: the name of the run, or of the file; "" for real images.
+      run: the path of the run, or of the file.
       step: the checkpoint's, or None.
+      configuration: a digest of the run's, without its seed.
       sampler: the settings that determine the samples, by field; empty for real images and files.
       name: what the set is called within its run.
-      count: the number of images.
+      count: the number of images; measures of another number carry it in their name.
       values: (value, standard error or None) by measure.
-      digests: of the features by which they were found.
+      digests: what tells figures that cannot be compared, by features.
       is_real: whether these are images that the run has not seen.
     """
 
     run: str
     step: int | None
+    configuration: str
     sampler: dict
     name: str
     count: int
@@ -50,32 +57,22 @@ class Row(NamedTuple):
 
 
 def find(directory: str) -> list[Row]:
-    """Returns the rows of all evaluations in a work directory."""
-    rows = []
-    run = os.path.basename(os.path.normpath(directory))
+    """Returns the rows of a work directory: the real images, and every evaluation."""
+    samples, real = [], None
     folder = os.path.join(directory, "evaluation")
     for name in sorted(storage.list_names(folder), key=_in_order):
         summary = storage.read_json(os.path.join(folder, name, "summary.json"))
-        if summary is not None:
-            rows += rows_of(summary, run, name.partition("_")[2].partition("_")[2])
-    return merge_real(rows)
-
-
-def merge_real(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows with those of the same real images made one, first."""
-    real: list[Row] = []
-    for row in rows:
-        if not row.is_real:
+        if summary is None:
             continue
-        for i, other in enumerate(real):
-            agree = all(other.values.get(m, value) == value for m, value in row.values.items())
-            if other.count == row.count and agree:
-                both = other.values | row.values, other.digests | row.digests
-                real[i] = other._replace(values=both[0], digests=both[1])
-                break
-        else:
-            real.append(row)
-    return real + [row for row in rows if not row.is_real]
+        for row in rows_of(summary, directory, name.partition("_")[2].partition("_")[2]):
+            if not row.is_real:
+                samples.append(row)
+            elif real is None:
+                real = row
+            else:
+                both = real.values | row.values, real.digests | row.digests
+                real = real._replace(values=both[0], digests=both[1])
+    return ([real] if real else []) + samples
 
 
 def _in_order(name: str) -> list:
@@ -84,38 +81,39 @@ def _in_order(name: str) -> list:
 
 
 def rows_of(summary: dict, run: str, name: str) -> list[Row]:
-    """Returns the rows of one `summary.json`: of real images, if it has them, and of samples."""
-    values: dict = {}
-    for key, value in summary.items():
-        found = _NUMBERED.fullmatch(key)
-        if found and not found["error"] and found["measure"] != "copies":
-            error = summary.get(f"{key}_error", summary.get(f"{key}_std"))
-            of_set = values.setdefault((bool(found["real"]), int(found["count"])), {})
-            of_set[found["measure"]] = (value, error)
+    """Returns the rows of one `summary.json`: of samples, and of real images if it has them."""
+    figures, digests = {}, {}
+    for features, found in summary["by"].items():
+        figures |= found
+        digests[features] = found["digest"]
+    sets: dict = {False: [], True: []}
+    for key, value in (summary | figures).items():
+        if (found := _NUMBERED.fullmatch(key)) and isinstance(value, int | float):
+            error = figures.get(f"{key}_error")
+            part = found["measure"], int(found["count"]), (value, error)
+            sets[bool(found["real"])].append(part)
     rows = []
-    for (is_real, count), figures in sorted(values.items(), key=lambda item: not item[0][0]):
-        more = {}
+    for is_real, parts in sets.items():
+        if not parts:
+            continue
+        most = max(count for _, count, _ in parts)
+        values = {m if count == most else f"{m}_{count}": v for m, count, v in parts}
         if not is_real:
-            if shares := summary.get("class_shares"):
-                more["smallest_class"] = (min(shares), None)
-            for key, value in summary.items():
-                if key.startswith("copies_") or key in (
-                    "nfe",
-                    "seconds_per_sample",
-                    "bits_per_dim",
-                ):
-                    measure = "copies" if key.startswith("copies_") else key
-                    more[measure] = (value, summary.get(f"{key}_error"))
-        sampler = {} if is_real else summary.get("sampler", {})
+            if shares := figures.get("class_shares"):
+                values["smallest_class"] = (min(shares), None)
+            for key in ("bits_per_dim", "nfe", "seconds_per_sample"):
+                if key in summary:
+                    values[key] = (summary[key], summary.get(f"{key}_error"))
         rows.append(
             Row(
-                "" if is_real else run,
+                run,
                 None if is_real else summary.get("step"),
-                sampler,
+                summary.get("run", ""),
+                {} if is_real else summary.get("sampler", {}),
                 "unseen images" if is_real else name,
-                count,
-                figures | more,
-                summary.get("digests", {}),
+                most,
+                values,
+                digests,
                 is_real,
             )
         )
@@ -125,27 +123,36 @@ def rows_of(summary: dict, run: str, name: str) -> list[Row]:
 def average_seeds(rows: Sequence[Row]) -> list[Row]:
     """Returns rows with one in place of those that differ only in the seed.
 
-    These are of runs whose names differ only in a number at the end. A value becomes the mean, its error the
-    standard error of the mean over the seeds.
+    A value becomes the mean, its error the standard error of the mean over the seeds.
+
+    Raises:
+      UserError: if runs that differ in nothing else have the same seed.
     """
     groups: dict = {}
     for row in rows:
-        base = re.sub(r"[-_]?(seed)?[-_]?\d+$", "", row.run)
         sampler = {field: v for field, v in row.sampler.items() if field != "seed"}
-        key = base, row.step, row.name, row.count, row.is_real, repr(sorted(sampler.items()))
-        groups.setdefault(key, []).append(row)
+        of_seed = row._replace(run="", values={}, sampler=sampler)
+        key = row.run if row.is_real or not row.sampler else ""
+        groups.setdefault((key, json.dumps(of_seed, sort_keys=True)), []).append(row)
     averaged = []
-    for (base, *_), group in groups.items():
+    for group in groups.values():
         seeds = len({row.sampler.get("seed") for row in group})
-        if seeds == 1 or seeds < len(group):
+        if len(group) == 1:
             averaged += group
             continue
+        if seeds < len(group):
+            raise UserError(
+                f"{group[0].run} and {group[1].run} must differ in the seed to be averaged"
+            )
         values = {}
-        for measure in set.intersection(*(set(row.values) for row in group)):
-            found = [row.values[measure][0] for row in group]
-            values[measure] = float(np.mean(found)), float(np.std(found, ddof=1) / seeds**0.5)
-        values = {measure: values[measure] for measure in group[0].values if measure in values}
-        averaged.append(group[0]._replace(run=f"{base}, {seeds} seeds", values=values))
+        for measure in group[0].values:
+            found = [row.values[measure][0] for row in group if measure in row.values]
+            if len(found) == seeds:
+                error = np.std(found, ddof=1) / seeds**0.5
+                values[measure] = float(np.mean(found)), float(error)
+        name = os.path.commonprefix([row.run for row in group])  # noqa: RUF071 (of names too)
+        name = name.rstrip("-_./")
+        averaged.append(group[0]._replace(run=f"{name}, {seeds} seeds", values=values))
     return averaged
 
 
@@ -168,8 +175,14 @@ def table(rows: Sequence[Row], measures: Sequence[str] = ()) -> str:
         ["run", "step", "sampler", "n", *measures],
         ["---"] * (4 + len(measures)),
     ]
+    shown = set()
     for row in rows:
         step = "" if row.step is None else str(row.step)
+        if row.is_real:  # runs on the same data share their unseen images
+            same = json.dumps([row.values, row.digests], sort_keys=True)
+            if same in shown:
+                continue
+            shown.add(same)
         cells = [_number(*row.values[m]) if m in row.values else "" for m in measures]
         lines.append([row.run, step, _describe(row), str(row.count), *cells])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -179,9 +192,12 @@ def table(rows: Sequence[Row], measures: Sequence[str] = ()) -> str:
         )
     for name in sorted({name for row in rows for name in row.digests}):
         if len({row.digests.get(name) for row in rows} - {None}) > 1:
-            text += (
-                f"\nNot all rows have the same {name} features: their figures cannot be compared.\n"
-            )
+            text += f"\nNot all figures by {name} have the same reference and features: do not compare.\n"
+    biased = [m for m in measures if m.startswith(_BIASED)]
+    if any(len({row.count for row in rows if m in row.values}) > 1 for m in biased):
+        text += (
+            "\nFréchet distances fall with the number of images: compare only those of equal n.\n"
+        )
     return text
 
 
@@ -195,7 +211,7 @@ def _number(value: float, error: float | None) -> str:
     if value is None or not math.isfinite(value):
         return str(value)
     if not error or not math.isfinite(error):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
@@ -210,6 +226,8 @@ def draw(rows: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure  # pyplot would change a notebook's display
 
     samples = [row for row in rows if "nfe" in row.values]
+    counts = {row.count for row in samples}
+    number = f", {min(counts)} samples" if len(counts) == 1 else ""
     by_step = len({row.values["nfe"][0] for row in samples}) < 2
     shown = [m for m in _DRAWN if any(m in row.values for row in samples)][:3]
     labels = _labels(samples, by_step)
@@ -219,22 +237,26 @@ def draw(rows: Sequence[Row]) -> bytes:
     for axes, measure in zip(all_axes, shown, strict=False):
         for i, label in enumerate(dict.fromkeys(labels)):
             line = sorted(
-                (row.step if by_step else row.values["nfe"][0], *row.values[measure])
+                (
+                    row.step if by_step else row.values["nfe"][0],
+                    row.values[measure][0],
+                    row.values[measure][1] or 0.0,
+                )
                 for row, of in zip(samples, labels, strict=True)
                 if of == label and measure in row.values
             )
             if line:
-                x, values, errors = zip(*line, strict=True)
-                bars = [error or 0.0 for error in errors]
+                x, values, bars = zip(*line, strict=True)
                 style = {"marker": "o", "markersize": 4, "capsize": 2, "color": colours(i % 20)}
                 axes.errorbar(x, values, bars, label=label, **style)
-        for row in rows:
-            if row.is_real and measure in row.values:
-                axes.axhline(row.values[measure][0], color="black", linestyle=":", linewidth=1)
-                axes.text(0.02, row.values[measure][0], "unseen images", fontsize="small",
-                          transform=axes.get_yaxis_transform(), va="bottom")  # fmt: skip
+        for value in {
+            row.values[measure][0] for row in rows if row.is_real and measure in row.values
+        }:
+            axes.axhline(value, color="black", linestyle=":", linewidth=1)
+            where = axes.get_yaxis_transform()
+            axes.text(0.02, value, "unseen images", fontsize="small", transform=where, va="bottom")
         x_label = "training step" if by_step else "network evaluations of a sample"
-        axes.set(xlabel=x_label, title=f"{measure}, {max(row.count for row in samples)} samples")
+        axes.set(xlabel=x_label, title=measure + number)
         if not by_step:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -255,6 +277,7 @@ def _labels(rows: Sequence[Row], by_step: bool) -> list[str]:
     """Returns for each row the line of the picture it belongs to: what differs, apart from the cost."""
     several_runs = len({row.run for row in rows}) > 1
     several_steps = not by_step and len({row.step for row in rows}) > 1
+    several_counts = len({row.count for row in rows}) > 1
     labels = []
     for row in rows:
         method = row.sampler.get("sampling.method", "")
@@ -266,5 +289,6 @@ def _labels(rows: Sequence[Row], by_step: bool) -> list[str]:
             and len({repr(other.get(field)) for other in others}) > 1
         ]
         parts = [row.run] * several_runs + [f"step {row.step}"] * several_steps
+        parts += [f"n={row.count}"] * several_counts
         labels.append(" ".join([*parts, method, *differing]))
     return labels

@@ -3,13 +3,15 @@
 import io
 import logging
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ncsn_jax import evaluation
-from ncsn_jax.app import features, judge, storage
+from ncsn_jax.app import copies, features, judge, storage
 from ncsn_jax.app.data import Images, cache
 from ncsn_jax.errors import UserError, one_line
+from ncsn_jax.evaluation._measures import mean_kernel
 
 # Part of the name of cached features. Raise it whenever their conversion changes.
 _VERSION = 1
@@ -19,56 +21,111 @@ _MAX_REFERENCE = 200_000
 _MAX_COMPARED = 10_000
 # Parts of the samples, from which standard errors come.
 _PARTS = 10
+# Fewer images are not measured.
+LEAST = 10
 # A classifier recognises an image if one class has a larger probability.
 _RECOGNISED = 0.9
 
 _log = logging.getLogger("ncsn_jax")
 
 
-def measure(config, chosen: features.Features, samples: np.ndarray, reference) -> dict:
-    """Returns the measures of samples in the data's units, by name; the names carry the number.
+class Standard(NamedTuple):
+    """What images are measured by.
 
-    Args:
-      config: the configuration.
+    Attributes:
+      config: the run's configuration.
       chosen: the features.
-      samples: `[N, H, W, C]`.
-      reference: the features `[M, D]` of real images, or their `Statistics`, and their logits, if any.
+      moments: the statistics of the reference.
+      real: the features `[M, D]` of the training images; None if the reference is a file.
+      shares: the shares of a classifier's classes among the training images, or None.
+      digest: tells figures by this reference and these features from others.
     """
-    found, logits = features.extract(chosen, samples, config.data.value_range, "judging samples")
-    real, real_logits = reference
-    summary = _distances(chosen, found, real, len(found))
-    if logits is not None and chosen.name == "inception":
-        score, spread = evaluation.inception_score(logits, min(10, len(found)))
-        names = "inception_score" if chosen.is_published else "inception_other_score"
-        summary |= {f"{names}_{len(found)}": score, f"{names}_{len(found)}_std": spread}
-    if chosen.name == "classifier":
-        summary |= {
-            "classifier_accuracy": chosen.accuracy,
-            f"recognised_{len(found)}": recognised(logits),
-            "class_shares": _shares(logits),
+
+    config: Any
+    chosen: features.Features
+    moments: evaluation.Statistics
+    real: np.ndarray | None
+    shares: list[float] | None
+    digest: str
+
+    @classmethod
+    def make(cls, config, chosen: features.Features, dataset: Images) -> "Standard":
+        """Returns the standard of a run whose training images these are."""
+        real, logits = reference(config, chosen, dataset)
+        if isinstance(real, evaluation.Statistics):
+            key = real.mean.tolist()
+            return cls(config, chosen, real, None, None, cache.digest([chosen.digest, key]))
+        key = [chosen.digest, judge.described(config, dataset)]
+        shares = None if logits is None else _shares(logits)
+        return cls(config, chosen, evaluation.statistics(real), real, shares, cache.digest(key))
+
+    def measure(self, images: np.ndarray, real: str = "") -> dict:
+        """Returns the figures of images in the data's units, by names that carry the number.
+
+        Args:
+          images: `[N, H, W, C]`, N >= 10.
+          real: "real_" for images that are no samples.
+        """
+        what = f"judging {'real images' if real else 'samples'}"
+        found, logits = features.extract(self.chosen, images, self.config.data.value_range, what)
+        label = f"{real}{len(found)}"
+        figures = self._distances(found, real)
+        if self.chosen.is_published and logits is not None:
+            score, spread = evaluation.inception_score(logits, 10)
+            figures |= {f"inception_score_{label}": score, f"inception_score_{label}_std": spread}
+        if self.chosen.name == "classifier":
+            figures[f"recognised_{label}"] = recognised(logits)
+            if not real:
+                figures |= {
+                    "classifier_accuracy": self.chosen.accuracy,
+                    "class_shares": _shares(logits),
+                }
+                figures |= {"class_shares_real": self.shares} if self.shares else {}
+        return figures
+
+    def _distances(self, found: np.ndarray, real: str) -> dict:
+        """Returns the distances of features from the reference, with their standard errors."""
+        name = self.chosen.name
+        frechet, kernel, of = f"frechet_{name}", f"kernel_{name}", f"{name}_"
+        if self.chosen.is_published:
+            frechet, kernel, of = "fid", "kid", ""
+
+        def distance(some: np.ndarray) -> float:
+            return evaluation.frechet_distance(self.moments, some)
+
+        label = f"{real}{len(found)}"
+        figures = {
+            f"{frechet}_{label}": distance(found),
+            f"{frechet}_{label}_error": evaluation.standard_error(distance, found, _PARTS),
         }
-        if real_logits is not None:
-            summary["class_shares_real"] = _shares(real_logits)
-    return summary
+        if self.real is None:
+            return figures
+        some, others = (copies.spread(array, _MAX_COMPARED) for array in (found, self.real))
+        others = np.asarray(others, np.float64)
+        of_others, label = mean_kernel(others), f"{real}{len(some)}"
+
+        def kernel_distance(part: np.ndarray) -> float:
+            part = np.asarray(part, np.float64)
+            return mean_kernel(part) + of_others - 2 * mean_kernel(part, others)
+
+        precision, recall = evaluation.precision_recall(some, others, 3)
+        return figures | {
+            f"{kernel}_{label}": kernel_distance(some),
+            f"{kernel}_{label}_error": evaluation.standard_error(kernel_distance, some, _PARTS),
+            f"precision_{of}{label}": precision,
+            f"recall_{of}{label}": recall,
+        }
 
 
-def of_unseen(config, chosen: features.Features, unseen: np.ndarray, reference) -> dict:
-    """Returns the same measures of images that the run has not seen, as a yardstick."""
-    found, logits = features.extract(chosen, unseen, config.data.value_range, "judging real images")
-    if len(found) < _PARTS:
-        return {}
-    summary = _distances(chosen, found, reference[0], f"real_{len(found)}")
-    if chosen.name == "classifier":
-        summary[f"recognised_real_{len(found)}"] = recognised(logits)
-    return summary
+def check_count(count: int, what: str) -> None:
+    """Raises UserError if images are too few to be measured."""
+    if count < LEAST:
+        raise UserError(f"{what} must have at least {LEAST} images to be measured, has {count}")
 
 
 def reference(config, chosen: features.Features, dataset: Images):
     """Returns what samples are compared with: the training split, or the user's file."""
-    if len(dataset) < _PARTS:
-        raise UserError(
-            f"{len(dataset)} training images are too few to compare with; {_PARTS} are enough"
-        )
+    check_count(len(dataset), "the training split")
     path = storage.path(config.evaluation.reference)
     if not path:
         return features_of(config, chosen, dataset)
@@ -81,15 +138,13 @@ def reference(config, chosen: features.Features, dataset: Images):
         raise UserError(
             f"config.evaluation.reference={path!r} must be a .npz file with 'mu' and 'sigma' ({reason})"
         ) from None
-    size = features.extract(chosen, dataset[:1], config.data.value_range, "judging an image")[
-        0
-    ].size
+    one, _ = features.extract(chosen, dataset[:1], config.data.value_range, "judging an image")
     digest = str(found.get("digest", ""))
     is_own = digest == chosen.digest or (not digest and chosen.name != "classifier")
-    if mean.shape != (size,) or covariance.shape != (size, size) or not is_own:
+    if mean.shape != (one.size,) or covariance.shape != (one.size, one.size) or not is_own:
         raise UserError(
-            f"config.evaluation.reference={path!r} holds statistics of {mean.shape} other features than "
-            f"config.evaluation.features={chosen.name!r}, which has {size}"
+            f"config.evaluation.reference={path!r} must hold statistics of the {one.size} features that "
+            f"config.evaluation.features={chosen.name!r} has here, not of {mean.size} other features"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"config.evaluation.reference={path!r} has values that are not finite")
@@ -98,15 +153,15 @@ def reference(config, chosen: features.Features, dataset: Images):
 
 def features_of(config, chosen: features.Features, dataset: Images):
     """Returns features of real images, and a classifier's logits, from the cache if they are there."""
-    every = math.ceil(len(dataset) / _MAX_REFERENCE)
+    every, what = math.ceil(len(dataset) / _MAX_REFERENCE), "judging training images"
     if every > 1:
         _log.info("the reference is every %dth of %d training images", every, len(dataset))
+    if chosen.name == "pixels":
+        return features.extract(chosen, dataset, config.data.value_range, what, every)
     key = [_VERSION, chosen.name, chosen.digest, judge.described(config, dataset), every]
 
     def make() -> tuple[np.ndarray, str]:
-        found, logits = features.extract(
-            chosen, dataset, config.data.value_range, "judging training images", every
-        )
+        found, logits = features.extract(chosen, dataset, config.data.value_range, what, every)
         if chosen.name == "classifier":
             return np.concatenate([found, logits], axis=1), str(found.shape[1])
         return found, str(found.shape[1])
@@ -114,44 +169,6 @@ def features_of(config, chosen: features.Features, dataset: Images):
     both, width = cache.array("features", key, make)
     found, logits = np.split(np.asarray(both), [int(width)], axis=1)
     return found, logits if logits.size else None
-
-
-def _distances(chosen: features.Features, found: np.ndarray, real, label) -> dict:
-    """Returns the distances of features from the reference, with their standard errors."""
-    frechet, kernel, of = f"frechet_{chosen.name}", f"kernel_{chosen.name}", f"{chosen.name}_"
-    if chosen.is_published:
-        frechet, kernel, of = "fid", "kid", ""
-    is_statistics = isinstance(real, evaluation.Statistics)
-    moments = real if is_statistics else evaluation.statistics(real)
-    parts = min(_PARTS, len(found))
-
-    def distance(some: np.ndarray) -> float:
-        return evaluation.frechet_distance(moments, some)
-
-    summary = {
-        f"{frechet}_{label}": distance(found),
-        f"{frechet}_{label}_error": evaluation.standard_error(distance, found, parts),
-    }
-    if is_statistics:
-        return summary
-    some, others = found[:_MAX_COMPARED], _some(real)
-
-    def kernel_distance(features: np.ndarray) -> float:
-        return evaluation.kernel_distance(features, others)
-
-    neighbours = min(3, len(some) - 1, len(others) - 1)
-    precision, recall = evaluation.precision_recall(some, others, neighbours)
-    return summary | {
-        f"{kernel}_{label}": kernel_distance(some),
-        f"{kernel}_{label}_error": evaluation.standard_error(kernel_distance, some, parts),
-        f"precision_{of}{label}": precision,
-        f"recall_{of}{label}": recall,
-    }
-
-
-def _some(array: np.ndarray) -> np.ndarray:
-    """Returns evenly spaced rows, at most as many as can be compared."""
-    return array[:: math.ceil(len(array) / _MAX_COMPARED)]
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

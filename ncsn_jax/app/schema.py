@@ -274,7 +274,7 @@ SECTIONS = {
         "name": _text("Names the directory samples/step_STEP_NAME, and likewise those of the other modes.",
                       (lambda v: len(v) <= 200 and not set(v) - _NAME,
                             "at most 200 letters, digits, '-', '_', '.' and '='")),
-        "step": _integer(-1, "Step of the checkpoint that all modes but train use; -1: the newest.",
+        "step": _integer(-1, "Step of the checkpoint to sample from, or to use otherwise; -1: the newest.",
                          allowed="-1 or a step"),
     }),
     "likelihood": ("--mode=likelihood: bits per dimension of uniformly dequantized images; for "

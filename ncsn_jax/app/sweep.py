@@ -18,22 +18,30 @@ def expand(config) -> list:
     Raises:
       UserError: if a field does not determine the samples, or cannot have a value.
     """
-    choices = []
+    choices = {}
     for word in config.evaluation.sweep.split():
         field, _, values = word.partition("=")
-        choices.append([(field, value) for value in values.split(",")])
+        if field in choices:
+            raise UserError(
+                f"config.evaluation.sweep={config.evaluation.sweep!r} names {field} twice"
+            )
+        choices[field] = [(field, _value(field, text)) for text in values.split(",")]
     configs = []
-    for combination in itertools.product(*choices):
+    for combination in itertools.product(*choices.values()):
         one = config.copy_and_resolve_references()
-        for field, text in combination:
-            _set(one, field, text)
+        for field, value in combination:
+            try:
+                one.update_from_flattened_dict({field: value})
+            except (TypeError, ValueError):
+                allowed = schema.FIELDS[field].kind
+                raise UserError(f"config.{field}={value!r} must be {allowed}") from None
         effective = {_STEP, *samplers.settings(one)} - {"seed"}
         if idle := [field for field, _ in combination if field not in effective]:
             raise UserError(
                 f"config.evaluation.sweep: {idle[0]} has no effect on the samples of "
                 f"config.sampling.method={one.sampling.method!r}; {', '.join(sorted(effective))} have"
             )
-        named = [f"{f.rpartition('.')[2]}={text}" for f, text in combination if f != _STEP]
+        named = [f"{f.rpartition('.')[2]}={value}" for f, value in combination if f != _STEP]
         one.sampling.name = "_".join(filter(None, [config.sampling.name, *named]))
         schema.check(one)
         samplers.check(one)
@@ -41,18 +49,14 @@ def expand(config) -> list:
     return configs
 
 
-def _set(config, field: str, text: str) -> None:
-    """Sets a field to the value that a text stands for."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = text
-    try:
-        if field not in schema.FIELDS or not text:
-            raise ValueError
-        config.update_from_flattened_dict({field: value})
-    except (TypeError, ValueError):
+def _value(field: str, text: str) -> object:
+    """Returns the value that a text stands for."""
+    if field not in schema.FIELDS or not text:
         raise UserError(
-            f"config.evaluation.sweep={config.evaluation.sweep!r}: {field}={text} must be a field and "
-            "its value, as in 'sampling.num_steps=10,20 sampling.churn=0,10'"
-        ) from None
+            f"config.evaluation.sweep: {field}={text} must be a field and its value, as in "
+            "'sampling.num_steps=10,20 sampling.churn=0,10'"
+        )
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -75,7 +75,8 @@ def export(config, workdir: str, path: str) -> str:
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
         raise UserError(f"--export={path!r} already exists; choose another name")
-    step, state = workdirs.load(config, workdir)
+    wanted = config.sampling.step
+    step, state = workdirs.load(config, workdir, None if wanted < 0 else wanted)
     model, ladder = build.make_model(config), build.make_sigmas(config)
     state_dict = convert.to_torch(state.params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."

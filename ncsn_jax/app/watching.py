@@ -62,10 +62,10 @@ class Watch:
 
         def prepare() -> None:
             self._features = chosen = features.make(config, has_array)
-            real, _ = measuring.reference(config, chosen, dataset)
-            self._moments = evaluation.statistics(real)
+            standard = measuring.Standard.make(config, chosen, dataset)
+            self._moments = standard.moments
             self._name = f"frechet_{chosen.name}_{self._count}"
-            made_by = samplers.settings(config) | {"features": chosen.digest}
+            made_by = samplers.settings(config) | {"features": standard.digest}
             self._kind = f"{self._name}-{cache.digest(made_by)}"
 
         if config.evaluation.every:

@@ -16,7 +16,7 @@ import ml_collections
 from ncsn_jax import training
 from ncsn_jax.app import checkpoints, distributed, storage
 from ncsn_jax.app.build import make_init
-from ncsn_jax.app.data import Images
+from ncsn_jax.app.data import Images, cache
 from ncsn_jax.app.schema import CHANGEABLE, flatten
 from ncsn_jax.errors import UserError, differences
 
@@ -45,9 +45,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
             f"--workdir={workdir!r} holds a run of another version of this program: only one of its "
             f"config.json and this version has {', '.join(others)}; choose another --workdir"
         )
-    changeable = CHANGEABLE + _unused(flat)
-    if flat["optim.schedule"] == "cosine":  # which ends at the last step
-        changeable = tuple(name for name in changeable if name != "training.num_steps")
+    changeable = _changeable(flat)
     there, here = (
         {field: value for field, value in fields.items() if not field.startswith(changeable)}
         for fields in (found, flat)
@@ -58,6 +56,21 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
             "(repeat the overrides it was started with, or choose another --workdir)"
         )
     return True
+
+
+def digest(config: ml_collections.ConfigDict) -> str:
+    """Returns a digest of what the parameters depend on but for the seed, which averages leave out."""
+    flat = flatten(config)
+    ignored = ("seed", *_changeable(flat))
+    return cache.digest({field: v for field, v in flat.items() if not field.startswith(ignored)})
+
+
+def _changeable(flat: dict) -> tuple[str, ...]:
+    """Returns the fields, or prefixes of fields, that may differ between two invocations."""
+    changeable = CHANGEABLE + _unused(flat)
+    if flat["optim.schedule"] == "cosine":  # which ends at the last step
+        changeable = tuple(name for name in changeable if name != "training.num_steps")
+    return changeable
 
 
 def _unused(flat: dict) -> tuple[str, ...]:

@@ -93,16 +93,19 @@ def kernel_distance(features_1: ArrayLike, features_2: ArrayLike) -> float:
       ValueError: as for `frechet_distance`.
     """
     one, two = _pair(features_1, features_2)
+    return mean_kernel(one) + mean_kernel(two) - 2 * mean_kernel(one, two)
 
-    def kernel_sum(a, b, rows):
-        return sum(((block @ b.T / a.shape[1] + 1) ** 3).sum() for block in _blocks(a, rows))
 
-    total = 0.0
-    for features in (one, two):
-        count = len(features)
-        diagonal = ((np.square(features).sum(1) / features.shape[1] + 1) ** 3).sum()
-        total += (kernel_sum(features, features, count) - diagonal) / (count * (count - 1))
-    return float(total - 2 * kernel_sum(one, two, len(two)) / (len(one) * len(two)))
+def mean_kernel(one: np.ndarray, two: np.ndarray | None = None) -> float:
+    """Returns the mean of `kernel_distance`'s kernel over pairs of two sets, or distinct pairs of one."""
+    others, dimension = one if two is None else two, one.shape[1]
+    total = sum(
+        ((block @ others.T / dimension + 1) ** 3).sum() for block in _blocks(one, len(others))
+    )
+    if two is not None:
+        return float(total / (len(one) * len(two)))
+    total -= ((np.square(one).sum(1) / dimension + 1) ** 3).sum()
+    return float(total / (len(one) * (len(one) - 1)))
 
 
 def inception_score(logits: ArrayLike, splits: int = 10) -> tuple[float, float]:
@@ -166,7 +169,7 @@ def standard_error(
 
     Args:
       measure: maps features `[n, D]` to a number, such as their Frechet distance to others.
-      features: `[N, D]`, in random order.
+      features: `[N, D]`, in any order: the parts are drawn.
       parts: P, from 2 to N.
 
     Example:
@@ -179,6 +182,7 @@ def standard_error(
     features = _features("features", features)
     if not 2 <= parts <= len(features):
         raise ValueError(f"parts must be from 2 to {len(features)}, got {show(parts)}")
+    features = np.random.default_rng(0).permutation(features)
     found = [
         measure(np.delete(features, part, axis=0))
         for part in np.array_split(np.arange(len(features)), parts)

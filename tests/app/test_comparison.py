@@ -1,6 +1,5 @@
 """Tables and pictures of evaluations, from summaries written by hand."""
 
-import io
 import json
 import sys
 
@@ -12,26 +11,28 @@ from ncsn_jax import compare
 from ncsn_jax.app import comparison
 
 
-def write(root, run, name, seed=0, **figures):
-    """Writes a summary of 100 samples."""
+def write(root, run, name, seed=0, configuration="c", digest="a", **figures):
+    """Writes a summary of 100 samples by pixels."""
     directory = root / run / "evaluation" / name
     directory.mkdir(parents=True)
     step = int(name.split("_")[1])
     sampler = {"sampling.method": "heun", "sampling.churn": 0, "seed": seed, "step": step}
-    summary = {
-        "step": step,
-        "sampler": sampler | figures.pop("sampler", {}),
-        "digests": {"classifier": "a", "pixels": "pixels"} | figures.pop("digests", {}),
+    pixels = {"digest": digest, "samples": 100} | {
         "frechet_pixels_100": 0.123456,
         "frechet_pixels_100_error": 0.0123,
-        "frechet_pixels_real_30": 0.3,
+        "frechet_pixels_real_100": 0.3,
         "recognised_100": 0.75,
         "class_shares": [0.25, 0.75],
-        "copies_100": 0.01,
-        "nfe": 19.0,
-        "seconds_per_sample": 0.5,
     }
-    (directory / "summary.json").write_text(json.dumps(summary | figures))
+    of_samples = {"copies_50": 0.01, "nfe": 19.0, "seconds_per_sample": 0.5}
+    summary = {
+        "step": step,
+        "run": configuration,
+        "sampler": sampler | figures.pop("sampler", {}),
+        **{name: figures.pop(name, value) for name, value in of_samples.items()},
+        "by": {"pixels": pixels | figures},
+    }
+    (directory / "summary.json").write_text(json.dumps(summary))
     return str(root / run)
 
 
@@ -61,14 +62,14 @@ def test_a_table_has_real_images_and_every_evaluation(tmp_path, monkeypatch, cap
         *("unseen images", "heun", "heun, num_steps=5", "heun, num_steps=10")
     ]
     assert [r["step"] for r in rows] == ["", "500", "3000", "3000"]
-    assert [r["n"] for r in rows] == ["30", "100", "100", "100"]
+    assert [r["n"] for r in rows] == ["100"] * 4 and [r["run"] for r in rows] == [run] * 4
     assert [r["nfe"] for r in rows] == ["", "19", "9", "19"]
     pixels = [r["frechet_pixels"] for r in rows]
     assert pixels == ["0.3", "2", "0.123 ± 0.012", "0.123 ± 0.012"]
-    assert rows[1]["smallest_class"] == "0.25" and rows[1]["copies"] == "0.01"
+    assert rows[1]["smallest_class"] == "0.25" and rows[1]["copies_50"] == "0.01"
     assert not below
-    rows, _ = run_compare(monkeypatch, capsys, run, "--measures=copies,nfe")
-    assert list(rows[1]) == ["run", "step", "sampler", "n", "copies", "nfe"]
+    rows, _ = run_compare(monkeypatch, capsys, run, "--measures=copies_50,nfe")
+    assert list(rows[1]) == ["run", "step", "sampler", "n", "copies_50", "nfe"]
 
 
 def test_the_mean_over_seeds_and_its_standard_error(tmp_path, monkeypatch, capsys):
@@ -77,25 +78,43 @@ def test_the_mean_over_seeds_and_its_standard_error(tmp_path, monkeypatch, capsy
         write(tmp_path, f"digits_{s}", "step_3000", seed=s, frechet_pixels_100=v)
         for s, v in enumerate(values)
     ]
-    other = write(tmp_path, "other_1", "step_3000")
-    rows, _ = run_compare(monkeypatch, capsys, *paths, other, "--average_seeds")
-    assert [r["run"] for r in rows] == ["", "digits, 3 seeds", "other_1"]
+    others = [  # of another configuration, and by another reference
+        write(tmp_path, "other_1", "step_3000", seed=5, configuration="d"),
+        write(tmp_path, "other_2", "step_3000", seed=6, digest="b"),
+    ]
+    rows, below = run_compare(monkeypatch, capsys, *paths, *others, "--average_seeds")
+    rows = [r for r in rows if r["sampler"] != "unseen images"]
+    digits = str(tmp_path / "digits")
+    assert [r["run"] for r in rows] == [f"{digits}, 3 seeds", *others]
     error = np.std(values, ddof=1) / np.sqrt(3)
-    assert rows[1]["frechet_pixels"] == f"0.200 ± {error:.3f}"
-    assert rows[2]["frechet_pixels"] == "0.123 ± 0.012"
-    rows, _ = run_compare(monkeypatch, capsys, *paths[:2])
-    assert [r["run"] for r in rows] == ["", "digits_0", "digits_1"]
+    assert rows[0]["frechet_pixels"] == f"0.200 ± {error:.3f}"
+    assert rows[1]["frechet_pixels"] == "0.123 ± 0.012" and "pixels" in below[-1]
+    rows, _ = run_compare(monkeypatch, capsys, *paths[:2], paths[0])
+    assert [r["run"] for r in rows] == [paths[0], *paths[:2]]  # the unseen images are the same
+    twice = write(tmp_path, "twice", "step_3000", seed=0)
+    with pytest.raises(SystemExit):
+        run_compare(monkeypatch, capsys, paths[0], twice, "--average_seeds")
+    assert "must differ in the seed" in capsys.readouterr().err
 
 
 def test_notes_tell_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
     one = write(tmp_path, "one", "step_1", fid_100=3.0)
-    two = write(tmp_path, "two", "step_1", fid_50000=3.0, digests={"classifier": "b"})
+    two = write(tmp_path, "two", "step_1", fid_50000=3.0, kid_10000=0.1)
+    three = write(tmp_path, "three", "step_1", digest="b")
     _, below = run_compare(monkeypatch, capsys, one)
     assert below == ["", "FID of fewer than 50,000 images is not comparable with published ones."]
     rows, below = run_compare(monkeypatch, capsys, two)
-    assert [r["fid"] for r in rows if r["n"] == "50000"] == ["3"] and not below
+    (samples,) = (r for r in rows if r["n"] == "50000")
+    assert (samples["fid"], samples["kid_10000"], samples["frechet_pixels_100"]) == (
+        "3",
+        "0.1",
+        "0.123 ± 0.012",
+    )
+    assert not below
     _, below = run_compare(monkeypatch, capsys, one, two)
-    assert "Not all rows have the same classifier features" in below[-1]
+    assert "compare only those of equal n" in below[-1]
+    _, below = run_compare(monkeypatch, capsys, one, three)
+    assert "Not all figures by pixels have the same reference" in below[-1]
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -119,5 +138,8 @@ def test_lines_of_the_picture_join_what_differs_only_in_cost(tmp_path, monkeypat
     rows = comparison.find(run)
     samples = [row for row in rows if not row.is_real]
     assert sorted(comparison._labels(samples, False)) == 2 * ["heun churn=0"] + 2 * ["heun churn=5"]
-    with Image.open(io.BytesIO(comparison.draw(rows))) as picture:
+    path = tmp_path / "quality.png"
+    monkeypatch.setattr(sys, "argv", ["compare"])
+    compare.main([run, f"--picture={path}"])
+    with Image.open(path) as picture:
         assert picture.size[0] >= 800

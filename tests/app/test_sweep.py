@@ -27,10 +27,11 @@ def test_a_sweep_names_every_combination():
         ("sampling.num_samples=3,4", "num_samples has no effect"),
         ("seed=1,2", "seed has no effect"),
         ("sampling.epsilon=1e-4,0", "config.sampling.epsilon=0.0 must be"),
-        ("sampling.epsilon=fast", "sampling.epsilon=fast must be a field and its value"),
+        ("sampling.epsilon=fast", "config.sampling.epsilon='fast' must be a number"),
         ("epsilon=1e-4", "epsilon=1e-4 must be a field and its value"),
+        ("sampling.churn=1 sampling.churn=2", "names sampling.churn twice"),
         ("sampling.epsilon", "sampling.epsilon= must be a field and its value"),
-        ("sampling.method=heun sampling.num_steps=3, 5", ": 5= must be a field"),
+        ("sampling.method=heun sampling.num_steps=3, 5", "num_steps= must be a field"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(text, message):

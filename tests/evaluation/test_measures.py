@@ -65,6 +65,13 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_that_of_their_cov
     assert abs(evaluation.frechet_distance(one, two) / expected - 1) < 1e-6
 
 
+def test_the_standard_error_does_not_depend_on_the_order(rng):
+    """For the mean it is near std / sqrt(N), also of sorted numbers."""
+    x = np.sort(rng.standard_normal(1000))[:, None]
+    error = evaluation.standard_error(np.mean, x)
+    assert 0.5 < error * np.sqrt(1000) / x.std() < 1.6  # nine degrees of freedom
+
+
 def test_kernel_distance_of_two_halves_of_a_distribution_is_unbiased(rng):
     values = [evaluation.kernel_distance(*rng.standard_normal((2, 60, 10))) for _ in range(200)]
     error = np.std(values, ddof=1) / np.sqrt(len(values))

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ncsn_jax._random import Stream
 from ncsn_jax.app import (
     build,
     comparison,
+    copies,
     devices,
     distributed,
     features,
@@ -23,24 +23,16 @@ from ncsn_jax.app import (
     schema,
     storage,
     sweep,
-    units,
     workdirs,
 )
 from ncsn_jax.app.data import Images, arrays
 from ncsn_jax.app.metrics import Writer
 from ncsn_jax.app.modes import shared
-from ncsn_jax.app.modes.nearest import find_nearest
 from ncsn_jax.app.modes.sample import write_samples
-from ncsn_jax.app.progress import progress
 from ncsn_jax.errors import UserError
 
-# The time of this comparison grows with the number.
-_MAX_SEARCHED = 1000
-# A sample counts as a copy if its nearest training image is much nearer than the next one: more so than for
-# all but this share of unseen images, if these are enough. Above the last number, a share, the log warns.
-_LONELY, _MIN_UNSEEN, _MAX_COPIES = 0.01, 100, 0.1
-# Rows of the picture of the closest samples, and training images in each.
-_ROWS, _NEIGHBOURS = 10, 3
+# Unseen images that are measured as a yardstick.
+_MAX_UNSEEN = 1000
 
 
 @devices.jax_defaults()
@@ -55,75 +47,106 @@ def evaluate(config, workdir: str, images: np.ndarray | None = None) -> None:
     """
     shared.begin(config, workdir, "evaluate", Stream.SAMPLES)
     configs = sweep.expand(config)
-    standard = Standard.make(config, workdir, images)  # may fail, so before sampling
+    newest = shared.load(configs[0], workdir).step  # may fail, so before the reference
+    subject = _Subject(config, workdir, images)
+    folder, failures = os.path.join(workdir, "evaluation"), []
     for i, one in enumerate(configs):
+        # Training may go on meanwhile.
+        one.sampling.step = newest if one.sampling.step < 0 else one.sampling.step
+        name = f"step {one.sampling.step} {one.sampling.name}".strip()
         if len(configs) > 1:
-            shared.log.info("evaluation %d of %d: %s", i + 1, len(configs), one.sampling.name)
-        _evaluate(one, workdir, standard)
-    rows = comparison.find(workdir)
-    folder = os.path.join(workdir, "evaluation")
-    storage.write(os.path.join(folder, "table.md"), comparison.table(rows).encode())
-    if len([row for row in rows if not row.is_real]) > 1:
-        storage.write(os.path.join(folder, "quality.png"), comparison.draw(rows))
-    shared.log.info("%s has all evaluations of the run", os.path.join(folder, "table.md"))
-    if standard.chosen.is_published and config.evaluation.num_samples < 50_000:
+            shared.log.info("evaluation %d of %d: %s", i + 1, len(configs), name)
+        try:
+            _evaluate(one, workdir, subject)
+        except UserError as error:
+            if len(configs) == 1:
+                raise
+            shared.log.warning("no evaluation of %s: %s", name, error)
+            failures.append(name)
+            continue
+        rows = comparison.find(workdir)
+        storage.write(os.path.join(folder, "table.md"), comparison.table(rows).encode())
+    if len(failures) < len(configs):
+        if len([row for row in rows if not row.is_real]) > 1:
+            storage.write(os.path.join(folder, "quality.png"), comparison.draw(rows))
+        shared.log.info("%s has all evaluations of the run", os.path.join(folder, "table.md"))
+    if subject.chosen.is_published and config.evaluation.num_samples < 50_000:
         shared.log.warning(
             "FID of %d samples is not comparable with published ones, which are of 50,000",
             config.evaluation.num_samples,
         )
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(configs)} evaluations of the sweep failed, the first of them "
+            f"{failures[0]!r}; the log says why"
+        )
 
 
-def _evaluate(config, workdir: str, standard: "Standard") -> None:
+class _Subject:
+    """A run's images, and what its samples are measured by.
+
+    Args:
+      config, workdir: the run's.
+      images: the array the run began with, if any.
+    """
+
+    def __init__(self, config, workdir: str, images: np.ndarray | None = None):
+        self._value_range = config.data.value_range
+        self._dataset = _begin(config, workdir, images)
+        self._unseen = _unseen(config, images)
+        self.chosen = features.make(config, has_array=images is not None)
+        self.standard = measuring.Standard.make(config, self.chosen, self._dataset)
+        self.yardstick = {}
+        if self._unseen is not None and len(self._unseen) >= measuring.LEAST:
+            self.yardstick = self.standard.measure(self._unseen, "real_")
+            _log_figures(self.yardstick)
+
+    def measure(self, samples: np.ndarray, known: dict) -> dict:
+        """Returns the figures of samples in the data's units, and of unseen images.
+
+        Args:
+          samples: `[N, H, W, C]`.
+          known: what this returned before, of samples of the same settings; taken if it is of so many samples
+            by the same standard.
+        """
+        about = {"digest": self.standard.digest, "samples": len(samples)}
+        if {name: known.get(name) for name in about} == about:
+            return known
+        return about | self.standard.measure(samples) | self.yardstick
+
+    def look_for_copies(self, samples: np.ndarray) -> tuple[dict, np.ndarray]:
+        """Returns `copies.look_for_copies` of samples."""
+        return copies.look_for_copies(samples, self._dataset, self._unseen, self._value_range)
+
+
+def _evaluate(config, workdir: str, subject: _Subject) -> None:
     """Samples one configuration's images and writes their figures."""
     loaded = shared.load(config, workdir)
     config = config.copy_and_resolve_references()
     config.sampling.num_samples = config.evaluation.num_samples
     samples = write_samples(loaded._replace(config=config), run_samplers.Chains(config))
     samples = samples[: config.evaluation.num_samples]
-    directory = loaded.directory("evaluation")
+    directory, name = loaded.directory("evaluation"), subject.chosen.name
+    path = os.path.join(directory, "summary.json")
+    about = {
+        "step": loaded.step,
+        "run": workdirs.digest(config),
+        "sampler": loaded.sampler_settings(),
+    }
+    found = storage.read_json(path) or {}
+    by = found.get("by", {}) if {field: found.get(field) for field in about} == about else {}
+    by[name] = subject.measure(samples, by.get(name, {}))
+    of_samples, picture = subject.look_for_copies(samples)
+    of_samples |= shared.read_cost(loaded.directory("samples")) | _bits_per_dim(loaded)
     storage.make_directory(directory)
-    summary = standard.judge(samples, directory) | shared.read_cost(loaded.directory("samples"))
-    summary |= _bits_per_dim(loaded)
-    _write(loaded, standard.chosen, summary, directory)
-    _log_figures({name: v for name, v in summary.items() if name not in standard.yardstick})
+    pictures.write_png(os.path.join(directory, "closest.png"), picture)
+    storage.write(path, (json.dumps(about | of_samples | {"by": by}, indent=2) + "\n").encode())
+    numbers = {n: v for n, v in (by[name] | of_samples).items() if isinstance(v, float)}
+    prefix = "/".join(filter(None, ["evaluation", config.sampling.name]))
+    with Writer(workdir) as writer:
+        writer.write_scalars(loaded.step, {f"{prefix}/{n}": v for n, v in numbers.items()})
+    _log_figures({n: v for n, v in numbers.items() if n not in subject.yardstick})
     shared.log.info("wrote summary.json and closest.png to %s", directory)
-
-
-class Standard(NamedTuple):
-    """What a run's samples are measured by.
-
-    Attributes:
-      config: the run's configuration.
-      chosen: the features.
-      dataset: the training images.
-      reference: the features `[M, D]` of the training images, or their `Statistics`, and their logits.
-      unseen: images that the run has not seen, in the data's units, or None.
-      yardstick: the figures of the unseen images.
-    """
-
-    config: Any
-    chosen: features.Features
-    dataset: Images
-    reference: tuple
-    unseen: np.ndarray | None
-    yardstick: dict
-
-    @classmethod
-    def make(cls, config, workdir: str, images: np.ndarray | None = None) -> "Standard":
-        """Returns the standard of a run; `images` is the array it began with, if any."""
-        dataset = _begin(config, workdir, images)
-        chosen = features.make(config, has_array=images is not None)
-        reference = measuring.reference(config, chosen, dataset)
-        unseen = _unseen(config, images)
-        yardstick = {} if unseen is None else measuring.of_unseen(config, chosen, unseen, reference)
-        _log_figures(yardstick)
-        return cls(config, chosen, dataset, reference, unseen, yardstick)
-
-    def judge(self, samples: np.ndarray, directory: str = "") -> dict:
-        """Returns the figures of samples in the data's units; `closest.png` goes to a given directory."""
-        summary = measuring.measure(self.config, self.chosen, samples, self.reference)
-        summary |= _look_for_copies(self.config, samples, self.dataset, self.unseen, directory)
-        return summary | self.yardstick
 
 
 def _log_figures(figures: dict) -> None:
@@ -142,17 +165,17 @@ def measure_file(path: str, workdir: str, names: Iterable[str], weights: str = "
       names: the features; see `features.CHOICES`.
       weights: as `config.evaluation.weights`.
     """
-    config, summary, digests = run_config.get_config(workdir).unlock(), {}, {}
+    config, by = run_config.get_config(workdir).unlock(), {}
     config.evaluation.weights = weights or config.evaluation.weights
     shape, value_range = build.image_shape(config), config.data.value_range
     samples = np.asarray(arrays.load(path, shape, value_range, field="samples")[:])
+    measuring.check_count(len(samples), path)
     for name in names:
         config.evaluation.features = name
         schema.check(config)
-        standard = Standard.make(config, workdir)
-        summary |= standard.judge(samples)
-        digests[name] = standard.chosen.digest
-    return summary | {"digests": digests}
+        subject = _Subject(config, workdir)
+        by[name] = subject.measure(samples, {})
+    return subject.look_for_copies(samples)[0] | {"by": by}
 
 
 @devices.jax_defaults()
@@ -173,8 +196,8 @@ def statistics(config, workdir: str, images: np.ndarray | None = None) -> None:
     directory = os.path.join(workdir, "statistics")
     storage.make_directory(directory)
     path = os.path.join(directory, f"{chosen.name}.npz")
-    arrays = {"mu": made.mean, "sigma": made.covariance, "count": np.asarray(len(found))}
-    pictures.write_npz(path, **arrays, digest=np.asarray(chosen.digest))
+    contents = {"mu": made.mean, "sigma": made.covariance, "count": np.asarray(len(found))}
+    pictures.write_npz(path, **contents, digest=np.asarray(chosen.digest))
     shared.log.info("wrote the statistics of %d images to %s", len(found), path)
 
 
@@ -190,20 +213,14 @@ def _begin(config, workdir: str, images: np.ndarray | None) -> Images:
     return dataset
 
 
-def _write(loaded: shared.Loaded, chosen: features.Features, summary: dict, directory: str) -> None:
-    """Writes the figures to `summary.json`, beside those by other features, and to the metrics."""
-    path = os.path.join(directory, "summary.json")
-    about = {"step": loaded.step, "sampler": loaded.sampler_settings()}
-    found = storage.read_json(path) or {}
-    kept = found if {name: found.get(name) for name in about} == about else {}
-    digests = kept.get("digests", {}) | {chosen.name: chosen.digest}
-    text = json.dumps(kept | about | {"digests": digests} | summary, indent=2) + "\n"
-    storage.write(path, text.encode())
-    name = loaded.config.sampling.name
-    numbers = {n: v for n, v in summary.items() if isinstance(v, float)}
-    with Writer(loaded.workdir) as writer:
-        prefix = f"evaluation/{name}/" if name else "evaluation/"
-        writer.write_scalars(loaded.step, {prefix + n: v for n, v in numbers.items()})
+def _unseen(config, images: np.ndarray | None) -> np.ndarray | None:
+    """Returns images that the run was not trained on, or None if there are none."""
+    try:
+        found = build.load_images(config, "test", images)
+    except UserError as error:
+        shared.log.info("no unseen images to compare with: %s", error)
+        return None
+    return found[np.arange(0, len(found), math.ceil(len(found) / _MAX_UNSEEN))]
 
 
 def _bits_per_dim(loaded: shared.Loaded) -> dict:
@@ -211,46 +228,3 @@ def _bits_per_dim(loaded: shared.Loaded) -> dict:
     found = storage.read_json(os.path.join(loaded.directory("likelihood"), "summary.json")) or {}
     names = {"bits_per_dim": "bits_per_dim", "standard_error": "bits_per_dim_error"}
     return {new: found[old] for old, new in names.items() if found.get(old) is not None}
-
-
-def _unseen(config, images: np.ndarray | None) -> np.ndarray | None:
-    """Returns images that the run was not trained on, or None if there are none."""
-    try:
-        found = build.load_images(config, "test", images)
-    except UserError:
-        shared.log.info("the data have no test split to compare with")
-        return None
-    return found[np.arange(0, len(found), math.ceil(len(found) / _MAX_SEARCHED))]
-
-
-def _look_for_copies(
-    config, samples: np.ndarray, dataset: Images, unseen: np.ndarray | None, directory: str
-) -> dict:
-    """Compares samples, and unseen images, with the nearest training images."""
-    value_range, samples = config.data.value_range, samples[:_MAX_SEARCHED]
-    count, total = min(_NEIGHBOURS, len(dataset)), len(dataset) * (1 if unseen is None else 2)
-    with progress("comparing", total, "images") as advanced:
-        indices, distances = find_nearest(samples, dataset, count, value_range, advanced)
-        if unseen is not None:
-            real = find_nearest(unseen, dataset, 2, value_range, advanced)[1]
-    closest = np.argsort(distances[:, 0])[:_ROWS]
-    rows = [np.concatenate([samples[i][None], dataset[indices[i]]]) for i in closest]
-    picture = pictures.grid(units.to_picture(np.concatenate(rows), value_range), columns=count + 1)
-    if directory:
-        pictures.write_png(os.path.join(directory, "closest.png"), picture)
-    summary = {"nearest_median": float(np.median(distances[:, 0]))}
-    if unseen is None:
-        return summary
-    summary["nearest_median_real"] = float(np.median(real[:, 0]))
-    if len(real) < _MIN_UNSEEN:
-        return summary
-    ratio, real_ratio = (d[:, 0] / np.maximum(d[:, 1], 1e-12) for d in (distances, real))
-    copies = float((ratio < np.quantile(real_ratio, _LONELY)).mean())
-    if copies > _MAX_COPIES:
-        shared.log.warning(
-            "%.0f %% of the samples look like copies: one training image is much nearer than the next, as "
-            "for %g %% of unseen images (closest.png)",
-            100 * copies,
-            100 * _LONELY,
-        )
-    return summary | {f"copies_{len(samples)}": copies}

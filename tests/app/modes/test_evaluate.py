@@ -13,7 +13,7 @@ import pytest
 
 import run_lib
 from ncsn_jax import evaluation
-from ncsn_jax.app import build, features, inception_weights, judge, measuring
+from ncsn_jax.app import build, copies, data, features, inception_weights, judge, measuring
 from ncsn_jax.app.modes import evaluate
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -31,8 +31,10 @@ def pixels(images):
 
 
 def summary_of(workdir, name):
+    """Returns a summary with the figures by pixels among the others."""
     with open(f"{workdir}/evaluation/step_{runs.STEP}_{name}/summary.json") as file:
-        return json.load(file)
+        summary = json.load(file)
+    return summary | summary.pop("by")["pixels"]
 
 
 def test_a_run_is_measured_in_pixels(ladder_run):
@@ -102,8 +104,8 @@ def test_a_reference_that_does_not_fit_is_refused(ladder_run, tmp_path):
     (tmp_path / "text.npz").write_text("no array")
     for name, message in (
         ("nan", "values that are not finite"),
-        ("foreign", "other features than"),
-        ("other", r"statistics of \(3,\) other features than .*='pixels', which has 64"),
+        ("foreign", "of the 64 features that .* not of 64 other"),
+        ("other", "of the 64 features that .*='pixels' has here, not of 3 other"),
         ("text", "'mu' and 'sigma'"),
     ):
         config = config_of(**{"evaluation.reference": str(tmp_path / f"{name}.npz")})
@@ -127,11 +129,11 @@ class Drawn(NamedTuple):
 
 
 def measured(samples, real, monkeypatch, **changes):
-    """Returns what `measure` finds by the stand-in, for images `[N, 8, 8, 1]`."""
+    """Returns what the stand-in finds, for images `[N, 8, 8, 1]`."""
     monkeypatch.setattr(judge, "load", lambda config: Drawn(network=Drawn))
     config = config_of(**{"evaluation.features": "classifier"} | changes)
     chosen = features.make(config)
-    return measuring.measure(config, chosen, samples, features.extract(chosen, real, (), ""))
+    return measuring.Standard.make(config, chosen, data.Images(real)).measure(samples)
 
 
 def halves(rng, left, right, count):
@@ -153,39 +155,41 @@ def test_lost_classes_show_in_shares_and_recall(monkeypatch):
     assert measured(flat, real, monkeypatch)["recognised_100"] == 0.0
 
 
-def test_a_sampler_that_copies_is_named_as_such(tmp_path, caplog):
+def test_a_sampler_that_copies_is_named_as_such(caplog):
     """Training images with 1 % of noise are copies; unseen images, and smoothed ones, are not."""
     config = config_of()
     dataset, unseen = build.load_images(config), build.load_images(config, "test")[:]
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 2.55, (200, 8, 8, 1))
-    copies = np.clip(dataset[:200] + noise, 0, 255).astype(np.uint8)
+    noisy = np.clip(dataset[:200] + noise, 0, 255).astype(np.uint8)
     smooth = (0.5 * unseen + 0.25 * np.roll(unseen, 1, 1) + 0.25 * np.roll(unseen, 1, 2)).astype(
         "uint8"
     )
     runs.shared.log.propagate = True
     for images in (unseen[:200], smooth[:200]):
-        evaluate._look_for_copies(config, images, dataset, unseen, str(tmp_path))
+        copies.look_for_copies(images, dataset, unseen, ())
     assert "copies" not in caplog.text
-    found = evaluate._look_for_copies(config, copies, dataset, unseen, str(tmp_path))
+    found, picture = copies.look_for_copies(noisy, dataset, unseen, ())
     assert found["copies_200"] > 0.95 and "% of the samples look like copies" in caplog.text
-    assert (tmp_path / "closest.png").exists()
-    few = evaluate._look_for_copies(config, copies, dataset, unseen[:50], str(tmp_path))
+    assert picture.shape == (10 * 9 + 1, 4 * 9 + 1, 1)  # ten rows of a sample and three images
+    few, _ = copies.look_for_copies(noisy, dataset, unseen[:50], ())
     assert "copies_200" not in few  # 50 images do not tell
 
 
-def test_another_crop_has_other_cached_features(tmp_path):
+def test_another_crop_has_other_cached_features_and_another_digest(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(12):
         runs.Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / f"{i}.png")
-    found = {}
+    found, digests = {}, set()
     for crop in (-1, 8):
         changes = {"data.dataset": "image_folder", "data.data_dir": str(tmp_path)}
         config = config_of(**changes | {"data.crop_size": crop})
         dataset = build.load_images(config)
-        found[crop], _ = measuring.features_of(config, features.make(config), dataset)
+        chosen = features.make(config)._replace(name="cached")
+        found[crop], _ = measuring.features_of(config, chosen, dataset)
         np.testing.assert_array_equal(found[crop], pixels(dataset[:]))
-    assert abs(found[-1] - found[8]).max() > 0.1
+        digests.add(measuring.Standard.make(config, chosen, dataset).digest)
+    assert abs(found[-1] - found[8]).max() > 0.1 and len(digests) == 2
 
 
 def test_floats_are_judged_as_pictures():
@@ -230,7 +234,9 @@ def test_the_network_of_fid_on_eight_devices_matches_the_figures(weights_file, g
     drawn = chosen._replace(extract=lambda x: (rng.normal(size=(len(x), 5)), None))
     for published, name in ((False, "frechet_inception_20"), (True, "fid_20")):
         drawn = drawn._replace(is_published=published)
-        summary = measuring.measure(config, drawn, images, (real, None))
+        moments = evaluation.statistics(real)
+        standard = measuring.Standard(config, drawn, moments, real, None, "drawn")
+        summary = standard.measure(images)
         assert name in summary and len([n for n in summary if "fid" in n]) == 2 * published
 
 
@@ -349,7 +355,7 @@ def test_a_sweep_evaluates_every_combination_and_goes_on_after_an_interruption(
         (runs.run_samplers.Chains, "run"),
         (runs.shared.SampleStore, "add"),
         (runs.storage, "write"),
-        (evaluate.measuring, "measure"),
+        (measuring.Standard, "measure"),
     ):
         monkeypatch.setattr(where, name, dies(getattr(where, name)))
     config.sampling.name = "killed"
@@ -398,7 +404,67 @@ def test_samples_of_another_program_are_measured_by_a_run(ladder_run, tmp_path):
         evaluate.measure_file(path, ladder_run, ["pixels"]),
         summary_of(ladder_run, "ours"),
     )
-    assert found.items() <= ours.items() and "frechet_pixels_12" in found
+    assert "frechet_pixels_12" in found["by"]["pixels"]
+    found |= found.pop("by")["pixels"]
+    assert {name: ours[name] for name in found} == found
+    np.save(tmp_path / "few.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    with pytest.raises(
+        UserError, match="few.npy must have at least 10 images to be measured, has 3"
+    ):
+        evaluate.measure_file(str(tmp_path / "few.npy"), ladder_run, ["pixels"])
     np.save(tmp_path / "small.npy", np.zeros((3, 4, 4, 1), np.uint8))
     with pytest.raises(UserError, match=r"samples='.*' has images of \(4, 4\)"):
         evaluate.measure_file(str(tmp_path / "small.npy"), ladder_run, ["pixels"])
+
+
+def test_figures_of_other_features_stay_and_those_by_another_reference_go(
+    ladder_run, tmp_path, monkeypatch
+):
+    config = config_of(**{"sampling.name": "both"})
+    run_lib.evaluate(config, ladder_run)
+    path = f"{ladder_run}/evaluation/step_{runs.STEP}_both/summary.json"
+    summary = runs.storage.read_json(path)
+    runs.storage.write(
+        path, json.dumps(summary | {"by": summary["by"] | {"inception": {"digest": "a"}}}).encode()
+    )
+    measured = []
+    original = measuring.Standard.measure
+    monkeypatch.setattr(
+        measuring.Standard,
+        "measure",
+        lambda self, images, real="": measured.append(real) or original(self, images, real),
+    )
+    run_lib.evaluate(config, ladder_run)
+    again = runs.storage.read_json(path)["by"]
+    assert again == summary["by"] | {"inception": {"digest": "a"}}
+    assert measured == ["real_"]  # the samples are not measured again
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "other.npz", mu=rng.normal(size=64), sigma=np.eye(64))
+    config.evaluation.reference = str(tmp_path / "other.npz")
+    run_lib.evaluate(config, ladder_run)
+    by = runs.storage.read_json(path)["by"]
+    assert "inception" in by and "precision_pixels_12" not in by["pixels"]
+    assert by["pixels"]["digest"] != again["pixels"]["digest"]
+
+
+def test_a_sweep_goes_on_after_a_combination_that_fails(ladder_run):
+    changes = {"sampling.name": "far", "evaluation.sweep": "sampling.step=99,4"}
+    config = config_of(**changes)
+    with pytest.raises(UserError, match="holds no checkpoint of step 99"):
+        run_lib.evaluate(config, ladder_run)  # the first must exist
+    config.evaluation.sweep = "sampling.step=4,99"
+    with pytest.raises(
+        UserError, match="1 of 2 evaluations .* failed, the first of them 'step 99 far'"
+    ):
+        run_lib.evaluate(config, ladder_run)
+    assert "frechet_pixels_12" in summary_of(ladder_run, "far")
+
+
+def test_the_seconds_of_a_sample_leave_out_the_batch_that_compiles(tmp_path):
+    for first, seconds in ((0, 9.0), (5, 1.0), (10, 0.5)):
+        indices = list(range(first, min(first + 5, 12)))
+        runs.shared._write_cost(str(tmp_path), indices, [first + 1] * len(indices), seconds)
+        if not first:
+            assert runs.shared.read_cost(str(tmp_path)) == {"nfe": 1.0}
+    cost = runs.shared.read_cost(str(tmp_path))
+    assert cost == {"nfe": (5 * 1 + 5 * 6 + 2 * 11) / 12, "seconds_per_sample": 0.2}

@@ -7,22 +7,21 @@ import numpy as np
 import pytest
 
 import run_lib
-from ncsn_jax.app import build, storage
+from ncsn_jax.app import build, copies, storage
 from ncsn_jax.app.data import Images
-from ncsn_jax.app.modes import nearest
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
 
 
 def test_the_nearest_images_are_found_in_order(monkeypatch):
-    monkeypatch.setattr(nearest, "_ELEMENTS", 7 * 48)
+    monkeypatch.setattr(copies, "_ELEMENTS", 7 * 48)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
     queries = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     queries[2] = images[31]
     images[35:50] = images[20]  # more duplicates than requested, across several blocks
     queries[4] = images[20]
-    indices, distances = nearest.find_nearest(queries, images, 6)
+    indices, distances = copies.find_nearest(queries, images, 6)
     every = np.linalg.norm(
         queries.reshape(5, 1, -1).astype(float) - images.reshape(1, 50, -1).astype(float), axis=2
     )
@@ -50,7 +49,7 @@ def test_samples_are_compared_with_every_training_image(ladder_run):
 
 def test_every_requested_sample_is_compared(ladder_run, chains, monkeypatch):
     """Training images are compared in blocks of 97; the samples are noise."""
-    monkeypatch.setattr(nearest, "_DISTANCES", 97 * 103 + 1)
+    monkeypatch.setattr(copies, "_DISTANCES", 97 * 103 + 1)
     config = runs.ladder_config(
         **{"sampling.num_samples": 103, "sampling.batch_size": 60, "sampling.preview_samples": 102},
         **{"sampling.name": "many"},
@@ -59,7 +58,14 @@ def test_every_requested_sample_is_compared(ladder_run, chains, monkeypatch):
     assert [call["indices"] for call in chains] == [list(range(60)), list(range(60, 103))]
     runs.assert_ema(chains[0]["params"], config, ladder_run)
     directory = f"{ladder_run}/samples/step_{runs.STEP}_many"
-    written = ["grid.png", "nearest.npz", "nearest.png", "samples.npz", "settings.json"]
+    written = [
+        "cost.json",
+        "grid.png",
+        "nearest.npz",
+        "nearest.png",
+        "samples.npz",
+        "settings.json",
+    ]
     assert sorted(os.listdir(directory)) == written
     samples = np.stack([runs.drawn(i) for i in range(103)])
     images = np.asarray(build.load_images(config, "train"))
