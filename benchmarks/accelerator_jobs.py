@@ -144,7 +144,7 @@ def digits(bench: Bench) -> Part:
 
 
 def resume(bench: Bench) -> Part:
-    """Trains a third of the main job with a stop halfway, and compares it with that job."""
+    """Trains the beginning of the main job with a stop halfway, and compares it with that job."""
     if bench.job_seconds is None:
         yield "comparison", {"skipped": "the main job did not finish"}
         return
@@ -154,15 +154,15 @@ def resume(bench: Bench) -> Part:
         return
     whole, workdir = bench.scratch / "digits", bench.scratch / "resumed"
     config, changes = _main_job(bench)
-    changes |= {"training.num_steps": _RESUMED}
     with _Job(bench, workdir, config, changes) as job:
         first = job.wait(lambda: _losses(workdir))
         job.wait(lambda: max(_losses(workdir)) >= _RESUMED / 2)
         job.stop()
     stopped = max(_losses(workdir))
     with _Job(bench, workdir, config, changes) as job:
-        job.wait(lambda: max(_losses(workdir)) == _RESUMED)
-        job.finish()
+        # The learning rate depends on the number of steps, so a shorter run would be another one.
+        job.wait(lambda: max(_losses(workdir)) >= _RESUMED)
+        job.stop()
     found, expected = _losses(workdir), _losses(whole)
     # The first mean after the stop covers fewer steps.
     steps = [step for step in found if not stopped < step <= min(s for s in found if s > stopped)]

@@ -3,11 +3,13 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
 
 The network is the published one with 16 features. The ladder ends at 0.04, below the spacing of the data's
-17 grey levels (1/16), and epsilon is 0.2 sigma_L^2 (published runs: 0.4 sigma_L^2).
+17 grey levels (1/16), and neighbouring sigmas have about the ratio of NCSNv2's technique 2. On a CPU, batches
+of 32 train better than batches of 64 in the same time. epsilon is 0.5 sigma_L^2 (published runs: 0.4).
 
-Hardware: two CPU cores; 502,545 parameters.
-Expected time and result: 3,000 steps and 100 samples in about 3 minutes; a classifier of real
-digits recognises 0.68 of 1,000 samples with probability above 0.9, and 0.755 of real digits.
+Hardware: two CPU cores; 529,665 parameters.
+Expected time and result: 7,000 steps take five minutes of one core. Of 1,000 samples of each of three seeds,
+classifiers of real digits recognise 0.865 to 0.888 (of real digits 0.899); the Frechet distance of the pixels
+is 0.102 to 0.139 (two halves of the real digits: 0.07 to 0.10).
 """
 
 from configs import default
@@ -21,19 +23,20 @@ def get_config():
     config.data.channels = 1
     config.data.random_flip = False
     config.model.features = 16
-    config.model.num_levels = 7
+    config.model.num_levels = 12
     config.model.sigma_end = 0.04
-    config.model.ema_decay = 0.998
-    config.training.batch_size = 64
-    config.training.num_steps = 3000
-    config.training.checkpoint_every = 250
-    config.training.sample_every = 1500
-    config.training.log_every = 50
-    config.optim.learning_rate = 2e-3
+    config.model.ema_decay = 0.999
+    config.training.batch_size = 32
+    config.training.num_steps = 7000
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 3500
+    config.training.log_every = 100
+    config.optim.learning_rate = 5e-3
     config.optim.warmup_steps = 100
+    config.optim.schedule = "cosine"
     config.evaluation.num_samples = 1000
     config.evaluation.features = "classifier"
-    config.sampling.epsilon = 3.2e-4
-    config.sampling.steps_per_level = 150
+    config.sampling.epsilon = 8e-4
+    config.sampling.steps_per_level = 40
     config.sampling.denoise = True
     return config

@@ -29,6 +29,13 @@ def get_config():
     config.ncsnpp.fourier_scale = 1.0
     config.ncsnpp.fir = False
     config.ncsnpp.progressive_input = "none"
+    config.model.ema_decay = 0.998
+    config.training.batch_size = 64
+    config.training.num_steps = 3000
+    config.training.checkpoint_every = 250
+    config.training.sample_every = 1500
+    config.training.log_every = 50
+    config.optim.schedule = "constant"
     config.training.sde = "ve"
     config.training.continuous = True
     config.training.grad_clip = 1.0
