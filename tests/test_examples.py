@@ -68,3 +68,9 @@ def test_files_without_samples_are_rejected_with_one_line(content, tmp_path):
     with pytest.raises(SystemExit) as refused:
         digits_quality.main(str(path))
     assert refused.value.code.isprintable() and str(path) in refused.value.code
+
+
+def test_real_digits_are_recognised_and_noise_is_not():
+    noise = np.random.default_rng(0).uniform(size=(500, 64))
+    share, real, _ = digits_quality.recognised(noise)
+    assert share < 0.01 and 0.85 < real < 0.95
