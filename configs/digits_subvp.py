@@ -2,9 +2,8 @@
 
     python main.py --config=configs/digits_subvp.py --workdir=runs/digits_subvp
 
-Hardware: two CPU cores; 748,737 parameters.
-Expected time and result: 3,000 steps in 11 minutes on a busy machine; a classifier recognises 0.550 of 500
-samples with probability above 0.9 (real digits: 0.755); 4.31 bits per dimension on the test split.
+Hardware: one CPU core; 748,737 parameters.
+Expected time and result: 2,000 steps in 6 to 10 minutes; docs/results.md says how good the samples are.
 """
 
 from configs import digits_vp

@@ -1,6 +1,7 @@
 """Tables and pictures of evaluations, from summaries written by hand."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ncsn_jax import compare
 from ncsn_jax.app import comparison
+from tests.running import ROOT
 
 
 def write(root, run, name, seed=0, configuration="c", digest="a", **figures):
@@ -143,3 +145,15 @@ def test_lines_of_the_picture_join_what_differs_only_in_cost(tmp_path, monkeypat
     compare.main([run, f"--picture={path}"])
     with Image.open(path) as picture:
         assert picture.size[0] >= 800
+
+
+def test_the_table_of_the_results_is_printed_from_their_files(monkeypatch, capsys):
+    page = (ROOT / "docs" / "results.md").read_text()
+    command = re.search(r"python -m ncsn_jax.compare docs/results/\* (.*?)\n```", page, re.DOTALL)
+    options = command[1].replace("\\\n", " ").split()
+    monkeypatch.chdir(ROOT)
+    compare.main(
+        [*sorted(f"docs/results/{p.name}" for p in (ROOT / "docs/results").iterdir()), *options]
+    )
+    table = capsys.readouterr().out
+    assert table.count("\n") > 5 and table.partition("\n\n")[0] in page
