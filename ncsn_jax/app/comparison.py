@@ -257,14 +257,13 @@ def draw(rows: Sequence[Row]) -> bytes:
             axes.text(0.02, value, "unseen images", fontsize="small", transform=where, va="bottom")
         x_label = "training step" if by_step else "network evaluations of a sample"
         axes.set(xlabel=x_label, title=measure + number)
-        if not by_step:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-        if measure != "recognised":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+        scales = {"set_xscale": not by_step, "set_yscale": measure != "recognised"}
+        for name, is_log in scales.items():
+            if is_log:
+                getattr(axes, name)("log", subs=[2, 5])
+                axis = axes.xaxis if name == "set_xscale" else axes.yaxis
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("{x:g}")
     if samples:
         handles, names = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
