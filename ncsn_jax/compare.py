@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         help="make one row of runs that differ only in the seed: the mean, with its standard error",
     )
     chosen = parser.parse_args(arguments)
-    from ncsn_jax.app import comparison, storage
+    from ncsn_jax.app import comparison, run_config, storage
     from ncsn_jax.app.data import arrays
     from ncsn_jax.app.modes import evaluate
     from ncsn_jax.errors import UserError
@@ -56,8 +56,9 @@ def main(arguments: list[str]) -> None:
             elif found[path]:
                 rows += found[path]
             else:
+                run_config.get_config(path)  # raises if there is no run
                 raise UserError(
-                    f"{path} holds no evaluation: run main.py --workdir={path} --mode=evaluate"
+                    f"{path} holds no evaluation: run python main.py --workdir={path} --mode=evaluate"
                 )
         if chosen.average_seeds:
             rows = comparison.average_seeds(rows)

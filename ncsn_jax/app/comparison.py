@@ -82,12 +82,22 @@ def _in_order(name: str) -> list:
 
 def rows_of(summary: dict, run: str, name: str) -> list[Row]:
     """Returns the rows of one `summary.json`: of samples, and of real images if it has them."""
-    figures, digests = {}, {}
-    for features, found in summary["by"].items():
+    rows = []
+    for number in sorted({found["samples"] for found in summary["by"].values()}, reverse=True):
+        by = {name: found for name, found in summary["by"].items() if found["samples"] == number}
+        more = {} if rows else {name: v for name, v in summary.items() if name != "by"}
+        rows += _rows_of_number(summary, by, more, run, name)
+    return rows
+
+
+def _rows_of_number(summary: dict, by: dict, more: dict, run: str, name: str) -> list[Row]:
+    """Returns the rows of as many samples: `by` features, and `more` that does not depend on them."""
+    figures: dict = {}
+    for found in by.values():
         figures |= found
-        digests[features] = found["digest"]
+    digests = {features: found["digest"] for features, found in by.items()}
     sets: dict = {False: [], True: []}
-    for key, value in (summary | figures).items():
+    for key, value in (more | figures).items():
         if (found := _NUMBERED.fullmatch(key)) and isinstance(value, int | float):
             error = figures.get(f"{key}_error")
             part = found["measure"], int(found["count"]), (value, error)
@@ -131,11 +141,17 @@ def average_seeds(rows: Sequence[Row]) -> list[Row]:
     groups: dict = {}
     for row in rows:
         sampler = {field: v for field, v in row.sampler.items() if field != "seed"}
-        of_seed = row._replace(run="", values={}, sampler=sampler)
+        of_seed = row._replace(run="", values={}, sampler=sampler, digests={})
         key = row.run if row.is_real or not row.sampler else ""
-        groups.setdefault((key, json.dumps(of_seed, sort_keys=True)), []).append(row)
+        alike = groups.setdefault((key, json.dumps(of_seed, sort_keys=True)), [])
+        for group in alike:  # the first whose figures can be compared
+            if all(group[0].digests.get(n, digest) == digest for n, digest in row.digests.items()):
+                group.append(row)
+                break
+        else:
+            alike.append([row])
     averaged = []
-    for group in groups.values():
+    for group in (group for alike in groups.values() for group in alike):
         seeds = len({row.sampler.get("seed") for row in group})
         if len(group) == 1:
             averaged += group
@@ -265,8 +281,14 @@ def draw(rows: Sequence[Row]) -> bytes:
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter("{x:g}")
     if samples:
-        handles, names = all_axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
+        found = [
+            pair
+            for axes in all_axes
+            for pair in zip(*axes.get_legend_handles_labels(), strict=True)
+        ]
+        lines = {name: handle for handle, name in found}
+        where = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
+        figure.legend(list(lines.values()), list(lines), **where)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -54,7 +54,7 @@ def look_for_copies(
     if share > _MAX_COPIES:
         _log.warning(
             "%.0f %% of the samples look like copies: one training image is much nearer than the next, as "
-            "for %g %% of unseen images (closest.png)",
+            "for %g %% of unseen images",
             100 * share,
             100 * _LONELY,
         )

@@ -63,7 +63,12 @@ def make(config, has_array: bool = False) -> Features:
                 "config.evaluation.features='classifier' must be 'pixels' or 'inception' for arrays, which "
                 "have no labels"
             )
-        found = judge.load(config)
+        try:
+            found = judge.load(config)
+        except UserError as error:
+            raise UserError(
+                f"config.evaluation.features='classifier' must be 'pixels' or 'inception' here: {error}"
+            ) from None
         _log.info("accuracy of the classifier on the test split: %.3f", found.accuracy)
 
         def classify(params, images):

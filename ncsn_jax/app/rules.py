@@ -109,10 +109,10 @@ def evaluation_in_training(config) -> Found:
     yield (
         "evaluation.every",
         not options.every or options.features == "classifier" or size <= MAX_PIXELS,
-        f"0 for images of {size} numbers, unless config.evaluation.features='classifier': pixels are "
-        f"compared up to {MAX_PIXELS}",
+        f"0 for images of {size} numbers, unless they have labels and config.evaluation.features="
+        f"'classifier': pixels are compared up to {MAX_PIXELS}",
     )
-    words = "False with config.evaluation.every=0, which tells no checkpoint from another"
+    words = "False unless config.evaluation.every is above 0, such as 500"
     yield "training.keep_best", bool(options.every) or not config.training.keep_best, words
 
 

@@ -51,9 +51,11 @@ def expand(config) -> list:
 
 def _value(field: str, text: str) -> object:
     """Returns the value that a text stands for."""
+    if "." in field and field not in schema.FIELDS:
+        raise UserError(f"config.evaluation.sweep: config.{field} is not a field")
     if field not in schema.FIELDS or not text:
         raise UserError(
-            f"config.evaluation.sweep: {field}={text} must be a field and its value, as in "
+            f"config.evaluation.sweep: {field}={text} must be a field and its value, without spaces, as in "
             "'sampling.num_steps=10,20 sampling.churn=0,10'"
         )
     try:

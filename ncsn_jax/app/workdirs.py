@@ -51,9 +51,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
         for fields in (found, flat)
     )
     if differing := differences(there, here):
+        hint = "repeat the overrides it was started with, or choose another --workdir"
+        if there.get("training.num_steps") != here.get("training.num_steps"):
+            hint = "with config.optim.schedule='cosine' a run keeps its number of steps; " + hint
         raise UserError(
-            f"--workdir={workdir!r} holds a run with a different configuration: {differing} "
-            "(repeat the overrides it was started with, or choose another --workdir)"
+            f"--workdir={workdir!r} holds a run with a different configuration: {differing} ({hint})"
         )
     return True
 

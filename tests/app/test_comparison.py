@@ -87,7 +87,7 @@ def test_the_mean_over_seeds_and_its_standard_error(tmp_path, monkeypatch, capsy
     rows, below = run_compare(monkeypatch, capsys, *paths, *others, "--average_seeds")
     rows = [r for r in rows if r["sampler"] != "unseen images"]
     digits = str(tmp_path / "digits")
-    assert [r["run"] for r in rows] == [f"{digits}, 3 seeds", *others]
+    assert [r["run"] for r in rows] == [f"{digits}, 3 seeds", *reversed(others)]
     error = np.std(values, ddof=1) / np.sqrt(3)
     assert rows[0]["frechet_pixels"] == f"0.200 ± {error:.3f}"
     assert rows[1]["frechet_pixels"] == "0.123 ± 0.012" and "pixels" in below[-1]
@@ -122,7 +122,7 @@ def test_notes_tell_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     run = write(tmp_path, "digits", "step_1")
     for arguments, message in (
-        ([str(tmp_path)], "holds no evaluation: run main.py"),
+        ([str(tmp_path)], "holds no run: config.json is missing"),
         ([run, "--measures=fid"], "fid must be one of the measures found: frechet_pixels"),
         (["samples.npz"], "samples.npz needs a run beside it"),
     ):

@@ -168,6 +168,8 @@ def test_something_leads_to_every_file_in_docs():
     linked = {path for page in [ROOT / "README.md", *docs.glob("*.md")] for path, _ in links(page)}
     for path in filter(pathlib.Path.is_file, docs.rglob("*")):
         name = str(path.relative_to(docs))
+        if name.startswith("results/"):  # read by a test of the table
+            continue
         assert name in site or (path.suffix != ".md" and path in linked), name
 
 

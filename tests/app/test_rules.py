@@ -80,7 +80,7 @@ STEPS = [
 ]
 EVALUATION = [
     ({"evaluation.every": 1}, "training.keep_best", True, 1, "True or False"),
-    ({}, "training.keep_best", False, True, "False with config.evaluation.every=0"),
+    ({}, "training.keep_best", False, True, "False unless config.evaluation.every is above 0"),
     *(
         ({"data.image_size": size, "evaluation.features": name}, "evaluation.every", *rest)
         for size, name, *rest in (

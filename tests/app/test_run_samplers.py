@@ -37,6 +37,6 @@ def test_a_diverging_chain_is_named_on_eight_devices(params):
     images, masks = np.full((8, *runs.SHAPE), 0.5, np.float32), np.ones((8, *runs.SHAPE), bool)
     images[5, 3, 3] = np.nan
     with pytest.raises(
-        UserError, match=r"^sample 15 is not finite after 1 of 7 steps: .*epsilon=0.00032 is too"
+        UserError, match=r"^sample 15 is not finite after 1 of 7 steps: .*epsilon=0.0005 is too"
     ):
         runner.run(params, list(range(10, 18)), 8, images, masks)

@@ -218,7 +218,7 @@ def _unseen(config, images: np.ndarray | None) -> np.ndarray | None:
     try:
         found = build.load_images(config, "test", images)
     except UserError as error:
-        shared.log.info("no unseen images to compare with: %s", error)
+        shared.log.info("no yardstick, and no share of copies, without unseen images: %s", error)
         return None
     return found[np.arange(0, len(found), math.ceil(len(found) / _MAX_UNSEEN))]
 

@@ -196,9 +196,10 @@ def make_samples(
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         conditions, started = known(np.asarray(indices)), time.perf_counter()
         made = runner.run(loaded.params, indices, size, *conditions, advanced=advanced)
+        seconds = time.perf_counter() - started if evaluations else None  # the first compiles
         evaluations.extend(made.evaluations)
         if distributed.is_first():
-            _write_cost(directory, indices, made.evaluations, time.perf_counter() - started)
+            _write_cost(directory, indices, made.evaluations, seconds)
         return made.images
 
     samples = make_missing(
@@ -221,12 +222,12 @@ def make_samples(
     return samples
 
 
-def _write_cost(directory: str, indices: list[int], evaluations, seconds: float) -> None:
+def _write_cost(directory: str, indices: list[int], evaluations, seconds: float | None) -> None:
     """Adds a batch to `cost.json`, under its first index; a batch that is made again replaces itself."""
     path = os.path.join(directory, "cost.json")
     costs = storage.read_json(path) or {}
     nfe = float(np.mean(evaluations))
-    costs[str(indices[0])] = {"samples": len(indices), "nfe": nfe, "seconds": round(seconds, 3)}
+    costs[str(indices[0])] = {"samples": len(indices), "nfe": nfe, "seconds": seconds}
     storage.write(path, (json.dumps(costs, indent=1) + "\n").encode())
 
 
@@ -237,9 +238,8 @@ def read_cost(directory: str) -> dict:
         return {}
     total = sum(b["samples"] for b in batches)
     cost = {"nfe": sum(b["nfe"] * b["samples"] for b in batches) / total}
-    if len(batches) > 1:  # the first of each invocation compiles
-        cost["seconds_per_sample"] = min(b["seconds"] / b["samples"] for b in batches)
-    return cost
+    seconds = [b["seconds"] / b["samples"] for b in batches if b["seconds"] is not None]
+    return cost | ({"seconds_per_sample": min(seconds)} if seconds else {})
 
 
 def make_missing(

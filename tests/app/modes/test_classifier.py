@@ -189,7 +189,12 @@ def test_samples_get_their_classes_and_settings_are_kept_separate(
             network, of_classes = call["params"]
             runs.assert_ema(network, config, workdir)
             jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-1], b), of_classes, params)
-        assert sorted(os.listdir(directory)) == ["grid.png", "samples.npz", "settings.json"]
+        assert sorted(os.listdir(directory)) == [
+            "cost.json",
+            "grid.png",
+            "samples.npz",
+            "settings.json",
+        ]
         found = runs.read(directory, "samples.npz")["samples"]
         images = [runs.drawn(i) for i in range(max(count, 5) if count != 1 else 8)]
         np.testing.assert_array_equal(found, images)

@@ -210,6 +210,7 @@ def check_completions(call_of, directory, originals, shown, known, each, written
     count = len(originals)
     assert sorted(os.listdir(directory)) == ["completions.npz", "completions.png", "samples"]
     assert sorted(os.listdir(f"{directory}/samples")) == [
+        "cost.json",
         "grid.png",
         "samples.npz",
         "settings.json",

@@ -425,7 +425,10 @@ def test_figures_of_other_features_stay_and_those_by_another_reference_go(
     path = f"{ladder_run}/evaluation/step_{runs.STEP}_both/summary.json"
     summary = runs.storage.read_json(path)
     runs.storage.write(
-        path, json.dumps(summary | {"by": summary["by"] | {"inception": {"digest": "a"}}}).encode()
+        path,
+        json.dumps(
+            summary | {"by": summary["by"] | {"inception": {"digest": "a", "samples": 12}}}
+        ).encode(),
     )
     measured = []
     original = measuring.Standard.measure
@@ -436,7 +439,7 @@ def test_figures_of_other_features_stay_and_those_by_another_reference_go(
     )
     run_lib.evaluate(config, ladder_run)
     again = runs.storage.read_json(path)["by"]
-    assert again == summary["by"] | {"inception": {"digest": "a"}}
+    assert again == summary["by"] | {"inception": {"digest": "a", "samples": 12}}
     assert measured == ["real_"]  # the samples are not measured again
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "other.npz", mu=rng.normal(size=64), sigma=np.eye(64))
@@ -461,7 +464,7 @@ def test_a_sweep_goes_on_after_a_combination_that_fails(ladder_run):
 
 
 def test_the_seconds_of_a_sample_leave_out_the_batch_that_compiles(tmp_path):
-    for first, seconds in ((0, 9.0), (5, 1.0), (10, 0.5)):
+    for first, seconds in ((0, None), (5, 1.0), (10, 0.5)):
         indices = list(range(first, min(first + 5, 12)))
         runs.shared._write_cost(str(tmp_path), indices, [first + 1] * len(indices), seconds)
         if not first:

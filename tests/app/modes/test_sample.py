@@ -247,7 +247,12 @@ def test_existing_samples_are_not_made_again(ladder_run, chains):
         assert [call["indices"] for call in chains] == made
         assert all((c["size"], c["known"], c["num_frames"]) == (3, (), 0) for c in chains)
         assert all((c["seed"], c["task"]) == (7, Stream.SAMPLES) for c in chains)
-        assert sorted(os.listdir(directory)) == ["grid.png", "samples.npz", "settings.json"]
+        assert sorted(os.listdir(directory)) == [
+            "cost.json",
+            "grid.png",
+            "samples.npz",
+            "settings.json",
+        ]
         found, expected = runs.read(directory, "samples.npz"), [runs.drawn(i) for i in range(there)]
         assert list(found) == ["samples"]
         np.testing.assert_array_equal(found["samples"], expected)
@@ -268,7 +273,14 @@ def test_a_film_shows_how_the_first_samples_evolve(count, size, filmed, ladder_r
     assert told == (list(range(filmed)), min(count, size), 60)
     runs.assert_ema(film["params"], config, ladder_run)
     directory = f"{ladder_run}/samples/step_4_{name}"
-    written = ["annealing.gif", "filmstrip.png", "grid.png", "samples.npz", "settings.json"]
+    written = [
+        "annealing.gif",
+        "cost.json",
+        "filmstrip.png",
+        "grid.png",
+        "samples.npz",
+        "settings.json",
+    ]
     assert sorted(os.listdir(directory)) == written
     columns = {9: 3, 12: 4, 36: 6}[filmed]
     with Image.open(f"{directory}/annealing.gif") as gif:
