@@ -7,7 +7,7 @@ The network is the published one with 16 features. The ladder ends at 0.04, belo
 0.31 sigma_L^2 (published runs: 0.4).
 
 Hardware: two CPU cores; 529,665 parameters.
-Expected time and result: 5,000 steps and 100 samples in four to six minutes. Of 1,000 samples of each of
+Expected time and result: 5,000 steps and 100 samples in about six minutes. Of 1,000 samples of each of
 three seeds, classifiers of real digits recognise 0.874 to 0.907 (of real digits 0.899); the Frechet distance
 of the pixels is 0.081 to 0.101 (two halves of the real digits: 0.07 to 0.10).
 """
