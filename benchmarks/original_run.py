@@ -35,8 +35,8 @@ def main(workdir: str, reference: str, path: str) -> None:
     config = run_config.get_config(workdir)
     if os.path.exists(path):
         sys.exit(f"error: {path} already exists; choose another name")
-    with open(path, "wb"):  # now, not after hours
-        pass
+    if not os.path.isdir(os.path.dirname(path) or "."):  # now, not after hours
+        sys.exit(f"error: the directory of {path} does not exist")
     alike = config.model.name == "ncsn" and not (
         config.model.ema_decay or config.optim.warmup_steps
     )

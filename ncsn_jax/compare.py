@@ -44,6 +44,12 @@ def main(arguments: list[str]) -> None:
     try:
         paths = list(dict.fromkeys(storage.path(path) for path in chosen.paths))
         found = {path: comparison.find(path) for path in paths if not arrays.is_array(path)}
+        for path in found:
+            if not found[path]:
+                run_config.get_config(path)  # if there is no run either, its message says so
+                raise UserError(
+                    f"{path} holds no evaluation: run python main.py --workdir={path} --mode=evaluate"
+                )
         rows = []
         for path in paths:
             if path not in found:
@@ -53,13 +59,8 @@ def main(arguments: list[str]) -> None:
                 names = {name: None for row in of_run for name in row.digests}
                 summary = evaluate.measure_file(path, workdir, names, storage.path(chosen.weights))
                 rows += [r for r in comparison.rows_of(summary, path, "") if not r.is_real]
-            elif found[path]:
-                rows += found[path]
             else:
-                run_config.get_config(path)  # raises if there is no run
-                raise UserError(
-                    f"{path} holds no evaluation: run python main.py --workdir={path} --mode=evaluate"
-                )
+                rows += found[path]
         if chosen.average_seeds:
             rows = comparison.average_seeds(rows)
         measures = [name for name in chosen.measures.split(",") if name]

@@ -64,7 +64,7 @@ class Standard(NamedTuple):
 
         Args:
           images: `[N, H, W, C]`, N >= 10.
-          real: "real_" for images that are no samples.
+          real: "real_" for real images, "" for samples.
         """
         what = f"judging {'real images' if real else 'samples'}"
         found, logits = features.extract(self.chosen, images, self.config.data.value_range, what)

@@ -292,9 +292,9 @@ SECTIONS = {
         "num_samples": _integer(10, "Number of samples. Published FIDs are of 50,000.", 10**7),
         "every": _integer(0, "Training evaluates the first 1,000 samples, or num_samples if fewer, every so "
                           "many steps: by the classifier, or else in pixels. 0 turns this off."),
-        "features": _choice(("inception", "classifier", "pixels"), "What is compared: features of FID's "
-                            "network, whose weights are downloaded at first use; of a small classifier that "
-                            "is trained on the labelled data; or the pixels."),
+        "features": _choice(("inception", "classifier", "pixels"), "Features to compare: those of FID's "
+                            "network, whose weights are downloaded at first use; those of a small "
+                            "classifier, which is trained on the labelled data; or the pixels."),
         "weights": _text("File of the weights of FID's network, .pth or .npz; '': the published ones."),
         "reference": _text("File of statistics to compare with, .npz with 'mu' and 'sigma'; '': the training "
                            "split."),
