@@ -3,7 +3,8 @@
     python main.py --config=configs/digits_subvp.py --workdir=runs/digits_subvp
 
 Hardware: one CPU core; 748,737 parameters.
-Expected time and result: 2,000 steps in 7 to 14 minutes on a busy machine; docs/results.md says how good the samples are.
+Expected time and result: 2,000 steps in 7 to 14 minutes on a busy machine; docs/results.md says
+how good the samples are.
 """
 
 from configs import digits_vp

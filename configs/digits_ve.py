@@ -5,7 +5,8 @@
 It has the continuous objective of the published NCSN++ runs, DDPM++'s parts, 32 features and two levels.
 
 Hardware: one CPU core; 752,865 parameters.
-Expected time and result: 2,000 steps in 7 to 14 minutes on a busy machine; docs/results.md says how good the samples are.
+Expected time and result: 2,000 steps in 7 to 14 minutes on a busy machine; docs/results.md says
+how good the samples are.
 """
 
 from configs import digits
