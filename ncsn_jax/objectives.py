@@ -50,8 +50,8 @@ class Objective(NamedTuple):
       sigmas: decreasing numpy array, one sigma for each bin of the reported losses.
       draw: `draw(keys) -> noise`, the sigma or time of each example, `[B]`.
       bin: `bin(noise) -> int[B]`, the bin of each example.
-      score_fn: `score_fn(params, keys) -> score function`. The network's own draws, such as dropout, use
-        `keys` `[B]`.
+      score_fn: `score_fn(params, keys, **given) -> score function`. The network's own draws, such as dropout,
+        use `keys` `[B]`; `given` is what else it is given of each example, `[B, ...]` each.
       loss: `loss(keys, score_fn, x, noise) -> [B]`. A score of zero gives D / 2 at any noise.
       weight: `weight(noise) -> [B]`, each example's weight in the mean, or None for 1.
     """
@@ -59,7 +59,7 @@ class Objective(NamedTuple):
     sigmas: np.ndarray
     draw: Callable[[jax.Array], jax.Array]
     bin: Callable[[jax.Array], jax.Array]
-    score_fn: Callable[[Any, jax.Array], Callable]
+    score_fn: Callable[..., Callable]
     loss: LossFn
     weight: Callable[[jax.Array], jax.Array] | None
 
@@ -84,7 +84,7 @@ def ladder(
         np.asarray(sigmas),
         lambda keys: losses.sample_levels(keys, sigmas, keys.shape[0]),
         lambda sigma: models.levels_of(sigma, sigmas),
-        lambda params, keys: models.score_fn(model, params, sigmas),
+        lambda params, keys, **given: models.score_fn(model, params, sigmas, **given),
         loss,
         None if anneal_power == 2 else lambda sigma: sigma ** (anneal_power - 2),
     )
@@ -112,8 +112,13 @@ def diffusion(
         np.asarray(sde.sigma(jnp.asarray(edges, jnp.float32))),
         lambda keys: losses.sample_times(keys, keys.shape[0], num_levels=num_levels),
         lambda t: jnp.clip(jnp.floor((1.0 - t) * _BINS).astype(jnp.int32), 0, _BINS - 1),
-        lambda params, keys: models.time_score_fn(
-            model, params, sde, num_levels=num_levels, dropout_keys=keys if dropout else None
+        lambda params, keys, **given: models.time_score_fn(
+            model,
+            params,
+            sde,
+            num_levels=num_levels,
+            dropout_keys=keys if dropout else None,
+            **given,
         ),
         lambda key, score_fn, x, t: losses.denoising_diffusion(
             key, sde, score_fn, x, t, num_levels=num_levels

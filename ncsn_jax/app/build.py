@@ -75,15 +75,25 @@ def num_levels(config: ConfigDict) -> int | None:
     return None if config.training.continuous else config.model.num_levels
 
 
-def make_score_fn(config: ConfigDict, params) -> tuple[ScoreFn, sde.TimeScoreFn]:
-    """Returns a run's score for samplers: as a function of sigma, and of the SDE's time."""
+def make_score_fn(
+    config: ConfigDict, params, **given: jax.Array
+) -> tuple[ScoreFn, sde.TimeScoreFn]:
+    """Returns a run's score for samplers: as a function of sigma, and of the SDE's time.
+
+    Args:
+      config: the run's configuration.
+      params: its parameters.
+      **given: what else the network is given of each example, `[B, ...]` each.
+    """
     model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
     precision = config.sampling.precision
     if config.training.sde == "none":
-        sigma_score_fn = models.score_fn(model, params, make_sigmas(config))
+        sigma_score_fn = models.score_fn(model, params, make_sigmas(config), **given)
         sigma_score_fn = at_precision(sigma_score_fn, precision)
         return sigma_score_fn, sde.from_sigma_score(process, sigma_score_fn)
-    time_score_fn = models.time_score_fn(model, params, process, num_levels=num_levels(config))
+    time_score_fn = models.time_score_fn(
+        model, params, process, num_levels=num_levels(config), **given
+    )
     time_score_fn = at_precision(time_score_fn, precision)
     return sde.to_sigma_score(process, time_score_fn), time_score_fn
 
@@ -149,8 +159,8 @@ def make_train_steps(config: ConfigDict) -> Callable:
     options = config.training
     objective = make_objective(config, dtype=options.dtype, remat=options.remat)
 
-    def score_fn(params, keys):
-        return at_precision(objective.score_fn(params, keys), options.precision)
+    def score_fn(params, keys, **given):
+        return at_precision(objective.score_fn(params, keys, **given), options.precision)
 
     return functools.partial(
         training.train_steps,

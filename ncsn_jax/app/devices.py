@@ -207,8 +207,8 @@ def _map_train_steps(
     objective = train_steps.keywords["objective"]
 
     def run(state, images, seed, first, stop_signal, offsets):
-        def score_fn(params, keys):
-            return objective.score_fn(packing.view(params, offsets), keys)
+        def score_fn(params, keys, **given):
+            return objective.score_fn(packing.view(params, offsets), keys, **given)
 
         options = {"objective": objective._replace(score_fn=score_fn)} if packing else {}
         state, metrics = train_steps(state, images, seed, first, axis_name=axis_name, **options)

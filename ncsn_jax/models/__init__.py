@@ -56,20 +56,21 @@ def levels_of(sigma: jax.Array, sigmas: jax.Array) -> jax.Array:
     return jnp.argmin(distance, axis=1)
 
 
-def score_fn(model: nn.Module, params, sigmas: jax.Array) -> ScoreFn:
+def score_fn(model: nn.Module, params, sigmas: jax.Array, **given: jax.Array) -> ScoreFn:
     """Returns `score_fn(x, sigma)` for a network conditioned on the level's index.
 
     Args:
       model: a network of this package, or any module with `apply(params, x, level)`.
       params: its parameters.
       sigmas: `[L]`, the ladder that it was trained on.
+      **given: what else the network is given of each example, `[B, ...]` each.
 
     Returns:
       A score function, which uses the level nearest to sigma.
     """
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return model.apply(params, x, levels_of(check.sigma(x, sigma), sigmas))
+        return model.apply(params, x, levels_of(check.sigma(x, sigma), sigmas), **given)
 
     return score
 
@@ -81,6 +82,7 @@ def time_score_fn(
     *,
     num_levels: int | None = None,
     dropout_keys: jax.Array | None = None,
+    **given: jax.Array,
 ) -> TimeScoreFn:
     """Returns `score_fn(x, t)` for a network with the labels of Song et al. (2021), such as `NCSNpp`.
 
@@ -98,6 +100,7 @@ def time_score_fn(
       num_levels: N, if it was trained on the chain's levels only.
       dropout_keys: one key per example `[B]`, so that example i does not depend on its batch; without them
         dropout is off.
+      **given: what else the network is given of each example, `[B, ...]` each.
 
     Raises:
       ValueError: if `num_levels` is given and the SDE has no discrete chain.
@@ -106,13 +109,14 @@ def time_score_fn(
 
     def output(x, label):
         if dropout_keys is None:
-            return model.apply(params, x, label)
+            return model.apply(params, x, label, **given)
 
-        def one(x, label, key):
+        def one(key, *example):
+            x, label, given = jax.tree.map(lambda a: a[None], example)
             rngs = {"dropout": key}
-            return model.apply(params, x[None], label[None], deterministic=False, rngs=rngs)[0]
+            return model.apply(params, x, label, deterministic=False, rngs=rngs, **given)[0]
 
-        return jax.vmap(one)(x, label, dropout_keys)
+        return jax.vmap(one)(dropout_keys, x, label, given)
 
     def score(x: jax.Array, t: jax.Array) -> jax.Array:
         if isinstance(sde, VE):
