@@ -95,8 +95,11 @@ def get_config() -> ConfigDict:
     sampling.snr = 0.0
     sampling.corrector_steps = 1
     sampling.num_steps = 1000
+    sampling.schedule = "karras"
     sampling.rho = 7.0
     sampling.churn = 0.0
+    sampling.order = 2
+    sampling.stochastic = False
     sampling.end = 1e-5
     sampling.rtol = 1e-5
     sampling.atol = 1e-5

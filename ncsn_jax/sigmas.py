@@ -14,9 +14,13 @@ import numpy as np
 
 from ncsn_jax import _checks as check
 from ncsn_jax.errors import show
+from ncsn_jax.sde import SDE
 
 __all__ = [
     "Suggestion",
+    "cosine",
+    "exponential",
+    "from_sde",
     "geometric",
     "karras",
     "largest_distance",
@@ -57,7 +61,7 @@ def geometric(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Arra
 
 
 def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7.0) -> jax.Array:
-    """Returns the ladder of Karras et al. (2022), equation 5, for `ncsn_jax.sampling.heun`.
+    """Returns the ladder of Karras et al. (2022), equation 5, for `heun` and `dpm_solver`.
 
         sigma_i = (sigma_begin^(1/rho) + i / (L - 1) (sigma_end^(1/rho) - sigma_begin^(1/rho)))^rho
 
@@ -86,6 +90,62 @@ def karras(sigma_begin: float, sigma_end: float, num_levels: int, rho: float = 7
     ladder = np.linspace(begin ** (1 / rho), end ** (1 / rho), num_levels) ** rho
     ladder[[0, -1]] = begin, end
     return _ladder(ladder)
+
+
+def exponential(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Array:
+    """Returns a ladder of equal steps in ln sigma: `geometric`, under the name that solvers give it."""
+    return geometric(sigma_begin, sigma_end, num_levels)
+
+
+def cosine(sigma_begin: float, sigma_end: float, num_levels: int) -> jax.Array:
+    """Returns the ladder of the cosine schedule (Nichol & Dhariwal, 2021, without its offset).
+
+        alpha_t = cos(pi t / 2),    std_t = sin(pi t / 2),    sigma = std_t / alpha_t = tan(pi t / 2),
+
+    at equal steps of t: its log SNR is -2 ln tan(pi t / 2). Most levels are near sigma = 1, so it suits data
+    of variance about 1.
+
+    Args:
+      sigma_begin, sigma_end, num_levels: as for `geometric`.
+
+    Returns:
+      float32 `[L]`, strictly decreasing. Raises as `geometric` does.
+
+    Example:
+      >>> from ncsn_jax import sigmas
+      >>> sigmas.cosine(2.0, 0.5, 3).tolist()
+      [2.0, 1.0, 0.5]
+    """
+    num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    begin, end = check.ends(sigma_begin=sigma_begin, sigma_end=sigma_end, traced=False).values()
+    ladder = np.tan(np.linspace(math.atan(begin), math.atan(end), num_levels))
+    ladder[[0, -1]] = begin, end
+    return _ladder(ladder)
+
+
+def from_sde(sde: SDE, num_levels: int, *, end: float = 1e-3) -> jax.Array:
+    """Returns the sigmas of an SDE, std_t / alpha_t, at equal steps of t from 1 to `end`.
+
+    Args:
+      sde: the SDE; that of `VE` is geometric.
+      num_levels: the number of levels L, an integer >= 2.
+      end: the last time, in (0, 1).
+
+    Returns:
+      float32 `[L]`, strictly decreasing.
+
+    Raises:
+      ValueError: if an argument is out of range, or neighbouring levels round to the same float32.
+
+    Example:
+      >>> from ncsn_jax import sde, sigmas
+      >>> [round(sigma, 3) for sigma in sigmas.from_sde(sde.VE(0.01, 100.0), 3, end=0.5).tolist()]
+      [100.0, 10.0, 1.0]
+    """
+    check.sde(sde)
+    num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
+    end = check.fraction("end", end)
+    return _ladder(np.asarray(sde.sigma(jnp.linspace(1.0, end, num_levels))))
 
 
 def _ladder(values: np.ndarray) -> jax.Array:

@@ -45,6 +45,10 @@ def _spent(x, **_):
     )
 
 
+def _solved(x, denoised, **_):
+    return x, sampling.DPMSolverInfo(jnp.zeros(len(x), jnp.int32), denoised)
+
+
 def record_library(patch) -> Recorder:
     """Records the application's calls to the library; samplers and solvers do nothing."""
     recorder = Recorder(patch)
@@ -65,6 +69,8 @@ def record_library(patch) -> Recorder:
     recorder.watch(sampling, "inpaint", lambda x, **_: x)
     recorder.watch(sampling, "predictor_corrector", _spent)
     recorder.watch(sampling, "heun", _spent)
+    recorder.watch(sampling, "euler", _spent)
+    recorder.watch(sampling, "dpm_solver", _solved)
     recorder.watch(sampling, "probability_flow", _spent)
     flat = lambda x, **_: (jnp.zeros(len(x)), _spent(x)[1])
     recorder.watch(likelihood, "log_prob", flat)

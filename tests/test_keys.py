@@ -37,6 +37,8 @@ TAKE_KEYS = {
     ),
     "predictor_corrector": corrected,
     "heun": lambda key: sampling.heun(key, score, X, LADDER, churn=1.0)[0],
+    "euler": lambda key: sampling.euler(key, score, X, LADDER, churn=1.0)[0],
+    "dpm_solver": lambda key: sampling.dpm_solver(key, score, X, LADDER, stochastic=True)[0],
     "known_pixels": lambda key: sampling.known_pixels(VE, X, jnp.ones((1, 2)))(key, X, X, SIGMA)[0],
     "initial_samples": lambda key: sampling.initial_samples(key, (4, 2)),
     "denoising_score_matching": lambda key: losses.denoising_score_matching(key, score, X, SIGMA),

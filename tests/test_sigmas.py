@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from ncsn_jax import sigmas
+from ncsn_jax import sde, sigmas
 
 
 def test_geometric_ladder_has_a_constant_ratio_and_exact_ends():
@@ -62,6 +62,36 @@ def test_karras_ladder_is_uniform_in_the_root_and_has_exact_ends():
 def test_karras_rejects_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas.karras(*arguments)
+
+
+def test_schedules_are_uniform_in_their_variables_and_have_exact_ends():
+    """ln sigma; t of sigma = tan(pi t / 2), whose log SNR is -2 ln tan(pi t / 2); the SDE's time."""
+    np.testing.assert_array_equal(
+        sigmas.exponential(80.0, 0.002, 9), sigmas.geometric(80, 0.002, 9)
+    )
+    cosine = np.asarray(sigmas.cosine(80.0, 0.002, 9))
+    assert cosine.dtype == np.float32
+    np.testing.assert_array_equal(cosine[[0, -1]], np.float32([80.0, 0.002]))
+    np.testing.assert_allclose(np.diff(np.arctan(cosine.astype(np.float64)), 2), 0, atol=2e-7)
+    vp = sde.VP(0.1, 20.0)
+    times = vp.time(sigmas.from_sde(vp, 9, end=0.2))
+    np.testing.assert_allclose(times, np.linspace(1, 0.2, 9), atol=1e-6)
+    ve = sigmas.from_sde(sde.VE(0.01, 50.0), 9, end=1e-9)
+    np.testing.assert_allclose(ve, sigmas.geometric(50.0, 0.01, 9), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sigmas.cosine(0.1, 1.0, 5), "sigma_begin=0.1 and sigma_end=1.0"),
+        (lambda: sigmas.cosine(1.0, 0.1, 1), "num_levels must be an integer from 2 to .* got 1"),
+        (lambda: sigmas.from_sde(sde.VP(), 5, end=1.0), "end must be .* got 1.0"),
+        (lambda: sigmas.from_sde(None, 5), "sde must be .* got None"),
+    ],
+)
+def test_schedules_reject_invalid_arguments(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 @pytest.mark.parametrize("count", [2, 100, 2500])

@@ -39,6 +39,28 @@ def make_sigmas(config: ConfigDict) -> jax.Array:
         raise UserError(f"config.model: {error}") from None
 
 
+SCHEDULES = ("karras", "exponential", "cosine", "sde")
+# The sampling methods that take their sigmas from a schedule.
+SCHEDULED = ("heun", "euler", "dpm_solver")
+
+
+def make_sampling_sigmas(config: ConfigDict) -> jax.Array:
+    """Returns the sigmas `[num_steps]` of the methods in `SCHEDULED`."""
+    model, options = config.model, config.sampling
+    count, schedule = options.num_steps, options.schedule
+    try:
+        if schedule == "sde":
+            return sigmas.from_sde(make_sde(config), count, end=options.end)
+        ends = model.sigma_begin, model.sigma_end, count
+        if schedule == "karras":
+            return sigmas.karras(*ends, options.rho)
+        return {"exponential": sigmas.exponential, "cosine": sigmas.cosine}[schedule](*ends)
+    except ValueError as error:
+        raise UserError(
+            f"config.sampling.num_steps={count} for {options.method!r}: {error}"
+        ) from None
+
+
 def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
     """Returns the network, which computes in `dtype`; with `remat` it keeps few activations."""
     model, network = config.model, MODELS[config.model.name]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 
-from ncsn_jax import models, sampling, sde, sigmas
+from ncsn_jax import models, sampling, sde
 from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build
 from ncsn_jax.errors import UserError, show
@@ -177,13 +177,11 @@ def predictor_and_corrector(config) -> Found:
 def sigmas_of_sampler(config) -> Found:
     """Requires that the sampler's sigmas exist and that the SDE reaches them."""
     options, model, kind = config.sampling, config.model, config.training.sde
-    if options.method == "heun":
-        try:
-            sigmas.karras(model.sigma_begin, model.sigma_end, options.num_steps, options.rho)
-        except ValueError as error:
-            text = f"config.sampling.num_steps={options.num_steps} for 'heun': {error}"
-            raise UserError(text) from None
-    if kind in ("vp", "subvp") and options.method in ("annealed_langevin", "heun"):
+    by_schedule = options.method in build.SCHEDULED
+    if by_schedule:
+        build.make_sampling_sigmas(config)
+    from_model = by_schedule and options.schedule != "sde"
+    if kind in ("vp", "subvp") and (from_model or options.method == "annealed_langevin"):
         largest = float(build.make_sde(config).sigma(jnp.ones(1))[0])
         yield (
             "model.sigma_begin",

@@ -42,7 +42,7 @@ class Samples(NamedTuple):
 
 
 def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, Callable]:
-    """Returns `start(key_data, indices) -> x` and `advance` for `devices.map_chains`, for `[B]` examples."""
+    """Returns `start(key_data, indices) -> state` and `advance` for `devices.map_chains`."""
 
     def keys(key_data, indices):
         """Returns every sample's key for its start and its key for its steps, `[B]` each."""
@@ -52,12 +52,17 @@ def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, 
     def start(key_data, indices):
         return sampler.start(keys(key_data, indices)[0])
 
-    def advance(params, key_data, indices, x, start, stop, *known):
+    def advance(params, key_data, indices, state, start, stop, *known):
         key, steps = keys(key_data, indices)[1], (start, stop)
-        x, evaluations = sampler.advance(key, params, x, steps, *known)
-        return x, jnp.isfinite(x).all(), evaluations
+        state, evaluations = sampler.advance(key, params, state, steps, *known)
+        return state, jnp.isfinite(_x(state)).all(), evaluations
 
     return start, advance
+
+
+def _x(state: jax.Array | tuple) -> jax.Array:
+    """Returns x of a sampler's state."""
+    return state[0] if isinstance(state, tuple) else state
 
 
 class Chains:
@@ -113,15 +118,16 @@ class Chains:
         known = tuple(shard(array, size) for array in known)
         key = jax.random.key(self._config.seed) if key is None else key
         key_data = np.asarray(jax.random.key_data(key))
-        x, frames, at = self._start(key_data, places), [], 0
+        state, frames, at = self._start(key_data, places), [], 0
         parts, shown = (
             set(frame_stops(self.num_steps, min(many, self.num_steps)).tolist())
             for many in (_PARTS, num_frames)
         )
         for stop in sorted(parts | shown):
-            x, finite, evaluations = self._advance(
-                params, key_data, places, x, np.int32(at), np.int32(stop), *known
+            state, finite, evaluations = self._advance(
+                params, key_data, places, state, np.int32(at), np.int32(stop), *known
             )
+            x = _x(state)
             # A sampler of one step does all its work in one part.
             with distributed.limit("to sample", factor=_PARTS if self.num_steps == 1 else 1):
                 all_finite = np.all(finite)

@@ -1,8 +1,8 @@
 """Makes the sampler that a configuration describes, for every kind of run and conditioning.
 
-A `Sampler` is a chain of steps that can run in parts. Annealed Langevin dynamics and Heun's method take a
-score of sigma, the others a score of an SDE's time. A run's network may give either, and its SDE may work on
-images in [-1, 1]; this module converts. `Stream` names what samples are made for.
+A `Sampler` is a chain of steps that can run in parts. Annealed Langevin dynamics, Heun's method and
+DPM-Solver++ take a score of sigma, the others a score of an SDE's time. A run's network may give either, and
+its SDE may work on images in [-1, 1]; this module converts. `Stream` names what samples are made for.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ncsn_jax import classifier, sampling, sigmas
+from ncsn_jax import classifier, sampling
 from ncsn_jax import sde as sdes
 from ncsn_jax._random import Stream
 from ncsn_jax.app import build, schema
@@ -42,7 +42,9 @@ _FIELDS = {
     "annealed_langevin": "epsilon steps_per_level denoise clip init",
     "predictor_corrector": "predictor corrector snr corrector_steps num_steps end denoise",
     "probability_flow": "rtol atol end temperature",
-    "heun": "num_steps rho churn",
+    "heun": "num_steps schedule rho end churn",
+    "euler": "num_steps schedule rho end churn",
+    "dpm_solver": "num_steps schedule rho end order stochastic",
 }
 _OF_START = ("init", "temperature")
 
@@ -53,8 +55,8 @@ class Sampler(NamedTuple):
     Attributes:
       num_steps: the number of steps.
       evaluations: a sample's network evaluations (NFE), or None if only sampling tells.
-      start: `start(keys [B]) -> x`, in the space of the SDE.
-      advance: `advance(keys [B], params, x, (start, stop), *known) -> (x, evaluations int32 [B])`,
+      start: `start(keys [B]) -> state`: x, in the space of the SDE, or a tuple that begins with it.
+      advance: `advance(keys [B], params, state, (start, stop), *known) -> (state, evaluations int32 [B])`,
         runs a part of the steps. `known` is `[B, ...]` each: observed images and masks, grey images, or
         classes; images are in [0, 1].
       cause: the most likely cause of samples that are not finite.
@@ -90,7 +92,8 @@ def settings(config: ConfigDict) -> dict:
     method = config.sampling.method
     fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype", "precision")]
     # Without an SDE, the run fixes the ladder. With one, training may not use it, but these samplers do.
-    if config.training.sde != "none" and method in ("annealed_langevin", "heun"):
+    by_sigma = method in ("annealed_langevin", *build.SCHEDULED)
+    if config.training.sde != "none" and by_sigma:
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
     return {f: flat[f] for f in fields} | {"seed": config.seed}
 
@@ -219,20 +222,50 @@ def _probability_flow(config, score_fns: Callable, task: Stream) -> Sampler:
     return Sampler(1, None, start, advance, cause)
 
 
+def _noise(config, keys: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Draws from the SDE's prior, once per key, and scales it to sigma."""
+    return sigma / build.make_sde(config).prior_std() * _prior(config, keys)
+
+
 def _heun(config, score_fns: Callable, task: Stream) -> Sampler:
     options, last = config.sampling, config.sampling.num_steps
-    ladder = sigmas.karras(config.model.sigma_begin, config.model.sigma_end, last, options.rho)
-
-    def start(keys):
-        return ladder[0] / build.make_sde(config).prior_std() * _prior(config, keys)
+    ladder, is_heun = build.make_sampling_sigmas(config), options.method == "heun"
+    sample = sampling.heun if is_heun else sampling.euler
 
     def advance(keys, params, x, steps, *known):
         sigma_score_fn, _ = score_fns(params, known)
-        x, _ = sampling.heun(keys, sigma_score_fn, x, ladder, churn=options.churn, steps=steps)
+        x, _ = sample(keys, sigma_score_fn, x, ladder, churn=options.churn, steps=steps)
         return x, _no_count(x)
 
+    start = functools.partial(_noise, config, sigma=ladder[0])
     cause = f"config.sampling.num_steps={last} is too few"
-    return Sampler(last, 2 * last - 1, start, advance, cause)
+    return Sampler(last, 2 * last - 1 if is_heun else last, start, advance, cause)
+
+
+def _dpm_solver(config, score_fns: Callable, task: Stream) -> Sampler:
+    options, last = config.sampling, config.sampling.num_steps
+    ladder = build.make_sampling_sigmas(config)
+
+    def start(keys):
+        x = _noise(config, keys, ladder[0])
+        return x, jnp.zeros((options.order - 1, *x.shape))
+
+    def advance(keys, params, state, steps, *known):
+        sigma_score_fn, _ = score_fns(params, known)
+        x, info = sampling.dpm_solver(
+            keys,
+            sigma_score_fn,
+            state[0],
+            ladder,
+            order=options.order,
+            stochastic=options.stochastic,
+            steps=steps,
+            denoised=state[1],
+        )
+        return (x, info.denoised), _no_count(x)
+
+    cause = f"config.sampling.num_steps={last} is too few"
+    return Sampler(last, last, start, advance, cause)
 
 
 _MAKERS = {
@@ -240,4 +273,6 @@ _MAKERS = {
     "predictor_corrector": _predictor_corrector,
     "probability_flow": _probability_flow,
     "heun": _heun,
+    "euler": _heun,
+    "dpm_solver": _dpm_solver,
 }

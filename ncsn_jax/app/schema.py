@@ -18,7 +18,12 @@ from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build, rules
 from ncsn_jax.errors import UserError, show
 
-METHODS = ("annealed_langevin", "predictor_corrector", "probability_flow", "heun")
+METHODS = (
+    "annealed_langevin",
+    "predictor_corrector",
+    "probability_flow",
+    *build.SCHEDULED,
+)
 
 # The largest integer (steps are counted in int32), the smallest float32 above 0, and the largest below 1.
 MAX_INTEGER, _SMALLEST, _BELOW_ONE = 2**31 - 1, 1.2e-38, 1 - 2**-24
@@ -246,12 +251,18 @@ SECTIONS = {
                              "'subvp'."),
         "snr": _number(_NOT_NEGATIVE, "The corrector's signal-to-noise ratio; 0 without a corrector."),
         "corrector_steps": _integer(1, "Corrector steps at each time."),
-        "num_steps": _integer(1, "Steps of 'predictor_corrector'; levels of 'heun'.", rules.MAX_CHAIN),
-        "rho": _number(_between(1, 100, "from 1 to 100"), "For 'heun': rho of Karras et al. (2022), whose "
-                       "sigmas run from sigma_begin to sigma_end."),
-        "churn": _number(_between(0, 1000, "from 0 to 1000"), "For 'heun': S_churn; 0 adds no noise."),
-        "end": _number(_END, "For 'predictor_corrector' and 'probability_flow': last time, at which x_t is "
-                       "taken as the image."),
+        "num_steps": _integer(1, "Steps of 'predictor_corrector', 'heun', 'euler' and 'dpm_solver'.",
+                              rules.MAX_CHAIN),
+        "schedule": _choice(build.SCHEDULES, "For 'heun', 'euler' and 'dpm_solver': the sigmas from "
+                            "sigma_begin to sigma_end; with 'sde', those of the SDE's times from 1 to end."),
+        "rho": _number(_between(1, 100, "from 1 to 100"), "Of schedule 'karras' (Karras et al., 2022): 1 is "
+                       "uniform, large numbers are almost exponential."),
+        "churn": _number(_between(0, 1000, "from 0 to 1000"), "For 'heun' and 'euler': S_churn; 0 adds no "
+                         "noise."),
+        "order": _integer(1, "Order of 'dpm_solver'.", 3),
+        "stochastic": _switch("For 'dpm_solver': solve the reverse SDE, which adds noise, not the flow."),
+        "end": _number(_END, "Last time of 'predictor_corrector' and 'probability_flow', at which x_t is the "
+                       "image, and of schedule 'sde'."),
         "rtol": _number(_TOLERANCE, "For 'probability_flow': relative tolerance of the solver."),
         "atol": _number(_TOLERANCE, "For 'probability_flow': absolute tolerance of the solver."),
         "temperature": _number(_POSITIVE, "For 'probability_flow': factor that scales the latents."),

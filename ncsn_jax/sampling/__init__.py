@@ -4,7 +4,8 @@
 """
 
 from ncsn_jax.sampling._controllable import guided, known_grey, known_pixels
-from ncsn_jax.sampling._heun import heun
+from ncsn_jax.sampling._dpm_solver import DPMSolverInfo, dpm_solver
+from ncsn_jax.sampling._heun import euler, heun
 from ncsn_jax.sampling._inpainting import inpaint
 from ncsn_jax.sampling._langevin import (
     LangevinInfo,
@@ -26,11 +27,14 @@ from ncsn_jax.sampling._probability_flow import probability_flow
 __all__ = [
     "CORRECTORS",
     "PREDICTORS",
+    "DPMSolverInfo",
     "LangevinInfo",
     "SamplerInfo",
     "annealed_langevin",
     "annealed_steps",
     "check_choice",
+    "dpm_solver",
+    "euler",
     "guided",
     "heun",
     "initial_samples",

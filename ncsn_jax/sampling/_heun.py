@@ -122,6 +122,19 @@ def heun(
     return x.astype(dtype), SamplerInfo(jnp.full(batch, stop - start, jnp.int32))
 
 
+def euler(
+    key: jax.Array,
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    sigmas: ArrayLike,
+    *,
+    churn: ArrayLike = 0.0,
+    steps: tuple[int, int] | None = None,
+) -> tuple[jax.Array, SamplerInfo]:
+    """Samples by Euler's method along a ladder: `heun` without its second evaluation, with L evaluations."""
+    return heun(key, score_fn, x, sigmas, churn=churn, second_order=False, steps=steps)
+
+
 def _evaluations(sigmas, churn, churn_range, churn_noise) -> _Evaluation:
     """Returns the table of evaluations, two per step."""
     levels = sigmas.shape[0]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import digits_vp
+from ncsn_jax import sde, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import samplers, schema
+from ncsn_jax.app import build, samplers, schema
 from tests.recording import draw
 from tests.running import load_config, load_diffusion_config
 
@@ -27,6 +28,8 @@ def test_a_method_runs_only_its_sampler(method, record):
         ("predictor_corrector", {"corrector": "langevin", "corrector_steps": 2}, 5 * 3),
         ("predictor_corrector", {"corrector": "langevin", "predictor": "none"}, 5),
         ("heun", {}, 9),  # the last step is of first order
+        ("euler", {}, 5),
+        ("dpm_solver", {"order": 3}, 5),
         ("probability_flow", {}, None),
     ],
 )
@@ -60,7 +63,11 @@ SETTINGS = {
         ),
     ),
     "probability_flow": ("rtol", "atol", "end", "temperature", "dtype", "precision"),
-    "heun": ("num_steps", "rho", "churn", "dtype", "precision"),
+    "heun": ("num_steps", "schedule", "rho", "end", "churn", "dtype", "precision"),
+    "euler": ("num_steps", "schedule", "rho", "end", "churn", "dtype", "precision"),
+    "dpm_solver": (
+        *("num_steps", "schedule", "rho", "end", "order", "stochastic", "dtype", "precision"),
+    ),
 }
 
 
@@ -73,7 +80,8 @@ def test_settings_hold_everything_that_determines_the_samples(method):
     assert samplers.settings(config) == {field: flat[field] for field in fields}
     config = load_diffusion_config(**{"sampling.method": method})
     along_sigmas = {"model.sigma_begin", "model.sigma_end", "model.num_levels"}
-    more = along_sigmas if method in ("annealed_langevin", "heun") else set()
+    by_time = ("predictor_corrector", "probability_flow")
+    more = set() if method in by_time else along_sigmas
     assert samplers.settings(config).keys() == set(fields) | more
 
 
@@ -89,6 +97,7 @@ KEYS = jax.random.split(jax.random.key(0), 2)
     [
         (None, "heun", 5.0),
         (digits_vp, "heun", 10.0),
+        (digits_vp, "dpm_solver", 10.0),
         (None, "predictor_corrector", 5.0),
         (digits_vp, "predictor_corrector", 1.0),
         (None, "probability_flow", 15.0),
@@ -96,12 +105,27 @@ KEYS = jax.random.split(jax.random.key(0), 2)
     ],
 )
 def test_chains_start_with_the_noise_scale_of_their_sde(module, method, std, record):
-    """sigma_begin for Heun's method, else the prior's, times temperature for the probability flow."""
+    """sigma_begin along sigmas, else the prior's, times temperature for the probability flow."""
     config = load_diffusion_config(
         module, **{"sampling.method": method, "sampling.temperature": 3.0, "sampling.num_steps": 30}
     )
     found, _ = draw(config)
+    found = found[0] if method == "dpm_solver" else found
     np.testing.assert_allclose(found, std * normal(KEYS), rtol=1e-5)
+
+
+def test_schedules_run_from_sigma_begin_or_over_the_times_of_the_sde():
+    """The sigmas of VP are those of its times; for a ladder the SDE's are geometric."""
+    of = lambda config, name: build.make_sampling_sigmas(
+        load_diffusion_config(config, **{"sampling.schedule": name, "sampling.num_steps": 5})
+    )
+    for name in ("karras", "exponential", "cosine"):
+        ladder = np.asarray(of(digits_vp, name))
+        np.testing.assert_array_equal(ladder[[0, -1]], np.float32([10.0, 0.02]))
+        np.testing.assert_array_equal(ladder, getattr(sigmas, name)(10.0, 0.02, 5))
+    vp = sde.VP()
+    times = np.linspace(1, 1e-3, 5, dtype=np.float32)
+    np.testing.assert_allclose(of(digits_vp, "sde"), vp.sigma(times), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

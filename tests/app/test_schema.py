@@ -186,7 +186,7 @@ def test_invalid_values_are_refused(changes, message):
             "sampling.num_steps=3 must be at least 21",
         ),
         ({"ncsnpp.ch_mult": ()}, "ncsnpp.ch_mult=.* must be one to twelve integers"),
-        ({"sampling.method": "euler"}, "sampling.method='euler' must be 'annealed_langevin' or"),
+        ({"sampling.method": "plms"}, "sampling.method='plms' must be 'annealed_langevin' or"),
         ({"sampling.end": 0.0}, "sampling.end=0.0 must be from 1e-7"),
     ],
 )
