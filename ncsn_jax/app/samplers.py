@@ -42,10 +42,12 @@ _FIELDS = {
     "annealed_langevin": "epsilon steps_per_level denoise clip init",
     "predictor_corrector": "predictor corrector snr corrector_steps num_steps end denoise",
     "probability_flow": "rtol atol end temperature",
-    "heun": "num_steps schedule rho end churn",
-    "euler": "num_steps schedule rho end churn",
-    "dpm_solver": "num_steps schedule rho end order stochastic",
+    "heun": "num_steps schedule churn",
+    "euler": "num_steps schedule churn",
+    "dpm_solver": "num_steps schedule order stochastic",
 }
+# The further fields of a schedule.
+_OF_SCHEDULE = {"karras": ("rho",), "sde": ("end",)}
 _OF_START = ("init", "temperature")
 
 
@@ -90,7 +92,10 @@ def settings(config: ConfigDict) -> dict:
     """Returns the fields that determine a checkpoint's samples, with their values."""
     flat = schema.flatten(config)
     method = config.sampling.method
-    fields = [f"sampling.{f}" for f in ("method", *_FIELDS[method].split(), "dtype", "precision")]
+    names = [*_FIELDS[method].split(), "dtype", "precision"]
+    if method in build.SCHEDULED:
+        names += _OF_SCHEDULE.get(config.sampling.schedule, ())
+    fields = [f"sampling.{name}" for name in ("method", *names)]
     # Without an SDE, the run fixes the ladder. With one, training may not use it, but these samplers do.
     by_sigma = method in ("annealed_langevin", *build.SCHEDULED)
     if config.training.sde != "none" and by_sigma:

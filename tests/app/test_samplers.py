@@ -63,11 +63,9 @@ SETTINGS = {
         ),
     ),
     "probability_flow": ("rtol", "atol", "end", "temperature", "dtype", "precision"),
-    "heun": ("num_steps", "schedule", "rho", "end", "churn", "dtype", "precision"),
-    "euler": ("num_steps", "schedule", "rho", "end", "churn", "dtype", "precision"),
-    "dpm_solver": (
-        *("num_steps", "schedule", "rho", "end", "order", "stochastic", "dtype", "precision"),
-    ),
+    "heun": ("num_steps", "schedule", "rho", "churn", "dtype", "precision"),
+    "euler": ("num_steps", "schedule", "rho", "churn", "dtype", "precision"),
+    "dpm_solver": (*("num_steps", "schedule", "rho", "order", "stochastic", "dtype", "precision"),),
 }
 
 
@@ -83,6 +81,16 @@ def test_settings_hold_everything_that_determines_the_samples(method):
     by_time = ("predictor_corrector", "probability_flow")
     more = set() if method in by_time else along_sigmas
     assert samplers.settings(config).keys() == set(fields) | more
+
+
+@pytest.mark.parametrize(
+    ("schedule", "fields"),
+    [("karras", {"rho"}), ("exponential", set()), ("cosine", set()), ("sde", {"end"})],
+)
+def test_settings_hold_the_fields_of_the_schedule_only(schedule, fields):
+    config = load_config(**{"sampling.method": "dpm_solver", "sampling.schedule": schedule})
+    found = {name.removeprefix("sampling.") for name in samplers.settings(config)}
+    assert found & {"rho", "end"} == fields
 
 
 def normal(keys, shape=(8, 8, 1)):

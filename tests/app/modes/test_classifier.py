@@ -210,6 +210,7 @@ def test_samples_get_their_classes_and_settings_are_kept_separate(
     assert runs.settings(directory) == {
         "sampling.method": "heun",
         "sampling.num_steps": 5,
+        "sampling.schedule": "karras",
         "sampling.rho": 7.0,
         "sampling.churn": 0.0,
         "sampling.dtype": "float32",
@@ -225,6 +226,7 @@ def test_samples_get_their_classes_and_settings_are_kept_separate(
     }
     others = {
         "sampling.num_steps": 6,
+        "sampling.schedule": "cosine",
         "sampling.rho": 6.0,
         "sampling.churn": 1.0,
         "sampling.dtype": "bfloat16",

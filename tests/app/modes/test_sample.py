@@ -21,6 +21,12 @@ INDICES = range(5)
 # Every value differs from the defaults of the library and the application.
 METHODS = {
     "heun": {"sampling.num_steps": 5, "sampling.rho": 5.0, "sampling.churn": 2.0},
+    "dpm_solver": {
+        "sampling.num_steps": 5,
+        "sampling.schedule": "cosine",
+        "sampling.order": 3,
+        "sampling.stochastic": True,
+    },
     "predictor_corrector": {
         "sampling.predictor": "euler_maruyama",
         "sampling.corrector": "langevin",
@@ -52,6 +58,11 @@ def by_library(config, workdir):
         ladder = sigmas.karras(model.sigma_begin, model.sigma_end, 5, 5.0)
         x = model.sigma_begin * runs.normal(start)
         return sampling.heun(key, sigma_score_fn, x, ladder, churn=2.0)[0]
+
+    def dpm_solver():
+        ladder = sigmas.cosine(model.sigma_begin, model.sigma_end, 5)
+        x, options = model.sigma_begin * runs.normal(start), {"order": 3, "stochastic": True}
+        return sampling.dpm_solver(key, sigma_score_fn, x, ladder, **options)[0]
 
     def predictor_corrector():
         return sampling.predictor_corrector(
@@ -159,6 +170,7 @@ def test_a_missing_run_is_named(tmp_path):
 # What determines the samples of METHODS besides: fields of the method that keep their value of SMALL, and a
 # tuple as JSON has it.
 MORE = {
+    "heun": {"sampling.schedule": "karras"},
     "probability_flow": {"sampling.rtol": 1e-3, "sampling.atol": 1e-3},
     "annealed_langevin": {"sampling.clip": [0.3, 0.8]},
 }
@@ -168,6 +180,9 @@ OTHER = {
     "sampling.num_steps": 20,
     "sampling.rho": 6.0,
     "sampling.churn": 0.0,
+    "sampling.schedule": "exponential",
+    "sampling.order": 2,
+    "sampling.stochastic": False,
     "sampling.predictor": "reverse_diffusion",
     "sampling.corrector": "annealed_langevin",
     "sampling.snr": 0.2,
@@ -198,7 +213,7 @@ def test_different_sampling_settings_are_refused(method, vp_run, chains):
     expected = METHODS[method] | MORE.get(method, {})
     expected |= {"sampling.method": method, "sampling.dtype": "float32"}
     expected |= {"sampling.precision": "default"}
-    if method in ("heun", "annealed_langevin"):
+    if method in ("heun", "dpm_solver", "annealed_langevin"):
         expected |= LADDER
     others = {field: OTHER[field] for field in expected if field != "sampling.method"}
     others["sampling.method"] = "probability_flow" if method == "heun" else "heun"
