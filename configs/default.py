@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     model.beta_min = 0.1
     model.beta_max = 20.0
     model.ema_decay = 0.0
+    model.ema_halflife = 0  # images
+    model.ema_rampup = 0.0
 
     # For model.name = "ncsnpp".
     config.ncsnpp = ncsnpp = ConfigDict()
@@ -54,10 +56,19 @@ def get_config() -> ConfigDict:
     ncsnpp.progressive_input = "residual"
     ncsnpp.init_scale = 0.0
 
+    # For training.sde = "edm".
+    config.edm = edm = ConfigDict()
+    edm.preconditioning = "edm"  # or vp, ve
+    edm.noise = "edm"  # or vp, ve
+    edm.sigma_data = 0.5
+    edm.p_mean = -1.2
+    edm.p_std = 1.2
+
     config.training = training = ConfigDict()
     training.sde = "none"
     training.continuous = False
     training.likelihood_weighting = False
+    training.augment = 0.0
     training.reduce_mean = False
     training.loss = "dsm"
     training.num_projections = 1

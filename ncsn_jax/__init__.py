@@ -15,6 +15,7 @@ Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax impo
 | `convert` | converts the authors' PyTorch parameters to these networks, and back |
 | `evaluation` | measures of samples: FID, KID, inception score, precision and recall |
 | `objectives`, `training` | training objectives; the training state and step |
+| `preconditioning`, `augmentation` | EDM's denoisers, noise and loss weights; non-leaky augmentation |
 | `classifier` | classifiers of noisy images, which guide samplers |
 | `images` | converts bytes to floats, and between ranges |
 | `types`, `errors` | `ScoreFn` and `TimeScoreFn`; `UserError` |
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ncsn_jax import (
+        augmentation,
         classifier,
         convert,
         errors,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         losses,
         models,
         objectives,
+        preconditioning,
         sampling,
         scheduler,
         scores,
@@ -49,6 +52,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "__version__",
+    "augmentation",
     "classifier",
     "convert",
     "errors",
@@ -59,6 +63,7 @@ __all__ = [
     "losses",
     "models",
     "objectives",
+    "preconditioning",
     "sampling",
     "scheduler",
     "scores",

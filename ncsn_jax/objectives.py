@@ -1,4 +1,4 @@
-"""Training objectives: `ladder` for the levels of NCSN, `diffusion` for the times of an SDE.
+"""Training objectives: `ladder` for NCSN's levels, `diffusion` for an SDE's times, `edm` for denoisers.
 
 An `Objective` combines a network, a distribution of noise and a loss. The training step need not know
 whether noise is a sigma or a time, how the network's output becomes a score, or what the network draws.
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncsn_jax import losses, models
-from ncsn_jax._random import expand, normal_like
+from ncsn_jax._random import expand, normal_like, uniform_like
+from ncsn_jax.preconditioning import Noise, Preconditioning
 from ncsn_jax.sde import SDE
 from ncsn_jax.types import ScoreFn
 
@@ -22,12 +23,13 @@ __all__ = [
     "LossFn",
     "Objective",
     "diffusion",
+    "edm",
     "ladder",
 ]
 
 LossFn = Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
 
-# The loss of an SDE is reported in bins of time.
+# The loss of an SDE is reported in bins of time, that of a denoiser in bins of equally many sigmas.
 _BINS = 10
 
 
@@ -124,6 +126,47 @@ def diffusion(
             key, sde, score_fn, x, t, num_levels=num_levels
         ),
         (lambda t: (sde.diffusion(t) / sde.std(t)) ** 2) if likelihood_weighting else None,
+    )
+
+
+def edm(model: nn.Module, preconditioning: Preconditioning, noise: Noise) -> Objective:
+    """Returns EDM's objective for a denoiser D (Karras et al., 2022, equation 2 and table 1).
+
+        1/2 E lambda(sigma) || D(y + sigma z; sigma) - y ||^2,    z ~ N(0, I)
+
+    Of the whole, sigma^-2 is the weight of `losses.denoising_score_matching`, since D - y = sigma^2 s +
+    sigma z; the objective's `weight` is the rest, sigma^2 lambda(sigma).
+
+    Differs from the paper: the factor 1/2, as in the library's other losses.
+
+    Args:
+      model: `models.NCSNpp`, as for `models.preconditioned_score_fn`.
+      preconditioning: the coefficients of D, such as `preconditioning.edm(sigma_data)`.
+      noise: the distribution of sigma, and lambda, such as `preconditioning.edm_noise(sigma_data)`.
+
+    Example:
+      >>> from ncsn_jax import models, objectives, preconditioning
+      >>> model = models.NCSNpp(embedding_type="positional", scale_by_sigma=False, centered=True)
+      >>> objective = objectives.edm(model, preconditioning.edm(), preconditioning.edm_noise())
+      >>> objective.sigmas.shape
+      (10,)
+    """
+    edges = np.asarray(noise.sigma(1 - jnp.arange(1, _BINS) / _BINS))
+    dropout = getattr(model, "dropout", 0.0) > 0
+
+    def draw(keys):
+        # 23 random bits and a half: never 0 or 1, and exact in float32.
+        return noise.sigma(uniform_like(keys, jnp.zeros(keys.shape, jnp.float32)) + 2.0**-24)
+
+    return Objective(
+        np.asarray(noise.sigma(1 - (jnp.arange(_BINS) + 0.5) / _BINS)),
+        draw,
+        lambda sigma: jnp.sum(sigma[:, None] < edges, axis=1),
+        lambda params, keys, **given: models.preconditioned_score_fn(
+            model, params, preconditioning, dropout_keys=keys if dropout else None, **given
+        ),
+        losses.denoising_score_matching,
+        lambda sigma: sigma**2 * noise.weight(sigma),
     )
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ncsn_jax import augmentation
 from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.images import prepare
 from ncsn_jax.objectives import Objective
@@ -22,6 +23,7 @@ from ncsn_jax.objectives import Objective
 __all__ = [
     "Metrics",
     "TrainState",
+    "make_ema_decay",
     "make_init",
     "make_optimizer",
     "make_schedule",
@@ -31,6 +33,8 @@ __all__ = [
 
 # Folded into an example's key for the network's own draws.
 _FOR_NETWORK = 3
+# ... and for its augmentation.
+_FOR_AUGMENTATION = 4
 
 
 class TrainState(NamedTuple):
@@ -113,6 +117,29 @@ def make_optimizer(
     )
 
 
+def make_ema_decay(
+    halflife: float, batch_size: int, rampup: float = 0.0
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns the decay of the EMA as a function of the step, from a half-life in images.
+
+    Step k, from 0, has the decay 2^(-batch_size / h). h is `halflife`, or at first, with a ramp-up,
+    `rampup` times the k batch_size images seen so far, which lets the average forget its start.
+
+    Args:
+      halflife: the number of images, > 0, after which a parameter's weight in the average is halved.
+      batch_size: examples per step.
+      rampup: h as a fraction of the images seen; 0.05 in EDM; 0 is off.
+    """
+
+    def decay(step: jax.Array) -> jax.Array:
+        images = jnp.float32(halflife)
+        if rampup:
+            images = jnp.minimum(images, rampup * batch_size * step.astype(jnp.float32))
+        return jnp.exp2(-batch_size / images)
+
+    return decay
+
+
 def make_init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -152,16 +179,20 @@ def _measure(
     *,
     objective: Objective,
     reduce_mean: bool,
+    augment: float,
     **options: bool,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
     image_keys, draw_keys, noise_keys = split_each(keys, 3)
 
-    x = prepare(image_keys, images, **options)
+    x, given = prepare(image_keys, images, **options), {}
+    if augment:
+        augment_keys = fold_in(keys, _FOR_AUGMENTATION)
+        x, given["augment"] = augmentation.augment(augment_keys, x, probability=augment)
     noise = objective.draw(draw_keys)
 
     def mean_loss(params):
-        score_fn = objective.score_fn(params, fold_in(keys, _FOR_NETWORK))
+        score_fn = objective.score_fn(params, fold_in(keys, _FOR_NETWORK), **given)
         per_example = objective.loss(noise_keys, score_fn, x, noise)
         weight = objective.weight
         mean = jnp.mean(per_example if weight is None else weight(noise) * per_example)
@@ -202,10 +233,11 @@ def train_step(
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    ema_decay: float | Callable[[jax.Array], jax.Array],
     random_flip: bool,
     dequantize: bool,
     centered: bool = False,
+    augment: float = 0.0,
     reduce_mean: bool = False,
     microbatches: int = 1,
     skip_nonfinite: bool = False,
@@ -221,8 +253,11 @@ def train_step(
       first: integer scalar >= 0, the index of the shard's first example in the global batch.
       objective: the objective to minimise, with its network.
       optimizer: as made by `make_optimizer`.
-      ema_decay: in [0, 1), the weight of the old average; 0 is off.
+      ema_decay: in [0, 1), the weight of the old average; 0 is off. Or a function of the step, see
+        `make_ema_decay`.
       random_flip, dequantize, centered: see `images.prepare`.
+      augment: the probability of each transformation of `augmentation.augment`, whose label the network is
+        then given as `augment`; 0 is off.
       reduce_mean: use the mean square over an example's elements, 2 / D times half the sum of squares. The
         metrics by level keep half the sum.
       microbatches: at least 1, a divisor of B. Accumulates gradients over this many microbatches, which gives
@@ -246,6 +281,7 @@ def train_step(
         random_flip=random_flip,
         dequantize=dequantize,
         centered=centered,
+        augment=augment,
     )
     if microbatches == 1:
         measured = measure(state.params, images, keys)
@@ -260,7 +296,8 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
     next_state = TrainState(state.step + 1, params, ema_params, opt_state)
     metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
     if skip_nonfinite:

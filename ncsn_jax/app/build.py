@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ncsn_jax import models, objectives, sde, sigmas, training
+from ncsn_jax import augmentation, models, objectives, preconditioning, sde, sigmas, training
 from ncsn_jax.app import cpu, data, storage
 from ncsn_jax.app.data import arrays, transforms
 from ncsn_jax.app.data.sources import Labels
@@ -69,27 +69,53 @@ def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = Fals
         return network(model.features, model.num_levels, model.normalization, **options)
     if model.name != "ncsnpp":
         return network(model.features, make_sigmas(config), **options)
-    is_ve = config.training.sde == "ve"
-    is_fourier = is_ve and config.training.continuous
+    is_ve, embedding = config.training.sde == "ve", "positional"
+    is_ladder = is_ve and not config.training.continuous
+    if is_ve and not is_ladder:
+        embedding = "fourier"
+    elif config.training.sde == "edm" and config.ncsnpp.fir:  # NCSN++, not DDPM++
+        embedding = "fourier_linear"
     parts = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in config.ncsnpp.items()}
     return network(
         model.features,
         image_size=min(image_shape(config)[:2]),
-        embedding_type="fourier" if is_fourier else "positional",
+        embedding_type=embedding,
         scale_by_sigma=is_ve,
-        sigmas=make_sigmas(config) if is_ve and not is_fourier else None,
+        sigmas=make_sigmas(config) if is_ladder else None,
         centered=config.data.centered,
+        augment_features=augmentation.LABEL_SIZE if config.training.augment else 0,
         **parts,
         **options,
     )
 
 
 def make_sde(config: ConfigDict) -> sde.SDE:
-    """Returns the SDE; for a ladder, the variance-exploding SDE from its first to its last sigma."""
+    """Returns the SDE; for a ladder and for 'edm', the variance-exploding SDE between the run's sigmas."""
     model, kind = config.model, config.training.sde
-    if kind in ("none", "ve"):
-        return sde.VE(model.sigma_end, model.sigma_begin)
-    return SDES[kind](model.beta_min, model.beta_max)
+    if kind in ("vp", "subvp"):
+        return SDES[kind](model.beta_min, model.beta_max)
+    return sde.VE(model.sigma_end, model.sigma_begin)
+
+
+def make_preconditioning(config: ConfigDict) -> preconditioning.Preconditioning:
+    """Returns the coefficients of a denoiser, for `training.sde='edm'`."""
+    kind = config.edm.preconditioning
+    if kind == "edm":
+        return preconditioning.edm(config.edm.sigma_data)
+    return preconditioning.ve() if kind == "ve" else preconditioning.vp(_vp(config))
+
+
+def _make_noise(config: ConfigDict) -> preconditioning.Noise:
+    options, model = config.edm, config.model
+    if options.noise == "edm":
+        return preconditioning.edm_noise(options.sigma_data, options.p_mean, options.p_std)
+    if options.noise == "ve":
+        return preconditioning.ve_noise(model.sigma_end, model.sigma_begin)
+    return preconditioning.vp_noise(_vp(config))
+
+
+def _vp(config: ConfigDict) -> sde.VP:
+    return sde.VP(config.model.beta_min, config.model.beta_max)
 
 
 def num_levels(config: ConfigDict) -> int | None:
@@ -109,8 +135,12 @@ def make_score_fn(
     """
     model, process = make_model(config, dtype=config.sampling.dtype), make_sde(config)
     precision = config.sampling.precision
-    if config.training.sde == "none":
-        sigma_score_fn = models.score_fn(model, params, make_sigmas(config), **given)
+    if config.training.sde in ("none", "edm"):
+        if config.training.sde == "edm":
+            coefficients = make_preconditioning(config)
+            sigma_score_fn = models.preconditioned_score_fn(model, params, coefficients, **given)
+        else:
+            sigma_score_fn = models.score_fn(model, params, make_sigmas(config), **given)
         sigma_score_fn = at_precision(sigma_score_fn, precision)
         return sigma_score_fn, sde.from_sigma_score(process, sigma_score_fn)
     time_score_fn = models.time_score_fn(
@@ -154,7 +184,7 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
     """Returns the function that maps a key to the initial state."""
-    model, ema = make_model(config), config.model.ema_decay > 0
+    model, ema = make_model(config), config.model.ema_decay > 0 or config.model.ema_halflife > 0
     return training.make_init(model, make_optimizer(config), image_shape(config), ema=ema)
 
 
@@ -163,6 +193,8 @@ def make_objective(
 ) -> objectives.Objective:
     """Returns the objective that training minimises, with its network."""
     model, options = make_model(config, dtype=dtype, remat=remat), config.training
+    if options.sde == "edm":
+        return objectives.edm(model, make_preconditioning(config), _make_noise(config))
     if options.sde != "none":
         return objectives.diffusion(
             model,
@@ -178,7 +210,11 @@ def make_objective(
 
 def make_train_steps(config: ConfigDict) -> Callable:
     """Returns `training.train_steps(state, images, seed, ...)` with this configuration's options."""
-    options = config.training
+    options, ema_decay = config.training, config.model.ema_decay
+    if config.model.ema_halflife:
+        ema_decay = training.make_ema_decay(
+            config.model.ema_halflife, options.batch_size, config.model.ema_rampup
+        )
     objective = make_objective(config, dtype=options.dtype, remat=options.remat)
 
     def score_fn(params, keys, **given):
@@ -190,10 +226,11 @@ def make_train_steps(config: ConfigDict) -> Callable:
         optimizer=make_optimizer(config),
         microbatches=options.microbatches,
         skip_nonfinite=options.skip_nonfinite > 0,
-        ema_decay=config.model.ema_decay,
+        ema_decay=ema_decay,
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize and not config.data.value_range,
         centered=config.data.centered,
+        augment=options.augment,
         reduce_mean=options.reduce_mean,
     )
 

@@ -41,20 +41,26 @@ def objective_exists(config) -> Found:
     )
     name, kind, continuous = model.name, training.sde, training.continuous
     is_ncsnpp, of_kind = name == "ncsnpp", f"for config.training.sde={kind!r}"
-    kinds = " or ".join(map(repr, build.SDES if is_ncsnpp else ("none",)))
+    kinds = " or ".join(map(repr, (*build.SDES, "edm") if is_ncsnpp else ("none",)))
     yield "training.sde", is_ncsnpp == (kind != "none"), f"{kinds} for config.model.name={name!r}"
     yield "data.centered", is_ncsnpp or not config.data.centered, f"False for {name!r}"
+    yield "data.centered", kind != "edm" or config.data.centered, f"True {of_kind}"
+    yield "training.augment", is_ncsnpp or not training.augment, f"0 for config.model.name={name!r}"
+    words = f"False for config.training.augment={training.augment}, which also flips"
+    yield "data.random_flip", not (training.augment and config.data.random_flip), words
     yield "training.continuous", kind != "none" or not continuous, f"False {of_kind}"
     words = f"True {of_kind}, which has no discrete chain"
-    yield "training.continuous", kind != "subvp" or continuous, words
+    yield "training.continuous", kind not in ("subvp", "edm") or continuous, words
     words = f"False for config.training.continuous={continuous}"
     yield "training.likelihood_weighting", continuous or not training.likelihood_weighting, words
+    words = f"False {of_kind}"
+    yield "training.likelihood_weighting", kind != "edm" or not training.likelihood_weighting, words
     if kind == "none":
         return
     yield "training.loss", loss == "dsm", f"'dsm' {of_kind}"
     yield "training.anneal_power", training.anneal_power == 2, f"2 {of_kind}"
     low, high = model.beta_min, model.beta_max
-    if kind != "ve":
+    if kind in ("vp", "subvp", "edm"):
         yield "model.beta_max", low <= high, f"at least config.model.beta_min={low}"
         yield "model.beta_max", high <= 1000, "at most 1000"
     if kind == "vp" and not continuous:
@@ -101,6 +107,15 @@ def steps_of_training(config) -> Found:
         words = f"a multiple of config.training.steps_per_call={per_call}"
         yield f"training.{name}", training[name] % per_call == 0, words
     yield "evaluation.every", config.evaluation.every % per_call == 0, words
+
+
+def average_of_parameters(config) -> Found:
+    """Requires at most one EMA, and a ramp-up only of a half-life."""
+    model = config.model
+    words = f"0 for config.model.ema_halflife={model.ema_halflife}"
+    yield "model.ema_decay", not (model.ema_decay and model.ema_halflife), words
+    words = "0 unless config.model.ema_halflife is above 0"
+    yield "model.ema_rampup", model.ema_halflife > 0 or not model.ema_rampup, words
 
 
 def evaluation_in_training(config) -> Found:
@@ -195,6 +210,7 @@ RULES = (
     objective_exists,
     network_exists,
     steps_of_training,
+    average_of_parameters,
     evaluation_in_training,
     ladder_of_noise,
     predictor_and_corrector,

@@ -96,9 +96,10 @@ def settings(config: ConfigDict) -> dict:
     if method in build.SCHEDULED:
         names += _OF_SCHEDULE.get(config.sampling.schedule, ())
     fields = [f"sampling.{name}" for name in ("method", *names)]
-    # Without an SDE, the run fixes the ladder. With one, training may not use it, but these samplers do.
-    by_sigma = method in ("annealed_langevin", *build.SCHEDULED)
-    if config.training.sde != "none" and by_sigma:
+    # Without an SDE, the run fixes the ladder. With one, training may not use it, but these samplers do, and
+    # every sampler of 'edm'.
+    kind, by_sigma = config.training.sde, method in ("annealed_langevin", *build.SCHEDULED)
+    if kind == "edm" or (kind != "none" and by_sigma):
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
     return {f: flat[f] for f in fields} | {"seed": config.seed}
 

@@ -106,6 +106,7 @@ _NOT_NEGATIVE = _between(0, MAX_FLOAT, f"from 0 to {MAX_FLOAT:g}")
 _FRACTION = _between(0, _BELOW_ONE, "in [0, 1) as a float32")
 _END = _between(1e-7, 0.5, "from 1e-7 to 0.5")
 _TOLERANCE = _between(1e-6, 0.5, "from 1e-6, the least for float32, to 0.5")
+_TABLE = ("edm", "vp", "ve")  # the columns of table 1
 _DTYPES, _PRECISIONS = ("float32", "bfloat16"), ("default", "high", "highest")
 _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
     dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
@@ -167,16 +168,19 @@ SECTIONS = {
         "num_levels": _integer(2, "Levels of the geometric noise ladder; N of the discrete objectives.",
                                100_000),
         "sigma_begin": _number(None, "Largest sigma, in units of pixels in [0, 1], or [-1, 1] if centered; "
-                               "sigma_max of training.sde='ve'."),
-        "sigma_end": _number(None, "Smallest sigma; sigma_min of training.sde='ve'."),
-        "beta_min": _number(_POSITIVE, "For training.sde='vp' and 'subvp': beta at time 0."),
-        "beta_max": _number(_POSITIVE, "For training.sde='vp' and 'subvp': beta at time 1."),
+                               "sigma_max of training.sde='ve' and 'edm'."),
+        "sigma_end": _number(None, "Smallest sigma; sigma_min of training.sde='ve' and 'edm'."),
+        "beta_min": _number(_POSITIVE, "For training.sde='vp' and 'subvp', and EDM's 'vp': beta at time 0."),
+        "beta_max": _number(_POSITIVE, "For training.sde='vp' and 'subvp', and EDM's 'vp': beta at time 1."),
         "ema_decay": _number(_FRACTION, "Decay of the EMA of the parameters, which samples use; 0 turns it "
                              "off."),
+        "ema_halflife": _integer(0, "In place of ema_decay: the EMA's half-life in images; 0 turns it off."),
+        "ema_rampup": _number(_between(0, 1000, "from 0 to 1000"), "With ema_halflife: the half-life is at "
+                              "most this multiple of the images seen so far; 0 turns it off."),
     }),
     "ncsnpp": ("The parts of model.name='ncsnpp'; see `ncsn_jax.models.NCSNpp`. With the continuous 've' "
-               "the network is conditioned on sigma, otherwise on the time. With 've' its output is divided "
-               "by sigma.", {
+               "the network is conditioned on sigma, with 'edm' on c_noise, otherwise on the time. With 've' "
+               "its output is divided by sigma.", {
         "ch_mult": _tuple("Channels of each level, as multiples of features. Each level has half the side of "
                           "the level before it.",
                           (lambda v: 1 <= len(v) <= 12, "one to twelve integers, one for each level")),
@@ -192,13 +196,27 @@ SECTIONS = {
         "progressive_input": _choice(_PROGRESSIVE_INPUT, "How the levels receive the input."),
         "init_scale": _number(_NOT_NEGATIVE, "Scale of the initial weights of the last convolutions."),
     }),
+    "edm": ("The denoiser and the loss of training.sde='edm' (Karras et al., 2022, table 1).", {
+        "preconditioning": _choice(_TABLE, "Coefficients c_skip, c_out, c_in and c_noise around the network. "
+                                   "With 'vp', the times are those of model.beta_*."),
+        "noise": _choice(_TABLE, "Distribution of sigma and weight of the loss in training: log-normal, of "
+                         "the times of 'vp' with model.beta_*, or of 've' between model.sigma_end and "
+                         "sigma_begin."),
+        "sigma_data": _number(_POSITIVE, "For 'edm': standard deviation of the images in [-1, 1]."),
+        "p_mean": _number(_between(-20, 20, "from -20 to 20"), "For noise='edm': mean of ln sigma."),
+        "p_std": _number(_between(1e-3, 10, "from 0.001 to 10"), "For noise='edm': standard deviation of ln "
+                         "sigma."),
+    }),
     "training": ("Objective and training loop. Numbers of steps must be multiples of steps_per_call.", {
-        "sde": _choice(("none", *build.SDES), "'none': the noise ladder of NCSN. Otherwise the SDE of "
-                       "'ncsnpp'."),
+        "sde": _choice(("none", *build.SDES, "edm"), "'none': the noise ladder of NCSN. 'edm': 'ncsnpp' as "
+                       "a denoiser, see edm.*. Otherwise the SDE of 'ncsnpp'."),
         "continuous": _switch("With an SDE: train on times from 0 to 1, not on the num_levels levels of its "
                               "discrete chain (SMLD for 've', DDPM for 'vp')."),
         "likelihood_weighting": _switch("With a continuous SDE: weight the loss by g(t)^2, not by the "
                                         "noise's variance."),
+        "augment": _number(_between(0, 1, "from 0 to 1"), "For 'ncsnpp': probability of each random "
+                           "transformation of an image, of which the network is told; 0 turns them off. With "
+                           "it, half of the images are also flipped. See `ncsn_jax.augmentation`."),
         "reduce_mean": _switch("Take the mean over an image's elements, not half the sum. This multiplies "
                                "the loss by 2 / D, which matters for optim.eps and grad_clip."),
         "loss": _choice(objectives.LOSSES, "Score matching: denoising, sliced, or exact (small images)."),

@@ -77,11 +77,13 @@ def _changeable(flat: dict) -> tuple[str, ...]:
 
 def _unused(flat: dict) -> tuple[str, ...]:
     """Returns the fields, or prefixes of fields, that training ignores given the other fields' values."""
-    has_sigmas = flat["training.sde"] in ("none", "ve")
+    kind = flat["training.sde"]
+    of_edm = (flat["edm.preconditioning"], flat["edm.noise"]) if kind == "edm" else ()
     unused = {
         "ncsnpp.": flat["model.name"] != "ncsnpp",
-        "model.beta_": has_sigmas,
-        "model.sigma_": not has_sigmas,
+        "edm.": kind != "edm",
+        "model.beta_": kind not in ("vp", "subvp") and "vp" not in of_edm,
+        "model.sigma_": kind not in ("none", "ve") and "ve" not in of_edm[1:],
         "model.num_levels": flat["training.continuous"],
     }
     return tuple(name for name, is_unused in unused.items() if is_unused)

@@ -3,14 +3,18 @@
 The networks are Flax linen modules conditioned on the *index* of the noise level:
 `model.init(key, x, level)` returns the parameters, `model.apply(params, x, level)` the score. The rest of
 the library uses sigma, which only `score_fn` converts to a level. `NCSNpp` is conditioned on a label that
-`time_score_fn` computes from an SDE's time; `NoisyClassifier`, which returns logits, on sigma.
+`time_score_fn` computes from an SDE's time, and `preconditioned_score_fn` from sigma. `NoisyClassifier`,
+which returns logits, is conditioned on sigma.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ncsn_jax import _checks as check
+from ncsn_jax import preconditioning as precondition
 from ncsn_jax._random import expand
 from ncsn_jax.models.classifier import NoisyClassifier
 from ncsn_jax.models.ncsn import NCSN
@@ -37,6 +41,7 @@ __all__ = [
     "SimplifiedNCSN",
     "levels_of",
     "normalized_channels",
+    "preconditioned_score_fn",
     "score_fn",
     "time_score_fn",
 ]
@@ -106,17 +111,7 @@ def time_score_fn(
       ValueError: if `num_levels` is given and the SDE has no discrete chain.
     """
     chain_stds = None if num_levels is None else sde.chain(num_levels)[1]
-
-    def output(x, label):
-        if dropout_keys is None:
-            return model.apply(params, x, label, **given)
-
-        def one(key, *example):
-            x, label, given = jax.tree.map(lambda a: a[None], example)
-            rngs = {"dropout": key}
-            return model.apply(params, x, label, deterministic=False, rngs=rngs, **given)[0]
-
-        return jax.vmap(one)(dropout_keys, x, label, given)
+    output = _network(model, params, dropout_keys, given)
 
     def score(x: jax.Array, t: jax.Array) -> jax.Array:
         if isinstance(sde, VE):
@@ -133,6 +128,46 @@ def time_score_fn(
         return -output(x, label) / expand(std, x)
 
     return score
+
+
+def preconditioned_score_fn(
+    model: nn.Module,
+    params,
+    preconditioning: precondition.Preconditioning,
+    *,
+    dropout_keys: jax.Array | None = None,
+    **given: jax.Array,
+) -> ScoreFn:
+    """Returns `score_fn(x, sigma)` for a network trained as a denoiser (Karras et al., 2022, equation 7).
+
+    Args:
+      model: a module with `apply(params, x, c_noise)`, which returns F: `NCSNpp` with `centered` and
+        without `scale_by_sigma`.
+      params: its parameters.
+      preconditioning: such as `preconditioning.edm(sigma_data)`.
+      dropout_keys, **given: as for `time_score_fn`.
+
+    Returns:
+      The score (D - x) / sigma^2 of equation 3.
+    """
+    return precondition.score_fn(preconditioning, _network(model, params, dropout_keys, given))
+
+
+def _network(model: nn.Module, params, dropout_keys: jax.Array | None, given: dict) -> Callable:
+    """Returns `network(x, label)`, with dropout if there is a key for each example."""
+
+    def output(x, label):
+        if dropout_keys is None:
+            return model.apply(params, x, label, **given)
+
+        def one(key, *example):
+            x, label, given = jax.tree.map(lambda a: a[None], example)
+            rngs = {"dropout": key}
+            return model.apply(params, x, label, deterministic=False, rngs=rngs, **given)[0]
+
+        return jax.vmap(one)(dropout_keys, x, label, given)
+
+    return output
 
 
 def __dir__() -> list[str]:

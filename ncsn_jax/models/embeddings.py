@@ -22,6 +22,7 @@ class FourierEmbedding(nn.Module):
     Args:
       features: the number of frequencies, half the width.
       scale: their standard deviation at initialisation.
+      logarithm: whether the call takes sigma; otherwise it takes what stands for ln sigma.
 
     Args of the call:
       sigma: `[B]`, > 0.
@@ -29,6 +30,7 @@ class FourierEmbedding(nn.Module):
 
     features: int
     scale: float
+    logarithm: bool = True
 
     @nn.compact
     def __call__(self, sigma: jax.Array) -> jax.Array:
@@ -37,7 +39,8 @@ class FourierEmbedding(nn.Module):
             self.param("frequencies", init, (self.features,), jnp.float32)
         )
         # The original multiplies in this order. Phases reach thousands, so another rounding would be visible.
-        phases = jnp.log(sigma)[:, None] * frequencies[None, :] * 2.0 * math.pi
+        logarithm = jnp.log(sigma) if self.logarithm else sigma
+        phases = logarithm[:, None] * frequencies[None, :] * 2.0 * math.pi
         return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
 
 

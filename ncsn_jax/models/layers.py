@@ -139,16 +139,20 @@ class Dense(nn.Module):
     Args:
       features: output channels.
       scale: factor of the variance of Xavier's uniform initializer; 0 means 1e-10.
+      use_bias: whether there is a bias.
     """
 
     features: int
     scale: float = 1.0
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         init = _xavier_init(channels, self.features, self.scale)
         kernel = self.param("kernel", init, (channels, self.features), jnp.float32)
+        if not self.use_bias:
+            return x @ kernel.astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         bias = jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - 1)))
         return x @ kernel.astype(x.dtype) + bias

@@ -30,7 +30,7 @@ ARCHITECTURES = (
 )
 
 CHOICES = {
-    "embedding_type": ("fourier", "positional"),
+    "embedding_type": ("fourier", "positional", "fourier_linear"),
     "conditional": (True,),
     "resamp_with_conv": (True,),
     "progressive_combine": ("sum",),
@@ -71,7 +71,8 @@ class NCSNpp(nn.Module):
         side, but attention stays at these levels.
       dropout: dropout rate in the residual blocks, in training. Skip: 0.
       embedding_type: 'fourier', of sigma, or 'positional', of a time (all but the continuous
-        variance-exploding runs).
+        variance-exploding runs). 'fourier_linear' is 'fourier' of a number in place of ln sigma, such as
+        EDM's c_noise.
       fourier_scale: standard deviation of the random frequencies at initialisation.
       resblock_type: 'biggan', or 'ddpm' for DDPM's block and resampling convolutions.
       fir: whether resampling smooths with `fir_kernel`. DDPM++: False.
@@ -87,6 +88,7 @@ class NCSNpp(nn.Module):
       scale_by_sigma: divide the output by sigma. DDPM++ and all but variance-exploding runs: False.
       sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional'; the label is a level's index.
       centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
+      augment_features: length of the label of `augmentation.augment`; 0 for a network without one.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
 
     The call takes
@@ -94,7 +96,8 @@ class NCSNpp(nn.Module):
     - x: `[B, H, W, C]` images in [0, 1], or [-1, 1] if `centered`, plus noise. H and W are multiples of
       2^(len(ch_mult) - 1);
     - label: `[B]`; sigma > 0 for 'fourier'; for 'positional' the level's index, or 999 times the time of the
-      continuous process;
+      continuous process; for a preconditioned network c_noise;
+    - augment: `[B, augment_features]`, how the images were augmented; None stands for zeros, not at all;
     - deterministic: disables dropout; otherwise the rng 'dropout' is needed;
 
     and returns F, `[B, H, W, C]`.
@@ -121,6 +124,7 @@ class NCSNpp(nn.Module):
     scale_by_sigma: bool = True
     sigmas: jax.Array | None = None
     centered: bool = False
+    augment_features: int = 0
     remat: bool = False
     dtype: Any = None
 
@@ -134,7 +138,13 @@ class NCSNpp(nn.Module):
         return self.image_size // 2**level in self.attn_resolutions
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        label: jax.Array,
+        deterministic: bool = True,
+        augment: jax.Array | None = None,
+    ) -> jax.Array:
         fourier = self.embedding_type == "fourier"
         on_ladder = self.scale_by_sigma and not fourier and self.sigmas is not None
         levels = len(self.sigmas) if on_ladder else None
@@ -144,7 +154,7 @@ class NCSNpp(nn.Module):
         dropout = 0.0 if deterministic else self.dropout
         block_class = rematerialized(ResnetBlock, self.remat)
         attention_class = rematerialized(Attention, self.remat)
-        embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)), augment)
 
         def block(name, h, width, resampling=None):
             options = {"resampling": resampling, "taps": self._taps, "dropout": dropout}
@@ -221,13 +231,21 @@ class NCSNpp(nn.Module):
                 h = Conv(width, xavier=True, name=name)(upsample(h, None))
         return image("end_conv", "normalizer", h) if growing is None else growing
 
-    def _embedding(self, label: jax.Array) -> jax.Array:
+    def _embedding(self, label: jax.Array, augment: jax.Array | None) -> jax.Array:
         """Returns the embedding `[B, 4 n]` of the labels, for the blocks to activate."""
-        n = self.features
-        if self.embedding_type == "fourier":
-            embedding = FourierEmbedding(n, self.fourier_scale, name="fourier")(label)
-        else:
+        n, kind = self.features, self.embedding_type
+        if kind == "positional":
             embedding = positional_embedding(label, n)
+        else:
+            logarithm = kind == "fourier"
+            embedding = FourierEmbedding(n, self.fourier_scale, logarithm, name="fourier")(label)
+        if self.augment_features:
+            shape = (*label.shape, self.augment_features)
+            augment = jnp.zeros(shape, label.dtype) if augment is None else augment
+            check.shape("augment", augment, shape)
+            # Without a bias, so that zeros change nothing.
+            linear = Dense(embedding.shape[-1], use_bias=False, name="augment")
+            embedding = embedding + linear(augment.astype(embedding.dtype))
         embedding = Dense(4 * n, name="dense_0")(embedding)
         return Dense(4 * n, name="dense_1")(nn.silu(embedding))
 
