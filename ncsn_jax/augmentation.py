@@ -35,7 +35,8 @@ def augment(
     | a5 cos(a4), a5 sin(a4) | stretch by 2^(0.2 a5) along a4, shrink across it | N(0, 1), U(-pi, pi) |
     | a6, a7 | move by a6 / 8 widths to the right and a7 / 8 heights down | N(0, 1) |
 
-    Angles are counterclockwise from the right; a4 is 0 for every second image. Each row but the first applies
+    Angles are counterclockwise from the right; a4 is 0 for every second image. As published, (a5, a4) and
+    (-a5, a4 + pi) have the same label. Each row but the first applies
     with `probability` and has zeros in the label otherwise. The first always applies, to half of the images,
     as in the authors' code.
 

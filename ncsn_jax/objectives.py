@@ -161,7 +161,7 @@ def edm(model: nn.Module, preconditioning: Preconditioning, noise: Noise) -> Obj
     return Objective(
         np.asarray(noise.sigma(1 - (jnp.arange(_BINS) + 0.5) / _BINS)),
         draw,
-        lambda sigma: jnp.sum(sigma[:, None] < edges, axis=1),
+        lambda sigma: jnp.sum(sigma[:, None] < edges[None, :], axis=1),
         lambda params, keys, **given: models.preconditioned_score_fn(
             model, params, preconditioning, dropout_keys=keys if dropout else None, **given
         ),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncsn_jax import likelihood, models, objectives, sampling, sigmas, training
+from ncsn_jax import likelihood, models, objectives, preconditioning, sampling, sigmas, training
 from ncsn_jax._random import Stream
 from ncsn_jax.app import data, samplers
 
@@ -59,6 +59,8 @@ def record_library(patch) -> Recorder:
     recorder.watch(training, "make_init")
     recorder.watch(objectives, "ladder")
     recorder.watch(objectives, "diffusion")
+    for name in ("edm_noise", "ve_noise", "vp_noise"):
+        recorder.watch(preconditioning, name)
     recorder.watch(models, "score_fn")
     recorder.watch(models, "time_score_fn")
     recorder.watch(sigmas, "karras")

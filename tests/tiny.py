@@ -42,11 +42,14 @@ class TinyDiffusion(models.NCSNpp):
     """
 
     @nn.compact
-    def __call__(self, x, label, deterministic=True):
+    def __call__(self, x, label, deterministic=True, augment=None):
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         label = jnp.asarray(label, jnp.float32)[:, None]
         h = conv(self.features)(x if self.centered else 2 * x - 1)
-        h = h + nn.Dense(self.features)(jnp.log1p(label))[:, None, None, :]
+        h = h + nn.Dense(self.features)(jnp.log1p(jnp.abs(label)))[:, None, None, :]
+        if self.augment_features:
+            augment = jnp.zeros((len(x), self.augment_features)) if augment is None else augment
+            h = h + nn.Dense(self.features, use_bias=False)(augment)[:, None, None, :]
         if not deterministic:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
         h = conv(x.shape[-1], kernel_init=nn.initializers.normal(1e-2))(nn.silu(h))

@@ -12,12 +12,13 @@ import pytest
 from flax import traverse_util
 
 from configs import digits_subvp
+from configs.edm import cifar10_ddpmpp, cifar10_ncsnpp
 from configs.score_sde import (
     ve_church_ncsnpp_continuous,
     ve_cifar10_ncsnpp_continuous,
     vp_cifar10_ddpmpp_deep_continuous,
 )
-from ncsn_jax import models, sde, training
+from ncsn_jax import models, preconditioning, sde, training
 from ncsn_jax.app import build, samplers, schema
 from tests import tiny
 from tests.models.comparison import run
@@ -84,6 +85,49 @@ def test_the_sde_determines_the_published_embedding_options():
     assert discrete.embedding_type == "positional" and discrete.sigmas.shape == (30,)
     vp = build.make_model(load_diffusion_config(digits_subvp))
     assert vp.embedding_type == "positional" and not vp.scale_by_sigma and vp.centered
+    for module, embedding in ((cifar10_ncsnpp, "fourier_linear"), (cifar10_ddpmpp, "positional")):
+        model = build.make_model(module.get_config())
+        assert model.embedding_type == embedding and not model.scale_by_sigma and model.centered
+
+
+def test_a_denoiser_has_the_columns_of_table_1_that_the_fields_name():
+    sigma = jnp.asarray([0.1, 3.0])
+    process, ends = sde.VP(0.4, 9.0), (0.3, 7.0)
+    coefficients = {
+        "edm": preconditioning.edm(0.6),
+        "vp": preconditioning.vp(process),
+        "ve": preconditioning.ve(),
+    }
+    noises = {
+        "edm": preconditioning.edm_noise(0.6, -0.5, 0.8),
+        "vp": preconditioning.vp_noise(process),
+        "ve": preconditioning.ve_noise(*ends),
+    }
+    fields = {"sigma_data": 0.6, "p_mean": -0.5, "p_std": 0.8}
+    changes = UNUSUAL | {"training.sde": "edm"} | {f"edm.{k}": v for k, v in fields.items()}
+    for left, right in (("edm", "vp"), ("vp", "ve"), ("ve", "edm")):
+        names = {"edm.preconditioning": left, "edm.noise": right}
+        config = load_diffusion_config(**changes | names)
+        for c, expected in zip(build.make_preconditioning(config), coefficients[left], strict=True):
+            np.testing.assert_array_equal(c(sigma), expected(sigma))
+        objective = build.make_objective(config)
+        np.testing.assert_allclose(
+            objective.weight(sigma), sigma**2 * noises[right].weight(sigma), rtol=1e-6
+        )
+        middle = noises[right].sigma(1 - (jnp.arange(10) + 0.5) / 10)
+        np.testing.assert_array_equal(objective.sigmas, middle)
+    assert build.make_sde(config) == sde.VE(*ends)
+
+
+def test_the_half_life_of_the_average_grows_with_the_images_seen():
+    config = tiny.get_config()
+    config.model.ema_decay, config.model.ema_halflife, config.training.batch_size = 0.0, 1000, 16
+    for config.model.ema_rampup, expected in ((0.0, [1000] * 4), (0.5, [0, 8, 800, 1000])):
+        decay = build.make_train_steps(config).keywords["ema_decay"]
+        found = [float(decay(jnp.int32(step))) for step in (0, 1, 100, 1000)]
+        halves = [2 ** (-16 / h) if h else 0 for h in expected]
+        np.testing.assert_allclose(found, halves, rtol=1e-6)
+    assert jax.eval_shape(build.make_init(config), jax.random.key(0)).ema_params
 
 
 @pytest.mark.parametrize(
@@ -92,6 +136,8 @@ def test_the_sde_determines_the_published_embedding_options():
         (ve_cifar10_ncsnpp_continuous, 62_758_915),
         (ve_church_ncsnpp_continuous, 65_574_549),
         (vp_cifar10_ddpmpp_deep_continuous, 106_632_579),
+        (cifar10_ddpmpp, 55_733_891),
+        (cifar10_ncsnpp, 56_397_955),
     ],
 )
 def test_published_configurations_build_the_published_networks(module, count):
@@ -252,6 +298,7 @@ def test_ncsnpp_gets_every_field_and_the_options_that_the_sde_determines(
         "embedding_type": embedding,
         "scale_by_sigma": scale_by_sigma,
         "centered": True,
+        "augment_features": 0,
         "ch_mult": (1, 3),
         "num_res_blocks": 5,
         "attn_resolutions": (6, 11),
@@ -343,6 +390,7 @@ def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
         "random_flip": True,
         "dequantize": False,
         "centered": False,
+        "augment": 0.0,
         "reduce_mean": True,
     }
     ((model, _, shape), flags) = inits[0]

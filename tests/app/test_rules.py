@@ -13,6 +13,7 @@ LARGE = {"data.image_size": 4096, "sampling.num_samples": 1, "sampling.batch_siz
     "sampling.preview_samples": 1,
     "classifier.batch_size": 1,
 }
+EDM = {"training.sde": "edm", "data.centered": True}
 CORRECTED = {"sampling.method": "predictor_corrector", "sampling.corrector": "langevin"}
 PREDICTED = {"sampling.method": "predictor_corrector", "sampling.predictor": "euler_maruyama"}
 CALLS_OF_THREE = {"training.num_steps": 6, "training.checkpoint_every": 6} | {
@@ -26,7 +27,14 @@ OBJECTIVE = [
     ({"training.loss": "sm"}, "data.image_size", 32, 34, "training.loss='sm' must be 'dsm' or"),
     ({"data.image_size": 20, "data.channels": 3}, "training.loss", "ssm", "sm", "'dsm' or 'ssm'"),
     ({}, "training.sde", "none", "ve", "'none' for config.model.name='ncsn'"),
-    (SDE, "training.sde", "subvp", "none", "'ve' or 'vp' or 'subvp' for"),
+    (SDE, "training.sde", "subvp", "none", "'ve' or 'vp' or 'subvp' or 'edm' for"),
+    (EDM, "data.centered", True, False, "True for config.training.sde='edm'"),
+    (EDM, "training.continuous", True, False, "True for .*'edm', which has no discrete chain"),
+    (EDM, "training.likelihood_weighting", False, True, "False for config.training.sde='edm'"),
+    (EDM, "model.beta_max", 0.1, 0.09, "at least config.model.beta_min=0.1"),
+    (EDM, "training.augment", 1.0, 1.1, "from 0 to 1"),
+    ({}, "training.augment", 0.0, 0.1, "0 for config.model.name='ncsn'"),
+    (SDE | {"training.augment": 0.1}, "data.random_flip", False, True, "False for .*augment=0.1"),
     ({}, "data.centered", False, True, "False for 'ncsn'"),
     ({}, "training.continuous", False, True, "False for config.training.sde='none'"),
     (SUBVP, "training.continuous", True, False, "True for .*'subvp', which has no discrete chain"),
@@ -77,6 +85,13 @@ STEPS = [
         for name in ("num_steps", "checkpoint_every", "log_every", "sample_every")
     ),
     (CALLS_OF_THREE, "evaluation.every", 12, 11, "a multiple of .*steps_per_call=3"),
+]
+AVERAGE = [
+    ({"model.ema_halflife": 9}, "model.ema_decay", 0.0, 0.9, "0 for config.model.ema_halflife=9"),
+    (
+        {"model.ema_halflife": 9, "model.ema_decay": 0.0, "model.ema_rampup": 0.1},
+        *("model.ema_halflife", 1, 0, "config.model.ema_rampup=0.1 must be 0 unless"),
+    ),
 ]
 EVALUATION = [
     ({"evaluation.every": 1}, "training.keep_best", True, 1, "True or False"),
@@ -156,7 +171,7 @@ SAMPLER = [
 
 @pytest.mark.parametrize(
     ("given", "field", "allowed", "refused", "words"),
-    OBJECTIVE + NETWORK + STEPS + EVALUATION + MEMORY + LADDER + SAMPLER,
+    OBJECTIVE + NETWORK + STEPS + AVERAGE + EVALUATION + MEMORY + LADDER + SAMPLER,
 )
 def test_a_rule_allows_its_last_value_and_refuses_the_next(given, field, allowed, refused, words):
     load = load_diffusion_config if "training.sde" in given else load_config

@@ -124,7 +124,7 @@ def test_invalid_values_are_refused(changes, message):
     [
         (
             {"training.sde": "none"},
-            "training.sde='none' must be 've' or 'vp' or 'subvp' for .*'ncsnpp'",
+            "training.sde='none' must be 've' or 'vp' or 'subvp' or 'edm' for .*'ncsnpp'",
         ),
         ({"model.name": "ncsn"}, "training.sde='ve' must be 'none' for config.model.name='ncsn'"),
         (

@@ -69,6 +69,9 @@ PLACES = {
     "make_init": ("make_init", build.make_init, None),
     "ladder": ("ladder", build.make_train_steps, None),
     "diffusion": ("diffusion", build.make_train_steps, None),
+    **{
+        name: (name, build.make_train_steps, None) for name in ("edm_noise", "ve_noise", "vp_noise")
+    },
     "initial_samples": ("initial_samples", draw, "annealed_langevin"),
     "annealed_langevin": ("annealed_langevin", draw, "annealed_langevin"),
     "predictor_corrector": ("predictor_corrector", draw, "predictor_corrector"),
@@ -100,6 +103,7 @@ class Row(NamedTuple):
 
 SDE = {"sde": True}
 VP = SDE | {"training.sde": "vp"}
+EDM = SDE | {"training.sde": "edm", "data.centered": True}
 CORRECTED = {"sampling.corrector": "langevin", "sampling.snr": 0.1}
 ROWS = [
     *(Row("data.dataset", "mnist", f"{where}.dataset") for where in ("load", "load_labels")),
@@ -158,6 +162,12 @@ ROWS = [
     Row("model.beta_max", 10.0, "diffusion.sde", sde.VP(0.1, 10.0), VP),
     Row("model.ema_decay", 0.5, "train_steps.ema_decay"),
     Row("model.ema_decay", 0.0, "make_init.ema", False),
+    Row("model.sigma_begin", 9.0, "ve_noise.sigma_max", given=EDM | {"edm.noise": "ve"}),
+    Row("model.sigma_end", 0.3, "ve_noise.sigma_min", given=EDM | {"edm.noise": "ve"}),
+    Row("model.beta_max", 9.0, "vp_noise.sde", sde.VP(0.1, 9.0), EDM | {"edm.noise": "vp"}),
+    Row("edm.sigma_data", 0.3, "edm_noise.sigma_data", given=EDM),
+    Row("edm.p_mean", 0.2, "edm_noise.p_mean", given=EDM),
+    Row("edm.p_std", 0.7, "edm_noise.p_std", given=EDM),
     Row("ncsnpp.ch_mult", (1, 2), "model.ch_mult", given=SDE),
     Row("ncsnpp.num_res_blocks", 2, "model.num_res_blocks", given=SDE),
     Row("ncsnpp.attn_resolutions", (8,), "model.attn_resolutions", given=SDE),
@@ -176,6 +186,8 @@ ROWS = [
     Row("training.continuous", False, "diffusion.num_levels", 30, SDE),
     Row("training.continuous", False, "model.embedding_type", "positional", SDE),
     Row("training.likelihood_weighting", True, "diffusion.likelihood_weighting", given=SDE),
+    Row("training.augment", 0.3, "train_steps.augment", given=SDE),
+    Row("training.augment", 0.3, "model.augment_features", 9, SDE),
     Row("training.reduce_mean", True, "train_steps.reduce_mean"),
     Row("training.loss", "sm", "ladder.loss", objectives.LOSSES["sm"]),
     Row(
@@ -510,10 +522,16 @@ def test_training_fields_reach_their_arguments(tmp_path, monkeypatch):
     assert window["skip_nonfinite"] == 3
 
 
+DENOISER = test_build.test_a_denoiser_has_the_columns_of_table_1_that_the_fields_name
+HALFLIFE = test_build.test_the_half_life_of_the_average_grows_with_the_images_seen
 PRECISION = test_build.test_products_of_a_network_and_its_derivatives_have_the_configured_precision
 
 ELSEWHERE = {
     "seed": test_noise_depends_on_the_seed_and_the_sample_index,
+    "edm.preconditioning": DENOISER,
+    "edm.noise": DENOISER,
+    "model.ema_halflife": HALFLIFE,
+    "model.ema_rampup": HALFLIFE,
     "data.prefetch": test_training_fields_reach_their_arguments,
     "data.workers": test_training_fields_reach_their_arguments,
     "training.batch_size": test_training_fields_reach_their_arguments,

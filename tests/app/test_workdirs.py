@@ -49,6 +49,7 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
         "classifier",
         "evaluation",
         "ncsnpp",
+        "edm",
         "plan",
     }
     config, path = load_config(), tmp_path / "config.json"
@@ -63,6 +64,9 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
                 workdirs.compare(config, str(tmp_path))
 
 
+EDM = {"model.name": "ncsnpp", "training.sde": "edm"}
+
+
 @pytest.mark.parametrize(
     ("begun", "unused"),
     [
@@ -70,6 +74,9 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
         ({"training.continuous": True}, {"ncsnpp.dropout", "model.beta_max", "model.num_levels"}),
         ({"model.name": "ncsnpp", "training.sde": "ve"}, {"model.beta_max"}),
         ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
+        (EDM, {"model.beta_max", "model.sigma_begin", "model.sigma_end"}),
+        (EDM | {"edm.noise": "ve"}, {"model.beta_max"}),
+        (EDM | {"edm.preconditioning": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
     ],
 )
 def test_fields_that_training_ignores_may_differ(begun, unused, tmp_path):

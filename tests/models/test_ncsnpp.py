@@ -149,6 +149,28 @@ def test_dropout_is_random_and_only_active_in_training():
         jax.eval_shape(lambda: model.apply(params, X, LABEL, deterministic=False))
 
 
+def test_the_label_of_an_augmentation_adds_to_the_embedding_without_a_bias():
+    without = ONE_LEVEL.clone(embedding_type="fourier_linear", scale_by_sigma=False)
+    model = without.clone(augment_features=9)
+    params = parameters(model)
+    (added,) = set(params["params"]) - set(parameters(without)["params"])
+    kernel = params["params"][added]["kernel"]
+    assert added == "augment" and kernel.shape == (9, 8)
+    plain = {"params": {k: v for k, v in params["params"].items() if k != added}}
+    labels = np.random.default_rng(2).normal(size=(2, 9)).astype(np.float32)
+
+    def outputs(params, plain):
+        known = [model.apply(params, X, LABEL, augment=a) for a in (None, 0 * labels, labels)]
+        return without.apply(plain, X, LABEL), *known
+
+    bare, unknown, zeros, told = run(outputs, params, plain)
+    np.testing.assert_allclose(unknown, bare, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(zeros, bare, rtol=1e-5, atol=1e-6)
+    assert np.abs(told - bare).max() > 1e-2
+    with pytest.raises(ValueError, match=r"augment must have shape \(2, 9\), got \(2, 8\)"):
+        model.apply(params, X, LABEL, augment=labels[:, 1:])
+
+
 def test_attention_levels_do_not_depend_on_the_size_of_x():
     model = TINY["ddpmpp"]
     layers_of = convert.parameter_shapes(model, 3).keys()
