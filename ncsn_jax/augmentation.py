@@ -123,29 +123,28 @@ def _resample(image: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Arra
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     x = (jnp.arange(width) - centre_x - shift[0])[None, :]
     y = (jnp.arange(height) - centre_y - shift[1])[:, None]
-    columns = _taps(matrix[0, 0] * x + matrix[0, 1] * y + centre_x, width)
-    rows = _taps(matrix[1, 0] * x + matrix[1, 1] * y + centre_y, height)
-    wide = jnp.promote_types(image.dtype, jnp.float32)
-    total = jnp.zeros(image.shape, wide)
-    for row, row_weight in rows:
-        for column, column_weight in columns:
-            total += (row_weight * column_weight)[..., None] * image[row, column]
-    return total.astype(image.dtype)
+    column, column_weight = _taps(matrix[0, 0] * x + matrix[0, 1] * y + centre_x, width)
+    row, row_weight = _taps(matrix[1, 0] * x + matrix[1, 1] * y + centre_y, height)
+    weight = row_weight[:, None] * column_weight[None, :]
+    around = image[row[:, None], column[None, :]]  # [4, 4, H, W, C]
+    return jnp.sum(weight[..., None] * around, axis=(0, 1)).astype(image.dtype)
 
 
-def _taps(position: jax.Array, size: int) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns the four pixels around each position, and their weights in Catmull-Rom's cubic."""
+def _taps(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the four pixels around each position `[H, W]`, and Catmull-Rom's weights, `[4, H, W]` each."""
     first = jnp.floor(position)
     t = position - first
-    weights = (
-        ((-0.5 * t + 1) * t - 0.5) * t,
-        (1.5 * t - 2.5) * t * t + 1,
-        ((-1.5 * t + 2) * t + 0.5) * t,
-        (0.5 * t - 0.5) * t * t,
+    weights = jnp.stack(
+        [
+            ((-0.5 * t + 1) * t - 0.5) * t,
+            (1.5 * t - 2.5) * t * t + 1,
+            ((-1.5 * t + 2) * t + 0.5) * t,
+            (0.5 * t - 0.5) * t * t,
+        ]
     )
-    index, period = first.astype(jnp.int32), max(2 * (size - 1), 1)
-    found = [(index + offset) % period for offset in (-1, 0, 1, 2)]
-    return [(jnp.minimum(i, period - i), w) for i, w in zip(found, weights, strict=True)]
+    period = max(2 * (size - 1), 1)
+    index = (first.astype(jnp.int32)[None] + jnp.arange(-1, 3)[:, None, None]) % period
+    return jnp.minimum(index, period - index), weights
 
 
 def __dir__() -> list[str]:

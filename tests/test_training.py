@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from ncsn_jax import losses, models, objectives, sigmas, training
-from ncsn_jax._random import Stream, example_keys, split_each, stream_key
+from ncsn_jax import augmentation, losses, models, objectives, sigmas, training
+from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.images import prepare
 from tests.models.comparison import compiled_quickly, run
 
@@ -147,6 +147,32 @@ def test_step_matches_its_parts_called_one_by_one(state, batches, centered):
         updates, opt_state = OPTIMIZER.update(grads, before.opt_state, before.params)
         assert_same(after.params, optax.apply_updates(before.params, updates))
         assert_same(after.opt_state, opt_state)
+
+
+def test_the_network_is_given_the_labels_of_the_augmented_images(batches):
+    """The loss of an example is its label times weights, plus the sum of its pixels squared."""
+    weights = jnp.arange(1.0, 10.0)
+
+    def score_fn(params, keys, augment):
+        return lambda x: params * augment @ weights + jnp.sum(x**2, axis=(1, 2, 3))
+
+    loss = lambda keys, score_fn, x, noise: score_fn(x)
+    example = lambda keys: jnp.arange(16)
+    objective = objectives.Objective(np.ones(16), example, example, score_fn, loss, None)
+    params = jnp.ones(())
+    state = training.TrainState(jnp.int32(2), params, {}, OPTIMIZER.init(params))
+    options = OPTIONS | {"objective": objective, "ema_decay": 0.0, "random_flip": False}
+    step = functools.partial(training.train_step, augment=0.5, **options)
+    _, metrics = run(step, state, batches[0], 7)
+    step_key = jax.random.fold_in(stream_key(7, Stream.TRAINING), 2)
+    keys = example_keys(step_key, jnp.arange(16))
+
+    def expected(keys):
+        x = prepare(split_each(keys, 3)[0], batches[0], random_flip=False, dequantize=True)
+        x, labels = augmentation.augment(fold_in(keys, 4), x, probability=0.5)
+        return labels @ weights + jnp.sum(x**2, axis=(1, 2, 3))
+
+    np.testing.assert_allclose(metrics.level_loss, run(expected, keys), rtol=1e-5, atol=1e-5)
 
 
 def test_microbatches_that_do_not_divide_the_batch_are_rejected(state, batches):

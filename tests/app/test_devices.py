@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncsn_jax import losses, objectives, sigmas, training
+from ncsn_jax import losses, objectives, preconditioning, sigmas, training
 from ncsn_jax.app import devices
 from tests.models.comparison import compiled_quickly
 
@@ -90,6 +90,36 @@ def test_steps_on_eight_devices_equal_steps_on_one_and_are_traced_once(state, ba
         assert jax.tree.map(lambda a: (a.shape, a.sharding), on_devices) == placed
         assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], metrics[k]))
     assert len(traces) == 1
+
+
+class TinyDenoiser(nn.Module):
+    @nn.compact
+    def __call__(self, x, label, augment=None):
+        augment = jnp.zeros((len(x), 9)) if augment is None else augment
+        h = nn.Dense(6)(jnp.concatenate([label.astype(jnp.float32)[:, None], augment], axis=1))
+        return nn.Conv(x.shape[-1], (3, 3))(nn.elu(nn.Conv(6, (3, 3))(x) + h[:, None, None, :]))
+
+
+def test_a_denoiser_of_augmented_images_takes_the_same_step_on_eight_devices(batches):
+    optimizer = training.make_optimizer(1e-2)
+    objective = objectives.edm(TinyDenoiser(), preconditioning.edm(), preconditioning.edm_noise())
+    options = OPTIONS | {"objective": objective, "optimizer": optimizer, "random_flip": False}
+    options |= {"ema_decay": training.make_ema_decay(40, 16, 0.5), "augment": 0.5}
+    init = training.make_init(TinyDenoiser(), optimizer, (8, 8, 1), ema=True)
+    state = jax.tree.map(np.asarray, init(jax.random.key(0))._replace(step=jnp.int32(3)))
+    step = functools.partial(training.train_step, **options)
+    one, one_measured = compiled_quickly(step, state, batches[0], 7)(state, batches[0], 7)
+    steps = functools.partial(training.train_steps, **options)
+    images = devices.shard_batch(batches[:1])
+    p_steps = devices.TrainSteps(steps, state, images, SEED)
+    found, measured, _ = p_steps(p_steps.to_devices(state), images)
+    found = p_steps.to_host(found)
+    assert_same(found, one)
+    assert_same(devices.to_host(measured), jax.tree.map(lambda a: a[None], one_measured))
+    # Of 48 images seen, half is the half-life: 24.
+    decay = 2 ** (-16 / 24)
+    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.params, found.params)
+    assert_same(found.ema_params, expected)
 
 
 def test_microbatches_with_remat_on_eight_devices_give_the_same_steps(state, batches, one_device):
