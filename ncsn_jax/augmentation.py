@@ -86,14 +86,14 @@ def _draw(key: jax.Array, probability: float, width: int, height: int) -> tuple:
 
     Points are (x, y) from the centre, in pixels; the source of a point p is matrix (p - shift).
     """
-    for_chosen, for_coins, for_angles, for_normals = jax.random.split(key, 4)
-    chosen = jax.random.uniform(for_chosen, (5,)) < probability
-    flip_x, flip_y, aligned = jax.random.bernoulli(for_coins, shape=(3,)).astype(jnp.float32)
-    a3, a4 = jax.random.uniform(for_angles, (2,), minval=-math.pi, maxval=math.pi)
-    a2, a5, a6, a7 = jax.random.normal(for_normals, (4,))
-    a0, a1, a2 = flip_x, chosen[0] * flip_y, chosen[1] * a2
-    a3, a5, a4 = chosen[2] * a3, chosen[3] * a5, (1 - aligned) * a4
-    a6, a7 = chosen[4] * a6, chosen[4] * a7
+    for_uniform, for_normal = jax.random.split(key)
+    uniform = jax.random.uniform(for_uniform, (10,))
+    chosen = uniform[:5] < probability
+    a0, flip_y, oblique = (uniform[5:8] < 0.5).astype(jnp.float32)
+    a3, a4 = 2 * math.pi * (uniform[8:] - 0.5)
+    a2, a5, a6, a7 = jax.random.normal(for_normal, (4,))
+    a1, a2, a3, a5 = chosen[0] * flip_y, chosen[1] * a2, chosen[2] * a3, chosen[3] * a5
+    a4, a6, a7 = oblique * a4, chosen[4] * a6, chosen[4] * a7
 
     stretch, turn = jnp.exp2(_ANISOTROPY * a5), _rotation(-a4)
     matrix = jnp.diag(jnp.stack([1 - 2 * a0, 1 - 2 * a1])) * jnp.exp2(-_SCALE * a2)

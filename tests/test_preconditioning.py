@@ -113,7 +113,7 @@ def test_a_denoiser_of_gaussian_data_gives_the_posterior_mean_and_the_score():
     np.testing.assert_allclose(found * s, exact * s, atol=2e-4)
 
 
-@pytest.mark.parametrize(("name", "noise"), [("edm", "edm"), ("edm", "vp"), ("ve", "edm")])
+@pytest.mark.parametrize(("name", "noise"), [("edm", "edm"), ("ve", "vp")])
 def test_the_loss_is_half_of_the_papers_in_float64(name, noise):
     """For F(x, c) = sin(3 x) + c / 7: 1/2 lambda || D(y + n) - y ||^2."""
     model = types.SimpleNamespace(apply=lambda p, x, c: p * (jnp.sin(3 * x) + c[:, None] / 7))
@@ -138,9 +138,13 @@ def test_vp_preconditioning_has_the_loss_of_the_vp_sde():
     process, keys = sde.VP(), KEYS[:20]
     objective = objectives.edm(model, TABLE["vp"], NOISE["vp"])
     t, x = jnp.linspace(0.05, 1.0, 20), jax.random.normal(jax.random.key(0), (20, 3))
-    found = objective.loss(keys, objective.score_fn(None, keys), x, process.sigma(t))
-    score_fn = models.time_score_fn(model, None, process)
-    expected = losses.denoising_diffusion(keys, process, score_fn, x, t)
+
+    def both(keys, x, t):
+        score_fn = models.time_score_fn(model, None, process)
+        expected = losses.denoising_diffusion(keys, process, score_fn, x, t)
+        return objective.loss(keys, objective.score_fn(None, keys), x, process.sigma(t)), expected
+
+    found, expected = run(both, keys, x, t)
     np.testing.assert_allclose(found, expected, rtol=2e-4)
     np.testing.assert_allclose(objective.weight(process.sigma(t)), 1, rtol=1e-6)
 
