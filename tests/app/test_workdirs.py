@@ -74,7 +74,10 @@ EDM = {"model.name": "ncsnpp", "training.sde": "edm"}
         ({"training.continuous": True}, {"ncsnpp.dropout", "model.beta_max", "model.num_levels"}),
         ({"model.name": "ncsnpp", "training.sde": "ve"}, {"model.beta_max"}),
         ({"model.name": "ncsnpp", "training.sde": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
-        (EDM, {"model.beta_max", "model.sigma_begin", "model.sigma_end"}),
+        (
+            EDM | {"edm.preconditioning": "ve"},
+            {"model.beta_max", "model.sigma_begin", "model.sigma_end"},
+        ),
         (EDM | {"edm.noise": "ve"}, {"model.beta_max"}),
         (EDM | {"edm.preconditioning": "vp"}, {"model.sigma_begin", "model.sigma_end"}),
     ],
