@@ -34,7 +34,16 @@ def make_library(case):
     import jax
     import jax.numpy as jnp
 
-    from ncsn_jax import likelihood, losses, sampling, scheduler, scores, sde, sigmas
+    from ncsn_jax import (
+        likelihood,
+        losses,
+        preconditioning,
+        sampling,
+        scheduler,
+        scores,
+        sde,
+        sigmas,
+    )
 
     rng = case.rng
     scheme = scheduler.AnnealedLangevinDynamicsScheduler(3, 2, 0.1, 1.0, 1e-3)
@@ -49,7 +58,8 @@ def make_library(case):
         losses.score_matching, scores.gaussian_mixture, scheduler.AnnealedLangevinDynamicsScheduler,
         scheme.set_timesteps, scheme.set_sigmas, scheme.step, scheme.add_noise,
         sampling.probability_flow, likelihood.log_prob, likelihood.encode, likelihood.decode,
-        likelihood.bits_per_dim, likelihood.dequantize, likelihood.interpolate,
+        likelihood.bits_per_dim, likelihood.dequantize, likelihood.interpolate, preconditioning.edm,
+        preconditioning.edm_noise, preconditioning.ve_noise, preconditioning.vp_noise,
     ]
     x = jnp.array([[0.5, 0.1], [0.9, 0.3]])
     good = {
@@ -71,7 +81,7 @@ def make_library(case):
         "churn_noise": 1.0, "second_order": True, "predictor": "ancestral",
         "corrector": "langevin", "snr": 0.1, "corrector_steps": 1, "average_step_size": False,
         "constrain": None, "grey": jnp.ones((1, 2, 2, 1)), "t": jnp.ones(2), "likelihood_weighting": False,
-        "log_likelihood": lambda x, _: -x[:, 0],
+        "log_likelihood": lambda x, _: -x[:, 0], "sigma_data": 0.5, "p_mean": -1.2, "p_std": 1.2,
     }
     # fmt: on
     function = rng.choice(functions)
