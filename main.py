@@ -45,6 +45,7 @@ _MODE = flags.DEFINE_enum(
         "nearest",
         "evaluate",
         "statistics",
+        "average",
         "suggest",
         "plan",
     ],
@@ -55,6 +56,7 @@ _MODE = flags.DEFINE_enum(
     "classifier: train a classifier of noisy images; classconditional: sample with that classifier; "
     "nearest: show samples beside the nearest training images; "
     "evaluate: measure how good samples are; statistics: write statistics of the training images; "
+    "average: make an average of another width from those of the run; "
     "suggest: suggest a noise ladder and a step size for the images (needs no workdir); "
     "plan: estimate the run's memory and time on the local devices or a TPU topology (needs no workdir).",
 )

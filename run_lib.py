@@ -36,6 +36,7 @@ from ncsn_jax.app import (
 from ncsn_jax.app.feed import Feed
 from ncsn_jax.app.metrics import Window, Writer
 from ncsn_jax.app.modes import shared
+from ncsn_jax.app.modes.average import average
 from ncsn_jax.app.modes.classifier import classconditional, classifier
 from ncsn_jax.app.modes.complete import colorize, inpaint
 from ncsn_jax.app.modes.evaluate import evaluate, statistics
@@ -48,6 +49,7 @@ from ncsn_jax.app.modes.suggest import suggest
 from ncsn_jax.errors import UserError
 
 __all__ = [
+    "average",
     "classconditional",
     "classifier",
     "colorize",
@@ -118,11 +120,11 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
                 config, dataset, store, writer, runner, has_array=images is not None
             )
             if watch.is_missing(step):
-                watch(step, _weights(state))
+                watch(step, training.sampling_params(state))
             if step < options.num_steps:
                 preview = functools.partial(_write_preview, config, workdir, writer, runner)
                 if _lacks_preview(config, workdir, step):
-                    preview(step, _weights(state))
+                    preview(step, training.sampling_params(state))
                 looks = preview, watch
                 with _feed(config, dataset, step) as feed:
                     train_steps = _compile(config, state)
@@ -132,7 +134,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
                         config, dataset, feed, train_steps, step, state, store, writer, looks
                     )
                 step = options.num_steps
-            params = devices.replicate(_weights(state))
+            params = devices.replicate(training.sampling_params(state))
             del state
             samples = write_samples(shared.Loaded(config, workdir, step, params), runner)
             if samples is not None:
@@ -175,11 +177,6 @@ def _table(config) -> str:
     """Returns the fields as a Markdown table."""
     rows = (f"| {name} | `{value!r}` |" for name, value in schema.flatten(config).items())
     return "\n".join(["| field | value |", "|---|---|", *rows])
-
-
-def _weights(state: training.TrainState):
-    """Returns the parameters to sample with: their EMA if there is one."""
-    return state.ema_params or state.params
 
 
 def _feed(config, dataset: data.Images, step: int) -> Feed:
@@ -229,7 +226,7 @@ def _train_loop(config, dataset, feed, train_steps, step, state, store, writer, 
             complete = step
             with window.paused(), signals.at_once():
                 for look in then:
-                    look(step, _weights(saved))
+                    look(step, training.sampling_params(saved))
 
     def last_saved() -> str:
         return f"the last checkpoint known to be complete is step {complete}"
@@ -311,6 +308,7 @@ def _compile(config, state) -> devices.TrainSteps:
         devices.shard_batch(batch),
         np.uint32(config.seed),
         remat=options.remat,
+        packed=build.is_elementwise(config),
     )
     logs.describe_executable(steps, options.microbatches, time.perf_counter() - started)
     distributed.meet("to compile the training step")

@@ -87,6 +87,7 @@ class Ours(workers.Subject):
             self._devices.shard_batch(images),
             self._seed,
             remat=self._config.training.remat,
+            packed=self._build.is_elementwise(self._config),
         )
 
     def _train(self) -> Callable:

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     model.ema_decay = 0.0
     model.ema_halflife = 0  # images
     model.ema_rampup = 0.0
+    model.ema_power = ()  # or two widths, such as (0.05, 0.1)
 
     # For model.name = "ncsnpp".
     config.ncsnpp = ncsnpp = ConfigDict()
@@ -89,15 +90,16 @@ def get_config() -> ConfigDict:
     training.grad_clip = 0.0
     training.skip_nonfinite = 0
 
-    # For Adam.
     config.optim = optim = ConfigDict()
+    optim.name = "adam"  # or adamw, muon, schedule_free
     optim.learning_rate = 1e-3
     optim.beta1 = 0.9
     optim.beta2 = 0.999
     optim.eps = 1e-8
     optim.weight_decay = 0.0
     optim.warmup_steps = 0
-    optim.schedule = "constant"  # or cosine
+    optim.schedule = "constant"  # or cosine, rsqrt
+    optim.decay_after = 70_000
 
     config.sampling = sampling = ConfigDict()
     sampling.method = "annealed_langevin"
@@ -157,6 +159,9 @@ def get_config() -> ConfigDict:
     classifier.learning_rate = 3e-3
     classifier.label = -1
     classifier.scale = 1.0
+
+    config.average = average = ConfigDict()
+    average.width = 0.1
 
     config.plan = plan = ConfigDict()
     plan.topology = "local"

@@ -28,7 +28,7 @@ def make_figures(config, workdir: str) -> str:
     import numpy as np
     from matplotlib import pyplot
 
-    from ncsn_jax import losses, models, sampling
+    from ncsn_jax import losses, models, sampling, training
     from ncsn_jax.app import (
         build,
         devices,
@@ -43,7 +43,7 @@ def make_figures(config, workdir: str) -> str:
 
     schema.check(config)
     step, state = workdirs.load(config, workdir)
-    params = state.ema_params or state.params
+    params = training.sampling_params(state)
     directory = os.path.join(workdir, "figures", f"step_{step}")
     storage.make_directory(directory)
     shape = build.image_shape(config)

@@ -16,6 +16,7 @@ Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax impo
 | `evaluation` | measures of samples: FID, KID, inception score, precision and recall |
 | `objectives`, `training` | training objectives; the training state and step |
 | `preconditioning`, `augmentation` | EDM's denoisers, noise and loss weights; non-leaky augmentation |
+| `averages` | averages of the parameters whose width is chosen after training |
 | `classifier` | classifiers of noisy images, which guide samplers |
 | `images` | converts bytes to floats, and between ranges |
 | `types`, `errors` | `ScoreFn` and `TimeScoreFn`; `UserError` |
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ncsn_jax import (
         augmentation,
+        averages,
         classifier,
         convert,
         errors,
@@ -53,6 +55,7 @@ __version__ = "0.2.0"
 __all__ = [
     "__version__",
     "augmentation",
+    "averages",
     "classifier",
     "convert",
     "errors",

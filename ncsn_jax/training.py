@@ -7,7 +7,7 @@ devices need an explicit `axis_name`.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncsn_jax import augmentation
+from ncsn_jax import augmentation, averages
 from ncsn_jax._random import Stream, example_keys, fold_in, split_each, stream_key
 from ncsn_jax.images import prepare
 from ncsn_jax.objectives import Objective
@@ -27,6 +27,7 @@ __all__ = [
     "make_init",
     "make_optimizer",
     "make_schedule",
+    "sampling_params",
     "train_step",
     "train_steps",
 ]
@@ -35,6 +36,8 @@ __all__ = [
 _FOR_NETWORK = 3
 # ... and for its augmentation.
 _FOR_AUGMENTATION = 4
+
+OPTIMIZERS = ("adam", "adamw", "muon", "schedule_free")
 
 
 class TrainState(NamedTuple):
@@ -45,12 +48,21 @@ class TrainState(NamedTuple):
       params: the network's parameters.
       ema_params: their EMA; an empty dict if it is off.
       opt_state: the optimizer's state.
+      averages: power-function averages of the parameters (`ncsn_jax.averages`), one tree for each; () if off.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
+    averages: tuple = ()
+
+
+def sampling_params(state: TrainState) -> Any:
+    """Returns the parameters to sample with: schedule-free Adam's average, or the EMA, or the parameters."""
+    if isinstance(state.opt_state, optax.contrib.ScheduleFreeState):
+        return optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    return state.ema_params or state.params
 
 
 class Metrics(NamedTuple):
@@ -70,12 +82,14 @@ class Metrics(NamedTuple):
 
 
 def make_schedule(
-    learning_rate: float, warmup_steps: int = 0, decay_steps: int = 0
+    learning_rate: float, warmup_steps: int = 0, decay_steps: int = 0, decay_after: int = 0
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0; see `make_optimizer`."""
     rate = optax.constant_schedule(learning_rate)
     if warmup_steps:
         rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    if decay_after:
+        return lambda step: rate(step) / jnp.sqrt(jnp.maximum(step / decay_after, 1.0))
     if not decay_steps:
         return rate
     decay = optax.cosine_decay_schedule(1.0, decay_steps)
@@ -85,36 +99,84 @@ def make_schedule(
 def make_optimizer(
     learning_rate: float,
     *,
+    name: str = "adam",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     warmup_steps: int = 0,
     decay_steps: int = 0,
+    decay_after: int = 0,
     grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns Adam as the original runs use it, in PyTorch's convention.
+    """Returns an optimizer; by default Adam as the original runs use it, in PyTorch's convention.
+
+    All others decouple the weight decay: they subtract rate * weight_decay * parameter.
 
     Args:
       learning_rate: above 0, reached linearly over `warmup_steps`: step k (from 0) uses
         learning_rate * min(k / warmup_steps, 1).
+      name: 'adam' (Kingma & Ba, 2015).
+        'adamw' (Loshchilov & Hutter, 2019).
+        'muon' (Jordan et al., 2024): orthogonalizes the momentum of every array named "kernel": those of
+        dense layers, and those of convolutions as matrices `[height * width * in, out]`. The momentum's
+        decay, 0.95, and the five Newton-Schulz steps are the published ones. An update is 0.2 sqrt(max(rows,
+        columns)) times an orthogonal matrix, about the size of Adam's, so Adam's learning rates suit it (Liu
+        et al., 2025, "Muon is Scalable for LLM Training", section 2.2). AdamW with `beta1` and `beta2`, in
+        Nesterov's form, trains all other parameters.
+        'schedule_free' (Defazio et al., 2024, "The Road Less Scheduled", algorithm 1): AdamW without
+        momentum; `beta1`, above 0, is the share of the average in the parameters at which it takes
+        gradients. Sample with `sampling_params`.
       beta1, beta2: in [0, 1).
       eps: added to the root of the second moment.
-      weight_decay: coefficient of the parameters added to the gradient (L2, not decoupled); 0 is off.
+      weight_decay: coefficient of the parameters; 0 is off. 'adam' adds the product to the gradient (L2).
       warmup_steps: at least 0.
       decay_steps: at least 0: multiplies the rate by (1 + cos(pi k / decay_steps)) / 2, which is 0 from step
         k = decay_steps on; 0 is off.
+      decay_after: at least 0: divides the rate by sqrt(max(k / decay_after, 1)); t_ref of Karras et al.
+        (2024). 0 is off. Only one of the two decays may be on.
       grad_clip: the largest global norm of the gradient; 0 is off.
     """
     # A schedule adds a step counter to the optimizer's state; a constant rate needs none.
-    varies = warmup_steps or decay_steps
-    schedule = make_schedule(learning_rate, warmup_steps, decay_steps) if varies else learning_rate
-    return optax.chain(
-        optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
-        optax.scale_by_learning_rate(schedule),
-    )
+    rates = warmup_steps, decay_steps, decay_after
+    schedule = make_schedule(learning_rate, *rates) if any(rates) else learning_rate
+    clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+    step = optax.scale_by_learning_rate(schedule)
+    if name == "adam":
+        return optax.chain(clip, decay, adam, step)
+    if name == "adamw":
+        return optax.chain(clip, adam, decay, step)
+    if name == "muon":
+        muon = optax.contrib.muon(
+            schedule,
+            eps=eps,
+            weight_decay=weight_decay,
+            adam_b1=beta1,
+            adam_b2=beta2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+        return optax.chain(clip, muon)
+    if name != "schedule_free":
+        raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    # Adam without momentum, as optax's own schedule_free_adamw has it.
+    scale = optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True)
+    return optax.contrib.schedule_free(optax.chain(clip, scale, decay, step), schedule, b1=beta1)
+
+
+def _matrices(params: Any) -> Any:
+    """Returns which axes of each kernel are the rows and columns of Muon's matrix; None for other arrays."""
+
+    def numbers(path: tuple, array: jax.Array):
+        if path[-1].key != "kernel":
+            return None
+        rows = tuple(range(array.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(rows, array.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
 
 
 def make_ema_decay(
@@ -146,6 +208,7 @@ def make_init(
     image_shape: tuple[int, int, int],
     *,
     ema: bool,
+    averages: int = 0,
 ) -> Callable[[jax.Array], TrainState]:
     """Returns a function from a key to the initial state.
 
@@ -156,6 +219,7 @@ def make_init(
       optimizer: the optimizer to initialise.
       image_shape: (H, W, C).
       ema: whether to keep an EMA of the parameters.
+      averages: how many power-function averages to keep.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -163,7 +227,7 @@ def make_init(
     # One program serves hundreds of small arrays. It returns new buffers, so none can be donated twice.
     @jax.jit
     def begin(params):
-        return params if ema else {}, optimizer.init(params)
+        return params if ema else {}, optimizer.init(params), (params,) * averages
 
     def init(key: jax.Array) -> TrainState:
         params = model.lazy_init(key, image, level)
@@ -234,6 +298,7 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     ema_decay: float | Callable[[jax.Array], jax.Array],
+    gammas: Sequence[float] = (),
     random_flip: bool,
     dequantize: bool,
     centered: bool = False,
@@ -255,6 +320,7 @@ def train_step(
       optimizer: as made by `make_optimizer`.
       ema_decay: in [0, 1), the weight of the old average; 0 is off. Or a function of the step, see
         `make_ema_decay`.
+      gammas: those of the power-function averages that `state` has.
       random_flip, dequantize, centered: see `images.prepare`.
       augment: the probability of each transformation of `augmentation.augment`, whose label the network is
         then given as `augment`; 0 is off.
@@ -298,14 +364,19 @@ def train_step(
     if ema_decay:
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
         ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
-    next_state = TrainState(state.step + 1, params, ema_params, opt_state)
+    next_state = TrainState(state.step + 1, params, ema_params, opt_state, state.averages)
     metrics = Metrics(value, optax.tree.norm(grads), level_loss, level_count)
     if skip_nonfinite:
         # Checking the averages over all devices makes every device decide alike.
         valid = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         skipped = state._replace(step=next_state.step)
         next_state = jax.tree.map(lambda a, b: jnp.where(valid, a, b), next_state, skipped)
-    return next_state, metrics
+    # A skipped step counts too: its parameters are those before.
+    kept = tuple(
+        averages.update(average, next_state.params, next_state.step, gamma)
+        for average, gamma in zip(state.averages, gammas, strict=True)
+    )
+    return next_state._replace(averages=kept), metrics
 
 
 def train_steps(

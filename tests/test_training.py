@@ -291,3 +291,97 @@ def test_reduce_mean_multiplies_the_loss_and_gradient_by_two_over_d(state, batch
         ratio = float(getattr(mean, name) / getattr(total, name))
         assert ratio == pytest.approx(2 / 64, rel=1e-4)
     np.testing.assert_allclose(mean.level_loss, total.level_loss, rtol=1e-6)
+
+
+def run_optimizer(gradients, params, **options):
+    """Returns the parameters and the states of an optimizer after each gradient."""
+    optimizer = training.make_optimizer(**options)
+    states, update = [(params, optimizer.init(params))], jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, states[-1][1], states[-1][0])
+        states.append((optax.apply_updates(states[-1][0], updates), state))
+    return states[1:]
+
+
+def test_adamw_decays_apart_from_the_gradient():
+    """For constant gradients Adam's step is the learning rate, so each step has a closed form."""
+    g, p = jnp.array([3.0, -4.0]), np.array([1.0, -2.0])
+    options = dict(learning_rate=0.1, name="adamw", weight_decay=0.5)
+    for found, _ in run_optimizer([g, g], jnp.asarray(p), **options):
+        p = p - 0.1 * (np.sign(g) + 0.5 * p)
+        np.testing.assert_allclose(found, p, rtol=1e-5)
+
+
+def test_muon_takes_an_orthogonal_step_for_kernels_and_adams_for_the_rest():
+    """Newton-Schulz keeps the singular vectors, and maps the singular values by its polynomial."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 4, 6), "dense": (5, 7)}
+    grads = {name: {"kernel": rng.standard_normal(shape)} for name, shape in shapes.items()}
+    grads["table"] = {"embedding": rng.standard_normal((3, 4))}
+    grads = jax.tree.map(np.float32, grads)
+    params = jax.tree.map(np.ones_like, grads)
+    options = dict(learning_rate=0.1, name="muon", weight_decay=0.5)
+    ((after, _),) = run_optimizer([grads], params, **options)
+    for name, shape in shapes.items():
+        matrix = np.asarray(grads[name]["kernel"], np.float64).reshape(-1, shape[-1])
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        s = s / np.linalg.norm(s)
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        assert np.all((s > 0.6) & (s < 1.3))
+        step = 0.2 * np.sqrt(max(matrix.shape)) * (u * s) @ vt
+        expected = 1 - 0.1 * (step.reshape(shape) + 0.5)
+        np.testing.assert_allclose(after[name]["kernel"], expected, atol=1e-4)
+    nesterov = (1 + 0.9 / 1.9) * np.sign(grads["table"]["embedding"])
+    np.testing.assert_allclose(after["table"]["embedding"], 0.95 - 0.1 * nesterov, atol=1e-5)
+
+
+def test_schedule_free_parameters_are_the_mean_of_the_iterates():
+    """On a quadratic, with a constant rate; gradients are taken between the mean and the last iterate."""
+    optimizer = training.make_optimizer(0.1, name="schedule_free", beta1=0.8)
+    params = jnp.array([3.0, -1.0])
+    state, iterates = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
+    for _ in range(4):
+        updates, state = update(2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+        iterates.append(np.asarray(state.z))
+        mean = np.mean(iterates, axis=0)
+        found = training.sampling_params(training.TrainState(0, params, {}, state))
+        np.testing.assert_allclose(found, mean, rtol=1e-5)
+        np.testing.assert_allclose(params, 0.2 * iterates[-1] + 0.8 * mean, rtol=1e-5)
+    # Adam's first step, without momentum, has the size of the learning rate.
+    np.testing.assert_allclose(iterates[0], [2.9, -0.9], rtol=1e-5)
+
+
+def test_the_rate_decays_by_the_root_after_a_step():
+    rate = training.make_schedule(0.5, warmup_steps=4, decay_after=100)
+    found = [rate(k) for k in (2, 4, 100, 400, 2500)]
+    np.testing.assert_allclose(found, [0.25, 0.5, 0.5, 0.25, 0.1], rtol=1e-6)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="name must be one of adam, adamw, .* got 'sgd'"):
+        training.make_optimizer(0.1, name="sgd")
+
+
+def test_averages_follow_the_parameters_and_count_skipped_steps(batches):
+    gammas = (6.94, 0.0)
+    state = training.make_init(Tiny(), OPTIMIZER, (8, 8, 1), ema=False, averages=2)(
+        jax.random.key(0)
+    )
+    pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+    options = OPTIONS | dict(ema_decay=0.0, gammas=gammas, skip_nonfinite=True, dequantize=False)
+    images = batches.astype(np.float32) / 255
+    images[2] = np.nan
+    step = compiled_quickly(functools.partial(training.train_step, **options), state, images[0], 7)
+    params = []
+    for batch in images:
+        state, _ = step(state, batch, 7)
+        params.append(state.params)
+    jax.tree.map(np.testing.assert_array_equal, params[2], params[1])
+    for average, gamma in zip(state.averages, gammas, strict=True):
+        shares = np.diff((np.arange(6) / 5) ** (gamma + 1))
+        expected = jax.tree.map(lambda *a, s=shares: np.tensordot(s, np.stack(a), 1), *params)
+        assert_same(average, expected)

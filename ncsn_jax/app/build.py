@@ -11,7 +11,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ncsn_jax import augmentation, models, objectives, preconditioning, sde, sigmas, training
+from ncsn_jax import (
+    augmentation,
+    averages,
+    models,
+    objectives,
+    preconditioning,
+    sde,
+    sigmas,
+    training,
+)
 from ncsn_jax.app import cpu, data, storage
 from ncsn_jax.app.data import arrays, transforms
 from ncsn_jax.app.data.sources import Labels
@@ -162,19 +171,33 @@ def at_precision(function: Callable, precision: str) -> Callable:
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer."""
-    adam = {name: value for name, value in config.optim.items() if name != "schedule"}
-    options = adam | {"decay_steps": _decay_steps(config)}
-    return training.make_optimizer(**options, grad_clip=config.training.grad_clip)
+    options = {name: value for name, value in config.optim.items() if name != "schedule"}
+    options |= _decay(config) | {"grad_clip": config.training.grad_clip}
+    return training.make_optimizer(**options)
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns the learning rate as a function of the step."""
     optim = config.optim
-    return training.make_schedule(optim.learning_rate, optim.warmup_steps, _decay_steps(config))
+    return training.make_schedule(optim.learning_rate, optim.warmup_steps, **_decay(config))
 
 
-def _decay_steps(config: ConfigDict) -> int:
-    return config.training.num_steps if config.optim.schedule == "cosine" else 0
+def _decay(config: ConfigDict) -> dict[str, int]:
+    kind = config.optim.schedule
+    return {
+        "decay_steps": config.training.num_steps if kind == "cosine" else 0,
+        "decay_after": config.optim.decay_after if kind == "rsqrt" else 0,
+    }
+
+
+def is_elementwise(config: ConfigDict) -> bool:
+    """Returns whether the optimizer treats all elements alike, so that parameters may be packed."""
+    return config.optim.name != "muon"
+
+
+def gammas(config: ConfigDict) -> tuple[float, ...]:
+    """Returns the gammas of the power-function averages that training keeps."""
+    return tuple(averages.gamma_of_width(width) for width in config.model.ema_power)
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -185,7 +208,13 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 def make_init(config: ConfigDict) -> Callable[[jax.Array], training.TrainState]:
     """Returns the function that maps a key to the initial state."""
     model, ema = make_model(config), config.model.ema_decay > 0 or config.model.ema_halflife > 0
-    return training.make_init(model, make_optimizer(config), image_shape(config), ema=ema)
+    return training.make_init(
+        model,
+        make_optimizer(config),
+        image_shape(config),
+        ema=ema,
+        averages=len(config.model.ema_power),
+    )
 
 
 def make_objective(
@@ -227,6 +256,7 @@ def make_train_steps(config: ConfigDict) -> Callable:
         microbatches=options.microbatches,
         skip_nonfinite=options.skip_nonfinite > 0,
         ema_decay=ema_decay,
+        gammas=gammas(config),
         random_flip=config.data.random_flip,
         dequantize=config.data.dequantize and not config.data.value_range,
         centered=config.data.centered,

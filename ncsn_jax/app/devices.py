@@ -132,6 +132,7 @@ class TrainSteps:
       images: uint8 `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
       seed: the run's seed.
       remat: whether the network is rematerialized.
+      packed: whether to pack the parameters on a CPU.
 
     Attributes:
       operations: floating-point operations on one device as XLA counts them, which counts a loop's body once;
@@ -147,9 +148,10 @@ class TrainSteps:
         seed: np.ndarray,
         *,
         remat: bool = False,
+        packed: bool = True,
     ):
         is_cpu = jax.default_backend() == "cpu"
-        self._packing = packing = Packing(state.params) if is_cpu else None
+        self._packing = packing = Packing(state.params) if is_cpu and packed else None
         self._constant = seed, first_examples(images), replicate(packing.offsets if packing else ())
         mapped = _map_train_steps(train_steps, packing, jax.device_count())
         lowered = mapped.lower(*self._arguments(self.to_devices(state), images, 0))
@@ -219,7 +221,13 @@ def _map_train_steps(
 
 
 def compile_train_steps(
-    train_steps: Callable, state: Any, images: Any, targets: Sequence, *, remat: bool = False
+    train_steps: Callable,
+    state: Any,
+    images: Any,
+    targets: Sequence,
+    *,
+    remat: bool = False,
+    packed: bool = True,
 ) -> Any:
     """Compiles the training step for devices that may be elsewhere, such as a TPU topology.
 
@@ -228,10 +236,10 @@ def compile_train_steps(
       state: a `TrainState` of shapes, without a device axis.
       images: shape and type of a device's examples, `[steps, B / all devices, ...]`.
       targets: all devices of all hosts.
-      remat: whether the network is rematerialized.
+      remat, packed: as `TrainSteps` gets them.
     """
     is_cpu = targets[0].platform == "cpu"
-    packing = Packing(state.params) if is_cpu else None
+    packing = Packing(state.params) if is_cpu and packed else None
     if packing:
         state = packing.pack(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
     mapped = _map_train_steps(train_steps, packing, len(targets), targets)

@@ -17,8 +17,8 @@ import numpy as np
 class Packing:
     """Turns trees of one structure into vectors and back.
 
-    The optimizer must treat all elements alike, apart from their global norm, as those of
-    `training.make_optimizer` do.
+    The optimizer must treat all elements alike, apart from their global norm, as all of
+    `training.make_optimizer` but Muon do.
 
     Args:
       like: a tree of float32 arrays, or of their shapes.

@@ -109,15 +109,6 @@ def steps_of_training(config) -> Found:
     yield "evaluation.every", config.evaluation.every % per_call == 0, words
 
 
-def average_of_parameters(config) -> Found:
-    """Requires at most one EMA, and a ramp-up only of a half-life."""
-    model = config.model
-    words = f"0 for config.model.ema_halflife={model.ema_halflife}"
-    yield "model.ema_decay", not (model.ema_decay and model.ema_halflife), words
-    words = "0 unless config.model.ema_halflife is above 0"
-    yield "model.ema_rampup", model.ema_halflife > 0 or not model.ema_rampup, words
-
-
 def evaluation_in_training(config) -> Found:
     """Requires features without a download, and distances to choose the best checkpoint by."""
     options, size = config.evaluation, math.prod(build.image_shape(config))
@@ -129,6 +120,25 @@ def evaluation_in_training(config) -> Found:
     )
     words = "False unless config.evaluation.every is above 0, such as 500"
     yield "training.keep_best", bool(options.every) or not config.training.keep_best, words
+
+
+def averages_of_parameters(config) -> Found:
+    """Requires one kind of EMA, snapshots of the averages, and no average for an optimizer that has its own."""
+    model, training, optim = config.model, config.training, config.optim
+    words = f"0 for config.model.ema_halflife={model.ema_halflife}"
+    yield "model.ema_decay", not (model.ema_decay and model.ema_halflife), words
+    words = "0 unless config.model.ema_halflife is above 0"
+    yield "model.ema_rampup", model.ema_halflife > 0 or not model.ema_rampup, words
+    words = f"above 0 for config.model.ema_power={tuple(model.ema_power)}: the checkpoints that are kept are "
+    words += "its snapshots; take about num_steps / 40"
+    yield "training.keep_every", training.keep_every > 0 or not model.ema_power, words
+    if optim.name == "schedule_free":
+        of_optimizer = "for config.optim.name='schedule_free', which has its own"
+        yield "model.ema_decay", model.ema_decay == 0, f"0 {of_optimizer} average"
+        yield "model.ema_halflife", model.ema_halflife == 0, f"0 {of_optimizer} average"
+        yield "model.ema_power", not model.ema_power, f"() {of_optimizer} average"
+        yield "optim.schedule", optim.schedule == "constant", f"'constant' {of_optimizer} decay"
+        yield "optim.beta1", optim.beta1 > 0, "above 0 for config.optim.name='schedule_free'"
 
 
 def batches_on_devices(config, count: int) -> Found:
@@ -210,8 +220,8 @@ RULES = (
     objective_exists,
     network_exists,
     steps_of_training,
-    average_of_parameters,
     evaluation_in_training,
+    averages_of_parameters,
     ladder_of_noise,
     predictor_and_corrector,
     sigmas_of_sampler,

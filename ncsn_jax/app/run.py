@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ncsn_jax import _checks as check
 from ncsn_jax import sde as sdes
+from ncsn_jax import training
 from ncsn_jax.app import build, devices, run_samplers, schema, units, workdirs
 from ncsn_jax.app.progress import progress
 from ncsn_jax.app.run_config import get_config
@@ -33,7 +34,7 @@ class Run:
       config: the run's configuration.
       step: the checkpoint's step.
       model: the Flax network.
-      params: its parameters, or their EMA if there is one.
+      params: its parameters, or their average if there is one.
       sigmas: the noise ladder `[L]`, decreasing.
       sde: the SDE; for a ladder, the variance-exploding SDE from its first to its last sigma.
       score_fn: `score_fn(x [B, H, W, C], sigma [B]) -> score`, like x.
@@ -161,7 +162,7 @@ def load_run(workdir: str, step: int | None = None) -> Run:
     config = get_config(workdir)
     schema.check(config, num_devices=1)
     step, state = workdirs.load(config, workdir, step)
-    params = jax.device_put(state.ema_params or state.params)
+    params = jax.device_put(training.sampling_params(state))
     score_fn, time_score_fn = (
         _for_images(f, build.image_shape(config)) for f in build.make_score_fn(config, params)
     )

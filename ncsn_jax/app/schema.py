@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from ncsn_jax import models, objectives, sampling
+from ncsn_jax import models, objectives, sampling, training
 from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build, rules
 from ncsn_jax.errors import UserError, show
@@ -92,6 +92,11 @@ def _is_clip(value: list) -> bool:
     )
 
 
+def _are_widths(value: list) -> bool:
+    numbers = all(isinstance(w, int | float) and 0.01 <= w <= _MAX_WIDTH for w in value)
+    return not value or (numbers and len(value) == 2 and value[0] < value[1])
+
+
 def _is_size(value: int | list) -> bool:
     sides = value if isinstance(value, list) else [value, value]
     return len(sides) == 2 and all(type(n) is int and 1 <= n <= 4096 for n in sides)
@@ -111,6 +116,8 @@ _DTYPES, _PRECISIONS = ("float32", "bfloat16"), ("default", "high", "highest")
 _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
     dict.fromkeys, zip(*models.ARCHITECTURES, strict=True)
 )
+_MAX_WIDTH = 0.28
+_WIDTHS = f"() or two widths from 0.01 to {_MAX_WIDTH}, the smaller first"
 _PAIR = "() or (low, high), both finite, low < high"
 _NAME = frozenset(string.ascii_letters + string.digits + "-_.=")
 
@@ -177,6 +184,9 @@ SECTIONS = {
         "ema_halflife": _integer(0, "In place of ema_decay: the EMA's half-life in images; 0 turns it off."),
         "ema_rampup": _number(_between(0, 1000, "from 0 to 1000"), "With ema_halflife: the half-life is at "
                               "most this multiple of the images seen so far; 0 turns it off."),
+        "ema_power": Field((list,), _WIDTHS, ((_are_widths, _WIDTHS),),
+                           "Widths of two averages of the parameters, from which --mode=average makes one of "
+                           "any width. Each takes as much memory as an EMA. () keeps none."),
     }),
     "ncsnpp": ("The parts of model.name='ncsnpp'; see `ncsn_jax.models.NCSNpp`. With the continuous 've' "
                "the network is conditioned on sigma, with 'edm' on c_noise, otherwise on the time. With 've' "
@@ -249,16 +259,23 @@ SECTIONS = {
                                    "before the run stops. If above 0, a stopped run can be resumed.",
                                    changeable=True),
     }),
-    "optim": ("Adam.", {
+    "optim": ("The optimizer; see `ncsn_jax.training.make_optimizer`. The defaults are those of Adam.", {
+        "name": _choice(training.OPTIMIZERS, "'adamw': Adam with decoupled weight decay. 'muon': "
+                        "orthogonalized momentum for the kernels, AdamW for the rest. 'schedule_free': Adam "
+                        "without a schedule, whose own average samples use."),
         "learning_rate": _number(_POSITIVE, "Learning rate after the warm-up."),
-        "beta1": _number(_FRACTION, "Decay of the first moment."),
+        "beta1": _number(_FRACTION, "Decay of the first moment; for 'schedule_free', the share of its "
+                         "average in the parameters that are trained."),
         "beta2": _number(_FRACTION, "Decay of the second moment."),
         "eps": _number(_POSITIVE, "Added to the square root of the second moment."),
-        "weight_decay": _number(_NOT_NEGATIVE, "Multiple of the parameters added to the gradient (L2)."),
+        "weight_decay": _number(_NOT_NEGATIVE, "Multiple of the parameters: for 'adam' added to the gradient "
+                                "(L2), else times the learning rate subtracted from them."),
         "warmup_steps": _integer(0, "Steps of linear warm-up; 0 turns it off."),
-        "schedule": _choice(("constant", "cosine"), "'cosine' multiplies the learning rate of step k by "
-                            "(1 + cos(pi k / training.num_steps)) / 2. A run then keeps its "
-                            "training.num_steps."),
+        "schedule": _choice(("constant", "cosine", "rsqrt"), "'cosine' multiplies the learning rate of step "
+                            "k by (1 + cos(pi k / training.num_steps)) / 2. A run then keeps its "
+                            "training.num_steps. 'rsqrt' divides it by sqrt(max(k / decay_after, 1))."),
+        "decay_after": _integer(1, "For 'rsqrt': step after which the learning rate decays. 70,000 is the "
+                                "t_ref of EDM2-S on ImageNet-512, whose steps have 2,048 images."),
     }),
     "sampling": ("Samplers. Every method works with every run: a noise ladder counts as 've', and an SDE's "
                  "network as a score of sigma.", {
@@ -348,6 +365,10 @@ SECTIONS = {
         "scale": _number(_NOT_NEGATIVE, "Factor of the classifier's gradient. 1 is Bayes' rule; more makes "
                          "samples more typical of their class and less varied."),
     }),
+    "average": ("--mode=average: an average of the parameters whose width is chosen after training.", {
+        "width": _number(_between(1e-3, _MAX_WIDTH, f"from 0.001 to {_MAX_WIDTH}"), "Its width: the "
+                         "standard deviation of its weights over the steps, relative to their number."),
+    }),
     "plan": ("--mode=plan: an estimate of what a run takes.", {
         "topology": _text("'local': the devices of this machine; or a TPU topology, such as 'v5e:4x4', which "
                           "may be elsewhere."),
@@ -384,6 +405,7 @@ CHANGEABLE = (
         "evaluation.",
         "interpolation.",
         "classifier.",
+        "average.",
         "plan.",
     ),
 )

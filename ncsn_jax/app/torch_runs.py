@@ -39,6 +39,11 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
         a run.
     """
     schema.check(config)
+    if config.optim.name != "adam" or config.model.ema_power:
+        raise UserError(
+            "config.optim.name must be 'adam' and config.model.ema_power () for a converted run, got "
+            f"{config.optim.name!r} and {tuple(config.model.ema_power)}"
+        )
     state, notes = _make_state(config, path, torch_files.read(path))
     step = int(state.step)
     workdirs.make(workdir)
@@ -78,7 +83,8 @@ def export(config, workdir: str, path: str) -> str:
     wanted = config.sampling.step
     step, state = workdirs.load(config, workdir, None if wanted < 0 else wanted)
     model, ladder = build.make_model(config), build.make_sigmas(config)
-    state_dict = convert.to_torch(state.params, model, ladder)
+    params = state.params if state.ema_params else training.sampling_params(state)
+    state_dict = convert.to_torch(params, model, ladder)
     prefix = "" if isinstance(model, models.SimplifiedNCSN) else "module."
     arrays = {f"model/{prefix}{name}": array for name, array in state_dict.items()}
     if state.ema_params:

@@ -63,7 +63,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str) -> bool:
 def digest(config: ml_collections.ConfigDict) -> str:
     """Returns a digest of what the parameters depend on but for the seed, which averages leave out."""
     flat = flatten(config)
-    ignored = ("seed", *_changeable(flat))
+    # The width tells an average that --mode=average made from another.
+    ignored = ("seed", *(name for name in _changeable(flat) if name != "average."))
     return cache.digest({field: v for field, v in flat.items() if not field.startswith(ignored)})
 
 
@@ -85,6 +86,7 @@ def _unused(flat: dict) -> tuple[str, ...]:
         "model.beta_": kind not in ("vp", "subvp") and "vp" not in of_edm,
         "model.sigma_": kind not in ("none", "ve") and "ve" not in of_edm[1:],
         "model.num_levels": flat["training.continuous"],
+        "optim.decay_after": flat["optim.schedule"] != "rsqrt",
     }
     return tuple(name for name, is_unused in unused.items() if is_unused)
 

@@ -219,6 +219,7 @@ UNUSUAL = {
     "model.beta_min": 0.4,
     "model.beta_max": 9.0,
     "model.ema_decay": 0.55,
+    "model.ema_power": (0.05, 0.1),
     "ncsnpp.ch_mult": (1, 3),
     "ncsnpp.num_res_blocks": 5,
     "ncsnpp.attn_resolutions": (6, 11),
@@ -380,9 +381,11 @@ def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
     monkeypatch.setattr(training, "make_init", lambda *a, **k: inits.append((a, k)))
     options = build.make_train_steps(config).keywords
     build.make_init(config)
-    assert made == [((), adam | {"grad_clip": 0.65, "decay_steps": 0})] * 2
+    others = {"name": "adam", "grad_clip": 0.65, "decay_steps": 0, "decay_after": 0}
+    assert made == [((), adam | others)] * 2
     objective, optimizer = options.pop("objective"), options.pop("optimizer")
     assert objective.sigmas.shape == (25,) and isinstance(optimizer, optax.GradientTransformation)
+    np.testing.assert_allclose(options.pop("gammas"), [16.97, 6.94], atol=0.005)
     assert options == {
         "microbatches": 3,
         "skip_nonfinite": True,
@@ -394,5 +397,5 @@ def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
         "reduce_mean": True,
     }
     ((model, _, shape), flags) = inits[0]
-    assert shape == (24, 24, 3) and flags == {"ema": True}
+    assert shape == (24, 24, 3) and flags == {"ema": True, "averages": 2}
     assert described(model)[0]["remat"] is False  # only the step is

@@ -14,7 +14,9 @@ from ncsn_jax.errors import UserError
 
 def make_state(value):
     optimizer = training.make_optimizer(1e-3, grad_clip=1.0)
-    params = {"params": {"kernel": np.full((40, 50), value, np.float32)}}
+    # Noise cannot be compressed, so the parameters are in the largest file.
+    noise = np.random.default_rng(0).standard_normal((40, 50), np.float32)
+    params = {"params": {"kernel": value + noise}}
     opt_state = jax.tree.map(np.asarray, optimizer.init(params))
     return training.TrainState(np.asarray(value, np.int32), params, {}, opt_state)
 

@@ -133,6 +133,21 @@ def test_microbatches_with_remat_on_eight_devices_give_the_same_steps(state, bat
     assert_same(devices.to_host(measured), jax.tree.map(lambda *a: np.stack(a), *metrics[:2]))
 
 
+def test_muon_and_averages_on_eight_devices_take_the_steps_of_one(batches):
+    """Muon needs the kernels' shapes, so its parameters are not packed."""
+    optimizer = training.make_optimizer(1e-2, name="muon")
+    init = training.make_init(Tiny(), optimizer, (8, 8, 1), ema=True, averages=2)
+    state = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    options = OPTIONS | {"optimizer": optimizer, "gammas": (6.94, 16.97)}
+    steps = functools.partial(training.train_steps, **options)
+    expected, _ = compiled_quickly(steps, state, batches[:2], 7)(state, batches[:2], 7)
+    images = devices.shard_batch(batches[:2])
+    p_steps = devices.TrainSteps(steps, state, images, SEED, packed=False)
+    found, _, _ = p_steps(p_steps.to_devices(state), images)
+    assert_replicated(found)
+    assert_same(p_steps.to_host(found), expected)
+
+
 def test_a_non_finite_step_is_skipped_on_all_devices(state, batches):
     """One example of 16 has an infinite loss in the second step; the other steps are unchanged."""
 

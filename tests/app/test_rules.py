@@ -86,13 +86,6 @@ STEPS = [
     ),
     (CALLS_OF_THREE, "evaluation.every", 12, 11, "a multiple of .*steps_per_call=3"),
 ]
-AVERAGE = [
-    ({"model.ema_halflife": 9}, "model.ema_decay", 0.0, 0.9, "0 for config.model.ema_halflife=9"),
-    (
-        {"model.ema_halflife": 9, "model.ema_decay": 0.0, "model.ema_rampup": 0.1},
-        *("model.ema_halflife", 1, 0, "config.model.ema_rampup=0.1 must be 0 unless"),
-    ),
-]
 EVALUATION = [
     ({"evaluation.every": 1}, "training.keep_best", True, 1, "True or False"),
     ({}, "training.keep_best", False, True, "False unless config.evaluation.every is above 0"),
@@ -105,6 +98,30 @@ EVALUATION = [
             (64, "pixels", 5, -1, "0 or more"),
         )
     ),
+]
+SCHEDULE_FREE = {"optim.name": "schedule_free", "model.ema_decay": 0.0}
+AVERAGES = [
+    ({"model.ema_halflife": 9}, "model.ema_decay", 0.0, 0.9, "0 for config.model.ema_halflife=9"),
+    (
+        {"model.ema_halflife": 9, "model.ema_decay": 0.0, "model.ema_rampup": 0.1},
+        *("model.ema_halflife", 1, 0, "config.model.ema_rampup=0.1 must be 0 unless"),
+    ),
+    (
+        {"model.ema_power": (0.05, 0.1)},
+        "training.keep_every",
+        500,
+        0,
+        "above 0 for .*its snapshots",
+    ),
+    (SCHEDULE_FREE, "model.ema_decay", 0.0, 0.9, "0 for config.optim.name='schedule_free'"),
+    (SCHEDULE_FREE, "model.ema_halflife", 0, 9, "0 for config.optim.name='schedule_free'"),
+    (
+        SCHEDULE_FREE | {"training.keep_every": 500},
+        *("model.ema_power", (), (0.05, 0.1), r"\(\) for config.optim.name='schedule_free'"),
+    ),
+    (SCHEDULE_FREE, "optim.schedule", "constant", "rsqrt", "'constant' for .*its own decay"),
+    (SCHEDULE_FREE, "optim.beta1", 0.1, 0.0, "above 0 for config.optim.name='schedule_free'"),
+    ({"training.keep_every": 500}, "model.ema_power", (0.05, 0.1), (0.1, 0.05), "two widths"),
 ]
 MEMORY = [  # on eight devices; 2**34 numbers are 1024 images of 4096 x 4096
     ({}, "training.batch_size", 24, 20, "a multiple of the number of devices, 8$"),
@@ -171,7 +188,7 @@ SAMPLER = [
 
 @pytest.mark.parametrize(
     ("given", "field", "allowed", "refused", "words"),
-    OBJECTIVE + NETWORK + STEPS + AVERAGE + EVALUATION + MEMORY + LADDER + SAMPLER,
+    OBJECTIVE + NETWORK + STEPS + EVALUATION + AVERAGES + MEMORY + LADDER + SAMPLER,
 )
 def test_a_rule_allows_its_last_value_and_refuses_the_next(given, field, allowed, refused, words):
     load = load_diffusion_config if "training.sde" in given else load_config

@@ -8,9 +8,11 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
+import ncsn_jax
 import run_lib
 from ncsn_jax import evaluation, objectives, sigmas, training
 from ncsn_jax.app import build, checkpoints, data, workdirs
@@ -321,6 +323,32 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, monkey
     made = np.load(tmp_path / "whole/samples/step_4/samples.npz")["samples"]
     pixels = [x.reshape(len(x), -1) / 255 for x in (build.load_images(config)[:], made)]
     assert float(found) == pytest.approx(evaluation.frechet_distance(*pixels), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim.name": "muon", "model.ema_power": (0.05, 0.1), "training.keep_every": 2},
+        {"optim.name": "schedule_free", "model.ema_decay": 0.0},
+    ],
+    ids=lambda changes: changes["optim.name"],
+)
+def test_runs_of_other_optimizers_resume_bit_for_bit(changes, tmp_path, monkeypatch, closed_logs):
+    monkeypatch.setitem(build.MODELS, "tiny", tiny.Tiny)
+    config, states = tiny.get_config(), []
+    config.training.update(batch_size=16, microbatches=2, checkpoint_every=2, skip_nonfinite=1)
+    config.training.update(sample_every=0, log_every=2)
+    config.update_from_flattened_dict(changes | {"sampling.num_samples": 1})
+    for name, parts in (("whole", [4]), ("parts", [2, 4])):
+        for config.training.num_steps in parts:
+            run_lib.train(config, str(tmp_path / name))
+        states.append(workdirs.load(config, str(tmp_path / name))[1])
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert len(states[0].averages) == len(config.model.ema_power)
+    if config.optim.name == "schedule_free":
+        expected = optax.contrib.schedule_free_eval_params(states[0].opt_state, states[0].params)
+        found = ncsn_jax.load_run(str(tmp_path / "parts")).params
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_jax_settings_do_not_change_the_run(uninterrupted, tmp_path):

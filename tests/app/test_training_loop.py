@@ -67,7 +67,7 @@ class World:
         class Steps:
             operations = memory = None
 
-            def __init__(self, train_steps, state, images, seed, *, remat):
+            def __init__(self, train_steps, state, images, seed, *, remat, packed):
                 self.per_call = images.shape[1]
 
             to_devices, to_host = map(staticmethod, (devices.replicate, devices.to_host))

@@ -15,6 +15,7 @@ import pytest
 import run_lib
 from configs import digits_vp
 from ncsn_jax import (
+    averages,
     models,
     objectives,
     sampling,
@@ -40,7 +41,7 @@ from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
 from tests.app import test_build, test_classifier_training, test_samplers, test_sweep, test_watching
-from tests.app.modes import test_classifier, test_evaluate, test_plan
+from tests.app.modes import test_average, test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
 
@@ -168,6 +169,11 @@ ROWS = [
     Row("edm.sigma_data", 0.3, "edm_noise.sigma_data", given=EDM),
     Row("edm.p_mean", 0.2, "edm_noise.p_mean", given=EDM),
     Row("edm.p_std", 0.7, "edm_noise.p_std", given=EDM),
+    Row("model.ema_power", (0.1, 0.2), "make_init.averages", 2),
+    Row(
+        *("model.ema_power", (0.1, 0.2), "train_steps.gammas"),
+        tuple(map(averages.gamma_of_width, (0.1, 0.2))),
+    ),
     Row("ncsnpp.ch_mult", (1, 2), "model.ch_mult", given=SDE),
     Row("ncsnpp.num_res_blocks", 2, "model.num_res_blocks", given=SDE),
     Row("ncsnpp.attn_resolutions", (8,), "model.attn_resolutions", given=SDE),
@@ -202,6 +208,11 @@ ROWS = [
     Row("training.dtype", "bfloat16", "diffusion.model.dtype", jnp.bfloat16, SDE),
     Row("training.skip_nonfinite", 1, "train_steps.skip_nonfinite", True),
     Row("training.grad_clip", 0.5, "make_optimizer.grad_clip"),
+    Row("optim.name", "adamw", "make_optimizer.name"),
+    Row(
+        *("optim.decay_after", 7, "make_optimizer.decay_after"),
+        given={"optim.schedule": "rsqrt"},
+    ),
     Row("optim.learning_rate", 0.5, "make_optimizer.learning_rate"),
     Row("optim.beta1", 0.5, "make_optimizer.beta1"),
     Row("optim.beta2", 0.5, "make_optimizer.beta2"),
@@ -545,6 +556,7 @@ ELSEWHERE = {
     "training.keep_best": test_watching.test_the_best_checkpoint_is_kept_over_resumes,
     "training.precision": PRECISION,
     "sampling.precision": PRECISION,
+    "average.width": test_average.test_averages_of_other_widths_are_runs_that_every_mode_takes,
     "plan.topology": test_plan.test_the_plan_uses_the_devices_of_the_topology,
     "sampling.method": test_samplers.test_a_method_runs_only_its_sampler,
     "sampling.schedule": test_samplers.test_schedules_run_from_sigma_begin_or_over_the_times_of_the_sde,

@@ -187,8 +187,9 @@ def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
 
 def _compile_step(what: str, config, targets: list) -> Program:
     """Compiles the training step, as `_measure` does."""
-    arguments, remat = (*train_step_of(config, targets), targets), config.training.remat
-    return _measure(what, lambda: devices.compile_train_steps(*arguments, remat=remat))
+    arguments = (*train_step_of(config, targets), targets)
+    options = {"remat": config.training.remat, "packed": build.is_elementwise(config)}
+    return _measure(what, lambda: devices.compile_train_steps(*arguments, **options))
 
 
 def _measure(what: str, compile_: Callable) -> Program:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ncsn_jax import training
 from ncsn_jax._random import Stream
 from ncsn_jax.app import (
     build,
@@ -94,7 +95,7 @@ def load(config, workdir: str) -> Loaded:
     """Returns the checkpoint of a run that `config.sampling.step` names."""
     wanted = config.sampling.step
     step, state = workdirs.load(config, workdir, None if wanted < 0 else wanted)
-    return Loaded(config, workdir, step, devices.replicate(state.ema_params or state.params))
+    return Loaded(config, workdir, step, devices.replicate(training.sampling_params(state)))
 
 
 def load_images(

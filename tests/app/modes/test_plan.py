@@ -35,7 +35,7 @@ def world(monkeypatch):
     """Simulates four chips on two hosts; a step takes a GiB for each example of a microbatch."""
     asked = []
 
-    def compile_train_steps(train_steps, state, images, targets, *, remat):
+    def compile_train_steps(train_steps, state, images, targets, *, remat, packed):
         parts = train_steps.keywords["microbatches"]
         asked.append((images.shape, parts))
         size = images.shape[1] // parts
