@@ -41,8 +41,9 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
     schema.check(config)
     if config.optim.name != "adam" or config.model.ema_power:
         raise UserError(
-            "config.optim.name must be 'adam' and config.model.ema_power () for a converted run, got "
-            f"{config.optim.name!r} and {tuple(config.model.ema_power)}"
+            f"{path} holds Adam and no power-function averages, so config.optim.name="
+            f"{config.optim.name!r} must be 'adam' and config.model.ema_power="
+            f"{tuple(config.model.ema_power)} must be ()"
         )
     state, notes = _make_state(config, path, torch_files.read(path))
     step = int(state.step)

@@ -201,7 +201,7 @@ def test_files_that_do_not_match_are_reported_on_one_line(tmp_path, monkeypatch)
     path.write_bytes(V1.read_bytes())
     refused(v1_config(**{"training.steps_per_call": 2}), "is at step 3, which must be a multiple")
     refused(v1_config(**{"model.ema_decay": 0.9}), "holds no moving average .* must be 0")
-    refused(v1_config(**{"optim.name": "muon"}), "optim.name must be 'adam' .* got 'muon'")
+    refused(v1_config(**{"optim.name": "muon"}), "optim.name='muon' must be 'adam' and")
 
 
 def test_a_bare_state_dict_starts_at_step_zero(tmp_path):
