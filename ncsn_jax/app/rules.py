@@ -123,7 +123,7 @@ def evaluation_in_training(config) -> Found:
 
 
 def averages_of_parameters(config) -> Found:
-    """Requires one kind of EMA, snapshots of the averages, and no average for an optimizer that has its own."""
+    """Requires one EMA at most, snapshots of averages, and none for an optimizer that has its own."""
     model, training, optim = config.model, config.training, config.optim
     words = f"0 for config.model.ema_halflife={model.ema_halflife}"
     yield "model.ema_decay", not (model.ema_decay and model.ema_halflife), words
