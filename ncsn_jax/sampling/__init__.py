@@ -3,6 +3,7 @@
 `probability_flow` imports diffrax when it is called.
 """
 
+from ncsn_jax.sampling._classifier_free import classifier_free
 from ncsn_jax.sampling._controllable import guided, known_grey, known_pixels
 from ncsn_jax.sampling._heun import heun
 from ncsn_jax.sampling._inpainting import inpaint
@@ -31,6 +32,7 @@ __all__ = [
     "annealed_langevin",
     "annealed_steps",
     "check_choice",
+    "classifier_free",
     "guided",
     "heun",
     "initial_samples",
