@@ -78,6 +78,29 @@ def _elu_jvp(primals, tangents):
     return y, tangents[0] * jnp.where(y > 0, 1.0, y + 1.0)
 
 
+class ClassEmbedding(nn.Module):
+    """A row of a table for each class, and zeros for none. The rows start at zero, too.
+
+    Args:
+      num_classes: K, the rows of the table.
+      features: the width W.
+
+    Args of the call:
+      classes: `int[B]` in [0, K], K for none.
+    """
+
+    num_classes: int
+    features: int
+
+    @nn.compact
+    def __call__(self, classes: jax.Array) -> jax.Array:
+        shape = self.num_classes, self.features
+        table = self.param("embedding", nn.initializers.zeros_init(), shape, jnp.float32)
+        # GPUs compute the transpose of this product in a fixed order, unlike that of a look-up.
+        rows = jax.nn.one_hot(classes, self.num_classes, dtype=table.dtype)
+        return jnp.matmul(rows, table, precision=jax.lax.Precision.HIGHEST)
+
+
 class Conv(nn.Module):
     """A convolution with zero padding, "same" by default, initialised as in PyTorch.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import rematerialized
 from ncsn_jax.models.embeddings import FourierEmbedding, positional_embedding
-from ncsn_jax.models.layers import Conv, Dense
+from ncsn_jax.models.layers import ClassEmbedding, Conv, Dense
 from ncsn_jax.models.normalization import GroupNorm
 from ncsn_jax.models.resampling import SmoothedDownConv, Taps, downsample, upsample
 from ncsn_jax.models.unet import Attention, ResnetBlock, merged
@@ -88,6 +88,8 @@ class NCSNpp(nn.Module):
       sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional'; the label is a level's index.
       centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
+      num_classes: K, the number of classes; 0 for a network without them. A row for the class, which starts
+        at zero, is added to the embedding. The published networks have none.
 
     The call takes
 
@@ -96,6 +98,7 @@ class NCSNpp(nn.Module):
     - label: `[B]`; sigma > 0 for 'fourier'; for 'positional' the level's index, or 999 times the time of the
       continuous process;
     - deterministic: disables dropout; otherwise the rng 'dropout' is needed;
+    - classes: `int[B]` in [0, K], K for no class, or None for no class in the whole batch;
 
     and returns F, `[B, H, W, C]`.
     """
@@ -123,6 +126,7 @@ class NCSNpp(nn.Module):
     centered: bool = False
     remat: bool = False
     dtype: Any = None
+    num_classes: int = 0
 
     @property
     def HALVINGS(self) -> int:
@@ -134,7 +138,13 @@ class NCSNpp(nn.Module):
         return self.image_size // 2**level in self.attn_resolutions
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        label: jax.Array,
+        deterministic: bool = True,
+        classes: jax.Array | None = None,
+    ) -> jax.Array:
         fourier = self.embedding_type == "fourier"
         on_ladder = self.scale_by_sigma and not fourier and self.sigmas is not None
         levels = len(self.sigmas) if on_ladder else None
@@ -145,6 +155,10 @@ class NCSNpp(nn.Module):
         block_class = rematerialized(ResnetBlock, self.remat)
         attention_class = rematerialized(Attention, self.remat)
         embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        classes = check.classes(self, classes, x.shape[0])
+        if classes is not None:
+            of_class = ClassEmbedding(self.num_classes, 4 * self.features, name="classes")(classes)
+            embedding += of_class.astype(embedding.dtype)
 
         def block(name, h, width, resampling=None):
             options = {"resampling": resampling, "taps": self._taps, "dropout": dropout}
