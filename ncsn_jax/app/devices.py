@@ -176,9 +176,7 @@ class TrainSteps:
         state = to_host(state)
         return self._packing.unpack(state) if self._packing else state
 
-    def __call__(
-        self, state: Any, images: Any, stop_signal: int = 0
-    ) -> tuple[Any, Any, jax.Array]:
+    def __call__(self, state: Any, images: Any, stop_signal: int = 0) -> tuple[Any, Any, jax.Array]:
         """Runs the steps.
 
         Args:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
-import numpy as np
 
 
 class Feed:
