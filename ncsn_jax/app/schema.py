@@ -274,9 +274,8 @@ SECTIONS = {
                             "the score given the class; more makes samples more typical of it and less "
                             "varied. Other numbers than 0 and 1 take two network evaluations for one."),
         "guidance_interval": Field((list,), _PAIR, (
-            (lambda v: _is_clip(v) and (not v or v[0] >= 0), f"{_PAIR}, low at least 0"),
-        ),
-                                   "Smallest and largest sigma with guidance; () for all."),
+            (lambda value: _is_clip(value) and (not value or value[0] >= 0), f"{_PAIR}, low at least 0"),
+        ), "Smallest and largest sigma with guidance; () for all."),
         "guide": _text("Work directory of a run that guides in place of the score without the class: a "
                        "smaller or less trained one (autoguidance)."),
         "guide_step": _integer(-1, "Step of the guide's checkpoint; -1: the newest.", allowed="-1 or a step"),

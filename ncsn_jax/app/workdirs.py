@@ -83,6 +83,8 @@ def _unused(flat: dict) -> tuple[str, ...]:
         "model.beta_": has_sigmas,
         "model.sigma_": not has_sigmas,
         "model.num_levels": flat["training.continuous"],
+        "model.num_classes": not flat["data.labels"],
+        "model.label_dropout": not flat["data.labels"],
     }
     return tuple(name for name, is_unused in unused.items() if is_unused)
 
