@@ -97,7 +97,7 @@ def test_labels_are_those_of_the_images_that_were_read(num_steps):
     """Image i has the class i, and image 4 is read in place of image 3."""
     for images in (data.Images(sound(21), damaged={3: ""}), data.Images(Counted(21))):
         batches = data.Batches(images, 0, 4, 1, 2, np.arange(21, dtype=np.int32))
-        for found, labels in [*batches.between(6, 12, num_steps), batches(7)]:
+        for found, labels in batches.between(6, 12, num_steps=num_steps, threads=3):
             assert labels.shape == found.shape[:2] and labels.dtype == np.int32
             np.testing.assert_array_equal(found[..., 0, 0, 0], labels)
 
