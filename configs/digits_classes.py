@@ -1,7 +1,7 @@
 r"""Digits of a wanted class: the network of digits_ve.py, trained with and without the class.
 
     python main.py --config=configs/digits_classes.py --workdir=runs/digits_classes
-    python main.py --workdir=runs/digits_classes --mode=sample --config.sampling.label=3 \
+    python main.py --workdir=runs/digits_classes --mode=sample "--config.sampling.label=(3,)" \
         --config.sampling.guidance=2 --config.sampling.name=threes
 
 A tenth of the examples are trained without their class, for guidance. Sample i has class i modulo 10.

@@ -88,8 +88,9 @@ class NCSNpp(nn.Module):
       sigmas: `[L]`, the ladder, for `scale_by_sigma` with 'positional'; the label is a level's index.
       centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
-      num_classes: K, the number of classes; 0 for a network without them. A row for the class, which starts
-        at zero, is added to the embedding. The published networks have none.
+      num_classes: K, the number of classes; 0 for a network without them. A row for the class, initially from
+        N(0, 1), is added to the embedding, as in ADM (Dhariwal & Nichol, 2021). The published networks have
+        none.
 
     The call takes
 
@@ -157,8 +158,9 @@ class NCSNpp(nn.Module):
         embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)))
         classes = check.classes(self, classes, x.shape[0])
         if classes is not None:
-            of_class = ClassEmbedding(self.num_classes, 4 * self.features, name="classes")(classes)
-            embedding += of_class.astype(embedding.dtype)
+            init = nn.initializers.normal(1.0)
+            table = ClassEmbedding(self.num_classes, 4 * self.features, init, name="classes")
+            embedding += table(classes).astype(embedding.dtype)
 
         def block(name, h, width, resampling=None):
             options = {"resampling": resampling, "taps": self._taps, "dropout": dropout}
