@@ -14,7 +14,7 @@ from ncsn_jax.app import build, measuring, samplers, schema
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
-from tests.running import load_config
+from tests.running import load_config, python_of
 
 small_network = runs.small_network
 HEUN = {"sampling.method": "heun", "sampling.num_steps": 5, "model.sigma_begin": 5.0}
@@ -86,6 +86,15 @@ def test_a_run_gives_samples_and_scores_of_a_class(classes_run):
         found = run.sample(key, 5, label=3, guidance=scale)
         expected = run.restore(by_library(config, score_fn))
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_page_on_classes_gives_samples_and_scores(classes_run, monkeypatch):
+    run, names = ncsn_jax.load_run(classes_run), {}
+    monkeypatch.setattr(ncsn_jax, "load_run", lambda workdir: run)
+    (code,) = python_of("docs/classes.md")
+    exec(code, names)
+    assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
+    assert np.isfinite(names["score"]).all()
 
 
 def test_a_worse_network_guides(classes_run, guide):
