@@ -109,6 +109,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
         logs.warn_of_average(config)
         devices.keep_compiled()
         dataset = shared.load_images(config, workdir, images=images)
+        labels = build.load_classes(config, given=images is not None)
         workdirs.claim_images(dataset, workdir, given=images is not None)
         distributed.on_first("to begin", lambda: workdirs.write_config(config, workdir))
         kept = options.checkpoints_kept, options.keep_every, options.keep_best
@@ -126,7 +127,7 @@ def train(config, workdir: str, images: np.ndarray | None = None) -> None:
                 if _lacks_preview(config, workdir, step):
                     preview(step, training.sampling_params(state))
                 looks = preview, watch
-                with _feed(config, dataset, step) as feed:
+                with _feed(config, dataset, labels, step) as feed:
                     train_steps = _compile(config, state)
                     # Rebinding frees the host arrays of the first state; those on the devices are donated.
                     state = train_steps.to_devices(state)
@@ -179,13 +180,15 @@ def _table(config) -> str:
     return "\n".join(["| field | value |", "|---|---|", *rows])
 
 
-def _feed(config, dataset: data.Images, step: int) -> Feed:
+def _feed(config, dataset: data.Images, labels, step: int) -> Feed:
     """Returns this process's batches from a step on, as the training step takes them."""
     options, index, count = config.training, jax.process_index(), distributed.count()
-    batches = data.Batches(dataset, config.seed, options.batch_size, index, count)
+    batches = data.Batches(dataset, config.seed, options.batch_size, index, count, labels)
 
-    def prepare(images: np.ndarray) -> np.ndarray:
-        return devices.shard_batch(units.to_input(images, config.data.value_range))
+    def prepare(batch):
+        if labels is not None:
+            return devices.shard_batch(batch)  # bytes, as only these have labels
+        return devices.shard_batch(units.to_input(batch, config.data.value_range))
 
     threads, ahead = build.num_workers(config), config.data.prefetch
     stream = batches.between(
@@ -302,6 +305,8 @@ def _compile(config, state) -> devices.TrainSteps:
     size = options.batch_size // distributed.count()
     dtype = units.dtype(config.data.value_range)
     batch = np.empty((options.steps_per_call, size, *build.image_shape(config)), dtype)
+    if config.data.labels:
+        batch = batch, np.zeros(batch.shape[:2], np.int32)
     steps = devices.TrainSteps(
         build.make_train_steps(config),
         state,

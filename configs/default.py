@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     data.random_flip = True
     data.dequantize = True
     data.centered = False
+    data.labels = False
 
     config.model = model = ConfigDict()
     model.name = "ncsn"
@@ -42,6 +43,9 @@ def get_config() -> ConfigDict:
     model.ema_halflife = 0  # images
     model.ema_rampup = 0.0
     model.ema_power = ()  # or two widths, such as (0.05, 0.1)
+    # For data.labels = True.
+    model.num_classes = 10
+    model.label_dropout = 0.1
 
     # For model.name = "ncsnpp".
     config.ncsnpp = ncsnpp = ConfigDict()
@@ -120,6 +124,11 @@ def get_config() -> ConfigDict:
     sampling.epsilon = 4e-5  # twice the step_lr of the authors' code
     sampling.steps_per_level = 100
     sampling.denoise = False
+    sampling.label = ()  # all in turn
+    sampling.guidance = 1.0
+    sampling.guidance_interval = ()  # or (low, high)
+    sampling.guide = ""
+    sampling.guide_step = -1
     sampling.dtype = "float32"
     sampling.precision = "default"
     sampling.clip = ()  # or (low, high)

@@ -226,6 +226,32 @@ def inputs(model: object, x, label, name: str = "level", levels: int | None = No
     return x, label
 
 
+def classes(model: object, value, batch_size: int) -> jax.Array | None:
+    """Returns the classes of a network's examples, `int[B]`; None if it has no classes.
+
+    `model.num_classes` means no class, which is what all examples have if the value is None.
+    """
+    network, count = type(model).__name__, model.num_classes
+    if not count:
+        if value is not None:
+            raise ValueError(f"classes of {network} must be None, since it has num_classes=0")
+        return None
+    value = jnp.full(batch_size, count) if value is None else jnp.asarray(value)
+    if value.shape != (batch_size,) or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(
+            f"classes of {network} must be integers [B] = [{batch_size}], "
+            f"got {value.dtype}{[*value.shape]}"
+        )
+    if not is_traced(value):
+        outside = np.asarray(value)[(np.asarray(value) < 0) | (np.asarray(value) > count)]
+        if outside.size:
+            raise ValueError(
+                f"classes of {network} must be integers from 0 to {count - 1}, or {count} for none, "
+                f"got {outside[0]}"
+            )
+    return value
+
+
 def sides(model: object, x: jax.Array, halvings: int) -> None:
     """Rejects images `[B, H, W, C]` whose sides cannot be halved `halvings` times."""
     factor, (height, width) = 2**halvings, x.shape[1:3]

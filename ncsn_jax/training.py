@@ -32,10 +32,8 @@ __all__ = [
     "train_steps",
 ]
 
-# Folded into an example's key for the network's own draws.
-_FOR_NETWORK = 3
-# ... and for its augmentation.
-_FOR_AUGMENTATION = 4
+# Folded into an example's key for the network's own draws, its augmentation and the dropout of its class.
+_FOR_NETWORK, _FOR_AUGMENTATION, _FOR_CLASS = 3, 4, 5
 
 OPTIMIZERS = ("adam", "adamw", "muon", "schedule_free")
 
@@ -239,11 +237,14 @@ def make_init(
 def _measure(
     params: Any,
     images: jax.Array,
+    classes: jax.Array | None,
     keys: jax.Array,
     *,
     objective: Objective,
     reduce_mean: bool,
     augment: float,
+    num_classes: int,
+    label_dropout: float,
     **options: bool,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Returns (gradient, loss, level_loss, level_count) of examples `[B, ...]` with keys `[B]`."""
@@ -254,6 +255,9 @@ def _measure(
         augment_keys = fold_in(keys, _FOR_AUGMENTATION)
         x, given["augment"] = augmentation.augment(augment_keys, x, probability=augment)
     noise = objective.draw(draw_keys)
+    if classes is not None:
+        chance = jax.vmap(jax.random.uniform)(fold_in(keys, _FOR_CLASS))
+        given["classes"] = jnp.where(chance < label_dropout, num_classes, classes)
 
     def mean_loss(params):
         score_fn = objective.score_fn(params, fold_in(keys, _FOR_NETWORK), **given)
@@ -270,14 +274,14 @@ def _measure(
     return grads, value, zeros.at[level].add(per_example), zeros.at[level].add(1.0)
 
 
-def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
-    """Returns `measure(params, images, keys)`, accumulated over `parts` microbatches."""
-    examples = images.shape[0]
+def _measure_in_parts(measure: Callable, parts: int, params: Any, *arrays):
+    """Returns `measure(params, *arrays)`, accumulated over `parts` microbatches."""
+    examples = arrays[0].shape[0]
     if examples % parts:
         raise ValueError(
             f"microbatches must divide the {examples} examples on a device, got {parts}"
         )
-    xs = [a.reshape(parts, examples // parts, *a.shape[1:]) for a in (images, keys)]
+    xs = jax.tree.map(lambda a: a.reshape(parts, examples // parts, *a.shape[1:]), arrays)
 
     def add(total, x):
         return jax.tree.map(jnp.add, total, measure(params, *x)), None
@@ -291,7 +295,7 @@ def _measure_in_parts(measure: Callable, parts: int, params: Any, images, keys):
 
 def train_step(
     state: TrainState,
-    images: jax.Array,
+    images: jax.Array | tuple[jax.Array, jax.Array],
     seed: jax.Array,
     first: jax.Array | int = 0,
     *,
@@ -306,6 +310,8 @@ def train_step(
     reduce_mean: bool = False,
     microbatches: int = 1,
     skip_nonfinite: bool = False,
+    num_classes: int = 0,
+    label_dropout: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on one batch, or on this device's shard of it.
@@ -313,7 +319,7 @@ def train_step(
     Args:
       state: the state to advance.
       images: uint8 `[B, H, W, C]`, or float32 in [0, 1] without `dequantize`: this device's shard, contiguous
-        in the global batch.
+        in the global batch. For a network of classes, a pair of these and of the classes, `int[B]`.
       seed: integer scalar, the seed of the whole run.
       first: integer scalar >= 0, the index of the shard's first example in the global batch.
       objective: the objective to minimise, with its network.
@@ -330,6 +336,9 @@ def train_step(
         the same step to float32 rounding and uses the memory of one microbatch.
       skip_nonfinite: leave parameters, EMA and optimizer state unchanged if the loss or gradient is not
         finite. The step still counts, and its metrics show what happened.
+      num_classes: K, the number of classes.
+      label_dropout: in [0, 1), the probability with which an example's class becomes K, no class (Ho &
+        Salimans, 2022, algorithm 1, p_uncond).
       axis_name: the mapped axis over which the batch is sharded, or None.
 
     Returns:
@@ -338,6 +347,7 @@ def train_step(
     Raises:
       ValueError: if B is not a multiple of `microbatches`.
     """
+    images, classes = images if isinstance(images, tuple) else (images, None)
     step_key = jax.random.fold_in(stream_key(seed, Stream.TRAINING), state.step)
     keys = example_keys(step_key, first + jnp.arange(images.shape[0]))
     measure = functools.partial(
@@ -348,11 +358,13 @@ def train_step(
         dequantize=dequantize,
         centered=centered,
         augment=augment,
+        num_classes=num_classes,
+        label_dropout=label_dropout,
     )
     if microbatches == 1:
-        measured = measure(state.params, images, keys)
+        measured = measure(state.params, images, classes, keys)
     else:
-        measured = _measure_in_parts(measure, microbatches, state.params, images, keys)
+        measured = _measure_in_parts(measure, microbatches, state.params, images, classes, keys)
     grads, value, level_loss, level_count = measured
     if axis_name is not None:
         grads, value = jax.lax.pmean((grads, value), axis_name)
@@ -381,17 +393,18 @@ def train_step(
 
 def train_steps(
     state: TrainState,
-    images: jax.Array,
+    images: jax.Array | tuple[jax.Array, jax.Array],
     seed: jax.Array,
     first: jax.Array | int = 0,
     **options,
 ) -> tuple[TrainState, Metrics]:
     """Takes K optimizer steps in one `lax.scan`: images `[K, B, H, W, C]`, every metric `[K, ...]`.
 
-    The other arguments are those of `train_step`. For K = 1 there is no loop.
+    Classes are `[K, B]`. The other arguments are those of `train_step`. For K = 1 there is no loop.
     """
-    if images.shape[0] == 1:
-        state, metrics = train_step(state, images[0], seed, first, **options)
+    if jax.tree.leaves(images)[0].shape[0] == 1:
+        one = jax.tree.map(lambda a: a[0], images)
+        state, metrics = train_step(state, one, seed, first, **options)
         return state, jax.tree.map(lambda a: a[None], metrics)
     return jax.lax.scan(lambda s, x: train_step(s, x, seed, first, **options), state, images)
 

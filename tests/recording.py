@@ -66,6 +66,7 @@ def record_library(patch) -> Recorder:
     recorder.watch(sigmas, "karras")
     recorder.watch(sampling, "initial_samples")
     recorder.watch(sampling, "guided")
+    recorder.watch(sampling, "classifier_free")
     recorder.watch(sampling, "known_grey")
     recorder.watch(sampling, "annealed_langevin", lambda x, **_: x)
     recorder.watch(sampling, "inpaint", lambda x, **_: x)

@@ -42,7 +42,7 @@ class TinyDiffusion(models.NCSNpp):
     """
 
     @nn.compact
-    def __call__(self, x, label, deterministic=True, augment=None):
+    def __call__(self, x, label, deterministic=True, augment=None, classes=None):
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         label = jnp.asarray(label, jnp.float32)[:, None]
         h = conv(self.features)(x if self.centered else 2 * x - 1)
@@ -50,6 +50,9 @@ class TinyDiffusion(models.NCSNpp):
         if self.augment_features:
             augment = jnp.zeros((len(x), self.augment_features)) if augment is None else augment
             h = h + nn.Dense(self.features, use_bias=False)(augment)[:, None, None, :]
+        if self.num_classes:
+            classes = jnp.full(len(x), self.num_classes) if classes is None else classes
+            h += nn.Dense(self.features)(jax.nn.one_hot(classes, self.num_classes))[:, None, None]
         if not deterministic:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
         h = conv(x.shape[-1], kernel_init=nn.initializers.normal(1e-2))(nn.silu(h))

@@ -74,6 +74,8 @@ def make_model(config: ConfigDict, *, dtype: str = "float32", remat: bool = Fals
     """Returns the network, which computes in `dtype`; with `remat` it keeps few activations."""
     model, network = config.model, MODELS[config.model.name]
     options = {"dtype": jnp.dtype(dtype), "remat": remat}
+    if config.data.labels:
+        options["num_classes"] = num_classes(config)
     if network is models.NCSN:
         return network(model.features, model.num_levels, model.normalization, **options)
     if model.name != "ncsnpp":
@@ -130,6 +132,11 @@ def _vp(config: ConfigDict) -> sde.VP:
 def num_levels(config: ConfigDict) -> int | None:
     """Returns the number of levels an SDE's network was trained on, or None for continuous time."""
     return None if config.training.continuous else config.model.num_levels
+
+
+def num_classes(config: ConfigDict) -> int:
+    """Returns the number of classes that a run's network knows, 0 without labels."""
+    return config.model.num_classes if config.data.labels else 0
 
 
 def make_score_fn(
@@ -262,6 +269,8 @@ def make_train_steps(config: ConfigDict) -> Callable:
         centered=config.data.centered,
         augment=options.augment,
         reduce_mean=options.reduce_mean,
+        num_classes=num_classes(config),
+        label_dropout=config.model.label_dropout,
     )
 
 
@@ -271,6 +280,31 @@ def load_labels(config: ConfigDict, split: str = "train") -> tuple[np.ndarray | 
     return data.load_labels(
         options.dataset, options.data_dir, split=split, cache_bytes=options.cache_bytes
     )
+
+
+def load_classes(config: ConfigDict, *, given: bool = False) -> np.ndarray | Labels | None:
+    """Returns the class of each training image of a run with labels, `[N]`; None for other runs.
+
+    Args:
+      config: the run's configuration.
+      given: whether its images are an array that no file holds.
+
+    Raises:
+      UserError: if there are no labels, or the network has another number of classes.
+    """
+    if not config.data.labels:
+        return None
+    if given:
+        raise UserError(
+            "config.data.labels=True must be False for an array of images, which has no labels"
+        )
+    labels, count = load_labels(config)
+    if count != config.model.num_classes:
+        raise UserError(
+            f"config.model.num_classes={config.model.num_classes} must be {count}, the number of classes of "
+            f"config.data.dataset={config.data.dataset!r}"
+        )
+    return labels
 
 
 def load_images(

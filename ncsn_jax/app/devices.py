@@ -82,11 +82,15 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
 
-def shard_batch(batch: np.ndarray) -> np.ndarray:
-    """Splits `[K, B, ...]` over the local devices: `[devices, K, B / devices, ...]`."""
+def shard_batch(batch: Any) -> Any:
+    """Splits arrays `[K, B, ...]` over the local devices: `[devices, K, B / devices, ...]`."""
     count = jax.local_device_count()
-    steps, size = batch.shape[:2]
-    return np.moveaxis(batch.reshape(steps, count, size // count, *batch.shape[2:]), 1, 0)
+
+    def split(array: np.ndarray) -> np.ndarray:
+        steps, size = array.shape[:2]
+        return np.moveaxis(array.reshape(steps, count, size // count, *array.shape[2:]), 1, 0)
+
+    return jax.tree.map(split, batch)
 
 
 # XLA for CPUs removes the barriers that delay the recomputation of a rematerialized block. It then
@@ -129,7 +133,8 @@ class TrainSteps:
     Args:
       train_steps: a `functools.partial` of `training.train_steps` with its options but `axis_name`.
       state: a `TrainState` of host arrays; its values are not used.
-      images: uint8 `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
+      images: uint8 `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`; or a pair of
+        these and their classes.
       seed: the run's seed.
       remat: whether the network is rematerialized.
       packed: whether to pack the parameters on a CPU.
@@ -144,7 +149,7 @@ class TrainSteps:
         self,
         train_steps: Callable,
         state: Any,
-        images: np.ndarray,
+        images: Any,
         seed: np.ndarray,
         *,
         remat: bool = False,
@@ -156,7 +161,7 @@ class TrainSteps:
         mapped = _map_train_steps(train_steps, packing, jax.device_count())
         lowered = mapped.lower(*self._arguments(self.to_devices(state), images, 0))
         # XLA for CPUs crashes in a loop of averages over devices if another process compiled it.
-        is_loop = jax.device_count() > 1 and images.shape[1] > 1
+        is_loop = jax.device_count() > 1 and jax.tree.leaves(images)[0].shape[1] > 1
         with _kept_out_of_cache(is_loop and is_cpu):
             compiled = lowered.compile(_cpu_options(remat))
         self.operations = (compiled.cost_analysis() or {}).get("flops")
@@ -173,9 +178,7 @@ class TrainSteps:
         state = to_host(state)
         return self._packing.unpack(state) if self._packing else state
 
-    def __call__(
-        self, state: Any, images: np.ndarray, stop_signal: int = 0
-    ) -> tuple[Any, Any, jax.Array]:
+    def __call__(self, state: Any, images: Any, stop_signal: int = 0) -> tuple[Any, Any, jax.Array]:
         """Runs the steps.
 
         Args:
@@ -188,7 +191,7 @@ class TrainSteps:
         """
         return self._run(*self._arguments(state, images, stop_signal))
 
-    def _arguments(self, state: Any, images: np.ndarray, stop_signal: int) -> tuple:
+    def _arguments(self, state: Any, images: Any, stop_signal: int) -> tuple:
         seed, first, offsets = self._constant
         return state, images, seed, first, _per_device(stop_signal), offsets
 
@@ -234,7 +237,7 @@ def compile_train_steps(
     Args:
       train_steps: as `TrainSteps` gets it.
       state: a `TrainState` of shapes, without a device axis.
-      images: shape and type of a device's examples, `[steps, B / all devices, ...]`.
+      images: shape and type of a device's examples, `[steps, B / all devices, ...]`, or a pair as above.
       targets: all devices of all hosts.
       remat, packed: as `TrainSteps` gets them.
     """
@@ -269,15 +272,15 @@ def _on_each(tree: Any, targets: Sequence) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(targets), *a.shape), a.dtype), tree)
 
 
-def first_examples(images: np.ndarray) -> np.ndarray:
+def first_examples(images: Any) -> np.ndarray:
     """Returns the index in the global batch of each device's first example, int32 `[local devices]`.
 
     Hosts take their shards of a batch in the order of their numbers, devices in that of `shard_batch`.
 
     Args:
-      images: `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`.
+      images: `[local devices, steps, B / all devices, ...]`, as made by `shard_batch`, or a pair.
     """
-    count, each = images.shape[0], images.shape[2]
+    count, _, each = jax.tree.leaves(images)[0].shape[:3]
     return np.arange(count, dtype=np.int32) * each + jax.process_index() * count * each
 
 

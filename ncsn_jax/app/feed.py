@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
-import numpy as np
 
 
 class Feed:
@@ -22,8 +21,8 @@ class Feed:
 
     def __init__(
         self,
-        batches: Generator[np.ndarray, None, None],
-        prepare: Callable[[np.ndarray], np.ndarray],
+        batches: Generator[Any, None, None],
+        prepare: Callable[[Any], Any],
     ):
         self._batches, self._prepare, self.waited = batches, prepare, 0.0
 
@@ -37,7 +36,7 @@ class Feed:
             pool.shutdown(cancel_futures=True)
         self._batches.close()
 
-    def take(self, computing: Any = None) -> np.ndarray:
+    def take(self, computing: Any = None) -> Any:
         """Returns the next batch.
 
         Args:
@@ -58,6 +57,6 @@ class Feed:
         self._next = self._maker.submit(self._make)
         return batch
 
-    def _make(self) -> np.ndarray | None:
+    def _make(self) -> Any:
         batch = next(self._batches, None)
         return None if batch is None else self._prepare(batch)

@@ -59,12 +59,13 @@ class Standard(NamedTuple):
         shares = None if logits is None else _shares(logits)
         return cls(config, chosen, evaluation.statistics(real), real, shares, cache.digest(key))
 
-    def measure(self, images: np.ndarray, real: str = "") -> dict:
+    def measure(self, images: np.ndarray, real: str = "", labels: np.ndarray | None = None) -> dict:
         """Returns the figures of images in the data's units, by names that carry the number.
 
         Args:
           images: `[N, H, W, C]`, N >= 10.
           real: "real_" for real images, "" for samples.
+          labels: the classes that were wanted, `int[N]`, if any.
         """
         what = f"judging {'real images' if real else 'samples'}"
         found, logits = features.extract(self.chosen, images, self.config.data.value_range, what)
@@ -75,6 +76,8 @@ class Standard(NamedTuple):
             figures |= {f"inception_score_{label}": score, f"inception_score_{label}_std": spread}
         if self.chosen.name == "classifier":
             figures[f"recognised_{label}"] = recognised(logits)
+            if labels is not None:
+                figures |= of_labels(logits, labels)
             if not real:
                 figures |= {
                     "classifier_accuracy": self.chosen.accuracy,
@@ -180,6 +183,16 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 def recognised(logits: np.ndarray) -> float:
     """Returns the share of images in which the classifier recognises a class."""
     return float((_probabilities(logits).max(1) > _RECOGNISED).mean())
+
+
+def of_labels(logits: np.ndarray, labels: np.ndarray) -> dict:
+    """Returns the shares of samples that the classifier recognises as the wanted class, or prefers it for."""
+    p = _probabilities(logits)
+    wanted, count = p[np.arange(len(p)), labels], len(p)
+    return {
+        f"recognised_label_{count}": float((wanted > _RECOGNISED).mean()),
+        f"likeliest_label_{count}": float((p.argmax(1) == labels).mean()),
+    }
 
 
 def _shares(logits: np.ndarray) -> list[float]:

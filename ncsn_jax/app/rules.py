@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ncsn_jax import models, sampling, sde
 from ncsn_jax._checks import MAX_FLOAT
 from ncsn_jax.app import build
+from ncsn_jax.app.data import arrays
 from ncsn_jax.errors import UserError, show
 
 Found = Iterator[tuple[str, bool, str]]
@@ -107,6 +108,23 @@ def steps_of_training(config) -> Found:
         words = f"a multiple of config.training.steps_per_call={per_call}"
         yield f"training.{name}", training[name] % per_call == 0, words
     yield "evaluation.every", config.evaluation.every % per_call == 0, words
+
+
+def classes_and_guidance(config) -> Found:
+    """Requires labels for classes, and classes or another run for guidance."""
+    options, dataset = config.sampling, config.data.dataset
+    has_labels = dataset != "image_folder" and not arrays.is_array(dataset)
+    words = f"False for config.data.dataset={dataset!r}, which has no labels"
+    yield "data.labels", has_labels or not config.data.labels, words
+    count = build.num_classes(config)
+    words = f"() or classes below {count}" if count else "() without config.data.labels"
+    yield "sampling.label", all(label < count for label in options.label), words
+    words = "without config.data.labels and config.sampling.guide"
+    is_guided = bool(count or options.guide)
+    yield "sampling.guidance", options.guidance == 1 or is_guided, f"1 {words}"
+    yield "sampling.guidance_interval", is_guided or not options.guidance_interval, f"() {words}"
+    words = "-1 without config.sampling.guide"
+    yield "sampling.guide_step", options.guide_step == -1 or bool(options.guide), words
 
 
 def evaluation_in_training(config) -> Found:
@@ -219,6 +237,7 @@ def sigmas_of_sampler(config) -> Found:
 RULES = (
     objective_exists,
     network_exists,
+    classes_and_guidance,
     steps_of_training,
     evaluation_in_training,
     averages_of_parameters,

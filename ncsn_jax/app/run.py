@@ -1,6 +1,7 @@
 """Opens a run, trained by `main.py` or converted, for use in your own code; see `ncsn_jax.load_run`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,9 @@ class Run:
       params: its parameters, or their average if there is one.
       sigmas: the noise ladder `[L]`, decreasing.
       sde: the SDE; for a ladder, the variance-exploding SDE from its first to its last sigma.
-      score_fn: `score_fn(x [B, H, W, C], sigma [B]) -> score`, like x.
-      time_score_fn: `time_score_fn(x, t [B]) -> score`, t from 0 (data) to 1 (noise).
+      score_fn: `score_fn(x [B, H, W, C], sigma [B]) -> score`, like x. For a run with classes,
+        `score_fn(x, sigma, classes=int[B])` is the score given these; without them it is that of all images.
+      time_score_fn: `time_score_fn(x, t [B]) -> score`, t from 0 (data) to 1 (noise); likewise.
 
     A ladder's network knows only its L levels. Between two levels it gives the score of the nearest, by the
     ratio of the sigmas. So its score is a staircase in sigma or t: an ODE solver with small tolerances takes
@@ -74,7 +76,8 @@ class Run:
         Args:
           key: one key.
           n: how many, >= 1.
-          **overrides: fields of `config.sampling`, such as `steps_per_level=10`.
+          **overrides: fields of `config.sampling`, such as `steps_per_level=10`; for a run with classes,
+            `label=3` for one class or `label=(3, 5)` for several in turn, and `guidance=2.0`.
 
         Returns:
           Images, float32 `[n, H, W, C]`, in [0, 1] except for the noise the sampler leaves, or in the units
@@ -95,6 +98,8 @@ class Run:
             raise UserError(f"key must be one threefry key, got {show(key)}")
         if "num_samples" in overrides:
             raise UserError("num_samples must be given as n, the second argument")
+        if isinstance(label := overrides.get("label"), int | np.integer):
+            overrides = overrides | {"label": (int(label),)}
         config = self.config.copy_and_resolve_references().unlock()
         try:
             config.sampling.update(overrides | {"num_samples": int(n)})
@@ -142,16 +147,17 @@ class Run:
         return units.to_picture(images, self.config.data.value_range or (0.0, 1.0))
 
 
-def _for_images(score_fn: Callable, shape: tuple[int, int, int]) -> Callable:
-    """Returns the score function with a check that its input is a batch of the run's images."""
+def _for_images(make: Callable, shape: tuple[int, int, int]) -> Callable:
+    """Returns a score function, as `make(**given)` makes it, that takes only batches of the run's images."""
+    score_fn = make()
 
-    def score(x: jax.Array, sigma_or_time: jax.Array) -> jax.Array:
+    def score(x: jax.Array, sigma_or_time: jax.Array, **given: jax.Array) -> jax.Array:
         if np.shape(x)[1:] != shape:
             allowed = ", ".join(map(str, shape))
             raise ValueError(
                 f"x must be images [B, {allowed}], like the run's, got {[*np.shape(x)]}"
             )
-        return score_fn(x, sigma_or_time)
+        return (make(**given) if given else score_fn)(x, sigma_or_time)
 
     return score
 
@@ -163,8 +169,12 @@ def load_run(workdir: str, step: int | None = None) -> Run:
     schema.check(config, num_devices=1)
     step, state = workdirs.load(config, workdir, step)
     params = jax.device_put(training.sampling_params(state))
+
+    def make(kind: int, **given: jax.Array) -> Callable:
+        return build.make_score_fn(config, params, **given)[kind]
+
     score_fn, time_score_fn = (
-        _for_images(f, build.image_shape(config)) for f in build.make_score_fn(config, params)
+        _for_images(functools.partial(make, kind), build.image_shape(config)) for kind in (0, 1)
     )
     return Run(
         config,

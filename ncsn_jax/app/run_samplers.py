@@ -54,6 +54,8 @@ def chain_functions(sampler: samplers.Sampler, task: Stream) -> tuple[Callable, 
 
     def advance(params, key_data, indices, state, start, stop, *known):
         key, steps = keys(key_data, indices)[1], (start, stop)
+        if (classes := sampler.classes) is not None:
+            known = (*known, jnp.asarray(classes)[indices % np.uint32(len(classes))])
         state, evaluations = sampler.advance(key, params, state, steps, *known)
         return state, jnp.isfinite(_x(state)).all(), evaluations
 
@@ -76,12 +78,15 @@ class Chains:
     Attributes:
       num_steps: the steps of a chain.
       evaluations: a sample's network evaluations (NFE), or None if samples differ in it.
+      classes: the classes that samples have in turn, or None; see `samplers.Sampler`.
     """
 
     def __init__(self, config, task: Stream = Stream.SAMPLES, classifier=None):
         self._config = config
         self._sampler = sampler = samplers.make(config, task, classifier)
         self.num_steps, self.evaluations = sampler.num_steps, sampler.evaluations
+        self.classes = sampler.classes
+        self._guide = None if sampler.guide is None else devices.replicate(sampler.guide)
 
         start, advance = chain_functions(sampler, task)
         self._start = devices.map_chain_start(start)
@@ -113,6 +118,7 @@ class Chains:
         Raises:
           UserError: if a chain diverges.
         """
+        params = params if self._guide is None else (params, self._guide)
         count = len(indices)
         places = shard(np.asarray(indices, np.uint32), size)
         known = tuple(shard(array, size) for array in known)

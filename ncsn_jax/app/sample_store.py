@@ -16,6 +16,9 @@ import numpy as np
 from ncsn_jax.app import pictures, storage
 from ncsn_jax.errors import UserError, differences
 
+# A grid has a column for each class, up to this many.
+_MAX_COLUMNS = 20
+
 
 class SampleStore:
     """The samples in one directory.
@@ -28,6 +31,8 @@ class SampleStore:
       dtype: a sample's type.
       to_picture: turns images `[n, H, W, C]` of that type into uint8 ones. Samples with another number of
         axes are not images and get no `grid.png`.
+      classes: the classes that samples have in turn. The file also has them, as `labels`, `int32[N]`, and the
+        grid has a named column for each, if there are from two to 20.
 
     Raises:
       UserError: if the directory holds samples made with other settings.
@@ -42,12 +47,13 @@ class SampleStore:
         name: str = "samples",
         dtype: type = np.uint8,
         to_picture: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+        classes: np.ndarray | None = None,
     ):
         self._directory = directory
         self._parts = os.path.join(directory, "parts")
         self._path = os.path.join(directory, f"{name}.npz")
         self._shape, self._name, self._dtype = shape, name, np.dtype(dtype)
-        self._to_picture = to_picture
+        self._to_picture, self._classes = to_picture, classes
         path = os.path.join(directory, "settings.json")
         try:
             storage.make_directory(directory)
@@ -86,13 +92,23 @@ class SampleStore:
         """
         count = next(i for i in itertools.count() if i not in self._have)
         samples = np.stack([self._have[i] for i in range(count)])
-        pictures.write_npz(self._path, **{self._name: samples})
+        labels = {} if self._classes is None else {"labels": np.resize(self._classes, count)}
+        pictures.write_npz(self._path, **{self._name: samples}, **labels)
         if len(self._shape) == 3:
-            grid = pictures.grid(self._to_picture(samples[:100]))
-            pictures.write_png(os.path.join(self._directory, "grid.png"), grid)
+            path = os.path.join(self._directory, "grid.png")
+            storage.write(path, self._grid(samples))
         if count == len(self._have):
             storage.remove_directory(self._parts)
         return samples
+
+    def _grid(self, samples: np.ndarray) -> bytes:
+        """Returns a picture of the first samples."""
+        names = [] if self._classes is None else [str(label) for label in self._classes]
+        if not 1 < len(names) <= _MAX_COLUMNS:
+            return pictures.encode_png(pictures.grid(self._to_picture(samples[:100])))
+        shown = self._to_picture(samples[: 10 * len(names)])
+        grid = pictures.grid(shown, len(names))
+        return pictures.encode_png(grid, columns=names[: len(shown)])
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (index, sample) of what earlier runs left. An unreadable part is made again."""

@@ -6,18 +6,20 @@ its SDE may work on images in [-1, 1]; this module converts. `Stream` names what
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ncsn_jax import classifier, sampling
 from ncsn_jax import sde as sdes
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, schema
+from ncsn_jax.app import build, guides, schema
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center, width
 
@@ -50,6 +52,9 @@ _FIELDS = {
 _OF_SCHEDULE = {"karras": ("rho",), "sde": ("end",)}
 _OF_START = ("init", "temperature")
 
+# The fields of guidance, which has an effect for runs with classes and for those with a guide.
+_OF_GUIDANCE = ("sampling.guidance", "sampling.guidance_interval")
+
 
 class Sampler(NamedTuple):
     """A chain of steps from noise to images.
@@ -60,8 +65,12 @@ class Sampler(NamedTuple):
       start: `start(keys [B]) -> state`: x, in the space of the SDE, or a tuple that begins with it.
       advance: `advance(keys [B], params, state, (start, stop), *known) -> (state, evaluations int32 [B])`,
         runs a part of the steps. `known` is `[B, ...]` each: observed images and masks, grey images, or
-        classes; images are in [0, 1].
+        classes; images are in [0, 1]. For a network of classes its classes are the last. With a guide,
+        `params` are a pair of the network's and the guide's.
       cause: the most likely cause of samples that are not finite.
+      classes: the classes that the samples of a network of classes have in turn, `int32[n]`; None for
+        another network.
+      guide: the parameters of a guide, on the host; None if there is none.
     """
 
     num_steps: int
@@ -69,6 +78,8 @@ class Sampler(NamedTuple):
     start: Callable[[jax.Array], jax.Array]
     advance: Callable[..., tuple[jax.Array, jax.Array]]
     cause: str
+    classes: np.ndarray | None = None
+    guide: Any = None
 
 
 def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
@@ -81,6 +92,11 @@ def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
         )
     if task == Stream.COLORIZATION and config.data.channels != 3:
         raise UserError(f"config.data.channels={config.data.channels} must be 3 for {name}")
+    if task == Stream.CLASSES and config.sampling.guidance != 1:
+        raise UserError(
+            f"config.sampling.guidance={config.sampling.guidance} must be 1 for {name}, which a classifier "
+            "guides"
+        )
     if config.sampling.gif and task == Stream.SAMPLES and method == "probability_flow":
         raise UserError(
             "config.sampling.gif=True must be False for config.sampling.method='probability_flow', whose "
@@ -101,13 +117,28 @@ def settings(config: ConfigDict) -> dict:
     kind, by_sigma = config.training.sde, method in ("annealed_langevin", *build.SCHEDULED)
     if kind == "edm" or (kind != "none" and by_sigma):
         fields += ["model.sigma_begin", "model.sigma_end", "model.num_levels"]
-    return {f: flat[f] for f in fields} | {"seed": config.seed}
+    if config.data.labels:
+        fields.append("sampling.label")
+    if config.data.labels or config.sampling.guide:
+        fields += _OF_GUIDANCE
+    guide = guides.settings(config) if guides.is_used(config) else {}
+    return {f: flat[f] for f in fields} | guide | {"seed": config.seed}
+
+
+def classes_of(config: ConfigDict, task: Stream = Stream.SAMPLES) -> np.ndarray | None:
+    """Returns the classes that a run's samples have in turn, `int32[n]`; None for a run without labels."""
+    count = build.num_classes(config)
+    if not count:
+        return None
+    all_classes = range(count) if task == Stream.SAMPLES else [count]  # the last is no class
+    chosen = [count] if task == Stream.CLASSES else list(config.sampling.label) or all_classes
+    return np.asarray(chosen, np.int32)
 
 
 def make(
     config: ConfigDict, task: Stream = Stream.SAMPLES, of_classes: nn.Module | None = None
 ) -> Sampler:
-    """Returns the sampler that a configuration describes.
+    """Returns the sampler that a configuration describes, and opens its guide.
 
     Its `advance` takes the network's `params`; for `Stream.CLASSES` a pair of these and the parameters of the
     classifier `of_classes`.
@@ -116,8 +147,22 @@ def make(
       UserError: if the method cannot do the task.
     """
     check(config, task)
-    score_fns = functools.partial(_score_fns, config, of_classes)
-    return _MAKERS[config.sampling.method](config, score_fns, task)
+    guide, classes = guides.load(config), classes_of(config, task)
+    if config.sampling.guidance == 1:
+        score_fns = functools.partial(_score_fns, config, of_classes)
+    else:
+        score_fns = functools.partial(
+            _guided_score_fns, config, guide and guide.config, _intervals(config)
+        )
+    sampler = _MAKERS[config.sampling.method](config, score_fns, task)
+    if config.sampling.guidance not in (0, 1) or config.sampling.guidance_interval:
+        sampler = _counted_twice(sampler)
+    return sampler._replace(classes=classes, guide=guide and guide.params)
+
+
+def _given(config, known: tuple) -> dict:
+    """Returns what a network is given of each example: the classes, which are the last that is known."""
+    return {"classes": known[-1]} if config.data.labels else {}
 
 
 def _score_fns(
@@ -125,13 +170,47 @@ def _score_fns(
 ) -> tuple[Callable, Callable]:
     """Returns the score functions of sigma and of time; with a classifier, given the known classes."""
     if of_classes is None:
-        return build.make_score_fn(config, params)
+        return build.make_score_fn(config, params, **_given(config, known))
     params, classifier_params = params
     process = build.make_sde(config)
     _, time_score_fn = build.make_score_fn(config, params)
     log_likelihood = classifier.log_likelihood(of_classes, classifier_params, process, known[0])
     time_score_fn = sampling.guided(time_score_fn, log_likelihood, config.classifier.scale)
     return sdes.to_sigma_score(process, time_score_fn), time_score_fn
+
+
+def _guided_score_fns(
+    config, guide: ConfigDict | None, intervals: tuple, params: Any, known: tuple
+) -> tuple[Callable, Callable]:
+    """Returns the score functions, guided away from no class, or from a guide of this configuration."""
+    if guide is None:
+        others = build.make_score_fn(config, params)
+    else:
+        params, guide_params = params
+        given = _given(config, known) if guide.data.labels else {}
+        others = build.make_score_fn(guide, guide_params, **given)
+    score_fns = build.make_score_fn(config, params, **_given(config, known))
+    scale = config.sampling.guidance
+    functions = zip(score_fns, others, intervals, strict=True)
+    return tuple(sampling.classifier_free(f, g, scale, interval) for f, g, interval in functions)
+
+
+def _intervals(config) -> tuple:
+    """Returns the interval with guidance, in sigma and in the SDE's time."""
+    if not (interval := tuple(config.sampling.guidance_interval)):
+        return ((0.0, math.inf),) * 2
+    return interval, tuple(build.make_sde(config).time(jnp.asarray(interval, jnp.float32)).tolist())
+
+
+def _counted_twice(sampler: Sampler) -> Sampler:
+    """Returns the sampler, whose score takes two network evaluations."""
+
+    def advance(*args):
+        x, evaluations = sampler.advance(*args)
+        return x, 2 * evaluations
+
+    total = sampler.evaluations and 2 * sampler.evaluations
+    return sampler._replace(evaluations=total, advance=advance)
 
 
 def _arguments(config) -> dict:
@@ -187,13 +266,11 @@ def _predictor_corrector(config, score_fns: Callable, task: Stream) -> Sampler:
     def advance(keys, params, x, steps, *known):
         _, time_score_fn = score_fns(params, known)
         constrain, mask = None, None
-        if known and task != Stream.CLASSES:
-            known = (center(known[0], config.data.centered), *known[1:])
         if task == Stream.INPAINTING:
-            observed, mask = known
+            observed, mask = center(known[0], config.data.centered), known[1]
             constrain = sampling.known_pixels(process, observed, mask)
         elif task == Stream.COLORIZATION:
-            constrain = sampling.known_grey(process, *known)
+            constrain = sampling.known_grey(process, center(known[0], config.data.centered))
         x, _ = sampling.predictor_corrector(
             keys, process, time_score_fn, x, constrain=constrain, steps=steps, **arguments
         )

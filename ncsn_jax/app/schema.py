@@ -165,6 +165,8 @@ SECTIONS = {
                               "floating-point data."),
         "centered": _switch("The SDE, the sigmas and the samplers work on images in [-1, 1], not [0, 1]. "
                             "For 'ncsnpp' only."),
+        "labels": _switch("Train the score of an image given its class, and without. For datasets with "
+                          "labels."),
     }),
     "model": ("The network and its noise.", {
         "name": _choice(build.MODELS, "'ncsnv2' was published for 32 and 64 pixels, its deeper variants for "
@@ -187,6 +189,9 @@ SECTIONS = {
         "ema_power": Field((list,), _WIDTHS, ((_are_widths, _WIDTHS),),
                            "Widths of two averages of the parameters, from which --mode=average makes one of "
                            "any width. Each takes as much memory as an EMA. () keeps none."),
+        "num_classes": _integer(1, "With data.labels: the dataset's number of classes.", 100_000),
+        "label_dropout": _number(_between(_SMALLEST, _BELOW_ONE, "above 0 and below 1"),
+                                 "With data.labels: probability of training an example without its class."),
     }),
     "ncsnpp": ("The parts of model.name='ncsnpp'; see `ncsn_jax.models.NCSNpp`. With the continuous 've' "
                "the network is conditioned on sigma, with 'edm' on c_noise, otherwise on the time. With 've' "
@@ -306,6 +311,20 @@ SECTIONS = {
         "steps_per_level": _integer(1, "For 'annealed_langevin': T of Algorithm 1."),
         "denoise": _switch("End with the expected clean image. 'predictor_corrector' leaves out the noise of "
                            "the last step."),
+        "label": Field((list,), "a tuple of classes, such as (3,)", (
+            (lambda value: all(type(n) is int and n >= 0 for n in value), "a tuple of classes, such as (3,)"),
+        ), "With data.labels: the classes that samples have in turn; () for all. For inpainting and "
+           "colorization, () is no class."),
+        "guidance": _number(_between(-1000, 1000, "from -1000 to 1000"),
+                            "Scale of guidance: 0 is the score without the class, or that of the guide; 1 is "
+                            "the score given the class; more makes samples more typical of it and less "
+                            "varied. Other numbers than 0 and 1 take two network evaluations for one."),
+        "guidance_interval": Field((list,), _PAIR, (
+            (lambda value: _is_clip(value) and (not value or value[0] >= 0), f"{_PAIR}, low at least 0"),
+        ), "Smallest and largest sigma with guidance; () for all."),
+        "guide": _text("Work directory of a run that guides in place of the score without the class: a "
+                       "smaller or less trained one (autoguidance)."),
+        "guide_step": _integer(-1, "Step of the guide's checkpoint; -1: the newest.", allowed="-1 or a step"),
         "dtype": _choice(_DTYPES, "Type in which the network computes, also for likelihoods and latents."),
         "precision": _choice(_PRECISIONS, "As training.precision; also for likelihoods and latents."),
         "clip": Field((list,), _PAIR, ((_is_clip, _PAIR),),

@@ -103,6 +103,8 @@ class Watch:
         figures = {self._name: distance}
         if logits is not None:
             figures[f"recognised_{self._count}"] = measuring.recognised(logits)
+            if (classes := self._runner.classes) is not None:
+                figures |= measuring.of_labels(logits, np.resize(classes, len(logits)))
         self._writer.write_scalars(step, {f"evaluation/{n}": v for n, v in figures.items()})
         self._writer.flush(now=True)
         self._store.set_distance(step, self._kind, distance)

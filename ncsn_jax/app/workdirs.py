@@ -87,6 +87,8 @@ def _unused(flat: dict) -> tuple[str, ...]:
         "model.sigma_": kind not in ("none", "ve") and "ve" not in of_edm[1:],
         "model.num_levels": flat["training.continuous"],
         "optim.decay_after": flat["optim.schedule"] != "rsqrt",
+        "model.num_classes": not flat["data.labels"],
+        "model.label_dropout": not flat["data.labels"],
     }
     return tuple(name for name, is_unused in unused.items() if is_unused)
 

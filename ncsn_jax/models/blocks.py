@@ -9,6 +9,7 @@ means no normalization.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -165,10 +166,20 @@ class RefineBlock(nn.Module):
         return ResidualConvUnits(3 if self.end else 1, 2, self.norm, name="output")(h, level)
 
 
+def of_classes(
+    model: nn.Module, norm: type[nn.Module], level: jax.Array, classes: jax.Array | None
+) -> tuple[NormFactory, Any]:
+    """Returns a normalization for the model's classes, and what it takes: the level, or level and class."""
+    classes = check.classes(model, classes, level.shape[0])
+    if classes is None:
+        return norm, level
+    return functools.partial(norm, num_classes=model.num_classes), (level, classes)
+
+
 def refine_net(
     model: nn.Module,
     x: jax.Array,
-    level: jax.Array,
+    level: Any,
     *,
     norm: NormFactory,
     refine_norm: NormFactory | None,
@@ -183,7 +194,7 @@ def refine_net(
     Args:
       model: with `features`, `remat`, `dtype` and the two tables.
       x: `[B, H, W, C]` images in [0, 1] plus noise; the network rescales by 2x - 1.
-      level: `int[B]`.
+      level: what the normalizations take besides x.
       norm: the normalization of the residual blocks, and before the last convolution.
       refine_norm: the normalization of the refinement blocks, or None.
       pool: the 5x5 pooling of the refinement blocks.

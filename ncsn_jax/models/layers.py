@@ -6,6 +6,7 @@ Everything casts its parameters to the type of its input, and computes and retur
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -76,6 +77,31 @@ def _elu_jvp(primals, tangents):
     """Computes the derivative from the result, so the backward pass need not keep the input."""
     y = elu(*primals)
     return y, tangents[0] * jnp.where(y > 0, 1.0, y + 1.0)
+
+
+class ClassEmbedding(nn.Module):
+    """A row of a table for each class, and zeros for none.
+
+    Args:
+      num_classes: K, the rows of the table.
+      features: the width W.
+      init: the table's initializer.
+
+    Args of the call:
+      classes: `int[B]` in [0, K], K for none.
+    """
+
+    num_classes: int
+    features: int
+    init: Callable = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, classes: jax.Array) -> jax.Array:
+        shape = self.num_classes, self.features
+        table = self.param("embedding", self.init, shape, jnp.float32)
+        # GPUs compute the transpose of this product in a fixed order, unlike that of a look-up.
+        rows = jax.nn.one_hot(classes, self.num_classes, dtype=table.dtype)
+        return jnp.matmul(rows, table, precision=jax.lax.Precision.HIGHEST)
 
 
 class Conv(nn.Module):

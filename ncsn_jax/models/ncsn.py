@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from ncsn_jax import _checks as check
-from ncsn_jax.models.blocks import refine_net
+from ncsn_jax.models.blocks import of_classes, refine_net
 from ncsn_jax.models.layers import average_pool5
 from ncsn_jax.models.normalization import ConditionalInstanceNorm, ConditionalInstanceNormPlus
 
@@ -36,16 +36,20 @@ class NCSN(nn.Module):
       remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
       dtype: the type between the first convolution and the last normalization, such as bfloat16; None is
         the type of x. Parameters are float32, and the score has the type of x.
+      num_classes: K, the number of classes; 0 for a network without them. Every normalization adds a row for
+        the class to the level's. The rows start at zero. The published networks have none.
 
     The call takes
 
     - x: `[B, H, W, C]` images in [0, 1] plus noise, H and W even; the network rescales by 2x - 1;
     - level: `int[B]` in [0, L), 0 for the largest sigma;
+    - classes: `int[B]` in [0, K], K for no class, or None for no class in the whole batch;
 
     and returns the score, `[B, H, W, C]`, of the type of x.
 
     Raises:
-      ValueError: if x is not a batch of floating-point images, or a known level is not in the ladder.
+      ValueError: if x is not a batch of floating-point images, or a known level is not in the ladder, or a
+        known class does not exist.
     """
 
     features: int = 128
@@ -53,6 +57,7 @@ class NCSN(nn.Module):
     normalization: str = "instance++"
     remat: bool = False
     dtype: Any = None
+    num_classes: int = 0
 
     HALVINGS = 1  # how often the sides are halved
     STAGES = (
@@ -64,11 +69,14 @@ class NCSN(nn.Module):
     REFINEMENTS = ("refine1", "refine2", "refine3", "refine4")
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, level: jax.Array, classes: jax.Array | None = None
+    ) -> jax.Array:
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"normalization must be one of {list(NORMALIZATIONS)}, got {self.normalization!r}"
             )
         x, level = check.inputs(self, x, level, levels=self.num_levels)
-        norm = functools.partial(NORMALIZATIONS[self.normalization], self.num_levels)
+        norm, level = of_classes(self, NORMALIZATIONS[self.normalization], level, classes)
+        norm = functools.partial(norm, self.num_levels)
         return refine_net(self, x, level, norm=norm, refine_norm=norm, pool=average_pool5)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ncsn_jax import _checks as check
 from ncsn_jax.models.blocks import rematerialized
 from ncsn_jax.models.embeddings import FourierEmbedding, positional_embedding
-from ncsn_jax.models.layers import Conv, Dense
+from ncsn_jax.models.layers import ClassEmbedding, Conv, Dense
 from ncsn_jax.models.normalization import GroupNorm
 from ncsn_jax.models.resampling import SmoothedDownConv, Taps, downsample, upsample
 from ncsn_jax.models.unet import Attention, ResnetBlock, merged
@@ -90,6 +90,9 @@ class NCSNpp(nn.Module):
       centered: whether x is already in [-1, 1]. DDPM++ and all but variance-exploding runs: True.
       augment_features: length of the label of `augmentation.augment`; 0 for a network without one.
       remat, dtype: as for `NCSN`; the pyramid of 'output_skip' has the type of x.
+      num_classes: K, the number of classes; 0 for a network without them. A row for the class, initially from
+        N(0, 1), is added to the embedding, as in ADM (Dhariwal & Nichol, 2021). The published networks have
+        none.
 
     The call takes
 
@@ -99,6 +102,7 @@ class NCSNpp(nn.Module):
       continuous process; for a preconditioned network c_noise;
     - augment: `[B, augment_features]`, how the images were augmented; None stands for zeros, not at all;
     - deterministic: disables dropout; otherwise the rng 'dropout' is needed;
+    - classes: `int[B]` in [0, K], K for no class, or None for no class in the whole batch;
 
     and returns F, `[B, H, W, C]`.
     """
@@ -127,6 +131,7 @@ class NCSNpp(nn.Module):
     augment_features: int = 0
     remat: bool = False
     dtype: Any = None
+    num_classes: int = 0
 
     @property
     def HALVINGS(self) -> int:
@@ -144,6 +149,7 @@ class NCSNpp(nn.Module):
         label: jax.Array,
         deterministic: bool = True,
         augment: jax.Array | None = None,
+        classes: jax.Array | None = None,
     ) -> jax.Array:
         fourier = self.embedding_type == "fourier"
         on_ladder = self.scale_by_sigma and not fourier and self.sigmas is not None
@@ -155,6 +161,11 @@ class NCSNpp(nn.Module):
         block_class = rematerialized(ResnetBlock, self.remat)
         attention_class = rematerialized(Attention, self.remat)
         embedding = self._embedding(label.astype(jnp.promote_types(x.dtype, jnp.float32)), augment)
+        classes = check.classes(self, classes, x.shape[0])
+        if classes is not None:
+            init = nn.initializers.normal(1.0)
+            table = ClassEmbedding(self.num_classes, 4 * self.features, init, name="classes")
+            embedding += table(classes).astype(embedding.dtype)
 
         def block(name, h, width, resampling=None):
             options = {"resampling": resampling, "taps": self._taps, "dropout": dropout}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ncsn_jax import _checks as check
-from ncsn_jax.models.blocks import refine_net
+from ncsn_jax.models.blocks import of_classes, refine_net
 from ncsn_jax.models.layers import max_pool5
 from ncsn_jax.models.ncsn import NCSN
 from ncsn_jax.models.normalization import InstanceNormPlus
@@ -26,23 +26,27 @@ class RefineNet(nn.Module):
     Args:
       features: channels n of the first stage. Published: 128.
       sigmas: `[L]`, the ladder.
-      remat, dtype: as for `NCSN`.
+      remat, dtype, num_classes: as for `NCSN`.
     """
 
     features: int
     sigmas: jax.Array
     remat: bool = False
     dtype: Any = None
+    num_classes: int = 0
 
     STAGES = ()
     REFINEMENTS = ()
     HALVINGS = 0  # how often the sides are halved
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, level: jax.Array, classes: jax.Array | None = None
+    ) -> jax.Array:
         sigmas = jnp.asarray(self.sigmas)
         x, level = check.inputs(self, x, level, levels=sigmas.shape[0])
-        h = refine_net(self, x, level, norm=InstanceNormPlus, refine_norm=None, pool=max_pool5)
+        norm, condition = of_classes(self, InstanceNormPlus, level, classes)
+        h = refine_net(self, x, condition, norm=norm, refine_norm=None, pool=max_pool5)
         return (h / sigmas[level][:, None, None, None]).astype(x.dtype)
 
 

@@ -2,6 +2,8 @@
 
 Every layer maps `(x, level)` to an array like `x`, with `x: [B, H, W, C]` and `level: int[B]`, the
 index of each example's noise level. Unconditional layers ignore the level, so one block works with all.
+A layer with `num_classes` takes the pair `(level, classes)` instead. It adds a row of a second table, which
+has one for each class and starts at zero, to its parameters; "no class" adds nothing.
 Each example has its own statistics, over the spatial axes and in two passes. Statistics and affine map are
 in at least float32, and the result has the type of x.
 """
@@ -13,9 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ncsn_jax.models.layers import elu
+from ncsn_jax.models.layers import ClassEmbedding, elu
 
 EPSILON = 1e-5
+
+# The level, or the pair of the level and the class.
+Condition = jax.Array | tuple[jax.Array, jax.Array]
 
 
 # A network calls this dozens of times. The inner `jit` traces each shape once: without it, NCSN's training
@@ -105,6 +110,11 @@ _uniform_init = _rows_init(jax.random.uniform, 1)
 unit_scale_shift_init = _rows_init(nn.initializers.ones, 1)
 
 
+def _add_class(rows: jax.Array, classes: jax.Array, num_classes: int) -> jax.Array:
+    """Adds the rows of the examples' classes to `[B, W]`, inside a layer's compact call."""
+    return rows + ClassEmbedding(num_classes, rows.shape[1], name="classes")(classes)
+
+
 class ConditionalInstanceNorm(nn.Module):
     """Conditional instance normalization (Dumoulin et al., 2017; NCSN, appendix A.1, equation 9).
 
@@ -118,17 +128,23 @@ class ConditionalInstanceNorm(nn.Module):
       embedding_init: the table's initializer; by default gamma from U(0, 1), as in the authors' code (its
         comment says otherwise), and beta zero.
       activate: whether ELU follows.
+      num_classes: the number of classes; 0 for none.
     """
 
     num_levels: int
     embedding_init: Callable = _uniform_init
     activate: bool = False
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, level: Condition) -> jax.Array:
+        level, classes = level if self.num_classes else (level, None)
         shape = self.num_levels, 2 * x.shape[-1]
         table = self.param("embedding", self.embedding_init, shape, jnp.float32)
-        gamma, beta = jnp.split(_look_up(table, level), 2, axis=1)
+        rows = _look_up(table, level)
+        if self.num_classes:
+            rows = _add_class(rows, classes, self.num_classes)
+        gamma, beta = jnp.split(rows, 2, axis=1)
         return normalize(x, gamma, None, beta, activate=self.activate)
 
 
@@ -145,16 +161,22 @@ class ConditionalInstanceNormPlus(nn.Module):
     Args:
       num_levels: rows of the table.
       activate: whether ELU follows.
+      num_classes: the number of classes; 0 for none.
     """
 
     num_levels: int
     activate: bool = False
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, level: Condition) -> jax.Array:
+        level, classes = level if self.num_classes else (level, None)
         shape = self.num_levels, 3 * x.shape[-1]
         table = self.param("embedding", _rows_init(_near_one_init, 2), shape, jnp.float32)
-        gamma, alpha, beta = jnp.split(_look_up(table, level), 3, axis=1)
+        rows = _look_up(table, level)
+        if self.num_classes:
+            rows = _add_class(rows, classes, self.num_classes)
+        gamma, alpha, beta = jnp.split(rows, 3, axis=1)
         return normalize(x, gamma, alpha, beta, activate=self.activate)
 
 
@@ -165,19 +187,23 @@ class InstanceNormPlus(nn.Module):
 
     Args:
       activate: whether ELU follows.
+      num_classes: the number of classes; 0 for none.
     """
 
     activate: bool = False
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
-        del level
+    def __call__(self, x: jax.Array, level: Condition) -> jax.Array:
         shape = x.shape[-1:]
         gamma, alpha = (
             self.param(name, _near_one_init, shape, jnp.float32) for name in ("gamma", "alpha")
         )
         beta = self.param("beta", nn.initializers.zeros_init(), shape, jnp.float32)
-        each = (jnp.broadcast_to(a, (x.shape[0], *shape)) for a in (gamma, alpha, beta))
+        each = [jnp.broadcast_to(a, (x.shape[0], *shape)) for a in (gamma, alpha, beta)]
+        if self.num_classes:
+            rows = _add_class(jnp.concatenate(each, axis=1), level[1], self.num_classes)
+            each = jnp.split(rows, 3, axis=1)
         return normalize(x, *each, activate=self.activate)
 
 

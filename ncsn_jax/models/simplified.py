@@ -19,6 +19,7 @@ from ncsn_jax.models.blocks import (
     MultiResolutionFusion,
     NormFactory,
     ResidualBlock,
+    of_classes,
     rematerialized,
 )
 from ncsn_jax.models.layers import Conv, max_pool5
@@ -78,23 +79,26 @@ class SimplifiedNCSN(nn.Module):
     Args:
       features: channels n of every layer. Published: 64.
       sigmas: `[L]`, the ladder. Published: 10 levels from 0.5 to 0.005 (there 1 to 0.01).
-      remat, dtype: as for `NCSN`.
+      remat, dtype, num_classes: as for `NCSN`.
     """
 
     features: int
     sigmas: jax.Array
     remat: bool = False
     dtype: Any = None
+    num_classes: int = 0
 
     HALVINGS = 0  # how often the sides are halved
 
     @nn.compact
-    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, level: jax.Array, classes: jax.Array | None = None
+    ) -> jax.Array:
         sigmas = jnp.asarray(self.sigmas)
         x, level = check.inputs(self, x, level, levels=sigmas.shape[0])
-        norm = functools.partial(
-            ConditionalInstanceNorm, sigmas.shape[0], embedding_init=unit_scale_shift_init
-        )
+        sigma = sigmas[level]
+        norm, level = of_classes(self, ConditionalInstanceNorm, level, classes)
+        norm = functools.partial(norm, sigmas.shape[0], embedding_init=unit_scale_shift_init)
         units = rematerialized(_Units, self.remat)
         refine = rematerialized(_Refine, self.remat)
         h = XavierConv(self.features, name="begin_conv")(2.0 * x - 1.0)
@@ -110,4 +114,4 @@ class SimplifiedNCSN(nn.Module):
 
         r = norm(name="normalizer", activate=True)(r.astype(x.dtype), level)
         r = XavierConv(x.shape[-1], name="end_conv")(r)
-        return (r / sigmas[level][:, None, None, None]).astype(x.dtype)
+        return (r / sigma[:, None, None, None]).astype(x.dtype)

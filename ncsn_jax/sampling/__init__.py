@@ -3,6 +3,7 @@
 `probability_flow` imports diffrax when it is called.
 """
 
+from ncsn_jax.sampling._classifier_free import classifier_free
 from ncsn_jax.sampling._controllable import guided, known_grey, known_pixels
 from ncsn_jax.sampling._dpm_solver import DPMSolverInfo, dpm_solver
 from ncsn_jax.sampling._heun import euler, heun
@@ -33,6 +34,7 @@ __all__ = [
     "annealed_langevin",
     "annealed_steps",
     "check_choice",
+    "classifier_free",
     "dpm_solver",
     "euler",
     "guided",

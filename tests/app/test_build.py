@@ -252,12 +252,13 @@ def test_networks_divided_by_sigma_get_features_and_ladder(name, network):
     model = build.make_model(config, dtype="bfloat16", remat=True)
     fields, ladder = described(model)
     assert type(model) is network
-    assert fields == {"features": 12, "remat": True, "dtype": jnp.bfloat16}
+    assert fields == {"features": 12, "remat": True, "dtype": jnp.bfloat16, "num_classes": 0}
     np.testing.assert_allclose(ladder, np.geomspace(7.0, 0.3, 25), rtol=1e-5)
     assert described(build.make_model(config))[0] == {
         "features": 12,
         "remat": False,
         "dtype": jnp.float32,
+        "num_classes": 0,
     }
 
 
@@ -271,6 +272,7 @@ def test_ncsn_gets_features_levels_and_normalization():
         "normalization": "instance",
         "remat": True,
         "dtype": jnp.float32,
+        "num_classes": 0,
     }
 
 
@@ -295,6 +297,7 @@ def test_ncsnpp_gets_every_field_and_the_options_that_the_sde_determines(
     embedding, scale_by_sigma, has_ladder = follows
     assert fields == {
         "features": 12,
+        "num_classes": 0,
         "image_size": 24,
         "embedding_type": embedding,
         "scale_by_sigma": scale_by_sigma,
@@ -395,6 +398,8 @@ def test_every_training_field_reaches_the_step_and_the_state(monkeypatch):
         "centered": False,
         "augment": 0.0,
         "reduce_mean": True,
+        "num_classes": 0,
+        "label_dropout": 0.1,
     }
     ((model, _, shape), flags) = inits[0]
     assert shape == (24, 24, 3) and flags == {"ema": True, "averages": 2}

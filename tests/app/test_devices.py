@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ncsn_jax import losses, objectives, preconditioning, sigmas, training
+from ncsn_jax._random import Stream, example_keys, stream_key
 from ncsn_jax.app import devices
 from tests.models.comparison import compiled_quickly
 
@@ -146,6 +148,40 @@ def test_muon_and_averages_on_eight_devices_take_the_steps_of_one(batches):
     found, _, _ = p_steps(p_steps.to_devices(state), images)
     assert_replicated(found)
     assert_same(p_steps.to_host(found), expected)
+
+
+def test_an_example_loses_its_class_by_its_own_key():
+    """The gradient of a table, from which each example takes the row of its class, counts the examples."""
+    examples, num_classes, rate = 64, 3, 0.5
+    objective = objectives.Objective(
+        np.ones(1),
+        draw=lambda keys: jnp.ones(keys.shape[0]),
+        bin=lambda noise: jnp.zeros(noise.shape, int),
+        score_fn=lambda params, keys, classes: params["table"][classes],
+        loss=lambda keys, taken, x, noise: taken,
+        weight=None,
+    )
+    options = OPTIONS | {"objective": objective, "optimizer": optax.sgd(1.0), "ema_decay": 0.0}
+    options |= {"num_classes": num_classes, "label_dropout": rate}
+    params = {"table": np.zeros(num_classes + 1, np.float32)}
+    state = training.TrainState(np.int32(5), params, {}, options["optimizer"].init(params))
+    labels = (np.arange(2 * examples, dtype=np.int32) % num_classes).reshape(2, examples)
+    images = np.zeros((2, examples, 8, 8, 1), np.uint8)
+
+    counts = np.zeros(num_classes + 1)
+    for step in range(2):
+        key = jax.random.fold_in(stream_key(7, Stream.TRAINING), 5 + step)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 5))(example_keys(key, jnp.arange(examples)))
+        dropped = np.asarray(jax.vmap(jax.random.uniform)(keys)) < rate
+        counts += np.bincount(np.where(dropped, num_classes, labels[step]), minlength=4)
+    assert 0.3 < counts[-1] / (2 * examples) < 0.7
+
+    for parts in (1, 2):
+        function = functools.partial(training.train_steps, **options, microbatches=parts)
+        batch = devices.shard_batch((images, labels))
+        steps = devices.TrainSteps(function, state, batch, SEED)
+        after = steps.to_host(steps(steps.to_devices(state), batch)[0])
+        np.testing.assert_allclose(after.params["table"], -counts / examples, rtol=1e-6)
 
 
 def test_a_non_finite_step_is_skipped_on_all_devices(state, batches):

@@ -119,8 +119,8 @@ def test_the_page_on_images_starts_a_run_on_an_array(monkeypatch):
 
 def test_every_page_with_python_is_run():
     pages = {p.stem for p in (ROOT / "docs").glob("*.md") if python_of(f"docs/{p.name}")}
-    # Other modules run `conditioning.md` and `extending.md`.
-    known = {"library", "checkpoints", "images", "conditioning", "likelihood"}
+    # Other modules run `classes.md`, `conditioning.md` and `extending.md`.
+    known = {"classes", "library", "checkpoints", "images", "conditioning", "likelihood"}
     assert pages == known | {"first_sampler", "extending"}
 
 

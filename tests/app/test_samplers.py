@@ -93,6 +93,13 @@ def test_settings_hold_the_fields_of_the_schedule_only(schedule, fields):
     assert found & {"rho", "end"} == fields
 
 
+def test_guidance_takes_two_evaluations_for_one():
+    labelled = {"sampling.method": "heun", "sampling.num_steps": 5, "data.labels": True}
+    for scale, interval, count in ((1, (), 9), (0, (), 9), (2, (), 18), (0, (0.1, 1), 18)):
+        changes = {"sampling.guidance": float(scale), "sampling.guidance_interval": interval}
+        assert samplers.make(load_config(**labelled | changes)).evaluations == count
+
+
 def normal(keys, shape=(8, 8, 1)):
     return np.stack([jax.random.normal(key, shape) for key in keys])
 

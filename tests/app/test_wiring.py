@@ -41,7 +41,7 @@ from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
 from tests import tiny
 from tests.app import test_build, test_classifier_training, test_samplers, test_sweep, test_watching
-from tests.app.modes import test_average, test_classifier, test_evaluate, test_plan
+from tests.app.modes import test_average, test_classes, test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
 
@@ -49,6 +49,10 @@ from tests.running import load_config, load_diffusion_config
 def guide(config):
     of_classes = models.NoisyClassifier(3, 4)
     draw(config, Stream.CLASSES, jnp.zeros(2, int), params=(None, None), of_classes=of_classes)
+
+
+def guide_away(config):
+    draw(config, Stream.SAMPLES, jnp.zeros(2, int))
 
 
 def flow(function, array):
@@ -85,6 +89,7 @@ PLACES = {
     "time_score_fn": ("time_score_fn", draw, "probability_flow"),
     "inpaint": ("inpaint", inpaint, "annealed_langevin"),
     "guided": ("guided", guide, None),
+    "classifier_free": ("classifier_free", guide_away, "heun"),
     "log_prob": ("log_prob", flow(run_flows.bits_per_dim, IMAGES[:1]), None),
     "bits_per_dim": ("bits_per_dim", flow(run_flows.bits_per_dim, IMAGES[:1]), None),
     "encode": ("probability_flow", flow(run_flows.encode, IMAGES[:1] / np.float32(255)), None),
@@ -105,6 +110,7 @@ class Row(NamedTuple):
 SDE = {"sde": True}
 VP = SDE | {"training.sde": "vp"}
 EDM = SDE | {"training.sde": "edm", "data.centered": True}
+CLASSES = SDE | {"data.labels": True}
 CORRECTED = {"sampling.corrector": "langevin", "sampling.snr": 0.1}
 ROWS = [
     *(Row("data.dataset", "mnist", f"{where}.dataset") for where in ("load", "load_labels")),
@@ -174,6 +180,10 @@ ROWS = [
         *("model.ema_power", (0.1, 0.2), "train_steps.gammas"),
         tuple(map(averages.gamma_of_width, (0.1, 0.2))),
     ),
+    Row("data.labels", True, "model.num_classes", 10),
+    Row("model.num_classes", 3, "model.num_classes", given=CLASSES),
+    Row("model.num_classes", 3, "train_steps.num_classes", given=CLASSES),
+    Row("model.label_dropout", 0.5, "train_steps.label_dropout"),
     Row("ncsnpp.ch_mult", (1, 2), "model.ch_mult", given=SDE),
     Row("ncsnpp.num_res_blocks", 2, "model.num_res_blocks", given=SDE),
     Row("ncsnpp.attn_resolutions", (8,), "model.attn_resolutions", given=SDE),
@@ -269,6 +279,14 @@ ROWS = [
     Row("sampling.end", 0.1, "encode.start"),
     Row("sampling.end", 0.1, "decode.end"),
     Row("classifier.scale", 2.0, "guided.scale", given=SDE),
+    Row(
+        *("sampling.guidance", 2.0, "classifier_free.scale"),
+        given=CLASSES | {"sampling.guidance": 3.0},
+    ),
+    Row(  # the last call is of the score of time
+        *("sampling.guidance_interval", (0.01, 5.0), "classifier_free.interval", (0.0, 1.0)),
+        given=CLASSES | {"sampling.guidance": 3.0},
+    ),
     Row("likelihood.exact", True, "log_prob.exact"),
     Row("likelihood.num_projections", 3, "log_prob.num_projections"),
     Row("likelihood.rtol", 0.1, "log_prob.rtol"),
@@ -340,7 +358,7 @@ def test_noise_depends_on_the_seed_and_the_sample_index(record):
 class Chains:
     """Makes black images, and records its arguments."""
 
-    num_steps, evaluations = 1, 1
+    num_steps, evaluations, classes = 1, 1, None
 
     def __init__(self, config, task=Stream.SAMPLES, classifier=None):
         self.task, self.sizes, self.known = task, [], []
@@ -573,6 +591,9 @@ ELSEWHERE = {
     "evaluation.features": test_evaluate.test_features_that_images_cannot_have_are_refused,
     "evaluation.weights": test_evaluate.test_weights_that_cannot_be_had_are_one_line,
     "evaluation.sweep": test_sweep.test_a_sweep_names_every_combination,
+    "sampling.label": test_classes.test_samples_have_the_chosen_classes_in_turn,
+    "sampling.guide": test_classes.test_a_worse_network_guides,
+    "sampling.guide_step": test_classes.test_a_worse_network_guides,
     "sampling.step": test_evaluate.test_a_sweep_evaluates_every_combination_and_goes_on_after_an_interruption,
     "evaluation.reference": test_evaluate.test_statistics_serve_as_the_reference,
     "interpolation.num_pairs": test_interpolation_fields_reach_their_arguments,

@@ -39,7 +39,8 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
         *(f"training.{name}" for name in ("microbatches", "remat", "num_steps", "log_every")),
         *(f"training.{name}" for name in ("checkpoint_every", "checkpoints_kept", "keep_every")),
         *("training.sample_every", "training.keep_best", "training.skip_nonfinite"),
-        *("model.beta_min", "model.beta_max", "optim.decay_after"),
+        *("model.beta_min", "model.beta_max", "model.num_classes", "model.label_dropout"),
+        "optim.decay_after",
     }
     sections = {
         "sampling",

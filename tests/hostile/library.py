@@ -52,7 +52,8 @@ def make_library(case):
     functions = [
         sigmas.geometric, sigmas.suggest, sigmas.largest_distance, sigmas.level_ratio, sigmas.step_size,
         sigmas.karras, sampling.heun, sampling.predictor_corrector, sampling.known_pixels,
-        sampling.known_grey, sampling.guided, losses.denoising_diffusion, losses.sample_times,
+        sampling.known_grey, sampling.guided, sampling.classifier_free, losses.denoising_diffusion,
+        losses.sample_times,
         sampling.langevin, sampling.annealed_langevin, sampling.inpaint, sampling.initial_samples,
         losses.sample_levels, losses.denoising_score_matching, losses.sliced_score_matching,
         losses.score_matching, scores.gaussian_mixture, scheduler.AnnealedLangevinDynamicsScheduler,
@@ -82,6 +83,7 @@ def make_library(case):
         "corrector": "langevin", "snr": 0.1, "corrector_steps": 1, "average_step_size": False,
         "constrain": None, "grey": jnp.ones((1, 2, 2, 1)), "t": jnp.ones(2), "likelihood_weighting": False,
         "log_likelihood": lambda x, _: -x[:, 0], "sigma_data": 0.5, "p_mean": -1.2, "p_std": 1.2,
+        "unconditional": lambda x, *_: -x, "interval": (0.0, 1.0),
     }
     # fmt: on
     function = rng.choice(functions)
@@ -90,7 +92,7 @@ def make_library(case):
     for name in rng.sample(sorted(arguments), min(changed, len(arguments))):
         if name in ("sde", "constrain", "log_likelihood"):
             choices = [good[name]]
-        elif name == "score_fn":
+        elif name in ("score_fn", "unconditional"):
             choices = [lambda a, *_: a[:1], lambda *_: jnp.zeros(()), lambda a, *_: a * jnp.nan]
         elif name == "key":
             choices = [_array(rng), *(jax.random.split(good["key"], n) for n in (1, 2, 3))]

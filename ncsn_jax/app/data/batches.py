@@ -5,10 +5,17 @@ import functools
 import itertools
 import threading
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ncsn_jax.app.data.images import Images, in_order
+
+if TYPE_CHECKING:
+    from ncsn_jax.app.data.sources import Labels
+
+# Images, or images and labels.
+Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 class Batches:
@@ -24,6 +31,7 @@ class Batches:
       batch_size: global batch size B, over all processes.
       process_index, process_count: which contiguous shard of every batch this process has; the count
         must divide B.
+      labels: the classes of the images `[N]`, if a batch has them; `images` are then `Images`.
     """
 
     def __init__(
@@ -33,10 +41,11 @@ class Batches:
         batch_size: int,
         process_index: int = 0,
         process_count: int = 1,
+        labels: "np.ndarray | Labels | None" = None,
     ):
         if batch_size % process_count:
             raise ValueError(f"batch_size={batch_size} must be a multiple of {process_count}")
-        self._images = images
+        self._images, self._labels = images, labels
         self._batch_size = batch_size
         share = batch_size // process_count
         self._mine = np.arange(process_index * share, (process_index + 1) * share)
@@ -55,13 +64,25 @@ class Batches:
         """Returns the indices of this process's examples in the batch of `step`, `int64[B / count]`."""
         return np.array([self._row(position) for position in step * self._batch_size + self._mine])
 
-    def __call__(self, step: int, num_steps: int = 1) -> np.ndarray:
+    def __call__(self, step: int, num_steps: int = 1) -> Batch:
         """Returns the batches of `num_steps` steps from `step`, `[num_steps, b, H, W, C]`."""
-        return np.stack([self._images[self.indices(s)] for s in range(step, step + num_steps)])
+        images = [self._images[self.indices(s)] for s in range(step, step + num_steps)]
+        return self._labelled(step, np.stack(images))
+
+    def _labelled(self, step: int, images: np.ndarray) -> Batch:
+        """Returns the batches of the steps from `step` on, with their labels if there are any."""
+        if self._labels is None:
+            return images
+        # A damaged image has the label of the one that was read in its place.
+        labels = [
+            self._labels[self._images.replacements(self.indices(s))]
+            for s in range(step, step + len(images))
+        ]
+        return images, np.stack(labels)
 
     def between(
         self, first: int, last: int, num_steps: int, *, threads: int = 1, ahead: int = 1
-    ) -> Generator[np.ndarray, None, None]:
+    ) -> Generator[Batch, None, None]:
         """Yields the batches of steps `first` to `last - 1`, `num_steps` steps at a time.
 
         If images are decoded on demand, grain's threads decode them in advance.
@@ -73,7 +94,7 @@ class Batches:
           ahead: how many batches of `num_steps` steps to decode in advance at most, >= 1.
 
         Yields:
-          `[num_steps, b, H, W, C]`.
+          `[num_steps, b, H, W, C]`, or with labels a pair of this and `[num_steps, b]`.
         """
         if getattr(self._images, "source", None) is None:
             yield from (self(step, num_steps) for step in range(first, last, num_steps))
@@ -83,8 +104,11 @@ class Batches:
         positions = range(first * share, last * share)
         images = in_order(self._image, positions, threads, ahead * size)
         with contextlib.closing(images):
-            while some := list(itertools.islice(images, size)):
-                yield np.stack(some).reshape(num_steps, share, *self._images.shape[1:])
+            for step in itertools.count(first, num_steps):
+                if not (some := list(itertools.islice(images, size))):
+                    break
+                found = np.stack(some).reshape(num_steps, share, *self._images.shape[1:])
+                yield self._labelled(step, found)
 
     def _image(self, position: int) -> np.ndarray:
         """Returns the image at a position in the sequence of this process's images."""

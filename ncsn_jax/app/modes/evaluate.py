@@ -20,6 +20,7 @@ from ncsn_jax.app import (
     pictures,
     run_config,
     run_samplers,
+    samplers,
     schema,
     storage,
     sweep,
@@ -101,18 +102,19 @@ class _Subject:
             self.yardstick = self.standard.measure(self._unseen, "real_")
             _log_figures(self.yardstick)
 
-    def measure(self, samples: np.ndarray, known: dict) -> dict:
+    def measure(self, samples: np.ndarray, known: dict, labels: np.ndarray | None = None) -> dict:
         """Returns the figures of samples in the data's units, and of unseen images.
 
         Args:
           samples: `[N, H, W, C]`.
           known: what this returned before, of samples of the same settings; taken if it is of so many samples
             by the same standard.
+          labels: the classes that were wanted, `int[N]`, if any.
         """
         about = {"digest": self.standard.digest, "samples": len(samples)}
         if {name: known.get(name) for name in about} == about:
             return known
-        return about | self.standard.measure(samples) | self.yardstick
+        return about | self.standard.measure(samples, labels=labels) | self.yardstick
 
     def look_for_copies(self, samples: np.ndarray) -> tuple[dict, np.ndarray]:
         """Returns `copies.look_for_copies` of samples."""
@@ -135,7 +137,9 @@ def _evaluate(config, workdir: str, subject: _Subject) -> None:
     }
     found = storage.read_json(path) or {}
     by = found.get("by", {}) if {field: found.get(field) for field in about} == about else {}
-    by[name] = subject.measure(samples, by.get(name, {}))
+    classes = samplers.classes_of(config)
+    labels = None if classes is None else np.resize(classes, len(samples))
+    by[name] = subject.measure(samples, by.get(name, {}), labels)
     of_samples, picture = subject.look_for_copies(samples)
     of_samples |= shared.read_cost(loaded.directory("samples")) | _bits_per_dim(loaded)
     storage.make_directory(directory)

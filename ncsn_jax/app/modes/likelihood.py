@@ -16,6 +16,8 @@ from ncsn_jax.errors import UserError
 def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
     """Writes the bits per dimension of images, and their mean, to `likelihood/step_<step>/`.
 
+    For a run with classes they are of the density of all images, not of that given the class.
+
     Args:
       config, workdir: the run's.
       images: the array the run began with, if any.
@@ -69,10 +71,11 @@ def likelihood(config, workdir: str, images: np.ndarray | None = None) -> None:
     text = json.dumps(summary, indent=2) + "\n"
     storage.write(os.path.join(directory, "summary.json"), text.encode())
     shared.log.info(
-        "%.4f bits per dimension%s of %d images of %r, standard error %s, %.0f evaluations each; wrote "
+        "%.4f bits per dimension%s%s of %d images of %r, standard error %s, %.0f evaluations each; wrote "
         "bits_per_dim.npz and summary.json to %s",
         summary["bits_per_dim"],
         ", of the density in the data's units," if config.data.value_range else "",
+        ", not given the class," if config.data.labels else "",
         count,
         options.split,
         "unknown" if error is None else f"{error:.4f}",

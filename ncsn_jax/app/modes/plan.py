@@ -173,12 +173,17 @@ def train_step_of(config, targets: list) -> tuple:
     options = config.training
     shape = (options.steps_per_call, options.batch_size // len(targets), *build.image_shape(config))
     dtype = units.dtype(config.data.value_range)
-    return build.make_train_steps(config), state, jax.ShapeDtypeStruct(shape, dtype)
+    batch = jax.ShapeDtypeStruct(shape, dtype)
+    if config.data.labels:
+        batch = batch, jax.ShapeDtypeStruct(shape[:2], np.int32)
+    return build.make_train_steps(config), state, batch
 
 
 def sampler_of(config, sampler: samplers.Sampler, targets: list) -> tuple:
     """Returns the first four arguments of `devices.compile_chains`."""
     params = jax.eval_shape(build.make_init(config), jax.random.key(0)).params
+    if sampler.guide is not None:
+        params = params, jax.eval_shape(lambda: sampler.guide)
     start, advance = run_samplers.chain_functions(sampler, Stream.SAMPLES)
     size = -(-config.sampling.batch_size // len(targets))
     indices = jax.ShapeDtypeStruct((size,), np.uint32)

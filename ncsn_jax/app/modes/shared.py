@@ -211,6 +211,7 @@ def make_samples(
             shape,
             dtype=units.dtype(value_range),
             to_picture=lambda images: units.to_picture(images, value_range),
+            classes=runner.classes,
         ),
         count,
         size,

@@ -92,6 +92,16 @@ def test_a_stream_yields_the_batches_of_its_steps(first, num_steps, threads, ahe
             np.testing.assert_array_equal(np.stack(found), np.stack(expected))
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_labels_are_those_of_the_images_that_were_read(num_steps):
+    """Image i has the class i, and image 4 is read in place of image 3."""
+    for images in (data.Images(sound(21), damaged={3: ""}), data.Images(Counted(21))):
+        batches = data.Batches(images, 0, 4, 1, 2, np.arange(21, dtype=np.int32))
+        for found, labels in batches.between(6, 12, num_steps=num_steps, threads=3):
+            assert labels.shape == found.shape[:2] and labels.dtype == np.int32
+            np.testing.assert_array_equal(found[..., 0, 0, 0], labels)
+
+
 def test_processes_together_decode_each_image_once():
     """Two processes take five steps of eight of forty images, which is one epoch."""
     source, shares = Counted(40), []

@@ -91,8 +91,11 @@ vp_run = run_fixture(vp_config)
 ladder_run = run_fixture(ladder_config, scale=0.3)  # keeps the samples in [0, 1]
 
 
-def library(config, workdir):
-    """Returns the SDE, and the score functions of sigma and of time, of the checkpoint's EMA."""
+def library(config, workdir, **given):
+    """Returns the SDE, and the score functions of sigma and of time, of the checkpoint's EMA.
+
+    `given` is what else the network is given of each example.
+    """
     params = jax.tree.map(jnp.asarray, workdirs.load(config, workdir)[1].ema_params)
     model, options = build.make_model(config), config.model
     if config.training.sde == "none":
@@ -100,7 +103,7 @@ def library(config, workdir):
         sigma_score_fn = models.score_fn(model, params, build.make_sigmas(config))
         return process, sigma_score_fn, sde.from_sigma_score(process, sigma_score_fn)
     process = {"vp": sde.VP, "subvp": sde.SubVP}[config.training.sde](0.1, 15.0)
-    time_score_fn = models.time_score_fn(model, params, process)
+    time_score_fn = models.time_score_fn(model, params, process, **given)
     return process, sde.to_sigma_score(process, time_score_fn), time_score_fn
 
 
@@ -163,7 +166,7 @@ class Chains:
     `calls` holds the arguments of each run by name, with the task and the classifier of its chains.
     """
 
-    num_steps, evaluations = 5, 9
+    num_steps, evaluations, classes = 5, 9, None
     calls: list[dict] = []  # noqa: RUF012
     shape = SHAPE
 
