@@ -12,7 +12,7 @@ _MEGA = 10**6
 
 
 def cifar10(network: str):
-    """Returns the configuration of the unconditional run on CIFAR-10.
+    """Returns the configuration of the run on CIFAR-10 without classes.
 
     Args:
       network: 'ncsnpp' or 'ddpmpp'.
