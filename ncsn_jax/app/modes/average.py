@@ -67,7 +67,7 @@ def average(config, workdir: str) -> str:
 def _write(config, workdir: str, directory: str, step: int, params) -> None:
     """Writes the work directory of an average."""
     config = config.copy_and_resolve_references().unlock()
-    config.model.ema_decay, config.model.ema_power = 0.0, ()
+    config.model.update(ema_decay=0.0, ema_halflife=0, ema_rampup=0.0, ema_power=())
     config.sampling.step = -1
     state = jax.device_get(build.make_init(config)(jax.random.key(0)))
     state = state._replace(step=np.asarray(step, np.int32), params=params)

@@ -9,6 +9,7 @@ import ncsn_jax
 import run_lib
 from ncsn_jax import averages
 from ncsn_jax.app import build, checkpoints, run_config, storage, workdirs
+from ncsn_jax.app.modes import average
 from ncsn_jax.errors import UserError
 from tests import tiny
 
@@ -82,3 +83,11 @@ def test_a_run_without_averages_is_refused(kept, closed_logs):
     made = run_lib.average(make_config(), kept[0])
     with pytest.raises(UserError, match=r"model.ema_power=\(\) must be two widths for --mode="):
         run_lib.average(run_config.get_config(made), made)
+
+
+def test_an_average_of_a_run_with_a_half_life_has_no_other_average(kept, tmp_path):
+    workdir, params, _ = kept
+    config, made = make_config(), str(tmp_path / "average")
+    config.model.update(ema_decay=0.0, ema_halflife=50, ema_rampup=0.1)
+    average._write(config, workdir, made, STEPS, params)
+    jax.tree.map(np.testing.assert_array_equal, ncsn_jax.load_run(made).params, params)
