@@ -155,7 +155,8 @@ def make(
             _guided_score_fns, config, guide and guide.config, _intervals(config)
         )
     sampler = _MAKERS[config.sampling.method](config, score_fns, task)
-    if config.sampling.guidance not in (0, 1) or config.sampling.guidance_interval:
+    scale, interval = config.sampling.guidance, config.sampling.guidance_interval
+    if scale not in (0, 1) or (scale == 0 and interval):
         sampler = _counted_twice(sampler)
     return sampler._replace(classes=classes, guide=guide and guide.params)
 

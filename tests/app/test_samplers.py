@@ -95,7 +95,11 @@ def test_settings_hold_the_fields_of_the_schedule_only(schedule, fields):
 
 def test_guidance_takes_two_evaluations_for_one():
     labelled = {"sampling.method": "heun", "sampling.num_steps": 5, "data.labels": True}
-    for scale, interval, count in ((1, (), 9), (0, (), 9), (2, (), 18), (0, (0.1, 1), 18)):
+    some = (0.1, 1)
+    for scale, interval, count in (
+        *((1, (), 9), (0, (), 9), (2, (), 18)),
+        *((1, some, 9), (0, some, 18), (2, some, 18)),
+    ):
         changes = {"sampling.guidance": float(scale), "sampling.guidance_interval": interval}
         assert samplers.make(load_config(**labelled | changes)).evaluations == count
 
