@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from ncsn_jax import training
-from ncsn_jax.app import build, checkpoints, run_config, schema, storage, workdirs
+from ncsn_jax.app import build, checkpoints, distributed, run_config, schema, storage, workdirs
 from ncsn_jax.errors import UserError, differences
 
 
@@ -23,7 +23,7 @@ def is_used(config: ConfigDict) -> bool:
 
 
 def settings(config: ConfigDict) -> dict:
-    """Returns the guide's work directory and step.
+    """Returns the guide's work directory and step; all processes must call it.
 
     Raises:
       UserError: if there is no such checkpoint.
@@ -31,13 +31,17 @@ def settings(config: ConfigDict) -> dict:
     options = config.sampling
     workdir = storage.path(options.guide)
     storage.check(workdir, "config.sampling.guide")
-    with checkpoints.Checkpoints(workdir, read_only=True) as store:
-        steps = store.steps()
-    if not steps or options.guide_step not in (-1, *steps):
-        what = "no checkpoint" if not steps else f"no checkpoint of step {options.guide_step}"
-        raise UserError(f"config.sampling.guide={options.guide!r} holds {what}")
+
+    def find() -> int:
+        with checkpoints.Checkpoints(workdir, read_only=True) as store:
+            steps = store.steps()
+        if not steps or options.guide_step not in (-1, *steps):
+            what = "no checkpoint" if not steps else f"no checkpoint of step {options.guide_step}"
+            raise UserError(f"config.sampling.guide={options.guide!r} holds {what}")
+        return steps[0] if options.guide_step == -1 else options.guide_step
+
+    step = distributed.on_first("to find the guide", find)
     workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
-    step = steps[0] if options.guide_step == -1 else options.guide_step
     return {"sampling.guide": workdir, "sampling.guide_step": step}
 
 

@@ -65,10 +65,11 @@ class Watch:
             standard = measuring.Standard.make(config, chosen, dataset)
             self._moments = standard.moments
             self._name = f"frechet_{chosen.name}_{self._count}"
-            made_by = samplers.settings(config) | {"features": standard.digest}
+            made_by = settings | {"features": standard.digest}
             self._kind = f"{self._name}-{cache.digest(made_by)}"
 
         if config.evaluation.every:
+            settings = samplers.settings(config)  # with a guide, all processes take part
             distributed.on_first("to prepare the evaluation", prepare)
 
     def is_due(self, step: int) -> bool:

@@ -10,7 +10,7 @@ import ncsn_jax
 import run_lib
 from ncsn_jax import sampling, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, measuring, samplers, schema
+from ncsn_jax.app import build, distributed, guides, measuring, samplers, schema
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -112,6 +112,14 @@ def test_a_worse_network_guides(classes_run, guide):
     config.model.beta_max = 12.0
     with pytest.raises(UserError, match="is unlike this run: SDE is 'VP.*15.0.*' there and"):
         samplers.make(config)
+
+
+def test_the_first_process_finds_the_step_of_the_guide(monkeypatch, tmp_path):
+    """The others see no checkpoints."""
+    monkeypatch.setattr(distributed, "on_first", lambda what, function: 7)
+    config = load_config(**{"sampling.guide": str(tmp_path), "sampling.guidance": 2.0})
+    found = {"sampling.guide": str(tmp_path), "sampling.guide_step": 7}
+    assert guides.settings(config) == found
 
 
 def test_classes_come_in_turn_and_completions_have_none_by_default():
