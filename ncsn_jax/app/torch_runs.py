@@ -38,7 +38,7 @@ def import_checkpoint(config, path: str, workdir: str) -> str:
       UserError: if the file cannot be read or does not fit the configuration, or if the work directory holds
         a run.
     """
-    schema.check(config)
+    _check(config)
     if config.optim.name != "adam" or config.model.ema_power:
         raise UserError(
             f"{path} holds Adam and no power-function averages, so config.optim.name="
@@ -74,9 +74,10 @@ def export(config, workdir: str, path: str) -> str:
       What was done, for the user to read.
 
     Raises:
-      UserError: if the work directory holds no such run, or the file already exists.
+      UserError: if the work directory holds no such run, the authors' code has no such network, or the file
+        already exists.
     """
-    schema.check(config)
+    _check(config)
     if not path.endswith(".npz"):
         raise UserError(f"--export={path!r} must end in .npz")
     if storage.exists(path):
@@ -97,6 +98,21 @@ def export(config, workdir: str, path: str) -> str:
     except OSError as error:
         raise UserError(f"--export={path!r} cannot be written: {error.strerror}") from None
     return f"{path}: step {step}, {_size(state.params)} parameters"
+
+
+def _check(config) -> None:
+    """Raises UserError if a configuration is invalid, or the authors' code has no such network."""
+    schema.check(config)
+    for field, is_theirs, allowed in (
+        ("data.labels", not config.data.labels, "False"),
+        ("training.augment", not config.training.augment, "0"),
+        ("training.sde", config.training.sde != "edm", "another one"),
+    ):
+        if not is_theirs:
+            value = schema.flatten(config)[field]
+            raise UserError(
+                f"config.{field}={value!r} must be {allowed}: the authors' code has no such network"
+            )
 
 
 def _make_state(

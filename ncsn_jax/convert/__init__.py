@@ -170,10 +170,9 @@ def _as_array(value) -> np.ndarray:
 def _check_network(model: nn.Module) -> None:
     if not isinstance(model, NETWORKS):
         raise ValueError(f"model must be a network of ncsn_jax.models, got {type(model).__name__}")
-    if model.num_classes:
-        raise ValueError(
-            f"model must have num_classes=0, like the original networks, got {model.num_classes}"
-        )
+    for name in ("num_classes", "augment_features"):
+        if value := getattr(model, name, 0):
+            raise ValueError(f"model must have {name}=0, like the original networks, got {value}")
 
 
 def _check_values(name: str, array: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import mnist, ncsnv2_cifar10, simplified_celeba
+from configs import digits_classes, digits_edm, mnist, ncsnv2_cifar10, simplified_celeba
 from configs.score_sde import ve_cifar10_ncsnpp_continuous
 from ncsn_jax import convert
 from ncsn_jax.app import build, torch_files, torch_runs
@@ -302,3 +302,19 @@ def test_a_failed_import_can_be_repeated(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds checkpoints but no config.json"):
         torch_runs.import_checkpoint(config, str(V1), str(tmp_path / "other"))
     assert (tmp_path / "other" / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            digits_edm.get_config(),
+            "training.sde='edm' must be another one: the authors' code has no such",
+        ),
+        (digits_classes.get_config(), "data.labels=True must be False"),
+    ],
+)
+def test_networks_that_the_authors_code_lacks_are_neither_read_nor_written(config, words, tmp_path):
+    for convert_one in (torch_runs.import_checkpoint, torch_runs.export):
+        with pytest.raises(UserError, match=words):
+            convert_one(config, *[str(tmp_path / "weights.npz")] * 2)

@@ -100,3 +100,5 @@ def test_classes_that_a_network_does_not_have_are_rejected(num_classes, classes,
 def test_the_original_networks_have_no_classes():
     with pytest.raises(ValueError, match="model must have num_classes=0, .* got 3"):
         convert.from_torch({}, models.NCSN(2, 3, num_classes=3))
+    with pytest.raises(ValueError, match="model must have augment_features=0, like the original"):
+        convert.from_torch({}, models.NCSNpp(augment_features=9))
