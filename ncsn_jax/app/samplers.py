@@ -92,11 +92,12 @@ def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
         )
     if task == Stream.COLORIZATION and config.data.channels != 3:
         raise UserError(f"config.data.channels={config.data.channels} must be 3 for {name}")
-    if task == Stream.CLASSES and config.sampling.guidance != 1:
-        raise UserError(
-            f"config.sampling.guidance={config.sampling.guidance} must be 1 for {name}, which a classifier "
-            "guides"
-        )
+    if (scale := config.sampling.guidance) != 1:
+        text = f"config.sampling.guidance={scale} must be 1 for {name}"
+        if task == Stream.CLASSES:
+            raise UserError(f"{text}, which a classifier guides")
+        if not (task == Stream.SAMPLES or config.sampling.label or config.sampling.guide):
+            raise UserError(f"{text} without config.sampling.label, which has no class")
     if config.sampling.gif and task == Stream.SAMPLES and method == "probability_flow":
         raise UserError(
             "config.sampling.gif=True must be False for config.sampling.method='probability_flow', whose "

@@ -193,3 +193,13 @@ def test_a_classifier_does_not_guide_twice():
     config = labelled(**{"sampling.guidance": 2.0})
     with pytest.raises(UserError, match="guidance=2.0 must be 1 for classconditional"):
         samplers.check(config, Stream.CLASSES)
+
+
+def test_completions_without_a_class_are_not_guided():
+    config = labelled(**{"sampling.guidance": 2.0, "sampling.method": "predictor_corrector"})
+    with pytest.raises(
+        UserError, match="guidance=2.0 must be 1 for inpainting without config.samp"
+    ):
+        samplers.check(config, Stream.INPAINTING)
+    config.sampling.label = (3,)
+    samplers.check(config, Stream.INPAINTING)
