@@ -5,6 +5,7 @@ The first process writes it to standard output and to the work directory's `log.
 
 import contextlib
 import logging
+import math
 import os
 import sys
 
@@ -47,15 +48,21 @@ def start(workdir: str | None) -> None:
 
 def warn_of_average(config) -> None:
     """Warns if a run is so short that the EMA, which samples use, stays near the initial weights."""
-    decay, steps = config.model.ema_decay, config.training.num_steps
-    if (share := decay**steps) > _MAX_INITIAL_SHARE:
+    model, steps, batch = config.model, config.training.num_steps, config.training.batch_size
+    field, value, better = "ema_decay", model.ema_decay, 0.01 ** (1 / steps)
+    share = value**steps
+    if model.ema_halflife and not model.ema_rampup:  # a ramp-up forgets the initial parameters
+        field, value = "ema_halflife", model.ema_halflife
+        share, better = 2 ** (-batch * steps / value), batch * steps / math.log2(100)
+    if share > _MAX_INITIAL_SHARE:
         _log.warning(
-            "config.model.ema_decay=%g is too large for %d steps: the initial parameters will make up "
-            "%.0f %% of the EMA, which samples use; take about %.2g",
-            decay,
+            "config.model.%s=%g is too large for %d steps: the initial parameters will make up "
+            "%.0f %% of the EMA, which samples use; take about %.3g",
+            field,
+            value,
             steps,
             100 * share,
-            0.01 ** (1 / steps),
+            better,
         )
 
 

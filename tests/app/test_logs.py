@@ -88,3 +88,16 @@ def test_an_ema_dominated_by_the_initial_parameters_is_warned_about(
     logs.warn_of_average(load_config(**{"model.ema_decay": decay, "training.num_steps": steps}))
     output = capsys.readouterr().out
     assert (said in output and "take about 0.98" in output) if said else not output
+
+
+def test_a_half_life_longer_than_the_run_is_reported_unless_it_is_ramped_up(tmp_path, capsys):
+    logs.start(str(tmp_path))
+    changes = {"ema_decay": 0.0, "ema_halflife": 5000}
+    sizes = {"training.num_steps": 100, "training.batch_size": 50}
+    for rampup in (0.05, 0.0):
+        assert not capsys.readouterr().out
+        fields = {f"model.{name}": v for name, v in (changes | {"ema_rampup": rampup}).items()}
+        logs.warn_of_average(load_config(**fields | sizes))
+    output = capsys.readouterr().out
+    assert "ema_halflife=5000 is too large for 100 steps: the initial parameters" in output
+    assert "50 % of the EMA" in output and "take about 753" in output
