@@ -17,19 +17,14 @@ from ncsn_jax.app import (
     classifier_training,
     devices,
     distributed,
-    pictures,
     run_samplers,
     samplers,
     storage,
-    units,
     workdirs,
 )
 from ncsn_jax.app.modes import shared
 from ncsn_jax.errors import UserError
 from ncsn_jax.models import NoisyClassifier
-
-# A grid of samples has a column per class, for up to this many classes.
-_MAX_COLUMNS = 20
 
 
 @devices.jax_defaults()
@@ -78,24 +73,17 @@ def classconditional(config, workdir: str) -> None:
         "classifier.label": label,
     }
 
-    def known(indices: np.ndarray) -> tuple[np.ndarray]:
-        labels = indices % count if label < 0 else np.full(len(indices), label)
-        return (labels.astype(np.int32),)
-
-    samples = shared.make_samples(
+    classes = np.asarray(range(count) if label < 0 else [label], np.int32)
+    shared.make_samples(
         "sampling",
         loaded._replace(params=(loaded.params, devices.replicate(classifier_params))),
         run_samplers.Chains(config, Stream.CLASSES, model),
         directory,
         settings,
         config.sampling.num_samples,
-        known,
+        lambda indices: (classes[indices % len(classes)],),
+        classes,
     )
-    if samples is not None and label < 0 and count <= _MAX_COLUMNS:
-        shown = units.to_picture(samples[: 10 * count], config.data.value_range)
-        names = [str(label) for label in range(min(count, len(shown)))]
-        png = pictures.encode_png(pictures.grid(shown, count), columns=names)
-        storage.write(os.path.join(directory, "grid.png"), png)
     shared.log.info(
         "wrote %s and grid.png: %s",
         os.path.join(directory, "samples.npz"),

@@ -178,6 +178,7 @@ def make_samples(
     settings: dict,
     count: int,
     known: Callable[[np.ndarray], tuple] = lambda indices: (),
+    classes: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Makes those of `count` samples that are missing from a directory, as `make_missing` does.
 
@@ -189,6 +190,7 @@ def make_samples(
       settings: what determines them.
       count: how many samples there should be.
       known: returns what the sampler knows of the samples with these indices.
+      classes: the classes that samples have in turn; by default those of the runner.
     """
     config, evaluations = loaded.config, []
     size, shape = min(config.sampling.batch_size, count), build.image_shape(config)
@@ -211,7 +213,7 @@ def make_samples(
             shape,
             dtype=units.dtype(value_range),
             to_picture=lambda images: units.to_picture(images, value_range),
-            classes=runner.classes,
+            classes=runner.classes if classes is None else classes,
         ),
         count,
         size,

@@ -195,9 +195,12 @@ def test_samples_get_their_classes_and_settings_are_kept_separate(
             "samples.npz",
             "settings.json",
         ]
-        found = runs.read(directory, "samples.npz")["samples"]
+        found = runs.read(directory, "samples.npz")
         images = [runs.drawn(i) for i in range(max(count, 5) if count != 1 else 8)]
-        np.testing.assert_array_equal(found, images)
+        np.testing.assert_array_equal(found["samples"], images)
+        np.testing.assert_array_equal(
+            found["labels"], np.resize([0, 1, 2] if label < 0 else label, len(images))
+        )
         picture = np.asarray(Image.open(f"{directory}/grid.png"))
         if label < 0:  # the class names are above the columns
             heading, picture = picture[:20], picture[20:]
