@@ -11,6 +11,7 @@ import run_lib
 from ncsn_jax import sampling, sigmas
 from ncsn_jax._random import Stream
 from ncsn_jax.app import build, distributed, guides, measuring, samplers, schema
+from ncsn_jax.app.modes import plan
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
 from tests.app.modes import runs
@@ -120,6 +121,15 @@ def test_the_first_process_finds_the_step_of_the_guide(monkeypatch, tmp_path):
     config = load_config(**{"sampling.guide": str(tmp_path), "sampling.guidance": 2.0})
     found = {"sampling.guide": str(tmp_path), "sampling.guide_step": 7}
     assert guides.settings(config) == found
+
+
+def test_the_plan_gives_a_step_its_classes_and_a_sampler_its_guide(small_network, guide):
+    config = labelled(**{"sampling.guide": guide, "sampling.guidance": 2.0})
+    config.training.steps_per_call, devices = 3, jax.devices()[:2]
+    _, state, (images, classes) = plan.train_step_of(config, devices)
+    assert (images.shape, classes.shape, classes.dtype) == ((3, 4, *runs.SHAPE), (3, 4), np.int32)
+    for params in plan.sampler_of(config, samplers.make(config), devices)[1]:
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), params, state.params)
 
 
 def test_classes_come_in_turn_and_completions_have_none_by_default():
