@@ -38,7 +38,7 @@ def test_the_sampler_has_second_order_and_runs_in_parts(monkeypatch):
     monkeypatch.setitem(samplers._METHODS, Stream.SAMPLES, methods)
     names_of(MAKER, **vars(samplers))
     config = tiny.get_config()
-    config.sampling.method, config.sampling.num_steps = "midpoint", 8
+    config.sampling.method, config.sampling.num_steps = "midpoint", 9
     made = samplers.make(config)
     params = build.make_init(config)(jax.random.key(0)).params
     keys = jax.random.split(jax.random.key(1), 4)

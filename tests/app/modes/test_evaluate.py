@@ -435,7 +435,9 @@ def test_figures_of_other_features_stay_and_those_by_another_reference_go(
     monkeypatch.setattr(
         measuring.Standard,
         "measure",
-        lambda self, images, real="": measured.append(real) or original(self, images, real),
+        lambda self, images, real="", **given: (
+            measured.append(real) or original(self, images, real, **given)
+        ),
     )
     run_lib.evaluate(config, ladder_run)
     again = runs.storage.read_json(path)["by"]
