@@ -1,5 +1,6 @@
 """Opens the run that `config.sampling.guide` names, whose score guides the samples of another run."""
 
+import logging
 import os
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from ml_collections import ConfigDict
 from ncsn_jax import training
 from ncsn_jax.app import build, checkpoints, distributed, run_config, schema, storage, workdirs
 from ncsn_jax.errors import UserError, differences
+
+_log = logging.getLogger(__name__)
 
 
 class Guide(NamedTuple):
@@ -52,6 +55,11 @@ def load(config: ConfigDict) -> Guide | None:
       UserError: if there is none, or it is of other images, another SDE or other classes.
     """
     if not is_used(config):
+        if config.sampling.guide:
+            _log.warning(
+                "config.sampling.guide=%r does nothing with config.sampling.guidance=1; try 2",
+                config.sampling.guide,
+            )
         return None
     workdir, step = settings(config).values()
     found = run_config.get_config(workdir)

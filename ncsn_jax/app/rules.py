@@ -96,6 +96,10 @@ def network_exists(config) -> Found:
             f"config.ncsnpp: ({', '.join(parts)})={show(found)} must be one of "
             f"{', '.join(map(str, models.ARCHITECTURES))}"
         )
+    embedding = build.make_model(config).embedding_type
+    words = "0 for a network with Fourier features, whose fixed frequencies it would shrink"
+    is_fixed = embedding.startswith("fourier")
+    yield "optim.weight_decay", not (is_fixed and config.optim.weight_decay), words
 
 
 def steps_of_training(config) -> Found:

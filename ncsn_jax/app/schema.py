@@ -218,8 +218,8 @@ SECTIONS = {
                          "the times of 'vp' with model.beta_*, or of 've' between model.sigma_end and "
                          "sigma_begin."),
         "sigma_data": _number(_POSITIVE, "For 'edm': standard deviation of the images in [-1, 1]."),
-        "p_mean": _number(_between(-20, 20, "from -20 to 20"), "For noise='edm': mean of ln sigma."),
-        "p_std": _number(_between(1e-3, 10, "from 0.001 to 10"), "For noise='edm': standard deviation of ln "
+        "p_mean": _number(_between(-10, 10, "from -10 to 10"), "For noise='edm': mean of ln sigma."),
+        "p_std": _number(_between(1e-3, 5, "from 0.001 to 5"), "For noise='edm': standard deviation of ln "
                          "sigma."),
     }),
     "training": ("Objective and training loop. Numbers of steps must be multiples of steps_per_call.", {
@@ -274,7 +274,8 @@ SECTIONS = {
         "beta2": _number(_FRACTION, "Decay of the second moment."),
         "eps": _number(_POSITIVE, "Added to the square root of the second moment."),
         "weight_decay": _number(_NOT_NEGATIVE, "Multiple of the parameters: for 'adam' added to the gradient "
-                                "(L2), else times the learning rate subtracted from them."),
+                                "(L2), else times the learning rate subtracted from them. 'adamw' with 0 is "
+                                "'adam'."),
         "warmup_steps": _integer(0, "Steps of linear warm-up; 0 turns it off."),
         "schedule": _choice(("constant", "cosine", "rsqrt"), "'cosine' multiplies the learning rate of step "
                             "k by (1 + cos(pi k / training.num_steps)) / 2. A run then keeps its "

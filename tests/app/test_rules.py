@@ -75,6 +75,8 @@ NETWORK = [
         "a multiple of 4 and at least 8",
     ),
     (SDE, "model.features", 4, 2, "2 channels do not"),
+    (SDE, "optim.weight_decay", 0.0, 0.1, "0 for a network with Fourier features"),
+    (VP, "optim.weight_decay", 0.1, -1.0, "from 0 to"),
     (SDE, "model.features", 32, 33, "33 channels do not"),
 ]
 STEPS = [
