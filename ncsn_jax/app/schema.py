@@ -119,6 +119,7 @@ _RESBLOCKS, _, _PROGRESSIVE, _PROGRESSIVE_INPUT = map(
 _MAX_WIDTH = 0.28
 _WIDTHS = f"() or two widths from 0.01 to {_MAX_WIDTH}, the smaller first"
 _PAIR = "() or (low, high), both finite, low < high"
+_INTERVAL = "() or (low, high), 0 <= low < high"
 _NAME = frozenset(string.ascii_letters + string.digits + "-_.=")
 
 # fmt: off
@@ -320,8 +321,8 @@ SECTIONS = {
                             "Scale of guidance: 0 is the score without the class, or that of the guide; 1 is "
                             "the score given the class; more makes samples more typical of it and less "
                             "varied. Other numbers than 0 and 1 take two network evaluations for one."),
-        "guidance_interval": Field((list,), _PAIR, (
-            (lambda value: _is_clip(value) and (not value or value[0] >= 0), f"{_PAIR}, low at least 0"),
+        "guidance_interval": Field((list,), _INTERVAL, (
+            (lambda value: _is_clip(value) and (not value or value[0] >= 0), _INTERVAL),
         ), "Smallest and largest sigma with guidance; () for all."),
         "guide": _text("Work directory of a run that guides in place of the score without the class: a "
                        "smaller or less trained one (autoguidance)."),

@@ -86,7 +86,7 @@ def dpm_solver(
       x: `[B, ...]`, data plus N(0, sigmas[0]^2), where the samples start; the result has its type, as in
         `annealed_langevin`.
       sigmas: `[L]`, decreasing, the last one above 0; see `ncsn_jax.sigmas.karras`.
-      order: 1, 2 or 3. Guidance of large scale is more stable with 2.
+      order: 1, 2 or 3. Take 2 for about 10 steps: there order 3 can be much worse, above all if `stochastic`.
       stochastic: solve the reverse SDE, which adds noise in every step, and not the flow.
       steps: `(start, stop)`, to run only some of the L steps, as in `annealed_langevin`.
       denoised: `info.denoised` of the part before, `[order - 1, B, ...]`, for the same samples as in one run.
