@@ -17,6 +17,8 @@ from ncsn_jax.errors import UserError
 _NUMBERED = re.compile(r"(?P<measure>.+?)(?P<real>_real)?_(?P<count>\d+)")
 
 # Fields that decide how many evaluations a sample takes; a line of the picture joins their values.
+# Names of lines up to this length fit into two columns.
+_LONG = 90
 _COSTS = ("num_steps", "steps_per_level", "corrector_steps", "num_levels", "rtol", "atol")
 
 # The measures that the picture shows, at most three, the first that there are.
@@ -287,7 +289,8 @@ def draw(rows: Sequence[Row]) -> bytes:
             for pair in zip(*axes.get_legend_handles_labels(), strict=True)
         ]
         lines = {name: handle for handle, name in found}
-        where = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
+        columns = 2 if max(map(len, lines)) < _LONG else 1
+        where = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
         figure.legend(list(lines.values()), list(lines), **where)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -297,12 +300,15 @@ def draw(rows: Sequence[Row]) -> bytes:
 def _labels(rows: Sequence[Row], by_step: bool) -> list[str]:
     """Returns for each row the line of the picture it belongs to: what differs, apart from the cost."""
     several_runs = len({row.run for row in rows}) > 1
-    several_steps = not by_step and len({row.step for row in rows}) > 1
     several_counts = len({row.count for row in rows}) > 1
     labels = []
     for row in rows:
-        method = row.sampler.get("sampling.method", "")
-        others = [r.sampler for r in rows if r.sampler.get("sampling.method") == method]
+        method, of_run = (
+            row.sampler.get("sampling.method", ""),
+            [r for r in rows if r.run == row.run],
+        )
+        several_steps = not by_step and len({r.step for r in of_run}) > 1
+        others = [r.sampler for r in of_run if r.sampler.get("sampling.method") == method]
         differing = [
             f"{field.rpartition('.')[2]}={value}"
             for field, value in row.sampler.items()
