@@ -6,8 +6,7 @@ The network and the number of steps are those of `digits_ve.py`. The images are 
 deviation 0.75.
 
 Hardware: one CPU core; 748,737 parameters.
-Expected time and result: 2,000 steps in as long as `digits_ve.py`. Of one seed, 1,000 samples with 35
-evaluations have the Frechet distance 0.056 of the pixels (`digits_ve.py`: 0.119).
+Expected time and result: as long as `digits_ve.py`; docs/edm.md says how good the samples are.
 """
 
 from configs import digits_ve

@@ -23,7 +23,8 @@ BEGAN = {
     "runs/kelvin": "image_folder",
     "runs/mine": "image_folder",
     "runs/authors": "ncsnv2_cifar10",
-    "runs/digits/averages/step_5000_width_0.07": "digits",
+    "runs/averages": "digits",
+    "runs/averages/averages/step_5000_width_0.07": "digits",
 }
 
 

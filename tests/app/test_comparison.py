@@ -147,13 +147,15 @@ def test_lines_of_the_picture_join_what_differs_only_in_cost(tmp_path, monkeypat
         assert picture.size[0] >= 800
 
 
-def test_the_table_of_the_results_is_printed_from_their_files(monkeypatch, capsys):
+def test_the_tables_of_the_results_are_printed_from_their_files(monkeypatch, capsys):
     page = (ROOT / "docs" / "results.md").read_text()
-    command = re.search(r"python -m ncsn_jax.compare docs/results/\* (.*?)\n```", page, re.DOTALL)
-    options = command[1].replace("\\\n", " ").split()
-    monkeypatch.chdir(ROOT)
-    compare.main(
-        [*sorted(f"docs/results/{p.name}" for p in (ROOT / "docs/results").iterdir()), *options]
+    commands = re.findall(
+        r"python -m ncsn_jax.compare docs/(results/\w+\*) (.*?)\n```", page, re.DOTALL
     )
-    table = capsys.readouterr().out
-    assert table.count("\n") > 5 and table.partition("\n\n")[0] in page
+    assert len(commands) == 2
+    monkeypatch.chdir(ROOT)
+    for names, options in commands:
+        paths = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob(names))
+        compare.main([*paths, *options.replace("\\\n", " ").split()])
+        table = capsys.readouterr().out
+        assert table.count("\n") > 3 and table.partition("\n\n")[0] in page
