@@ -129,7 +129,7 @@ def dpm_solver(
         x, past = state
         score = check.score(x, score_fn(x, jnp.broadcast_to(row.sigma, (batch,))))
         images = jnp.concatenate([(x + jnp.square(row.sigma) * score)[None], past])
-        x = row.keep * x + jnp.tensordot(row.weights, images, 1)
+        x = row.keep * x + sum(row.weights[i] * images[i] for i in range(order))
         if stochastic:
             x = x + row.noise * normal_like(fold_in(key, row.step), x)
         return x, images[: order - 1]
