@@ -303,10 +303,8 @@ def _labels(rows: Sequence[Row], by_step: bool) -> list[str]:
     several_counts = len({row.count for row in rows}) > 1
     labels = []
     for row in rows:
-        method, of_run = (
-            row.sampler.get("sampling.method", ""),
-            [r for r in rows if r.run == row.run],
-        )
+        method = row.sampler.get("sampling.method", "")
+        of_run = [r for r in rows if r.run == row.run]
         several_steps = not by_step and len({r.step for r in of_run}) > 1
         others = [r.sampler for r in of_run if r.sampler.get("sampling.method") == method]
         differing = [

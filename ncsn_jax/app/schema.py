@@ -231,8 +231,8 @@ SECTIONS = {
         "likelihood_weighting": _switch("With a continuous SDE: weight the loss by g(t)^2, not by the "
                                         "noise's variance."),
         "augment": _number(_between(0, 1, "from 0 to 1"), "For 'ncsnpp': probability of each random "
-                           "transformation of an image, of which the network is told; 0 turns them off. With "
-                           "it, half of the images are also flipped. See `ncsn_jax.augmentation`."),
+                           "transformation of an image, which the network receives as a label. Half of the "
+                           "images are also flipped. 0 turns all off. See `ncsn_jax.augmentation`."),
         "reduce_mean": _switch("Take the mean over an image's elements, not half the sum. This multiplies "
                                "the loss by 2 / D, which matters for optim.eps and grad_clip."),
         "loss": _choice(objectives.LOSSES, "Score matching: denoising, sliced, or exact (small images)."),
@@ -315,8 +315,8 @@ SECTIONS = {
                            "the last step."),
         "label": Field((list,), "a tuple of classes, such as (3,)", (
             (lambda value: all(type(n) is int and n >= 0 for n in value), "a tuple of classes, such as (3,)"),
-        ), "With data.labels: the classes that samples have in turn; () for all. For inpainting and "
-           "colorization, () is no class."),
+        ), "With data.labels: the classes that samples have in turn; () takes all. In inpainting and "
+           "colorization, () gives no class."),
         "guidance": _number(_between(-1000, 1000, "from -1000 to 1000"),
                             "Scale of guidance: 0 is the score without the class, or that of the guide; 1 is "
                             "the score given the class; more makes samples more typical of it and less "
