@@ -139,8 +139,8 @@ def from_sde(sde: SDE, num_levels: int, *, end: float = 1e-3) -> jax.Array:
 
     Example:
       >>> from ncsn_jax import sde, sigmas
-      >>> [round(sigma, 3) for sigma in sigmas.from_sde(sde.VE(0.01, 100.0), 3, end=0.5).tolist()]
-      [100.0, 10.0, 1.0]
+      >>> sigmas.from_sde(sde.VE(0.01, 100.0), 3, end=0.5).round().astype(int).tolist()
+      [100, 10, 1]
     """
     check.sde(sde)
     num_levels = check.count("num_levels", num_levels, 2, check.MAX_LEVELS)
