@@ -7,6 +7,7 @@ Each module loads on first use, as `ncsn_jax.sampling` or by `from ncsn_jax impo
 | `sampling` | samplers for any score function: Langevin, inpainting, predictor-corrector, Heun, ODE |
 | `sigmas` | noise ladders, and how to choose one for a dataset |
 | `sde` | the SDEs VE, VP and sub-VP; score functions of time and of sigma |
+| `inverse` | the score of the data given a measurement: inpainting, deblurring, super-resolution |
 | `likelihood` | log densities, bits per dimension, latents |
 | `scheduler` | annealed Langevin dynamics one step at a time |
 | `scores` | closed-form scores |
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         errors,
         evaluation,
         images,
+        inverse,
         likelihood,
         losses,
         models,
@@ -61,6 +63,7 @@ __all__ = [
     "errors",
     "evaluation",
     "images",
+    "inverse",
     "likelihood",
     "load_run",
     "losses",

@@ -1,0 +1,159 @@
+"""The score of the posterior, from the score of the data and a measurement."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ncsn_jax import _checks as check
+from ncsn_jax._random import expand
+from ncsn_jax.errors import show
+from ncsn_jax.inverse._operators import (
+    LinearOperator,
+    Operator,
+    applied,
+    check_measurement,
+    only_observed,
+    per_example,
+)
+from ncsn_jax.inverse._solve import solve
+from ncsn_jax.types import ScoreFn
+
+METHODS = ("langevin", "dps", "pigdm", "mmps")
+
+
+def posterior_score(
+    score_fn: ScoreFn,
+    operator: Operator,
+    y: ArrayLike,
+    noise: ArrayLike,
+    *,
+    method: str,
+    data_std: float = 1.0,
+    iterations: int | None = None,
+) -> ScoreFn:
+    """Returns the score of the data given y = A x_0 + n, n ~ N(0, noise^2 I).
+
+    For x = x_0 + sigma z, it is the score of the data plus that of the likelihood,
+
+        s(x, sigma) + grad log p(y | x).
+
+    The likelihood is an integral over x_0 given x. All methods take x_0 given x as a normal distribution
+    N(m, V), so that p(y | x) = N(A m, S) with S = noise^2 I + A V A^T, and differ in m and V:
+
+        grad log p(y | x) = J^T A^T S^{-1} (y - A m),    J = dm/dx,    D(x) = x + sigma^2 s(x, sigma)
+
+    | method | m | V | derivatives of the score, for each evaluation |
+    |---|---|---|---|
+    | "langevin" (Jalal et al., 2021) | x | sigma^2 I | none |
+    | "dps" (Chung et al., 2023) | D(x) | 0 | 1 |
+    | "pigdm" (Song et al., 2023) | D(x) | r^2 I, r^2 = sigma^2 std^2 / (sigma^2 + std^2) | 1 |
+    | "mmps" (Rozet et al., 2024) | D(x) | sigma^2 J, the covariance of x_0 given x | 1 + iterations |
+
+    Which one to take:
+
+    - "langevin" for `annealed_langevin`, and correctors: at each sigma these sample from the density whose
+      score it is, which tends to the posterior as sigma tends to 0. No chain of noisy data has these scores,
+      so the other samplers are biased with it.
+    - "mmps" for all samplers. It is exact for normal data, if the iterations suffice. It costs the most.
+    - "pigdm" for all samplers, at a third of the cost of "mmps". It is exact for data from N(m, std^2 I), and
+      otherwise too wide or too narrow.
+    - "dps" has its place in comparisons. It takes D(x) for x_0, so it trusts the measurement too much, and
+      its score is as steep as 1 / noise^2: take about 3 / noise^2 steps, in units of the data.
+
+    A sum over the operator's inputs never crosses examples, so example i of the score depends on example i of
+    x and y alone.
+
+    Differs from the papers: Jalal et al. have (noise^2 + gamma^2) I in place of S, with a sequence gamma to
+    choose; with A A^T = I and gamma = sigma this is the same. Algorithm 1 of Chung et al. divides the
+    gradient by |y - A D(x)| and multiplies it by a factor to choose; this is their equation 16. Nonlinear
+    operators are linearised at m.
+
+    Args:
+      score_fn: the score of the data, `score_fn(x, sigma)`, x `[B, ...]`.
+      operator: A; see `mask`, `downsample`, `blur`, `fourier_mask`, `grey`, `matrix`, `compose` and
+        `nonlinear`.
+      y: `[B, ...]`, shaped like A x.
+      noise: its standard deviation, >= 0, in units of y; for "dps" > 0. One number, or one per example `[B]`.
+      method: one of `METHODS`.
+      data_std: for "pigdm": the standard deviation of the data, > 0. The paper has 1.
+      iterations: of the conjugate gradients that apply S^{-1}; by default 3 for "mmps", where each is a
+        derivative of the score, and 30 for "langevin" and "pigdm", where each only applies A. They stop to
+        matter once they exceed the number of different eigenvalues of S: one suffices for `mask`,
+        `downsample` and `grey` without "mmps".
+
+    Returns:
+      A score function for any sampler of x `[B, ...]`. For those that take times, use
+      `sde.from_sigma_score`. Samplers that solve every example on its own, such as `probability_flow`, need
+      `jax.vmap` over examples.
+
+    Raises:
+      ValueError: if an argument is out of range; the score function does if the shapes do not match. Traced
+        values are not checked.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ncsn_jax import inverse, sampling, sigmas
+      >>> score_fn = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # the data are N(0, I)
+      >>> first = inverse.mask([[True, False]])  # y is x_1 with noise 1, so x_1 given y is N(y / 2, 1 / 2)
+      >>> y = jnp.tile(jnp.asarray([[2.0, jnp.nan]]), (1000, 1))
+      >>> given_y = inverse.posterior_score(score_fn, first, y, 1.0, method="mmps")
+      >>> x = 80.0 * jax.random.normal(jax.random.key(0), (1000, 2))
+      >>> x, _ = sampling.heun(jax.random.key(1), given_y, x, sigmas.karras(80.0, 0.01, 18))
+      >>> x.mean(axis=0).round(1).tolist()
+      [1.0, 0.0]
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {show(method)}")
+    data_std = check.positive("data_std", data_std)
+    iterations = check.count("iterations", iterations or (3 if method == "mmps" else 30))
+    y = jnp.asarray(y)
+    check.floating("y", y)
+    if method == "dps" and not check.is_traced(noise) and not jnp.all(jnp.asarray(noise) > 0):
+        raise ValueError(f"noise must be > 0 for method='dps', got {show(noise)}")
+    y = only_observed(operator, y)
+    per_example(noise, y)
+
+    def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        square = expand(jnp.square(sigma), x)
+
+        def denoise(x):
+            prior = score_fn(x, sigma)
+            return x + square * prior, prior
+
+        if method == "langevin":
+            mean, prior = x, score_fn(x, sigma)
+        else:
+            mean, pull, prior = jax.vjp(denoise, x, has_aux=True)
+        value, transpose = jax.vjp(lambda m: applied(operator, m), mean)
+        check_measurement(y, value)
+
+        def spread(v):
+            """Returns V v."""
+            if method == "mmps":
+                return square * pull(v)[0]
+            if method == "pigdm":
+                return square * data_std**2 / (square + data_std**2) * v
+            return square * v
+
+        def forward(v):
+            """Returns A v."""
+            if isinstance(operator, LinearOperator):
+                return applied(operator, v)
+            return jax.jvp(lambda m: applied(operator, m), (mean,), (v,))[1]
+
+        std = per_example(noise, value)
+
+        def product(v):
+            """Returns S v."""
+            return jnp.square(std) * v + forward(spread(transpose(v)[0]))
+
+        residual = y.astype(value.dtype) - value
+        dps = method == "dps"
+        weighted = residual / jnp.square(std) if dps else solve(product, residual, iterations)
+        likelihood = transpose(weighted)[0]
+        return prior + (likelihood if method == "langevin" else pull(likelihood)[0])
+
+    return score
