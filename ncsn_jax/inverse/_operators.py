@@ -311,9 +311,11 @@ def check_measurement(y: jax.Array, value: jax.Array) -> None:
 
 def per_example(noise: ArrayLike, y: jax.Array) -> jax.Array:
     """Returns one standard deviation >= 0, or one per example `[B]`, so that it broadcasts against y."""
+    if not check.is_traced(noise):
+        values = np.asarray(noise)
+        if not np.all((values >= 0) & (values < np.inf)):
+            raise ValueError(f"noise must be >= 0 and finite, got {show(values.tolist())}")
     noise = jnp.asarray(noise, y.dtype)
-    if not check.is_traced(noise) and not np.all((noise >= 0) & (noise < np.inf)):
-        raise ValueError(f"noise must be >= 0 and finite, got {show(np.asarray(noise).tolist())}")
     if noise.ndim:
         check.shape("noise", noise, y.shape[:1])
         return expand(noise, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
@@ -111,9 +112,8 @@ def posterior_score(
     iterations = check.count("iterations", iterations or (3 if method == "mmps" else 30))
     y = jnp.asarray(y)
     check.floating("y", y)
-    if method == "dps" and not check.is_traced(noise) and not jnp.all(jnp.asarray(noise) > 0):
+    if method == "dps" and not check.is_traced(noise) and not np.all(np.asarray(noise) > 0):
         raise ValueError(f"noise must be > 0 for method='dps', got {show(noise)}")
-    y = only_observed(operator, y)
     per_example(noise, y)
 
     def score(x: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -150,7 +150,7 @@ def posterior_score(
             """Returns S v."""
             return jnp.square(std) * v + forward(spread(transpose(v)[0]))
 
-        residual = y.astype(value.dtype) - value
+        residual = only_observed(operator, y.astype(value.dtype)) - value
         dps = method == "dps"
         weighted = residual / jnp.square(std) if dps else solve(product, residual, iterations)
         likelihood = transpose(weighted)[0]

@@ -19,17 +19,20 @@ def solve(product: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: i
       product: M, symmetric and positive semi-definite: `[B, ...]` to `[B, ...]`. An example along whose
         direction M is not positive stays where it is.
       b: `[B, ...]`.
-      iterations: >= 1; as many as M has different eigenvalues are exact.
+      iterations: >= 1; as many as M has different eigenvalues are exact. An example stops when its residual
+        is a few roundings of b: after that, rounding would grow where M is singular.
     """
 
     def dot(u, v):
         return jnp.sum(u * v, axis=tuple(range(1, u.ndim)))
 
+    enough = jnp.square(8 * jnp.finfo(b.dtype).eps) * dot(b, b)
+
     def iterate(_, state):
         u, residual, direction, square = state
         image = product(direction)
         curvature = dot(direction, image)
-        goes_on = (curvature > 0) & (square > 0)
+        goes_on = (curvature > 0) & (square > enough)
         step = jnp.where(goes_on, square / jnp.where(goes_on, curvature, 1), 0)
         u = u + expand(step, u) * direction
         residual = residual - expand(step, u) * image
