@@ -6,6 +6,7 @@ appears twice, XLA takes the last value. Processes that tests start inherit the 
 `test_faults` kills, which have the flags of users.
 """
 
+import gc
 import os
 import pathlib
 from importlib import metadata
@@ -33,7 +34,15 @@ from jax.experimental import io_callback
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tracing makes many objects that live on; Python would look through all of them again and again.
+gc.set_threshold(100_000)
+
 DATA = pathlib.Path(__file__).parent / "data"
+
+
+def pytest_collection_finish():
+    """Leaves what is imported out of garbage collections."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

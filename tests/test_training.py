@@ -122,29 +122,30 @@ def test_step_matches_its_parts_called_one_by_one(state, batches, centered):
     """Images, levels and noise each have their own keys."""
     states = [state, state._replace(step=jnp.int32(2))]
     options = OPTIONS | {"centered": centered}
+    step = compiled_quickly(functools.partial(training.train_step, **options), state, batches[0], 7)
+
+    def loss(params, noise_keys, x, sigma):
+        score_fn = models.score_fn(Tiny(), params, LADDER)
+        each = losses.denoising_score_matching(noise_keys, score_fn, x, sigma)
+        return each.mean(), each
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    update = jax.jit(OPTIMIZER.update)
     for before in states:
-        after, metrics = run(
-            functools.partial(training.train_step, **options), before, batches[0], 7
-        )
+        after, metrics = step(before, batches[0], 7)
         step_key = jax.random.fold_in(stream_key(7, Stream.TRAINING), before.step)
         keys = example_keys(step_key, jnp.arange(16))
         image_keys, level_keys, noise_keys = split_each(keys, 3)
         x = prepare(image_keys, batches[0], random_flip=True, dequantize=True, centered=centered)
         sigma = losses.sample_levels(level_keys, LADDER, 16)
-
-        def loss(params, x=x, sigma=sigma, noise_keys=noise_keys):
-            score_fn = models.score_fn(Tiny(), params, LADDER)
-            each = losses.denoising_score_matching(noise_keys, score_fn, x, sigma)
-            return each.mean(), each
-
-        (mean, each), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+        (mean, each), grads = gradient(before.params, noise_keys, x, sigma)
         level = np.searchsorted(-np.asarray(LADDER), -np.asarray(sigma))
         assert float(metrics.loss) == pytest.approx(float(mean), rel=1e-5)
         assert float(metrics.grad_norm) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
         np.testing.assert_array_equal(metrics.level_count, np.bincount(level, minlength=4))
         expected = np.bincount(level, np.asarray(each), minlength=4)
         np.testing.assert_allclose(metrics.level_loss, expected, rtol=1e-5)
-        updates, opt_state = OPTIMIZER.update(grads, before.opt_state, before.params)
+        updates, opt_state = update(grads, before.opt_state, before.params)
         assert_same(after.params, optax.apply_updates(before.params, updates))
         assert_same(after.opt_state, opt_state)
 

@@ -24,9 +24,6 @@ from tests.running import ROOT, environment, run
             "does not exist; did you mean configs/digits.py or ",
         ),
         (["--config.data.dataset=no_such_set"], "data.dataset='no_such_set' is unknown"),
-        (["--config.data.image_size=16"], "is 8x8, not 16x16"),
-        (["--workdir=LICENSE/below"], "cannot be created: Not a directory"),
-        (["--workdir=/proc"], "cannot be written to"),
         (["--mode=foo"], "value should be one of <train|sample|inpaint|colorize|"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config.training.num_steps=1.5"], "--config.training.num_steps=1.5"),
@@ -192,4 +189,6 @@ def test_tilde_is_expanded_on_the_command_line(tmp_path):
         text=True,
         timeout=60,
     )
-    assert "is 8x8, not 16x16" in result.stderr and (tmp_path / "run").is_dir()
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and "is 8x8, not 16x16" in line
+    assert (tmp_path / "run").is_dir()

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import run_lib
 from ncsn_jax import evaluation
 from ncsn_jax.app import build, devices, distributed, run_samplers
 from ncsn_jax.errors import UserError
@@ -64,10 +65,17 @@ def compare(workdir, other):
     assert a.shape == (12, 8, 8, 1) and np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_two_processes_train_like_one(two, tmp_path):
+def train_here(workdir):
+    """Trains in this process, which has eight devices, as `STEPS` says."""
+    config = tiny.get_config()
+    config.training.update(log_every=1, num_steps=20)
+    run_lib.train(config, str(workdir))
+
+
+def test_two_processes_train_like_one(two, tmp_path, closed_logs):
     """Loss, state and samples are equal up to the rounding of sums in a different order."""
     workdir = tmp_path / "one"
-    faults.finish(workdir, *STEPS, devices=8)
+    train_here(workdir)
     expected, found = faults.curve(workdir), faults.curve(two)
     assert list(found) == list(range(1, 21))
     # float32 sums of 8 numbers differ by 1e-7 of their size; Adam and 20 steps leave room for 100 times that.
@@ -86,12 +94,12 @@ def test_two_processes_evaluate_while_they_train(two):
     np.testing.assert_allclose(found[20], evaluation.frechet_distance(train, made), rtol=1e-9)
 
 
-def test_one_process_resumes_a_run_of_two(two, tmp_path):
+def test_one_process_resumes_a_run_of_two(two, tmp_path, closed_logs):
     workdir = shutil.copytree(two, tmp_path / "copy")
     for name in ("checkpoints/20", "samples"):
         shutil.rmtree(workdir / name)
     (workdir / "log.txt").unlink()
-    faults.finish(workdir, *STEPS, devices=8)
+    train_here(workdir)
     log = (workdir / "log.txt").read_text()
     assert "from step 10" in log and "devices: 8 x cpu on 1 host(s)" in log
     compare(workdir, two)

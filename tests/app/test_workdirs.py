@@ -185,7 +185,15 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         pass
 
 
-def test_an_impossible_workdir_name_is_refused(tmp_path):
-    for name, message in (("\udcff", "cannot be created: 'utf-8' codec"), ("\0", "embedded null")):
+def test_an_impossible_workdir_is_refused_on_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("\udcff", "cannot be created: 'utf-8' codec"),
+        ("\0", "embedded null"),
+        ("file/below", "cannot be created: Not a directory$"),
+    ):
         with pytest.raises(UserError, match=message):
             workdirs.make(str(tmp_path / name))
+    refused = pytest.raises(UserError, match="^--workdir='/proc' cannot be written to: .+$")
+    with refused, workdirs.lock("/proc"):
+        pass

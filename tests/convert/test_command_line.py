@@ -43,10 +43,8 @@ def test_documented_commands_convert_and_sample(tmp_path):
         ([], "the file to convert is required"),
         (["a.pth", "--export=b.npz"], "--export cannot be combined with the file 'a.pth'"),
         (["a.pth", "b.pth"], "unexpected argument 'b.pth'"),
-        (["a.pth"], "a.pth does not exist"),
         (["~/no_such_file.pth"], f"{os.path.expanduser('~')}/no_such_file.pth does not exist"),
         (["--export=~/b.txt"], f"--export='{os.path.expanduser('~')}/b.txt' must end in .npz"),
-        (["--export=b.txt"], "must end in .npz"),
         (["--export=b.npz"], "holds no run: train first"),
     ],
 )

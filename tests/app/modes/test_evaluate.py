@@ -306,7 +306,8 @@ def test_a_download_of_another_hash_is_refused_and_not_kept(tmp_path, monkeypatc
 
 def test_the_classifier_of_a_dataset_is_trained_once_and_tells_digits_from_noise(monkeypatch):
     config = config_of()
-    monkeypatch.setattr(judge, "_STEPS", 100)
+    for name, value in (("_STEPS", 100), ("_BATCH", 32), ("_LEARNING_RATE", 4e-3)):
+        monkeypatch.setattr(judge, name, value)
     first = judge.load(config)
     assert first.accuracy > 0.6  # 0.1 is chance
     unseen = build.load_images(config, "test")[:]
