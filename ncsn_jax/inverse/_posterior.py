@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from ncsn_jax import _checks as check
@@ -111,7 +112,7 @@ def posterior_score(
     iterations = check.count("iterations", iterations or (3 if method == "mmps" else 30))
     y = jnp.asarray(y)
     check.floating("y", y)
-    if method == "dps" and not check.is_traced(noise) and not jnp.all(jnp.asarray(noise) > 0):
+    if method == "dps" and not check.is_traced(noise) and not np.all(np.asarray(noise) > 0):
         raise ValueError(f"noise must be > 0 for method='dps', got {show(noise)}")
     y = only_observed(operator, y)
     per_example(noise, y)

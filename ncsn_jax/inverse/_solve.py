@@ -40,7 +40,7 @@ def solve(
         image = product(direction)
         curvature = dot(direction, image)
         bound = (1 - _ROUNDING) * dot(direction, least * direction)
-        goes_on = (curvature > bound) & (square > 0)
+        goes_on = (curvature > bound) & (square > smallest)
         step = jnp.where(goes_on, square / jnp.where(goes_on, curvature, 1), 0)
         u = u + expand(step, u) * direction
         residual = residual - expand(step, u) * image
@@ -48,4 +48,6 @@ def solve(
         again = jnp.where(goes_on, left / jnp.where(goes_on, square, 1), 0)
         return u, residual, residual + expand(again, u) * direction, left
 
+    # What is left then is rounding, which a singular M would amplify.
+    smallest = (16 * jnp.finfo(b.dtype).eps) ** 2 * dot(b, b)
     return lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, dot(b, b)))[0]
