@@ -11,7 +11,7 @@ from ncsn_jax.app import devices, pictures, restoration, storage, units
 from ncsn_jax.app.modes import complete, shared
 
 # Samples of each image in the picture, and the factor that makes the deviation visible.
-_SHOWN, _SCALE = 4, 4
+_SHOWN, _SCALE = 4, 2
 
 
 @devices.jax_defaults()

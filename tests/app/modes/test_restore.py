@@ -223,7 +223,7 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, chains, monkeyp
         np.where(masks[..., None], found["measurements"], np.float32(0.75)),
         *(samples / 255).swapaxes(0, 1)[:4],
         mean,
-        4 * samples.std(axis=1, ddof=1) / 255,
+        2 * samples.std(axis=1, ddof=1) / 255,
         truth,
     ]
     with Image.open(f"{directory}/restored.png") as picture:
