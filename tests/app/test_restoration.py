@@ -62,6 +62,8 @@ def test_measurements_are_of_images_in_their_range_with_the_noise_of_their_index
     assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / z.size) and not noisy.y[~observed].any()
     _, fewer = measured_by(loud, IMAGES[:2])
     np.testing.assert_array_equal(fewer.y, noisy.y[:2])
+    _, same = measured_by(loud, IMAGES[[0, 0]])
+    assert np.mean(same.y[0] == same.y[1]) < 1 - 0.9 * observed.mean()
     loud.seed = 5
     assert np.mean(measured_by(loud)[1].y == noisy.y) < 1 - 0.9 * observed.mean()
 
