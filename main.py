@@ -38,6 +38,7 @@ _MODE = flags.DEFINE_enum(
         "sample",
         "inpaint",
         "colorize",
+        "restore",
         "interpolate",
         "likelihood",
         "classifier",
@@ -51,6 +52,7 @@ _MODE = flags.DEFINE_enum(
     ],
     "train: train or resume, then sample; sample: sample from the newest checkpoint; "
     "inpaint: fill in the hidden part of images; colorize: colour grey images; "
+    "restore: restore images from measurements, such as low resolution or blur; "
     "interpolate: interpolate between pairs of images; "
     "likelihood: compute the bits per dimension of images; "
     "classifier: train a classifier of noisy images; classconditional: sample with that classifier; "

@@ -44,6 +44,7 @@ from ncsn_jax.app.modes.interpolate import interpolate
 from ncsn_jax.app.modes.likelihood import likelihood
 from ncsn_jax.app.modes.nearest import nearest
 from ncsn_jax.app.modes.plan import plan
+from ncsn_jax.app.modes.restore import restore
 from ncsn_jax.app.modes.sample import sample, write_samples
 from ncsn_jax.app.modes.suggest import suggest
 from ncsn_jax.errors import UserError
@@ -59,6 +60,7 @@ __all__ = [
     "likelihood",
     "nearest",
     "plan",
+    "restore",
     "sample",
     "statistics",
     "suggest",

@@ -182,4 +182,16 @@ def get_config() -> ConfigDict:
     inpainting.num_completions = 6
     inpainting.keep_observed = True
     inpainting.scheme = "paper"
+
+    config.restore = restore = ConfigDict()
+    restore.operator = "downsample"  # or mask, blur, fourier, grey
+    restore.factor = 2.0
+    restore.kernel = "1.0"  # pixels, or FILE.npy
+    restore.mask = "random"
+    restore.noise = 0.05
+    restore.method = "mmps"
+    restore.images = ""
+    restore.measurements = ""
+    restore.num_images = 8
+    restore.num_samples = 19  # their range is an exact 90 % interval
     return config

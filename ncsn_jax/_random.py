@@ -24,6 +24,8 @@ class Stream(enum.IntEnum):
     CLASSIFIER_TRAINING = 7
     CLASSIFIER_PARAMETERS = 8
     CLASSIFIER_TEST = 9
+    RESTORATION = 10
+    MEASUREMENTS = 11
 
 
 def stream_key(seed: jax.Array | int, stream: int) -> jax.Array:

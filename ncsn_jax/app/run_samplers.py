@@ -79,6 +79,8 @@ class Chains:
       num_steps: the steps of a chain.
       evaluations: a sample's network evaluations (NFE), or None if samples differ in it.
       classes: the classes that samples have in turn, or None; see `samplers.Sampler`.
+      value_range: the units of the images; see `ncsn_jax.app.units`. Those of restoration are not rounded,
+        because their residuals may be less than a grey level.
     """
 
     def __init__(self, config, task: Stream = Stream.SAMPLES, classifier=None):
@@ -86,6 +88,9 @@ class Chains:
         self._sampler = sampler = samplers.make(config, task, classifier)
         self.num_steps, self.evaluations = sampler.num_steps, sampler.evaluations
         self.classes = sampler.classes
+        self.value_range = config.data.value_range
+        if task == Stream.RESTORATION:
+            self.value_range = units.unrounded(self.value_range)
         self._guide = None if sampler.guide is None else devices.replicate(sampler.guide)
 
         start, advance = chain_functions(sampler, task)
@@ -164,9 +169,8 @@ class Chains:
 
     def _images(self, x: jax.Array, count: int) -> np.ndarray:
         """Returns the first examples of all processes as images `[count, H, W, C]`."""
-        options = self._config.data
-        x = uncenter(np.asarray(x), options.centered)
-        return gather(units.from_unit(x, options.value_range), count)
+        x = uncenter(np.asarray(x), self._config.data.centered)
+        return gather(units.from_unit(x, self.value_range), count)
 
 
 def shard(array: np.ndarray, size: int) -> np.ndarray:

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ncsn_jax import classifier, sampling
+from ncsn_jax import classifier, inverse, sampling
 from ncsn_jax import sde as sdes
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, guides, schema
+from ncsn_jax.app import build, guides, restoration, schema
 from ncsn_jax.errors import UserError
 from ncsn_jax.images import center, width
 
@@ -28,6 +28,7 @@ NAMES = {
     Stream.INPAINTING: "inpainting",
     Stream.COLORIZATION: "colorization",
     Stream.CLASSES: "classconditional",
+    Stream.RESTORATION: "restoration",
 }
 
 # The methods available for it.
@@ -36,6 +37,7 @@ _METHODS = {
     Stream.INPAINTING: ("annealed_langevin", "predictor_corrector"),
     Stream.COLORIZATION: ("predictor_corrector",),
     Stream.CLASSES: schema.METHODS,
+    Stream.RESTORATION: schema.METHODS,
 }
 
 # The fields that determine a method's samples, besides seed and checkpoint. All but `_OF_START` are also the
@@ -64,9 +66,9 @@ class Sampler(NamedTuple):
       evaluations: a sample's network evaluations (NFE), or None if only sampling tells.
       start: `start(keys [B]) -> state`: x, in the space of the SDE, or a tuple that begins with it.
       advance: `advance(keys [B], params, state, (start, stop), *known) -> (state, evaluations int32 [B])`,
-        runs a part of the steps. `known` is `[B, ...]` each: observed images and masks, grey images, or
-        classes; images are in [0, 1]. For a network of classes its classes are the last. With a guide,
-        `params` are a pair of the network's and the guide's.
+        runs a part of the steps. `known` is `[B, ...]` each: observed images and masks, grey images,
+        measurements and perhaps their masks, or classes; images are in [0, 1]. For a network of classes
+        its classes are the last. With a guide, `params` are a pair of the network's and the guide's.
       cause: the most likely cause of samples that are not finite.
       classes: the classes that the samples of a network of classes have in turn, `int32[n]`; None for
         another network.
@@ -98,6 +100,8 @@ def check(config: ConfigDict, task: Stream = Stream.SAMPLES) -> None:
             raise UserError(f"{text}, which a classifier guides")
         if not (task == Stream.SAMPLES or config.sampling.label or config.sampling.guide):
             raise UserError(f"{text} without config.sampling.label, which has no class")
+    if task == Stream.RESTORATION:
+        restoration.check(config)
     if config.sampling.gif and task == Stream.SAMPLES and method == "probability_flow":
         raise UserError(
             "config.sampling.gif=True must be False for config.sampling.method='probability_flow', whose "
@@ -155,6 +159,9 @@ def make(
         score_fns = functools.partial(
             _guided_score_fns, config, guide and guide.config, _intervals(config)
         )
+    if task == Stream.RESTORATION:
+        operator_of = restoration.make_operator(config)
+        score_fns = functools.partial(_posterior_score_fns, config, operator_of, score_fns)
     sampler = _MAKERS[config.sampling.method](config, score_fns, task)
     scale, interval = config.sampling.guidance, config.sampling.guidance_interval
     if scale not in (0, 1) or (scale == 0 and interval):
@@ -195,6 +202,21 @@ def _guided_score_fns(
     scale = config.sampling.guidance
     functions = zip(score_fns, others, intervals, strict=True)
     return tuple(sampling.classifier_free(f, g, scale, interval) for f, g, interval in functions)
+
+
+def _posterior_score_fns(
+    config, operator_of: Callable, score_fns: Callable, params: Any, known: tuple
+) -> tuple[Callable, Callable]:
+    """Returns the score functions given the known measurements."""
+    sigma_score_fn, _ = score_fns(params, known)
+    given = inverse.posterior_score(
+        sigma_score_fn,
+        *restoration.condition(config, operator_of, known),
+        method=config.restore.method,
+        data_std=restoration.DATA_STD * width(config.data.centered),
+        iterations=restoration.ITERATIONS.get(config.restore.method),
+    )
+    return given, sdes.from_sigma_score(build.make_sde(config), given)
 
 
 def _intervals(config) -> tuple:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from ncsn_jax import models, objectives, sampling, training
+from ncsn_jax import inverse, models, objectives, sampling, training
 from ncsn_jax._checks import MAX_FLOAT
-from ncsn_jax.app import build, rules
+from ncsn_jax.app import build, restoration, rules
 from ncsn_jax.errors import UserError, show
 
 METHODS = (
@@ -315,8 +315,8 @@ SECTIONS = {
                            "the last step."),
         "label": Field((list,), "a tuple of classes, such as (3,)", (
             (lambda value: all(type(n) is int and n >= 0 for n in value), "a tuple of classes, such as (3,)"),
-        ), "With data.labels: the classes that samples have in turn; () takes all. In inpainting and "
-           "colorization, () gives no class."),
+        ), "With data.labels: the classes that samples have in turn; () takes all. In inpainting, "
+           "colorization and restoration, () gives no class."),
         "guidance": _number(_between(-1000, 1000, "from -1000 to 1000"),
                             "Scale of guidance: 0 is the score without the class, or that of the guide; 1 is "
                             "the score given the class; more makes samples more typical of it and less "
@@ -406,6 +406,28 @@ SECTIONS = {
         "scheme": _choice(("paper", "ncsn", "ncsnv2"), "For 'annealed_langevin': Algorithm 2, or what "
                           "the authors' code does."),
     }),
+    "restore": ("--mode=restore: images from measurements y = A x + n, n ~ N(0, noise^2 I), of images x in "
+                "[0, 1].", {
+        "operator": _choice(restoration.OPERATORS, "A. 'downsample': means of blocks of pixels; 'mask': some "
+                            "pixels; 'blur': a convolution; 'fourier': some Fourier coefficients; 'grey': "
+                            "the mean over the channels."),
+        "factor": _number(_between(1, 4096, "from 1 to 4096"), "For 'downsample': side of the blocks, an "
+                          "integer. With mask='random': one of so many values is measured."),
+        "kernel": _text("For 'blur': standard deviation of a normal kernel in pixels, or the file of an "
+                        "array [K, L] with odd sides."),
+        "mask": _text("For 'mask' and 'fourier': 'random', drawn for each image, or the file of an array of "
+                      "booleans [H, W] or [N, H, W], True where measured; frequency 0 comes first. For "
+                      "'mask' also 'left', 'box' or an image file, as inpainting.mask."),
+        "noise": _number(_NOT_NEGATIVE, "Standard deviation of n."),
+        "method": _choice(inverse.METHODS, "Approximation of the likelihood's score; see "
+                          "`ncsn_jax.inverse.posterior_score`. 'dps' needs noise."),
+        "images": _text("Clean images to measure and restore, as inpainting.images; '': the test split."),
+        "measurements": _text("File of an array of measurements to restore, [N, ...], in place of images. "
+                              "For 'fourier' complex, or with a last axis of real and imaginary parts."),
+        "num_images": _integer(1, "Number of images or measurements."),
+        "num_samples": _integer(1, "Samples of each image. The range of 19 is an exact 90 % interval.",
+                                10_000),
+    }),
 }
 # fmt: on
 
@@ -422,6 +444,7 @@ CHANGEABLE = (
     *(
         "sampling.",
         "inpainting.",
+        "restore.",
         "likelihood.",
         "evaluation.",
         "interpolation.",

@@ -32,6 +32,11 @@ def from_unit(x: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     return (low + (high - low) * np.asarray(x, np.float64)).astype(np.float32)
 
 
+def unrounded(value_range: Sequence[float]) -> Sequence[float]:
+    """Returns the range of the same units with fractions: bytes as floating-point values, 0 to 255."""
+    return value_range or (0.0, 255.0)
+
+
 def to_input(images: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     """Returns images as a training step takes them: bytes unchanged, others float32 by `to_unit`."""
     return to_unit(images, value_range) if value_range else images

@@ -144,15 +144,17 @@ def posterior_score(
                 return applied(operator, v)
             return jax.jvp(lambda m: applied(operator, m), (mean,), (v,))[1]
 
-        std = per_example(noise, value)
+        variance = jnp.square(per_example(noise, value))
 
         def product(v):
             """Returns S v."""
-            return jnp.square(std) * v + forward(spread(transpose(v)[0]))
+            return variance * v + forward(spread(transpose(v)[0]))
 
         residual = only_observed(operator, y.astype(value.dtype)) - value
-        dps = method == "dps"
-        weighted = residual / jnp.square(std) if dps else solve(product, residual, iterations)
+        if method == "dps":
+            weighted = residual / variance
+        else:  # the derivatives of a trained network may have negative eigenvalues
+            weighted = solve(product, residual, iterations, least=variance)
         likelihood = transpose(weighted)[0]
         return prior + (likelihood if method == "langevin" else pull(likelihood)[0])
 

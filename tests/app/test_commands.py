@@ -65,7 +65,9 @@ def check_run(flags):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.update_from_flattened_dict({n: literal(v) for n, v in overrides.items()})
+    is_text = {n: schema.FIELDS[n].types == (str,) for n in overrides if n in schema.FIELDS}
+    values = {n: v if is_text.get(n) else literal(v) for n, v in overrides.items()}
+    config.update_from_flattened_dict(values)
     schema.check(config, num_devices=1)
 
 

@@ -83,7 +83,7 @@ class World:
                 return after, devices.replicate(found), devices.replicate(np.int32(stop_signal))
 
         class Chains:
-            num_steps, evaluations, classes = 1, 1, None
+            num_steps, evaluations, classes, value_range = 1, 1, None, ()
 
             def __init__(self, config):
                 pass

@@ -30,6 +30,7 @@ from ncsn_jax.app import (
     classifier_file,
     data,
     devices,
+    restoration,
     run_flows,
     run_samplers,
     schema,
@@ -39,8 +40,16 @@ from ncsn_jax.app.modes import classifier as classifier_mode
 from ncsn_jax.app.modes import complete, shared
 from ncsn_jax.app.modes import interpolate as interpolate_mode
 from ncsn_jax.app.modes import likelihood as likelihood_mode
+from ncsn_jax.app.modes import restore as restore_mode
 from tests import tiny
-from tests.app import test_build, test_classifier_training, test_samplers, test_sweep, test_watching
+from tests.app import (
+    test_build,
+    test_classifier_training,
+    test_restoration,
+    test_samplers,
+    test_sweep,
+    test_watching,
+)
 from tests.app.modes import test_average, test_classes, test_classifier, test_evaluate, test_plan
 from tests.recording import IMAGES, Recorder, draw
 from tests.running import load_config, load_diffusion_config
@@ -358,7 +367,7 @@ def test_noise_depends_on_the_seed_and_the_sample_index(record):
 class Chains:
     """Makes black images, and records its arguments."""
 
-    num_steps, evaluations, classes = 1, 1, None
+    num_steps, evaluations, classes, value_range = 1, 1, None, ()
 
     def __init__(self, config, task=Stream.SAMPLES, classifier=None):
         self.task, self.sizes, self.known = task, [], []
@@ -427,6 +436,43 @@ def test_inpainting_fields_reach_their_arguments(trained, tmp_path):
 def test_images_to_inpaint_come_from_the_test_split_by_default(trained, tmp_path):
     complete.inpaint(load_config(), str(tmp_path))
     assert trained.calls["load"][-1]["split"] == "test"
+
+
+def restoration_call(trained, tmp_path, **fields):
+    """Returns the chains of the mode with these fields of `config.restore`, and its arrays."""
+    changes = {f"restore.{name}": value for name, value in fields.items()}
+    config = load_config(**{"restore.num_images": 2, "restore.num_samples": 3} | changes)
+    config.sampling.batch_size = 4
+    restore_mode.restore(config, str(tmp_path))
+    return Chains.made, read(tmp_path / "restoration" / "step_1" / "restored.npz")
+
+
+def test_restoration_fields_reach_their_arguments(trained, tmp_path):
+    trained.watch(image_folder, "Folder", lambda **_: "the folder")
+    trained.watch(image_folder, "first", lambda count, **_: (IMAGES[5 : 5 + count], ""))
+    trained.watch(restoration, "random_masks")
+    made, found = restoration_call(
+        trained, tmp_path, images="pictures", operator="mask", factor=4.0, noise=0.0
+    )
+    assert trained.calls["Folder"][0]["path"] == "pictures" and made.sizes == [4, 4]
+    assert trained.calls["Folder"][0]["field"] == "config.restore.images"
+    assert trained.calls["random_masks"][0]["factor"] == 4.0
+    np.testing.assert_array_equal(found["originals"], IMAGES[5:7])
+    assert found["samples"].shape == (2, 3, 8, 8, 1) and found["masks"].sum() == 32
+    expected = np.where(found["masks"][..., None], IMAGES[5:7] / 255, 0)
+    np.testing.assert_allclose(found["measurements"], expected, rtol=1e-6)
+    for indices, known in made.known:
+        for told, of_all in zip(known, (found["measurements"], found["masks"]), strict=True):
+            np.testing.assert_array_equal(told, of_all[np.asarray(indices) // 3])
+
+
+def test_measurements_to_restore_come_from_their_file(trained, tmp_path):
+    y = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
+    np.save(tmp_path / "y.npy", y)
+    given = {"measurements": str(tmp_path / "y.npy"), "operator": "blur", "kernel": "0.7"}
+    _, found = restoration_call(trained, tmp_path, **given)
+    np.testing.assert_array_equal(found["measurements"], y[:2])
+    assert "originals" not in found
 
 
 def test_grey_is_the_mean_of_the_channels(trained, tmp_path):
@@ -604,6 +650,17 @@ ELSEWHERE = {
         test_classifier_training.test_training_runs_the_library_steps_on_the_batches_of_the_seed,
     ),
     "classifier.label": test_samples_have_the_chosen_class_or_every_class_in_turn,
+    **dict.fromkeys(
+        ("restore.operator", "restore.method", "restore.noise"),
+        test_restoration.test_the_fields_are_the_arguments_of_the_posterior,
+    ),
+    "restore.kernel": test_restoration.test_a_normal_kernel_has_six_standard_deviations_or_fits_the_image,
+    "restore.mask": test_restoration.test_masks_of_pixels_are_those_of_inpainting_or_of_a_file,
+    "restore.measurements": test_measurements_to_restore_come_from_their_file,
+    **dict.fromkeys(
+        (f"restore.{name}" for name in ("factor", "images", "num_images", "num_samples")),
+        test_restoration_fields_reach_their_arguments,
+    ),
     "inpainting.mask": test_inpainting_fields_reach_their_arguments,
     "inpainting.images": test_inpainting_fields_reach_their_arguments,
     "inpainting.num_images": test_inpainting_fields_reach_their_arguments,

@@ -45,6 +45,7 @@ def test_a_run_resumes_with_different_values_of_only_these_fields(tmp_path):
     sections = {
         "sampling",
         "inpainting",
+        "restore",
         "likelihood",
         "interpolation",
         "average",

@@ -141,7 +141,8 @@ def load(
     if split == "test" and not holdout:
         raise UserError(
             "data.holdout=0 must be above 0, such as 0.1, for an array to have a test split; "
-            "or name other images in config.inpainting.images, or set config.likelihood.split='train'"
+            "or name other images in config.inpainting.images or config.restore.images, or set "
+            "config.likelihood.split='train'"
         )
     version = None
     if isinstance(source, str):
@@ -177,6 +178,21 @@ def load(
     if is_large:
         return Images(Rows(array, rows, field))
     return Images(array if array.ndim == 4 else array[..., None], rows=rows if holdout else None)
+
+
+def read(name: str, field: str, count: int | None = None) -> np.ndarray:
+    """Returns an array, or its first `count` rows, in memory.
+
+    Args:
+      name: a name for which `is_array` is true.
+      field: where it comes from, for messages.
+      count: how many rows at most; None for all.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    array, _ = _open(name, field)
+    return np.array(array[:count] if array.ndim else array)
 
 
 @np.errstate(all="ignore")  # NumPy warns of impossible shapes before it refuses them.

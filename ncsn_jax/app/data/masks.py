@@ -1,4 +1,4 @@
-"""Makes the masks of inpainting, which say what pixels are observed."""
+"""Makes the masks of inpainting and restoration, which say what is observed."""
 
 import logging
 import os
@@ -7,14 +7,19 @@ import numpy as np
 from PIL import Image
 
 from ncsn_jax.app import storage
-from ncsn_jax.app.data import reading
+from ncsn_jax.app.data import arrays, reading
 from ncsn_jax.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
 
 
 def make_masks(
-    mask: str, shape: tuple[int, int, int], count: int, seed: int, background: int = 255
+    mask: str,
+    shape: tuple[int, int, int],
+    count: int,
+    seed: int,
+    background: int = 255,
+    field: str = "config.inpainting.mask",
 ) -> np.ndarray:
     """Returns which pixels of each image are observed.
 
@@ -26,6 +31,7 @@ def make_masks(
       count: the number of images.
       seed: the boxes' seed; the box of image i depends on the seed and i alone.
       background: grey value of an image's transparent pixels, from 0 to 255.
+      field: where `mask` comes from, for messages.
 
     Returns:
       bool `[count, H, W, C]`.
@@ -39,8 +45,70 @@ def make_masks(
     elif mask == "box":
         masks = np.stack([_box(height, width, seed, i) for i in range(count)])
     else:
-        masks = _read_mask(storage.path(mask), height, width, background)
+        masks = _read_mask(storage.path(mask), height, width, background, field)
     return np.broadcast_to(masks[..., None], (count, *shape))
+
+
+def random_masks(
+    shape: tuple[int, int], count: int, seed: int, factor: float, *, fourier: bool = False
+) -> np.ndarray:
+    """Returns which pixels or Fourier coefficients of each image are measured: one of `factor`, at least one.
+
+    Of Fourier coefficients a third are those of the lowest frequencies. Those of k and -k of a real image
+    are conjugates, so they count as one value, and only one of them is measured.
+
+    Args:
+      shape: (H, W) of the images.
+      count: the number of images.
+      seed: the mask of image i depends on the seed and i alone.
+      factor: >= 1.
+      fourier: whether to draw Fourier coefficients, in the order of `np.fft.fft2`, and not pixels.
+
+    Returns:
+      bool `[count, H, W]`.
+    """
+    values = np.arange(shape[0] * shape[1])
+    if fourier:
+        high, wide = (np.arange(n) for n in shape)
+        conjugate = values.reshape(shape)[np.ix_(-high, -wide)].ravel()
+        frequency = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")).ravel()
+        values = values[values <= conjugate]
+        values = values[np.argsort(frequency[values], kind="stable")]
+    measured = max(1, round(len(values) / factor))
+    always = -(-measured // 3) if fourier else 0
+    masks = np.zeros((count, shape[0] * shape[1]), bool)
+    for i, mask in enumerate(masks):
+        rng = np.random.default_rng([seed, i])
+        mask[values[:always]] = True
+        mask[rng.choice(values[always:], measured - always, replace=False)] = True
+    return masks.reshape(count, *shape)
+
+
+def read_masks(name: str, shape: tuple[int, int], count: int, field: str) -> np.ndarray:
+    """Returns the masks in a file of an array, bool `[count, H, W]`.
+
+    Args:
+      name: the file, as `arrays.is_array` takes it; its array is boolean, or 0 and 1, `[H, W]` for all images
+        or `[N, H, W]`.
+      shape: (H, W) of the images.
+      count: the number of images, at most N.
+      field: where `name` comes from, for messages.
+
+    Raises:
+      UserError: if the array cannot be read or does not fit.
+    """
+    masks, what = arrays.read(name, field), f"{field}={name!r}"
+    if masks.shape[-2:] != shape or masks.ndim not in (2, 3):
+        high, wide = shape
+        raise UserError(
+            f"{what} has shape {masks.shape}, but must be [{high}, {wide}] or [N, {high}, {wide}]"
+        )
+    if masks.dtype.kind not in "biuf" or not np.isin(masks, (0, 1)).all():
+        raise UserError(f"{what} must hold True or False, or 1 or 0, alone")
+    if masks.ndim == 3 and len(masks) < count:
+        raise UserError(f"{what} has {len(masks)} masks, but there are {count} images")
+    masks = masks if masks.ndim == 3 else masks[None]
+    return np.broadcast_to(masks[:count] != 0, (count, *shape))
 
 
 def _box(height: int, width: int, seed: int, index: int) -> np.ndarray:
@@ -53,8 +121,8 @@ def _box(height: int, width: int, seed: int, index: int) -> np.ndarray:
     return observed
 
 
-def _read_mask(path: str, height: int, width: int, background: int) -> np.ndarray:
-    field = f"config.inpainting.mask={path!r}"
+def _read_mask(path: str, height: int, width: int, background: int, field: str) -> np.ndarray:
+    field = f"{field}={path!r}"
     if not os.path.isfile(path):
         raise UserError(f"{field} must be 'left', 'box' or an image file")
     try:

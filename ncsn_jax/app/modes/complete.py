@@ -88,28 +88,13 @@ class _Known(NamedTuple):
 
 def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: _Known) -> None:
     """Completes each original several times, and writes the results beside what was known."""
-    loaded = shared.load(config, workdir)
-    each, shape = config.inpainting.num_completions, build.image_shape(config)
-    name = samplers.NAMES[task]
-    directory = loaded.directory(name)
-    settings = loaded.sampler_settings() | {"inpainting.num_completions": each} | known.settings
-    distributed.agree("what it completes", settings)
-    if distributed.is_first():
-        storage.remove_leftovers(directory)
-    count = len(originals)
+    loaded, each = shared.load(config, workdir), config.inpainting.num_completions
+    count, shape = len(originals), build.image_shape(config)
     shared.log.info("completing %d images, %d times each, from step %d", count, each, loaded.step)
-    completions = shared.make_samples(
-        name,
-        loaded,
-        run_samplers.Chains(config, task),
-        os.path.join(directory, "samples"),
-        settings,
-        count * each,
-        lambda indices: tuple(a[indices // each] for a in known.for_sampler),
-    )
+    settings = known.settings | {"inpainting.num_completions": each}
+    directory, completions = draw(loaded, task, settings, known.for_sampler, each)
     if completions is None:
         return
-    completions = completions.reshape(count, each, *shape)
     path = os.path.join(directory, "completions")
     arrays = {"originals": originals, "completions": completions} | known.written
     pictures.write_npz(f"{path}.npz", **arrays)
@@ -119,3 +104,37 @@ def _complete(config, workdir: str, task: Stream, originals: np.ndarray, known: 
     rows = np.concatenate([first, known.shown[:, None], last], axis=1)
     pictures.write_png(f"{path}.png", pictures.grid(rows.reshape(-1, *shape), columns=each + 2))
     shared.log.info("wrote completions.npz and completions.png to %s", directory)
+
+
+def draw(
+    loaded: shared.Loaded, task: Stream, settings: dict, known: tuple[np.ndarray, ...], each: int
+) -> tuple[str, np.ndarray | None]:
+    """Draws those of several samples of each image that are missing.
+
+    Args:
+      loaded: the run.
+      task: what the samples are made for.
+      settings: what determines them, besides the sampler's settings.
+      known: what the sampler knows of n images, `[n, ...]` each; see `samplers.Sampler`.
+      each: how many samples of each image.
+
+    Returns:
+      The task's directory, whose `samples/` has the samples one after another; and the samples
+      `[n, each, H, W, C]` in process 0, None in the others.
+    """
+    name, count = samplers.NAMES[task], len(known[0])
+    directory = loaded.directory(name)
+    settings = loaded.sampler_settings() | settings
+    distributed.agree("what it completes", settings)
+    if distributed.is_first():
+        storage.remove_leftovers(directory)
+    samples = shared.make_samples(
+        name,
+        loaded,
+        run_samplers.Chains(loaded.config, task),
+        os.path.join(directory, "samples"),
+        settings,
+        count * each,
+        lambda indices: tuple(a[indices // each] for a in known),
+    )
+    return directory, None if samples is None else samples.reshape(count, each, *samples.shape[1:])

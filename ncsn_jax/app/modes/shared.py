@@ -66,7 +66,8 @@ class Loaded(NamedTuple):
 
 def agree(config, mode: str) -> None:
     """Raises UserError unless all processes have the same mode and configuration."""
-    local = ("data.data_dir", "inpainting.images", "inpainting.mask")
+    local = {"data.data_dir", "inpainting.images", "inpainting.mask"}
+    local |= {f"restore.{name}" for name in ("images", "measurements", "mask", "kernel")}
     fields = {f: value for f, value in schema.flatten(config).items() if f not in local}
     distributed.agree("its configuration", {"mode": mode} | fields)
 
@@ -138,7 +139,11 @@ def name_damaged(dataset: data.Images) -> int:
 
 
 def load_originals(
-    config, workdir: str, count: int, images: np.ndarray | None = None
+    config,
+    workdir: str,
+    count: int,
+    images: np.ndarray | None = None,
+    section: str = "inpainting",
 ) -> np.ndarray:
     """Returns images to work on, the user's or else the test split's, `[count at most, H, W, C]`.
 
@@ -146,17 +151,18 @@ def load_originals(
       config, workdir: the run's.
       count: how many, at most.
       images: as for `load_images`.
+      section: the section of the configuration whose field `images` names the user's.
     """
-    path, options = storage.path(config.inpainting.images), config.data
+    path, options = storage.path(config[section].images), config.data
     if not path:
         return np.asarray(load_images(config, workdir, "test", images)[:count])
-    field = "config.inpainting.images"
+    field = f"config.{section}.images"
     if arrays.is_array(path):
         shape = build.image_shape(config)
         return np.asarray(arrays.load(path, shape, options.value_range, field=field)[:count])
     if options.value_range or options.channels not in (1, 3):
         raise UserError(
-            f"config.inpainting.images={path!r} must be a .npy or .npz file for a run on floating-point "
+            f"{field}={path!r} must be a .npy or .npz file for a run on floating-point "
             "data, or on images with a number of channels other than 1 and 3"
         )
     size, channels, crop_size = options.image_size, options.channels, options.crop_size or -1
@@ -194,7 +200,7 @@ def make_samples(
     """
     config, evaluations = loaded.config, []
     size, shape = min(config.sampling.batch_size, count), build.image_shape(config)
-    value_range = config.data.value_range
+    value_range = runner.value_range
 
     def make(indices: list[int], advanced: Callable[[int], None]) -> np.ndarray:
         conditions, started = known(np.asarray(indices)), time.perf_counter()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ncsn_jax.app.data import masks as masks_module
 from ncsn_jax.app.data.masks import make_masks
 from ncsn_jax.errors import UserError
 
@@ -77,3 +78,52 @@ def test_transparent_pixels_of_a_mask_take_the_background(tmp_path, caplog):
     with caplog.at_level("WARNING", "ncsn_jax"):
         assert not make_masks(path, (8, 8, 1), 1, seed=0, background=0).any()
     assert "is almost black" in caplog.text
+
+
+@pytest.mark.parametrize(("factor", "count"), [(1, 60), (2.5, 24), (4, 15), (1000, 1)])
+def test_random_masks_measure_one_of_so_many_pixels(factor, count):
+    masks = masks_module.random_masks((10, 6), 5, 3, factor)
+    assert masks.shape == (5, 10, 6) and (masks.sum(axis=(1, 2)) == count).all()
+    np.testing.assert_array_equal(masks[:2], masks_module.random_masks((10, 6), 2, 3, factor))
+    if factor in (2.5, 4):
+        assert len({mask.tobytes() for mask in masks}) == 5
+        assert not np.array_equal(masks, masks_module.random_masks((10, 6), 5, 4, factor))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 8), (7, 5)])
+def test_random_coefficients_are_low_or_drawn_and_never_conjugates(shape):
+    masks = masks_module.random_masks(shape, 50, 3, 2.0, fourier=True)
+    # Those of a real image: itself and its conjugates, which are alone where k = -k.
+    own = np.prod([2 if side % 2 == 0 else 1 for side in shape])
+    values = (np.prod(shape) + own) // 2
+    assert (masks.sum(axis=(1, 2)) == max(1, round(values / 2))).all()
+    negative = np.roll(masks[:, ::-1, ::-1], 1, axis=(1, 2))  # at -k
+    rows, columns = np.indices(shape)
+    alone = (-rows % shape[0] == rows) & (-columns % shape[1] == columns)
+    assert not (masks & negative)[:, ~alone].any()
+    assert masks[:, 0, 0].all()
+    share = (masks | negative).mean(axis=0)
+    nearest = [(0, 1), (1, 0), (0, -1), (-1, 0)]
+    assert all(share[k] == 1 for k in nearest)
+    drawn = share[(share < 1) & ~alone]
+    assert drawn.min() > 0.05 and drawn.max() < 0.9  # about (1/2 - 1/6) / (1 - 1/6) = 0.4
+
+
+def test_masks_of_a_file_are_those_of_all_images_or_of_each(tmp_path):
+    masks = np.random.default_rng(0).integers(0, 2, (3, 4, 6)).astype(bool)
+    path, read = str(tmp_path / "masks.npy"), masks_module.read_masks
+    for saved, expected in ((masks, masks[:2]), (masks[0] * 1.0, masks[[0, 0]])):
+        np.save(path, saved)
+        found = read(path, (4, 6), 2, "config.x")
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, expected)
+    for saved, count, message in (
+        (masks, 4, r"config.x='.*' has 3 masks, but there are 4 images"),
+        (masks[:, :3], 2, r"has shape \(3, 3, 6\), but must be \[4, 6\] or \[N, 4, 6\]"),
+        (masks[None], 1, r"has shape \(1, 3, 4, 6\), but must be"),
+        (masks * 2, 1, "must hold True or False, or 1 or 0, alone"),
+        (masks.astype(str), 1, "must hold True or False, or 1 or 0, alone"),
+    ):
+        np.save(path, saved)
+        with pytest.raises(UserError, match=message):
+            read(path, (4, 6), count, "config.x")

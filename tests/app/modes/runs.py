@@ -166,7 +166,7 @@ class Chains:
     `calls` holds the arguments of each run by name, with the task and the classifier of its chains.
     """
 
-    num_steps, evaluations, classes = 5, 9, None
+    num_steps, evaluations, classes, value_range = 5, 9, None, ()
     calls: list[dict] = []  # noqa: RUF012
     shape = SHAPE
 
