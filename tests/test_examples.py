@@ -4,11 +4,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import examples
 from benchmarks import digits_quality
-from examples import figure3, mlp, other_libraries
-from ncsn_jax import losses, scores
+from examples import figure3, mlp, other_libraries, posterior_of_a_mixture
+from ncsn_jax import inverse, losses, scores
 
 
 def test_all_libraries_give_the_same_samples():
@@ -44,6 +45,29 @@ def test_figure_3_writes_a_png(tmp_path, monkeypatch):
     monkeypatch.setattr(figure3, "COUNT", 50)
     figure3.main(str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_example_on_a_posterior_prints_its_weights(tmp_path, monkeypatch, capsys):
+    """A sum over a fine grid of the hidden coordinate knows the exact ones."""
+    monkeypatch.setattr(posterior_of_a_mixture, "COUNT", 200)
+    monkeypatch.setattr(posterior_of_a_mixture, "STEPS_PER_LEVEL", 5)
+    posterior_of_a_mixture.main(str(tmp_path / "figure.png"))
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    found = {name: np.asarray(row, float) for name, *row in rows if "±" not in row}
+    given = {name: np.asarray(row[::3], float) for name, *row in rows if "±" in row}
+    assert list(given) == list(inverse.METHODS)
+
+    mixture = scores.gaussian_mixture([[-4, -1], [0, 0], [4, 1]], [0.7, 0.3, 0.6], [0.4, 0.2, 0.4])
+    hidden, measured = np.meshgrid(np.linspace(-9, 9, 301), np.linspace(-4, 5, 151))
+    x = np.stack([hidden, measured], -1).reshape(-1, 2)
+    density = np.exp(mixture.log_prob(x, 0.0)) * norm.pdf(x[:, 1], 0.5, 0.5)
+    mode = np.searchsorted([-2, 2], x[:, 0])
+    exact = np.bincount(mode, density) / density.sum()
+    np.testing.assert_allclose(found["exact"], exact, atol=2e-3)
+    # The error of 200 samples is 0.03; each method errs as its docstring says.
+    assert given["dps"][0] < 0.05 and given["langevin"][0] > 0.22
+    np.testing.assert_allclose(given["mmps"], exact, atol=0.06 + 0.1)
 
 
 @pytest.mark.parametrize("name", ["there.png", "no/x.png", "x", "", "two\nlines", "\udcff.jpg"])

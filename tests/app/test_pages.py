@@ -1,5 +1,6 @@
 """Runs the Python of README.md and of the pages in docs, and the examples that use or train a network."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -15,8 +16,8 @@ from scipy.stats import norm
 
 import ncsn_jax
 import run_lib
-from examples import two_moons, use_a_run
-from ncsn_jax import models, scores
+from examples import few_fourier_samples, super_resolution, two_moons, use_a_run
+from ncsn_jax import inverse, models, scores
 from ncsn_jax.app import build, schema
 from tests.running import ROOT, python_of
 
@@ -60,7 +61,7 @@ def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monke
 
     # The network of two convolutions compiles in a second. Its scores start near 0.
     monkeypatch.setattr(models, "NCSN", lambda features, num_levels: Beginning())
-    opened, continuous, network = python_of("docs/library.md")
+    opened, continuous, posterior, network = python_of("docs/library.md")
     names = {}
     exec(opened, names)
     assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
@@ -69,6 +70,15 @@ def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monke
     exec(continuous, names)
     assert names["x"].shape == (1000, 2) and names["nats"].shape == (1000,)
     assert np.isfinite(names["nats"]).all()
+    names = {}
+    exec(posterior, names)
+    assert names["samples"].shape == (16, 8, 8, 1) and np.isfinite(names["samples"]).all()
+    run, x, given_y = (names[name] for name in ("run", "start", "given_y"))
+    sigma = run.sigmas[:1]
+    residual = names["y"] - x.reshape(16, 4, 2, 4, 2, 1).mean((2, 4))
+    likelihood = (residual / 4).repeat(2, 1).repeat(2, 2) / (0.05**2 + sigma[0] ** 2 / 4)
+    found = given_y(x, sigma.repeat(16)) - run.score_fn(x, sigma.repeat(16))
+    np.testing.assert_allclose(found, likelihood, rtol=1e-4, atol=1e-4)
     names = {}
     exec(network, names)
     assert names["images"].shape == (8, 28, 28, 1)
@@ -183,6 +193,51 @@ def test_the_example_on_using_a_run_runs(beside_a_run, capsys):
     np.testing.assert_array_equal(known[:, :4], images[:, :4])
     assert np.all(abs(known[:, 4:] - 128) <= 1)
     assert abs(completed[:, :4] - images[:, :4]).max() < abs(noisy - images).max()
+
+
+@pytest.mark.parametrize("example", [super_resolution, few_fourier_samples])
+def test_the_examples_on_inverse_problems_are_as_near_as_theory_says(
+    example, beside_a_run, monkeypatch, capsys
+):
+    """For the normal distribution with the digits' mean and covariance the posterior is known."""
+    run = ncsn_jax.load_run("runs/digits")
+    data = np.asarray(run.prepare(build.load_images(run.config, "train"))).reshape(-1, 64)
+    mean, covariance = data.mean(axis=0), np.cov(data.T)
+    values, vectors = np.linalg.eigh(covariance)
+
+    def score_fn(x, sigma):
+        along = (x.reshape(-1, 64) - mean[None]) @ vectors
+        return -(along / (values[None] + sigma[:, None] ** 2) @ vectors.T).reshape(x.shape)
+
+    opened, measured = dataclasses.replace(run, score_fn=score_fn), []
+    monkeypatch.setattr(ncsn_jax, "load_run", lambda workdir: opened)
+
+    def measure(key, operator, x, noise):
+        y = inverse_measure(key, operator, x, noise)
+        measured.append((operator, x, y, noise))
+        return y
+
+    inverse_measure = inverse.measure
+    monkeypatch.setattr(inverse, "measure", measure)
+    example.main("runs/digits", "x.png")
+    assert pathlib.Path("x.png").read_bytes().startswith(b"\x89PNG")
+
+    ((operator, x, y, noise),) = measured
+    matrix = np.asarray(operator.apply(jnp.eye(64).reshape(64, 8, 8, 1)).reshape(64, -1)).T
+    x, y = (np.asarray(a, float).reshape(len(a), -1) for a in (x, y))
+    projected = matrix @ covariance
+    gain = np.linalg.solve(projected @ matrix.T + noise**2 * np.eye(len(matrix)), projected).T
+    best, spread = mean + (y - mean @ matrix.T) @ gain.T, covariance - gain @ projected
+    out = capsys.readouterr().out
+    for name, among in ("mean", super_resolution.SAMPLES), ("sample 1", 1):
+        # The error is |d + e|^2 with a constant d and e ~ N(0, v).
+        d, v = best - x, spread / among
+        error = (d**2).sum(axis=1) + np.trace(v)
+        deviation = np.sqrt(2 * np.sum(v**2) + 4 * np.sum(d @ v * d, axis=1)) / error
+        expected = -10 * np.log10(error / 64).mean()
+        tolerance = 10 / np.log(10) * 4 * np.sqrt(np.mean(deviation**2) / len(x))
+        found = float(re.search(f"{name}: PSNR (.*) dB", out)[1])
+        assert abs(found - expected) < tolerance + 0.2, name  # 0.2 for the finite steps
 
 
 def test_the_two_moons_example_learns(tmp_path, monkeypatch, capsys):
