@@ -164,21 +164,22 @@ def bias(problem, mean, cov):
 
 def steps_of(method, noise):
     """Returns the number of levels; "dps" needs many where the noise is small."""
-    return max(100, round(3 / noise**2)) if method == "dps" else 100
+    return max(100, round(2.5 / noise**2)) if method == "dps" else 100
 
 
 def sample(data, operator, sampler, method, noise, y, key):
     """Returns samples by a sampler and a method, and the function of a problem that gives their moments."""
     is_heun, end = sampler == "heun", 0.0005
-    ladder = np.geomspace(100 if is_heun else 10, end, steps_of(method, noise)).astype(np.float32)
-    epsilon, per_level = 0.5 * end**2, 50
+    begin = 10 if method == "dps" or not is_heun else 100
+    ladder = np.geomspace(begin, end, steps_of(method, noise)).astype(np.float32)
+    epsilon, per_level = 0.5 * end**2, 20
     size = len(data.mean)
 
     @jax.jit
     def run(key, noise, y):
         key_start, key_steps = jax.random.split(key)
         given_y = inverse.posterior_score(
-            data.score, operator, y, noise, method=method, iterations=3 * size
+            data.score, operator, y, noise, method=method, iterations=size
         )
         x = ladder[0] * jax.random.normal(key_start, (COUNT, *data.shape))
         if is_heun:
@@ -203,7 +204,7 @@ def main():
     rows, noises = {}, (0.01, 0.1, 1.0)
     kinds = [("annealed Langevin", "langevin"), *(("heun", method) for method in inverse.METHODS)]
     cases = itertools.product([(2, 4, 2), (4, 8, 2)], noises, kinds)
-    for shape, noise, (sampler, method) in cases:
+    for shape, noise, (sampler, method) in sorted(cases, key=lambda c: steps_of(c[2][1], c[1])):
         data = make_data(shape)
         for name, operator in make_operators(shape).items():
             problem, y = data.problem(operator, noise)

@@ -54,17 +54,22 @@ def posterior_score(
 
     Which one to take:
 
-    - "langevin" for `annealed_langevin`, and correctors: at each sigma these sample from the density whose
-      score it is, which tends to the posterior as sigma tends to 0. No chain of noisy data has these scores,
-      so the other samplers are biased with it.
-    - "mmps" for all samplers. It is exact for normal data, if the iterations suffice. It costs the most.
-    - "pigdm" for all samplers, at a third of the cost of "mmps". It is exact for data from N(m, std^2 I), and
-      otherwise too wide or too narrow.
-    - "dps" has its place in comparisons. It takes D(x) for x_0, so it trusts the measurement too much, and
-      its score is as steep as 1 / noise^2: take about 3 / noise^2 steps, in units of the data.
+    - "langevin" for `annealed_langevin` and for correctors. At each sigma these sample the density whose score
+      it is, and that tends to the posterior as sigma tends to 0. It takes hundreds of evaluations, but no
+      derivatives, and is the most reliable with trained networks. No chain of noisy data has these scores,
+      so it is biased with the other samplers.
+    - "mmps" for the other samplers. It is exact for normal data, if the iterations suffice.
+    - "pigdm" likewise, at less cost. It is exact for data from N(m, std^2 I), and otherwise biased.
+    - "dps" to compare with it. It takes D(x) for x_0, so it trusts the measurement too much, and its score is
+      as steep as 1 / noise^2. Along a geometric ladder a sampler needs about
+      ln(sigma_1 / sigma_L) |A|^2 std^2 / (8 noise^2) steps, or it diverges.
 
-    A sum over the operator's inputs never crosses examples, so example i of the score depends on example i of
-    x and y alone.
+    The derivatives of a trained network are unreliable where sigma is far above the data's standard
+    deviation, and chains of "dps", "pigdm" and "mmps" may diverge there. So start at about the largest sigma
+    that matters, 1 for pixels in [0, 1]. `dpm_solver` with `stochastic=True` forgets errors, and "mmps" with
+    one iteration amplifies them least.
+
+    Example i of the score depends on example i of x and y alone.
 
     Differs from the papers: Jalal et al. have (noise^2 + gamma^2) I in place of S, with a sequence gamma to
     choose; with A A^T = I and gamma = sigma this is the same. Algorithm 1 of Chung et al. divides the
@@ -78,11 +83,10 @@ def posterior_score(
       y: `[B, ...]`, shaped like A x.
       noise: its standard deviation, >= 0, in units of y; for "dps" > 0. One number, or one per example `[B]`.
       method: one of `METHODS`.
-      data_std: for "pigdm": the standard deviation of the data, > 0. The paper has 1.
+      data_std: for "pigdm": the standard deviation of the data along what is measured, > 0. The paper has 1.
       iterations: of the conjugate gradients that apply S^{-1}; by default 3 for "mmps", where each is a
-        derivative of the score, and 30 for "langevin" and "pigdm", where each only applies A. They stop to
-        matter once they exceed the number of different eigenvalues of S: one suffices for `mask`,
-        `downsample` and `grey` without "mmps".
+        derivative of the score, and 30 for "langevin" and "pigdm", where each only applies A. As many as S
+        has different eigenvalues are exact: one for `mask`, `downsample` and `grey` without "mmps".
 
     Returns:
       A score function for any sampler of x `[B, ...]`. For those that take times, use
