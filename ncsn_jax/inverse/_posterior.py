@@ -54,7 +54,7 @@ def posterior_score(
 
     Which one to take:
 
-    - "langevin" for `annealed_langevin` and for correctors. At each sigma these sample the density whose score
+    - "langevin" for `annealed_langevin` and correctors. At each sigma these sample the density whose score
       it is, and that tends to the posterior as sigma tends to 0. It takes hundreds of evaluations, but no
       derivatives, and is the most reliable with trained networks. No chain of noisy data has these scores,
       so it is biased with the other samplers.
