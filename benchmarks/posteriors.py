@@ -1,6 +1,6 @@
 """Checks the methods of `ncsn_jax.inverse` on normal data, whose posterior is known in closed form.
 
-    python -m benchmarks.posteriors
+    python -m benchmarks.posteriors [--methods mmps,pigdm] [--dimensions 16]
 
 Data x_0 ~ N(mean, cov) of 16 and of 64 numbers, with eigenvalues of the covariance from 0.05 to 1, are
 measured by each operator with noise of 0.01, 0.1 and 1. A method's score is then affine, so that a sampler's
@@ -10,6 +10,7 @@ these moments, in standard errors, and how far the moments are from those of the
 mean in the posterior's standard deviations, and the ratio of the standard deviations, over the operators.
 """
 
+import argparse
 import itertools
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 from ncsn_jax import inverse, sampling
 
 COUNT = 4000
+SHAPES = {16: (2, 4, 2), 64: (4, 8, 2)}
 
 
 class Problem(NamedTuple):
@@ -179,7 +181,7 @@ def sample(data, operator, sampler, method, noise, y, key):
     def run(key, noise, y):
         key_start, key_steps = jax.random.split(key)
         given_y = inverse.posterior_score(
-            data.score, operator, y, noise, method=method, iterations=size
+            data.score, operator, y, noise, method=method, iterations=min(size, 32)
         )
         x = ladder[0] * jax.random.normal(key_start, (COUNT, *data.shape))
         if is_heun:
@@ -201,10 +203,15 @@ def sample(data, operator, sampler, method, noise, y, key):
 
 def main():
     """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.posteriors")
+    parser.add_argument("--methods", default=",".join(inverse.METHODS), help="separated by commas")
+    parser.add_argument("--dimensions", default="16,64", help="16, 64 or both")
+    chosen = parser.parse_args()
     rows, noises = {}, (0.01, 0.1, 1.0)
-    kinds = [("annealed Langevin", "langevin"), *(("heun", method) for method in inverse.METHODS)]
-    cases = itertools.product([(2, 4, 2), (4, 8, 2)], noises, kinds)
-    for shape, noise, (sampler, method) in sorted(cases, key=lambda c: steps_of(c[2][1], c[1])):
+    kinds = [("heun", method) for method in chosen.methods.split(",")]
+    kinds += [("annealed Langevin", "langevin")] * ("langevin" in chosen.methods)
+    shapes = [SHAPES[int(size)] for size in chosen.dimensions.split(",")]
+    for shape, noise, (sampler, method) in itertools.product(shapes, noises, kinds):
         data = make_data(shape)
         for name, operator in make_operators(shape).items():
             problem, y = data.problem(operator, noise)

@@ -28,10 +28,6 @@ _MASKED = ("mask", "fourier")
 # Standard deviation of the data for "pigdm": in [-1, 1] that of the paper, 1.
 DATA_STD = 0.5
 
-# Conjugate gradients of "mmps". More amplify the errors of a trained network's derivatives: with networks of
-# the digits they made chains diverge. Other methods have the library's default.
-ITERATIONS = {"mmps": 1}
-
 # The grey of hidden pixels in a picture.
 _HIDDEN = 0.75
 

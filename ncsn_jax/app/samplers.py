@@ -214,7 +214,6 @@ def _posterior_score_fns(
         *restoration.condition(config, operator_of, known),
         method=config.restore.method,
         data_std=restoration.DATA_STD * width(config.data.centered),
-        iterations=restoration.ITERATIONS.get(config.restore.method),
     )
     return given, sdes.from_sigma_score(build.make_sde(config), given)
 
