@@ -231,10 +231,14 @@ def measure(key: jax.Array, operator: Operator, x: ArrayLike, noise: ArrayLike =
     Args:
       key: one key, or one per example `[B]`.
       operator: A.
-      x: `[B, ...]`.
+      x: `[B, ...]`, floating point.
       noise: the standard deviation, >= 0; one number or `[B]`.
+
+    Raises:
+      ValueError: if an argument is out of range, or the operator does not take x.
     """
     x = jnp.asarray(x)
+    check.floating("x", x)
     key = check.keys(key, check.batch("x", x))
     y = applied(operator, x)
     return only_observed(operator, y + per_example(noise, y) * normal_like(key, y))
@@ -249,7 +253,7 @@ def adjoint(operator: LinearOperator, y: ArrayLike, shape: tuple[int, ...]) -> j
       shape: that of x, `(B, ...)`.
 
     Raises:
-      ValueError: if y does not have the shape of A x.
+      ValueError: if the operator is not linear, or y is not floating point in the shape of A x.
 
     Example:
       >>> import jax.numpy as jnp
@@ -257,7 +261,10 @@ def adjoint(operator: LinearOperator, y: ArrayLike, shape: tuple[int, ...]) -> j
       >>> inverse.adjoint(inverse.downsample(2), jnp.ones((1, 1, 1, 1)), (1, 2, 2, 1)).ravel().tolist()
       [0.25, 0.25, 0.25, 0.25]
     """
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(f"operator must be a LinearOperator, got {type(operator).__name__}")
     y = jnp.asarray(y)
+    check.floating("y", y)
     value, pull = jax.vjp(lambda x: applied(operator, x), jnp.zeros(shape, y.dtype))
     check_measurement(y, value)
     return pull(only_observed(operator, y))[0]
@@ -293,9 +300,15 @@ def applied(operator: Operator, x: jax.Array) -> jax.Array:
         raise ValueError(f"the operator takes x of shape [B, {wanted}], got {x.shape}")
     apply = operator.apply
     if isinstance(operator, LinearOperator) and operator.adjoint is not None:
-        apply = jax.custom_vjp(apply)
-        apply.defvjp(lambda x: (operator.apply(x), None), lambda _, y: (operator.adjoint(y),))
+        apply = _with_adjoint(apply, operator.adjoint)
     return only_observed(operator, apply(x))
+
+
+def _with_adjoint(apply: Callable, adjoint: Callable) -> Callable:
+    """Returns a linear function whose derivative is its adjoint, whose derivative is the function again."""
+    function = jax.custom_vjp(apply)
+    function.defvjp(lambda x: (apply(x), None), lambda _, y: (_with_adjoint(adjoint, apply)(y),))
+    return function
 
 
 def only_observed(operator: Operator, y: jax.Array) -> jax.Array:

@@ -84,7 +84,7 @@ def posterior_score(
       noise: its standard deviation, >= 0, in units of y; for "dps" > 0. One number, or one per example `[B]`.
       method: one of `METHODS`.
       data_std: for "pigdm": the standard deviation of the data along what is measured, > 0. The paper has 1.
-      iterations: of the conjugate gradients that apply S^{-1}; by default 1 for "mmps", where each is a
+      iterations: of the conjugate gradients that apply S^{-1}, >= 1; by default 1 for "mmps", where each is a
         derivative of the score, and 30 for "langevin" and "pigdm", where each only applies A. As many as S
         has different eigenvalues are exact: one for `mask`, `downsample` and `grey` without "mmps".
 
@@ -113,7 +113,9 @@ def posterior_score(
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {show(method)}")
     data_std = check.positive("data_std", data_std)
-    iterations = check.count("iterations", iterations or (1 if method == "mmps" else 30))
+    if iterations is None:
+        iterations = 1 if method == "mmps" else 30
+    iterations = check.count("iterations", iterations)
     y = jnp.asarray(y)
     check.floating("y", y)
     if method == "dps" and not check.is_traced(noise) and not np.all(np.asarray(noise) > 0):
@@ -146,7 +148,8 @@ def posterior_score(
             """Returns A v."""
             if isinstance(operator, LinearOperator):
                 return applied(operator, v)
-            return jax.jvp(lambda m: applied(operator, m), (mean,), (v,))[1]
+            # The transpose of the transpose: an operator's own adjoint allows no `jax.jvp`.
+            return jax.vjp(lambda u: transpose(u)[0], value)[1](v)[0]
 
         variance = jnp.square(per_example(noise, value))
 

@@ -146,6 +146,18 @@ def test_a_measurement_has_its_noise_where_it_is_observed():
             r"y must have the shape of A x, .3, 6, 4, 1., got .3, 6, 4, 2.",
         ),
         (
+            lambda: inverse.adjoint(inverse.nonlinear(jnp.square), draw(0), SHAPE),
+            "operator must be a LinearOperator, got NonlinearOperator",
+        ),
+        (
+            lambda: inverse.adjoint(inverse.mask(OBSERVED), jnp.ones(SHAPE, int), SHAPE),
+            "y must be floating point, got int32",
+        ),
+        (
+            lambda: inverse.measure(jax.random.key(0), inverse.grey(), jnp.ones(SHAPE, np.uint8)),
+            "x must be floating point, got uint8",
+        ),
+        (
             lambda: inverse.measure(jax.random.key(0), inverse.grey(), draw(0), -1.0),
             "noise must be >= 0 and finite, got -1",
         ),

@@ -84,7 +84,9 @@ def test_annealed_langevin_samples_the_posterior():
     @jax.jit
     def sample(key):
         y_each = jnp.broadcast_to(y, (COUNT, *y.shape[1:]))
-        given_y = posterior_score(DATA.score, OPERATORS["blur"], y_each, 0.1, method="langevin")
+        given_y = posterior_score(
+            DATA.score, OPERATORS["blur"], y_each, 0.1, method="langevin", iterations=SIZE
+        )
         x = ladder[0] * jax.random.normal(key, (COUNT, *SHAPE))
         return sampling.annealed_langevin(
             key, given_y, x, ladder, epsilon=0.5e-4, steps_per_level=20
@@ -145,7 +147,7 @@ def test_the_weights_of_modes_given_one_coordinate():
     wanted = likelihood @ above / likelihood.sum()
     ys = jnp.tile(jnp.asarray([[y, jnp.nan]]), (COUNT, 1))
     given_y = posterior_score(
-        mixture.score, inverse.mask([[True, False]]), ys, noise, method="langevin"
+        mixture.score, inverse.mask([[True, False]]), ys, noise, method="langevin", iterations=1
     )
     ladder = sigmas.geometric(4.0, 0.05, 15)
 
@@ -218,6 +220,25 @@ def test_a_nonlinear_operator_is_linearised():
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_nonlinear_operator_may_contain_an_adjoint_of_its_own(method):
+    def call(x):  # JAX cannot differentiate it
+        return jax.pure_callback(lambda x: 2 * x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    x, y = jnp.asarray([[0.5, 1.0]]), jnp.asarray([[1.3, 3.0]])
+    found, wanted = (
+        posterior_score(
+            lambda x, s: -x,
+            inverse.compose(inverse.nonlinear(jnp.square), twice),
+            y,
+            0.5,
+            method=method,
+        )(x, jnp.ones(1))
+        for twice in (inverse.LinearOperator(call, call), inverse.matrix(2 * np.eye(2)))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -226,7 +247,7 @@ def test_a_nonlinear_operator_is_linearised():
         ({"noise": [0.1, 0.1, 0.1]}, "noise must have shape .2,., got .3,."),
         ({"noise": float("nan")}, "noise must be >= 0 and finite, got nan"),
         ({"data_std": 0.0}, "data_std must be"),
-        ({"iterations": -1}, "iterations must be"),
+        ({"iterations": 0}, "iterations must be an integer from 1"),
         ({"y": jnp.ones((2, 3))}, "y must have the shape of A x, .2, 2., got .2, 3."),
         ({"y": jnp.ones((2, 2), int)}, "y must be floating point, got int32"),
     ],
