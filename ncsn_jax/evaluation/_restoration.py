@@ -6,7 +6,7 @@ All compute in float64 on the host.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ncsn_jax.errors import show
+from ncsn_jax import _checks as check
 
 # Of SSIM, as published: the side of the window, its standard deviation, K_1 and K_2.
 _WINDOW, _STD, _K1, _K2 = 11, 1.5, 0.01, 0.03
@@ -31,7 +31,7 @@ def psnr(images_1: ArrayLike, images_2: ArrayLike, data_range: float = 1.0) -> n
       [20.0]
     """
     one, two = _pair(images_1, images_2, 1)
-    peak = _range(data_range)
+    peak = check.positive("data_range", data_range)
     mean = np.square(one - two).reshape(len(one), -1).mean(axis=1)
     with np.errstate(divide="ignore"):
         return 20 * np.log10(peak) - 10 * np.log10(mean)
@@ -66,7 +66,7 @@ def ssim(images_1: ArrayLike, images_2: ArrayLike, data_range: float = 1.0) -> n
       [1.0]
     """
     one, two = _pair(images_1, images_2, 4)
-    peak = _range(data_range)
+    peak = check.positive("data_range", data_range)
     c1, c2 = (_K1 * peak) ** 2, (_K2 * peak) ** 2
     m1, m2 = _windowed(one), _windowed(two)
     variances = _windowed(one * one) - m1 * m1 + _windowed(two * two) - m2 * m2
@@ -104,8 +104,7 @@ def coverage(samples: ArrayLike, truth: ArrayLike, level: float = 0.9) -> tuple[
             f"samples must be [S, ...] of a truth [...], got shapes {list(samples.shape)} and "
             f"{list(truth.shape)}"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {show(level)}")
+    level = check.fraction("level", level)
     count = len(samples)
     k = min(max(1, round((1 - level) / 2 * (count + 1))), (count + 1) // 2)
     ordered = np.sort(samples, axis=0)
@@ -132,9 +131,3 @@ def _pair(images_1: ArrayLike, images_2: ArrayLike, axes: int) -> tuple[np.ndarr
             f"images must be {wanted}, both of one shape, got {list(one.shape)} and {list(two.shape)}"
         )
     return one, two
-
-
-def _range(data_range: float) -> float:
-    if not 0 < data_range < np.inf:
-        raise ValueError(f"data_range must be > 0, got {show(data_range)}")
-    return float(data_range)

@@ -97,9 +97,12 @@ def test_coverage_shows_samples_that_vary_too_little_or_too_much(rng):
     ("call", "message"),
     [
         (lambda x: evaluation.psnr(x, x[:1]), r"both of one shape, got \[2, 8, 8, 1\] and \[1, 8"),
-        (lambda x: evaluation.psnr(x, x, 0), "data_range must be > 0, got 0"),
+        (lambda x: evaluation.psnr(x, x, 0), "data_range must be a finite number > 0, got 0"),
         (lambda x: evaluation.ssim(x[..., 0], x[..., 0]), r"must be \[N, H, W, C\], both of one"),
-        (lambda x: evaluation.ssim(x, x, np.nan), "data_range must be > 0, got nan"),
+        (
+            lambda x: evaluation.ssim(x, x, np.nan),
+            "data_range must be a finite number > 0, got nan",
+        ),
         (lambda x: evaluation.coverage(x, x), r"\[S, ...\] of a truth \[...\], got shapes \[2, 8"),
         (lambda x: evaluation.coverage(x, x[0], 1.0), r"level must be in \(0, 1\), got 1.0"),
     ],
