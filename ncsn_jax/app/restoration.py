@@ -5,6 +5,7 @@ of Fourier coefficients.
 """
 
 import math
+import os
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,10 +40,14 @@ class Measured(NamedTuple):
     """The measurements of n images.
 
     Attributes:
+      config: the run's configuration.
+      operator_of: by `make_operator`.
       y: float32 `[n, ...]`; 0 where nothing is measured.
       masks: bool `[n, H, W]`, or None for an operator without.
     """
 
+    config: ConfigDict
+    operator_of: OperatorOf
     y: np.ndarray
     masks: np.ndarray | None
 
@@ -51,13 +56,70 @@ class Measured(NamedTuple):
         """What a sampler knows."""
         return (self.y,) if self.masks is None else (self.y, self.masks)
 
+    @property
+    def observed(self) -> np.ndarray:
+        """Which elements of y are measured, bool like y."""
+        observed = self.operator_of(*self.known[1:]).observed
+        return np.broadcast_to(True if observed is None else np.asarray(observed), self.y.shape)
+
+    def settings(self, given: np.ndarray) -> dict:
+        """Returns what determines the samples, besides the sampler's settings.
+
+        Args:
+          given: the images that were measured, or else y. The rounding of computed measurements depends on
+            the machine, and another may continue.
+        """
+        names = ["operator", "noise", "method", "num_samples"]
+        names += ["factor"] * (self.config.restore.operator == "downsample")
+        found = {f"restore.{name}": self.config.restore[name] for name in names}
+        if self.config.restore.operator == "blur":
+            found["kernel"] = zlib.crc32(_kernel(self.config).tobytes())
+        if self.masks is not None:
+            found["masks"] = zlib.crc32(self.masks.tobytes())
+        return found | {"images or measurements": zlib.crc32(given.tobytes())}
+
+    def pseudo_inverse(self) -> np.ndarray:
+        """Returns the images of least norm that fit y best, `[n, H, W, C]`, in [0, 1]."""
+        shape = (1, *build.image_shape(self.config))
+
+        def one(y, *masks):
+            return inverse.pseudo_inverse(self.operator_of(*masks), y, shape)
+
+        return _one_by_one(one, *self.known)
+
+    def picture(self, pseudo_inverses: np.ndarray) -> np.ndarray:
+        """Returns how y looks, `[n, H, W, C]`: blurred images as they are, others by pseudo-inverses."""
+        if self.config.restore.operator == "blur":
+            return self.y
+        if self.config.restore.operator == "mask":
+            return np.where(self.masks[..., None], self.y, np.float32(_HIDDEN))
+        return pseudo_inverses
+
+    def chi_square(self, samples: np.ndarray) -> np.ndarray:
+        """Returns |y - A x|^2 / (noise^2 m) for m measured values, the mean over the samples of each image.
+
+        Args:
+          samples: x in [0, 1], `[n, S, H, W, C]`.
+
+        Returns:
+          float64 `[n]`.
+        """
+
+        def one(x, y, *masks):
+            return (y - self.operator_of(*masks).apply(x[0]))[None]
+
+        residual = _one_by_one(one, samples, *self.known).astype(np.float64)
+        counts = self.observed.reshape(len(samples), -1).sum(axis=1)
+        squares = np.square(residual).reshape(*samples.shape[:2], -1).sum(axis=2)
+        return squares.mean(axis=1) / (self.config.restore.noise**2 * counts)
+
 
 def check(config: ConfigDict) -> None:
     """Raises UserError if `config.restore` cannot work, as far as it shows without reading files."""
     options = config.restore
     operator, factor, mask = options.operator, options.factor, options.mask
     sides = build.image_shape(config)[:2]
-    if operator == "downsample" and any(side % factor for side in sides):
+    if operator == "downsample" and (factor % 1 or any(side % factor for side in sides)):
         raise UserError(
             f"config.restore.factor={factor} must be an integer that divides the images' sides, "
             f"{sides[0]} and {sides[1]}"
@@ -73,6 +135,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.restore.mask={mask!r} must be a file for config.restore.measurements: "
             "it says what they measure"
+        )
+    if options.measurements and options.images:
+        raise UserError(
+            f"config.restore.images={options.images!r} must be '' for config.restore.measurements"
         )
     if options.method == "dps" and not options.noise:
         raise UserError("config.restore.noise=0 must be above 0 for config.restore.method='dps'")
@@ -115,9 +181,9 @@ def condition(
     return operator, y, scale * config.restore.noise
 
 
-def measure(config: ConfigDict, operator_of: OperatorOf, images: np.ndarray) -> Measured:
+def measure(config: ConfigDict, images: np.ndarray) -> Measured:
     """Measures images in [0, 1], `[n, H, W, C]`; mask and noise of image i depend on the seed and i alone."""
-    masks = _masks(config, len(images))
+    operator_of, masks = make_operator(config), _masks(config, len(images))
     key = stream_key(config.seed, Stream.MEASUREMENTS)
 
     def one(index, x, *masks):
@@ -125,10 +191,11 @@ def measure(config: ConfigDict, operator_of: OperatorOf, images: np.ndarray) -> 
         return inverse.measure(keys, operator_of(*masks), x, config.restore.noise)
 
     inputs = (images,) if masks is None else (images, masks)
-    return Measured(_one_by_one(one, np.arange(len(images)), *inputs), masks)
+    y = _one_by_one(one, np.arange(len(images)), *inputs)
+    return Measured(config, operator_of, y, masks)
 
 
-def load(config: ConfigDict, operator_of: OperatorOf) -> Measured:
+def load(config: ConfigDict) -> Measured:
     """Returns the measurements that `config.restore.measurements` names.
 
     Raises:
@@ -146,7 +213,7 @@ def load(config: ConfigDict, operator_of: OperatorOf) -> Measured:
         raise UserError(
             f"{what} has type {y.dtype}, but must be floating point, of images in [0, 1]"
         )
-    masks = _masks(config, len(y) if y.ndim else 0)
+    operator_of, masks = make_operator(config), _masks(config, len(y) if y.ndim else 0)
     x = jax.ShapeDtypeStruct((1, *build.image_shape(config)), jnp.float32)
     some = () if masks is None else (np.ones((1, *masks.shape[1:]), bool),)
     wanted = jax.eval_shape(lambda x: operator_of(*some).apply(x), x).shape[1:]
@@ -156,71 +223,12 @@ def load(config: ConfigDict, operator_of: OperatorOf) -> Measured:
             f"config.restore.operator={options.operator!r} and not empty"
         )
     with np.errstate(over="ignore"):  # an overflow is found as not finite
-        measured = Measured(y.astype(np.float32), masks)
-    y = np.where(_observed(operator_of, measured), measured.y, np.float32(0))
+        measured = Measured(config, operator_of, y.astype(np.float32), masks)
+    y = np.where(measured.observed, measured.y, np.float32(0))
     if not np.isfinite(y).all():
         bad = np.argmin(np.isfinite(y).reshape(len(y), -1).all(axis=1))
         raise UserError(f"{what} holds a non-finite value in measurement {bad}")
-    return Measured(y, masks)
-
-
-def settings(config: ConfigDict, measured: Measured) -> dict:
-    """Returns what determines the samples, besides the sampler's settings."""
-    options = config.restore
-    found = {f"restore.{n}": options[n] for n in ("operator", "noise", "method", "num_samples")}
-    if options.operator == "blur":
-        found["kernel"] = zlib.crc32(_kernel(config).tobytes())
-    if measured.masks is not None:
-        found["masks"] = zlib.crc32(measured.masks.tobytes())
-    return found | {"measurements": zlib.crc32(measured.y.tobytes())}
-
-
-def pseudo_inverse(config: ConfigDict, operator_of: OperatorOf, measured: Measured) -> np.ndarray:
-    """Returns the images of least norm that fit the measurements best, `[n, H, W, C]`, in [0, 1]."""
-    shape = build.image_shape(config)
-
-    def one(y, *masks):
-        return inverse.pseudo_inverse(operator_of(*masks), y, (len(y), *shape))
-
-    return _one_by_one(one, *measured.known)
-
-
-def chi_square(
-    config: ConfigDict, operator_of: OperatorOf, measured: Measured, samples: np.ndarray
-) -> np.ndarray:
-    """Returns |y - A x|^2 / (noise^2 m) for m measured values, the mean over the samples of each image.
-
-    Args:
-      config, operator_of, measured: as above.
-      samples: x in [0, 1], `[n, S, H, W, C]`.
-
-    Returns:
-      float64 `[n]`.
-    """
-
-    def one(x, y, *masks):
-        return (y - operator_of(*masks).apply(x[0]))[None]
-
-    residual = _one_by_one(one, samples, *measured.known).astype(np.float64)
-    counts = _observed(operator_of, measured).reshape(len(samples), -1).sum(axis=1)
-    squares = np.square(residual).reshape(*samples.shape[:2], -1).sum(axis=2)
-    return squares.mean(axis=1) / (config.restore.noise**2 * counts)
-
-
-def picture(
-    config: ConfigDict, operator_of: OperatorOf, measured: Measured, pseudo_inverses: np.ndarray
-) -> np.ndarray:
-    """Returns how measurements look, `[n, H, W, C]`: blurred images as they are, others by pseudo-inverses.
-
-    Args:
-      config, operator_of, measured: as above.
-      pseudo_inverses: by `pseudo_inverse`.
-    """
-    if config.restore.operator == "blur":
-        return measured.y
-    if config.restore.operator == "mask":
-        return np.where(measured.masks[..., None], measured.y, np.float32(_HIDDEN))
-    return pseudo_inverses
+    return measured._replace(y=y)
 
 
 def _masks(config: ConfigDict, count: int) -> np.ndarray | None:
@@ -234,6 +242,10 @@ def _masks(config: ConfigDict, count: int) -> np.ndarray | None:
     if arrays.is_array(path):
         masks = read_masks(path, shape[:2], count, field)
     else:
+        if options.mask not in ("left", "box") and not os.path.isfile(path):
+            raise UserError(
+                f"{field}={options.mask!r} must be 'random', 'left', 'box', FILE.npy or an image file"
+            )
         background = config.data.background
         masks = make_masks(options.mask, shape, count, config.seed, background, field)[..., 0]
     if not masks.any(axis=(1, 2)).all():
@@ -276,12 +288,6 @@ def _std(text: str) -> float:
             f"config.restore.kernel={text!r} must be a number of pixels from 0.01 to 1000, or FILE.npy"
         )
     return std
-
-
-def _observed(operator_of: OperatorOf, measured: Measured) -> np.ndarray:
-    """Returns which elements of y are measured, bool like y."""
-    observed = operator_of(*measured.known[1:]).observed
-    return np.broadcast_to(True if observed is None else np.asarray(observed), measured.y.shape)
 
 
 def _one_by_one(function: Callable, *inputs: np.ndarray) -> np.ndarray:

@@ -23,27 +23,47 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
       images: the array the run began with, if any.
     """
     shared.begin(config, workdir, "restore", Stream.RESTORATION)
-    options, originals = config.restore, None
-    operator_of = restoration.make_operator(config)
+    options, value_range = config.restore, units.unrounded(config.data.value_range)
     if options.measurements:
-        measured = restoration.load(config, operator_of)
+        measured, originals, truth = restoration.load(config), None, None
     else:
         originals = shared.load_originals(config, workdir, options.num_images, images, "restore")
-        unit = units.to_unit(originals, config.data.value_range)
-        measured = restoration.measure(config, operator_of, unit)
+        truth = units.to_unit(originals, value_range)
+        measured = restoration.measure(config, truth)
     loaded, each = shared.load(config, workdir), options.num_samples
     shared.log.info(
         "restoring %d images, %d times each, by %r, from step %d",
         *(len(measured.y), each, options.method, loaded.step),
     )
-    settings = restoration.settings(config, measured)
+    settings = measured.settings(measured.y if originals is None else originals)
     directory, samples = complete.draw(loaded, Stream.RESTORATION, settings, measured.known, each)
     if samples is None:
         return
-    results = _Results(config, operator_of, measured, originals, samples)
-    pictures.write_npz(os.path.join(directory, "restored.npz"), **results.arrays())
-    storage.write(os.path.join(directory, "restored.png"), results.picture())
-    figures = results.figures()
+    arrays = {
+        "originals": originals,
+        "measurements": measured.y,
+        "masks": measured.masks,
+        "samples": samples,
+        "mean": samples.mean(axis=1, dtype=np.float64).astype(np.float32),
+        "std": samples.std(axis=1, dtype=np.float64, ddof=min(1, each - 1)).astype(np.float32),
+    }
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    pictures.write_npz(os.path.join(directory, "restored.npz"), **arrays)
+
+    unit, mean = (units.to_unit(arrays[name], value_range) for name in ("samples", "mean"))
+    std, least = arrays["std"] / (value_range[1] - value_range[0]), measured.pseudo_inverse()
+    columns = {"measured": measured.picture(least)}
+    columns |= {f"sample {j + 1}": unit[:, j] for j in range(min(each, _SHOWN))}
+    columns |= {"mean": mean, f"std x {_SCALE}": _SCALE * std}
+    if truth is not None:
+        columns["original"] = truth
+    tiles = pictures.to_uint8(np.stack(list(columns.values()), axis=1))
+    grid = pictures.grid(tiles.reshape(-1, *tiles.shape[2:]), len(columns))
+    picture = pictures.encode_png(grid, columns=list(columns))
+    storage.write(os.path.join(directory, "restored.png"), picture)
+
+    figures = {"images": len(samples), "samples": each, "method": options.method}
+    figures |= _figures(measured, unit, mean, least, truth)
     text = json.dumps(figures, indent=2) + "\n"
     storage.write(os.path.join(directory, "summary.json"), text.encode())
     shared.log.info(
@@ -51,66 +71,32 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
     )
 
 
-class _Results:
-    """The samples of measurements.
+def _figures(
+    measured: restoration.Measured,
+    samples: np.ndarray,
+    mean: np.ndarray,
+    least: np.ndarray,
+    truth: np.ndarray | None,
+) -> dict[str, float | None]:
+    """Returns the figures of `summary.json`; None if one is infinite.
 
     Args:
-      config: the run's configuration.
-      operator_of, measured: what was measured; see `restoration`.
-      originals: the images in the data's units, or None.
-      samples: `[n, S, H, W, C]`, in the same units but not rounded.
+      measured: what was measured.
+      samples: `[n, S, H, W, C]`, in [0, 1] as all others.
+      mean: of the samples.
+      least: the pseudo-inverses.
+      truth: the images that were measured, or None.
     """
-
-    def __init__(self, config, operator_of, measured, originals, samples: np.ndarray):
-        value_range = units.unrounded(config.data.value_range)
-        self._inputs, self._measured = (config, operator_of, measured), measured
-        self._originals, self._samples = originals, samples
-        self._mean = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
-        spread = samples.std(axis=1, dtype=np.float64, ddof=min(1, samples.shape[1] - 1))
-        self._std = spread.astype(np.float32)
-        # In [0, 1].
-        self._unit, self._unit_mean = (units.to_unit(a, value_range) for a in (samples, self._mean))
-        self._unit_std = self._std / (value_range[1] - value_range[0])
-        self._truth = None if originals is None else units.to_unit(originals, value_range)
-        self._least = restoration.pseudo_inverse(*self._inputs)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the arrays of `restored.npz`."""
-        given = {
-            "originals": self._originals,
-            "measurements": self._measured.y,
-            "masks": self._measured.masks,
-        }
-        made = {"samples": self._samples, "mean": self._mean, "std": self._std}
-        return {name: array for name, array in given.items() if array is not None} | made
-
-    def picture(self) -> bytes:
-        """Returns a picture with one row for each image."""
-        columns = {"measured": restoration.picture(*self._inputs, self._least)}
-        columns |= {
-            f"sample {j + 1}": self._unit[:, j] for j in range(self._unit.shape[1])[:_SHOWN]
-        }
-        columns |= {"mean": self._unit_mean, f"std x {_SCALE}": _SCALE * self._unit_std}
-        if self._truth is not None:
-            columns["original"] = self._truth
-        tiles = pictures.to_uint8(np.stack(list(columns.values()), axis=1))
-        grid = pictures.grid(tiles.reshape(-1, *tiles.shape[2:]), len(columns))
-        return pictures.encode_png(grid, columns=list(columns))
-
-    def figures(self) -> dict:
-        """Returns the figures of `summary.json`; None if one is infinite."""
-        options, found = self._inputs[0].restore, {}
-        if self._truth is not None:
-            found["psnr"] = evaluation.psnr(self._unit_mean, self._truth).mean()
-            found["ssim"] = evaluation.ssim(self._unit_mean, self._truth).mean()
-            found["psnr_pseudo_inverse"] = evaluation.psnr(self._least, self._truth).mean()
-            covered = evaluation.coverage(self._unit.swapaxes(0, 1), self._truth)
-            found["coverage"], found["coverage_nominal"] = covered
-        if options.noise:
-            found["chi_square"] = restoration.chi_square(*self._inputs, self._unit).mean()
-        found = {n: float(v) if np.isfinite(v) else None for n, v in found.items()}
-        count, each = self._samples.shape[:2]
-        return {"images": count, "samples": each, "method": options.method} | found
+    found = {}
+    if truth is not None:
+        found["psnr"] = evaluation.psnr(mean, truth).mean()
+        found["ssim"] = evaluation.ssim(mean, truth).mean()
+        found["psnr_pseudo_inverse"] = evaluation.psnr(least, truth).mean()
+        covered = evaluation.coverage(samples.swapaxes(0, 1), truth)
+        found["coverage"], found["coverage_nominal"] = covered
+    if measured.config.restore.noise:
+        found["chi_square"] = measured.chi_square(samples).mean()
+    return {name: float(v) if np.isfinite(v) else None for name, v in found.items()}
 
 
 def _line(figures: dict) -> str:

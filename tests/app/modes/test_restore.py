@@ -10,7 +10,7 @@ from PIL import Image
 import run_lib
 from ncsn_jax import evaluation, inverse, sampling, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, devices, pictures, restoration, storage, units
+from ncsn_jax.app import build, devices, pictures, restoration, storage
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
@@ -97,6 +97,8 @@ def test_measurements_of_a_file_are_restored_without_originals(vp_run):
     assert first.keys() - second.keys() == {"originals"}
     for name, array in second.items():
         np.testing.assert_array_equal(array, first[name])
+    with pytest.raises(UserError, match="with other settings: images or measurements is"):
+        restored(vp_run, "measured", operator="mask", method="pigdm", **files)  # loses originals
     one, two = (
         storage.read_json(f"{vp_run}/{DIRECTORY}_{name}/summary.json")
         for name in ("measured", "filed")
@@ -119,36 +121,26 @@ def test_other_operators_and_methods_run_on_a_ladder(operator, method, ladder_ru
     assert found["samples"].shape == (3, 2, *runs.SHAPE) and np.isfinite(found["samples"]).all()
 
 
-class Normal:
-    """Lets the mode work without a run, on data N(0, 0.6^2) in [-1, 1]; see `runs.Gaussian`."""
-
-    COUNT = 20
-
-    def __init__(self, patch, directory):
-        patch.setattr(shared, "begin", lambda *_: None)
-        params = devices.replicate({"unused": np.zeros(1)})
-        patch.setattr(shared, "load", lambda c, w: shared.Loaded(c, w, runs.STEP, params))
-        self._directory = str(directory)
-        self.x = 0.6 * np.random.default_rng(0).standard_normal((self.COUNT, *runs.SHAPE))
-        np.save(directory / "x.npy", np.float32(self.x))
-
-    def restore(self, **fields):
-        changes = {f"restore.{name}": value for name, value in fields.items()}
-        config = runs.vp_config(
-            **HEUN
-            | {"model.sigma_end": 0.01, "sampling.num_steps": 20, "sampling.batch_size": 380}
-            | {"data.value_range": (-1, 1), "restore.images": f"{self._directory}/x.npy"}
-            | {"restore.num_images": self.COUNT, "model.sigma_begin": 20.0}
-            | changes
-        )
-        run_lib.restore(config, self._directory)
-        found = runs.read(self._directory, DIRECTORY, "restored.npz")
-        return found, storage.read_json(f"{self._directory}/{DIRECTORY}/summary.json")
-
-
 def test_normal_data_have_their_exact_posterior(gaussian, tmp_path, monkeypatch):
     """The mean of a block given y is y V / (V + noise^2), with V = 0.6^2 / 4 and noise in [-1, 1]."""
-    found, figures = Normal(monkeypatch, tmp_path).restore(noise=0.1)
+    count, workdir = 20, str(tmp_path)
+    monkeypatch.setattr(shared, "begin", lambda *_: None)
+    params = devices.replicate({"unused": np.zeros(1)})
+    monkeypatch.setattr(shared, "load", lambda c, w: shared.Loaded(c, w, runs.STEP, params))
+    x = gaussian.STD * np.random.default_rng(0).standard_normal((count, *runs.SHAPE))
+    np.save(f"{workdir}/x.npy", np.float32(x))
+    chain = {"model.sigma_begin": 20.0, "model.sigma_end": 0.01, "sampling.num_steps": 20}
+    asked = {
+        "restore.images": f"{workdir}/x.npy",
+        "restore.num_images": count,
+        "restore.noise": 0.1,
+    }
+    config = runs.vp_config(
+        **HEUN | chain | asked | {"sampling.batch_size": 19 * count, "data.value_range": (-1, 1)}
+    )
+    run_lib.restore(config, workdir)
+    found = runs.read(workdir, DIRECTORY, "restored.npz")
+    figures = storage.read_json(f"{workdir}/{DIRECTORY}/summary.json")
     y = 2 * found["measurements"].astype(float) - 1
     variance, noise = gaussian.STD**2 / 4, 0.2
     mean = np.kron(y * variance / (variance + noise**2), np.ones((1, 2, 2, 1)))
@@ -160,13 +152,15 @@ def test_normal_data_have_their_exact_posterior(gaussian, tmp_path, monkeypatch)
     assert abs(figures["coverage"] - 0.9) < 5 * np.sqrt(0.09 * 4 / z.size)
     assert figures["coverage_nominal"] == 0.9
     # Sixteen values an image, whose residuals the samples share in part.
-    assert abs(figures["chi_square"] - 1) < 5 * np.sqrt(2 / (16 * Normal.COUNT))
+    assert abs(figures["chi_square"] - 1) < 5 * np.sqrt(2 / (16 * count))
     error = spread * (1 + 1 / 19)  # of the mean of 19 samples, in [-1, 1], whose range is 2
     deviation = 10 / np.log(10) * np.sqrt(2 * 4 / z.size)
     assert abs(figures["psnr"] - 10 * np.log10(4 / error)) < 5 * deviation
 
 
-def test_the_files_hold_measurements_samples_and_figures(vp_run, chains, monkeypatch):
+@pytest.fixture
+def unrounded(chains, monkeypatch):
+    """Adds a quarter to the samples of `chains`."""
     monkeypatch.setattr(runs.Chains, "value_range", (0.0, 255.0))
     run = runs.Chains.run
 
@@ -175,6 +169,10 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, chains, monkeyp
         return made._replace(images=np.float32(made.images) + np.float32(0.25))
 
     monkeypatch.setattr(runs.Chains, "run", as_floats)
+    return chains
+
+
+def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded):
     config, found = restored(vp_run, "files", operator="mask", mask="left", num_samples=5)
     directory = f"{vp_run}/{DIRECTORY}_files"
     names = ["restored.npz", "restored.png", "samples", "summary.json"]
@@ -186,12 +184,12 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, chains, monkeyp
     np.testing.assert_allclose(found["std"], samples.std(axis=1, ddof=1), rtol=1e-5)
     masks = np.broadcast_to(np.arange(8) < 4, (3, 8, 8))
     np.testing.assert_array_equal(found["masks"], masks)
-    for call in chains:
+    for call in unrounded:
         images = np.asarray(call["indices"]) // 5
         assert call["task"] == Stream.RESTORATION
         for told, of_all in zip(call["known"], (found["measurements"], masks), strict=True):
             np.testing.assert_array_equal(told, of_all[images])
-    runs.assert_ema(chains[0]["params"], config, vp_run)
+    runs.assert_ema(unrounded[0]["params"], config, vp_run)
 
     truth, mean = found["originals"] / 255, samples.mean(axis=1) / 255
     hidden = np.where(masks[..., None], found["measurements"], 0)
@@ -238,10 +236,8 @@ def test_the_picture_shows_blurred_images_and_pseudo_inverses():
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1)).astype(np.float32)
     for operator in restoration.OPERATORS:
         config = runs.vp_config(**{"restore.operator": operator, "restore.noise": 0.0})
-        operator_of = restoration.make_operator(config)
-        measured = restoration.measure(config, operator_of, images)
-        least = restoration.pseudo_inverse(config, operator_of, measured)
-        shown = restoration.picture(config, operator_of, measured, least)
+        measured = restoration.measure(config, images)
+        shown = measured.picture(measured.pseudo_inverse())
         if operator == "downsample":
             expected = np.kron(measured.y, np.ones((1, 2, 2, 1)))
         elif operator == "fourier":  # what is measured, with the conjugates
@@ -255,46 +251,30 @@ def test_the_picture_shows_blurred_images_and_pseudo_inverses():
         np.testing.assert_allclose(shown, expected, atol=1e-5, err_msg=operator)
 
 
-def test_different_settings_are_refused(vp_run, chains, monkeypatch):
-    monkeypatch.setattr(runs.Chains, "value_range", (0.0, 255.0))
-    run = runs.Chains.run
-    monkeypatch.setattr(
-        runs.Chains,
-        "run",
-        lambda *a, **k: (m := run(*a, **k))._replace(images=np.float32(m.images)),
-    )
+@pytest.mark.usefixtures("unrounded")
+def test_different_settings_are_refused(vp_run):
     config, _ = restored(vp_run, "apart")
     found = runs.settings(f"{vp_run}/{DIRECTORY}_apart/samples")
     assert {name: value for name, value in found.items() if name.startswith("restore.")} == {
         "restore.operator": "downsample",
+        "restore.factor": 2.0,
         "restore.noise": 0.05,
         "restore.method": "mmps",
         "restore.num_samples": 2,
     }
-    assert isinstance(found["measurements"], int)
     others = {
         "restore.operator": "grey",
+        "restore.factor": 4.0,
         "restore.noise": 0.1,
         "restore.method": "dps",
         "restore.num_samples": 3,
     }
     runs.assert_others_are_refused(run_lib.restore, config, vp_run, others)
-    for field, value in (("factor", 4.0), ("num_images", 2)):
-        other = config.copy_and_resolve_references()
-        other.restore[field] = value
-        with pytest.raises(UserError, match="with other settings: measurements is"):
-            run_lib.restore(other, vp_run)
+    other = config.copy_and_resolve_references()
+    other.restore.num_images = 2
+    with pytest.raises(UserError, match="with other settings: images or measurements is"):
+        run_lib.restore(other, vp_run)
     # Fields that the operator does not use may differ.
     other = config.copy_and_resolve_references()
     other.restore.update(kernel="2.0", mask="left")
     run_lib.restore(other, vp_run)
-
-
-def test_own_images_are_restored_and_a_missing_directory_is_named(vp_run, chains, tmp_path):
-    config = runs.vp_config(**HEUN | SOME | {"restore.images": str(tmp_path)})
-    with pytest.raises(UserError, match=r"config.restore.images=.* holds no PNG, "):
-        run_lib.restore(config, vp_run)
-
-
-def test_units_of_bytes_have_fractions():
-    assert units.unrounded(()) == (0.0, 255.0) and units.unrounded((1, 2)) == (1, 2)
