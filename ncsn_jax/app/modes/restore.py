@@ -57,10 +57,7 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
     columns |= {"mean": mean, f"std x {_SCALE}": _SCALE * std}
     if truth is not None:
         columns["original"] = truth
-    tiles = pictures.to_uint8(np.stack(list(columns.values()), axis=1))
-    grid = pictures.grid(tiles.reshape(-1, *tiles.shape[2:]), len(columns))
-    picture = pictures.encode_png(grid, columns=list(columns))
-    storage.write(os.path.join(directory, "restored.png"), picture)
+    storage.write(os.path.join(directory, "restored.png"), _picture(columns))
 
     figures = {"images": len(samples), "samples": each, "method": options.method}
     figures |= _figures(measured, unit, mean, least, truth)
@@ -69,6 +66,13 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
     shared.log.info(
         "%s; wrote restored.npz, restored.png and summary.json to %s", _line(figures), directory
     )
+
+
+def _picture(columns: dict[str, np.ndarray]) -> bytes:
+    """Returns a picture with a row for each image and named columns of `[n, H, W, C]`, in [0, 1]."""
+    tiles = pictures.to_uint8(np.stack(list(columns.values()), axis=1))
+    grid = pictures.grid(tiles.reshape(-1, *tiles.shape[2:]), len(columns))
+    return pictures.encode_png(grid, columns=list(columns))
 
 
 def _figures(
