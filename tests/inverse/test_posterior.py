@@ -71,7 +71,7 @@ def test_samples_have_the_moments_of_their_method(method, operator):
 
 def test_annealed_langevin_samples_the_posterior():
     """In closed form the chain of "langevin" tends to the posterior; its samples are the chain's."""
-    one, y = DATA.problem(OPERATORS["blur"], 0.1)
+    one, y = DATA.problem(OPERATORS["matrix"], 0.1)
     exact, exact_cov = posteriors.posterior(one)
     end = 1e-3
     ladder = np.geomspace(5, end, 80)
@@ -85,7 +85,7 @@ def test_annealed_langevin_samples_the_posterior():
     def sample(key):
         y_each = jnp.broadcast_to(y, (COUNT, *y.shape[1:]))
         given_y = posterior_score(
-            DATA.score, OPERATORS["blur"], y_each, 0.1, method="langevin", iterations=SIZE
+            DATA.score, OPERATORS["matrix"], y_each, 0.1, method="langevin", iterations=5
         )
         x = ladder[0] * jax.random.normal(key, (COUNT, *SHAPE))
         return sampling.annealed_langevin(

@@ -51,8 +51,7 @@ def test_restoration_matches_the_library(plain, vp_run):
     @jax.jit
     def restore():
         y = 2 * np.repeat(found["measurements"], 2, axis=0) - 1
-        options = {"method": "mmps", "iterations": 1}
-        given = inverse.posterior_score(sigma_score_fn, operator, y, 0.1, **options)
+        given = inverse.posterior_score(sigma_score_fn, operator, y, 0.1, method="mmps")
         ladder = sigmas.karras(5.0, config.model.sigma_end, 5, config.sampling.rho)
         return sampling.heun(key, given, 5.0 * runs.normal(start), ladder)[0]
 
