@@ -60,8 +60,8 @@ def posterior_score(
       so it is biased with the other samplers.
     - "mmps" for the other samplers. It is exact for normal data, if the iterations suffice.
     - "pigdm" likewise, at less cost. It is exact for data from N(m, std^2 I), and otherwise biased.
-    - "dps" to compare with it. It takes D(x) for x_0, so it trusts the measurement too much, and its score is
-      as steep as 1 / noise^2. Along a geometric ladder a sampler needs about
+    - "dps" to compare with them. It takes D(x) for x_0, so it trusts the measurement too much, and its score
+      is as steep as 1 / noise^2. Along a geometric ladder a sampler needs about
       ln(sigma_1 / sigma_L) |A|^2 std^2 / (8 noise^2) steps, or it diverges.
 
     The derivatives of a trained network are unreliable where sigma is far above the data's standard

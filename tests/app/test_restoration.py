@@ -251,23 +251,6 @@ def test_what_cannot_be_restored_is_refused(fields, message):
     schema.check(make(**fields))  # a run may be trained
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"operator": "sharpen"}, "operator='sharpen' must be 'downsample' or 'mask' or 'blur'"),
-        ({"factor": 0.5}, "factor=0.5 must be from 1 to 4096"),
-        ({"noise": -0.1}, "noise=-0.1 must be from 0 to"),
-        ({"noise": float("nan")}, "noise=nan must be from 0 to"),
-        ({"method": "exact"}, "method='exact' must be 'langevin' or 'dps' or 'pigdm' or 'mmps'"),
-        ({"num_samples": 0}, "num_samples=0 must be from 1 to 10000"),
-        ({"num_images": 0}, "num_images=0 must be at least 1"),
-    ],
-)
-def test_invalid_values_are_refused(fields, message):
-    with pytest.raises(UserError, match=f"config.restore.{message}"):
-        schema.check(make(**fields))
-
-
 def test_masks_of_pixels_are_those_of_inpainting_or_of_a_file(tmp_path):
     white = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     picture, path = str(tmp_path / "mask.png"), str(tmp_path / "mask.npy")
