@@ -4,6 +4,7 @@ A measurement is y = A x + n, n ~ N(0, noise^2 I), of images x in [0, 1]. Masks 
 of Fourier coefficients.
 """
 
+import logging
 import math
 import os
 import zlib
@@ -28,6 +29,8 @@ _MASKED = ("mask", "fourier")
 
 # Standard deviation of the data for "pigdm": in [-1, 1] that of the paper, 1.
 DATA_STD = 0.5
+
+_log = logging.getLogger(__name__)
 
 # The grey of hidden pixels in a picture.
 _HIDDEN = 0.75
@@ -96,13 +99,13 @@ class Measured(NamedTuple):
         return pseudo_inverses
 
     def chi_square(self, samples: np.ndarray) -> np.ndarray:
-        """Returns |y - A x|^2 / (noise^2 m) for m measured values, the mean over the samples of each image.
+        """Returns |y - A x|^2 / (noise^2 m) for m measured values.
 
         Args:
           samples: x in [0, 1], `[n, S, H, W, C]`.
 
         Returns:
-          float64 `[n]`.
+          float64 `[n, S]`.
         """
 
         def one(x, y, *masks):
@@ -111,7 +114,7 @@ class Measured(NamedTuple):
         residual = _one_by_one(one, samples, *self.known).astype(np.float64)
         counts = self.observed.reshape(len(samples), -1).sum(axis=1)
         squares = np.square(residual).reshape(*samples.shape[:2], -1).sum(axis=2)
-        return squares.mean(axis=1) / (self.config.restore.noise**2 * counts)
+        return squares / (self.config.restore.noise**2 * counts[:, None])
 
 
 def check(config: ConfigDict) -> None:
@@ -206,7 +209,12 @@ def load(config: ConfigDict) -> Measured:
     what = f"{field}={options.measurements!r}"
     if not arrays.is_array(path):
         raise UserError(f"{what} must be FILE.npy, FILE.npz or FILE.npz:KEY")
-    y = arrays.read(path, field, options.num_images)
+    y = arrays.read(path, field)
+    if y.ndim and len(y) > (most := options.num_images):
+        _log.warning(
+            "restoring %d of %d measurements: config.restore.num_images=%d", most, len(y), most
+        )
+        y = y[:most]
     if y.dtype.kind == "c" and options.operator == "fourier":
         y = np.stack([y.real, y.imag], axis=-1)
     if y.dtype.kind != "f":
@@ -228,7 +236,21 @@ def load(config: ConfigDict) -> Measured:
     if not np.isfinite(y).all():
         bad = np.argmin(np.isfinite(y).reshape(len(y), -1).all(axis=1))
         raise UserError(f"{what} holds a non-finite value in measurement {bad}")
+    if (found := np.abs(y).max()) > (most := _largest(config)) + 6 * options.noise:
+        _log.warning(
+            "%s has values up to %.3g, but those of images in [0, 1] are at most %.3g",
+            what,
+            found,
+            most,
+        )
     return measured._replace(y=y)
+
+
+def _largest(config: ConfigDict) -> float:
+    """Returns a bound on A x for images in [0, 1]."""
+    if config.restore.operator == "fourier":
+        return math.prod(build.image_shape(config)[:2]) ** 0.5
+    return float(np.abs(_kernel(config)).sum()) if config.restore.operator == "blur" else 1.0
 
 
 def _masks(config: ConfigDict, count: int) -> np.ndarray | None:

@@ -22,7 +22,7 @@ from ncsn_jax.sampling._loop import frame_stops
 _PARTS = 25
 
 # A slightly noisy image has no pixel further from 1/2 than this.
-_FAR = 1.5
+FAR = 1.5
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Chains:
             advanced(stop - at)
             at = stop
         final = uncenter(np.asarray(x), self._config.data.centered)
-        far = float(np.mean(np.abs(final - 0.5) > _FAR))
+        far = float(np.mean(np.abs(final - 0.5) > FAR))
         if far > 0.5:
             _log.warning(
                 "%.0f %% of the pixels lie far outside [0, 1]: %s, or the network is barely trained",

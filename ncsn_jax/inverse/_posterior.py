@@ -12,6 +12,7 @@ from ncsn_jax._random import expand
 from ncsn_jax.errors import show
 from ncsn_jax.inverse._operators import (
     LinearOperator,
+    NonlinearOperator,
     Operator,
     applied,
     check_measurement,
@@ -110,6 +111,10 @@ def posterior_score(
       >>> round(float(x[:, 0].mean()), 1)
       1.0
     """
+    if not isinstance(operator, LinearOperator | NonlinearOperator):
+        raise ValueError(
+            f"operator must be a LinearOperator, or made by `nonlinear`, got {show(operator)}"
+        )
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {show(method)}")
     data_std = check.positive("data_std", data_std)

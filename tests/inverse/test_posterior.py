@@ -243,6 +243,10 @@ def test_a_nonlinear_operator_may_contain_an_adjoint_of_its_own(method):
     "change, message",
     [
         ({"method": "ddrm"}, "method must be 'langevin' or 'dps' or 'pigdm' or 'mmps', got 'ddrm'"),
+        (
+            {"operator": abs},
+            "operator must be a LinearOperator, or made by `nonlinear`, got <built-in",
+        ),
         ({"method": "dps", "noise": 0.0}, "noise must be > 0 for method='dps', got 0.0"),
         ({"noise": [0.1, 0.1, 0.1]}, "noise must have shape .2,., got .3,."),
         ({"noise": float("nan")}, "noise must be >= 0 and finite, got nan"),
@@ -253,10 +257,13 @@ def test_a_nonlinear_operator_may_contain_an_adjoint_of_its_own(method):
     ],
 )
 def test_mistakes_are_refused_in_one_line(change, message):
-    arguments = {"y": jnp.ones((2, 2)), "noise": 0.1, "method": "mmps"} | change
-    y, noise = arguments.pop("y"), arguments.pop("noise")
+    operator = inverse.mask([[True, False]])
+    arguments = {
+        "operator": operator,
+        "y": jnp.ones((2, 2)),
+        "noise": 0.1,
+        "method": "mmps",
+    } | change
     with pytest.raises(ValueError, match=message) as error:
-        posterior_score(lambda x, sigma: -x, inverse.mask([[True, False]]), y, noise, **arguments)(
-            jnp.ones((2, 2)), jnp.ones(2)
-        )
+        posterior_score(lambda x, sigma: -x, **arguments)(jnp.ones((2, 2)), jnp.ones(2))
     assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ncsn_jax import evaluation
 from ncsn_jax._random import Stream
-from ncsn_jax.app import devices, pictures, restoration, storage, units
+from ncsn_jax.app import devices, pictures, restoration, run_samplers, storage, units
 from ncsn_jax.app.modes import complete, shared
 
 # Samples of each image in the picture, and the factor that makes the deviation visible.
@@ -47,10 +47,13 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
         "mean": samples.mean(axis=1, dtype=np.float64).astype(np.float32),
         "std": samples.std(axis=1, dtype=np.float64, ddof=min(1, each - 1)).astype(np.float32),
     }
+    unit = units.to_unit(samples, value_range)
+    if config.restore.noise:
+        arrays["chi_square"] = measured.chi_square(unit)
     arrays = {name: array for name, array in arrays.items() if array is not None}
     pictures.write_npz(os.path.join(directory, "restored.npz"), **arrays)
 
-    unit, mean = (units.to_unit(arrays[name], value_range) for name in ("samples", "mean"))
+    mean = units.to_unit(arrays["mean"], value_range)
     std, least = arrays["std"] / (value_range[1] - value_range[0]), measured.pseudo_inverse()
     columns = {"measured": measured.picture(least)}
     columns |= {f"sample {j + 1}": unit[:, j] for j in range(min(each, _SHOWN))}
@@ -60,9 +63,20 @@ def restore(config, workdir: str, images: np.ndarray | None = None) -> None:
     storage.write(os.path.join(directory, "restored.png"), _picture(columns))
 
     figures = {"images": len(samples), "samples": each, "method": options.method}
-    figures |= _figures(measured, unit, mean, least, truth)
+    figures["settings"] = loaded.sampler_settings() | {
+        f"restore.{name}": options[name]
+        for name in ("operator", "factor", "kernel", "mask", "noise")
+    }
+    figures |= _figures(arrays, unit, mean, least, truth)
     text = json.dumps(figures, indent=2) + "\n"
     storage.write(os.path.join(directory, "summary.json"), text.encode())
+    far = np.argwhere(np.abs(unit - 0.5).max(axis=(2, 3, 4)) > run_samplers.FAR)
+    if len(far):
+        shared.log.warning(
+            "%d of %d samples are far outside [0, 1], first sample %d of image %d: start at a smaller sigma, "
+            "or take more steps, or stochastic ones",
+            *(len(far), unit.shape[0] * each, far[0, 1], far[0, 0]),
+        )
     shared.log.info(
         "%s; wrote restored.npz, restored.png and summary.json to %s", _line(figures), directory
     )
@@ -76,7 +90,7 @@ def _picture(columns: dict[str, np.ndarray]) -> bytes:
 
 
 def _figures(
-    measured: restoration.Measured,
+    arrays: dict[str, np.ndarray],
     samples: np.ndarray,
     mean: np.ndarray,
     least: np.ndarray,
@@ -85,7 +99,7 @@ def _figures(
     """Returns the figures of `summary.json`; None if one is infinite.
 
     Args:
-      measured: what was measured.
+      arrays: those of `restored.npz`.
       samples: `[n, S, H, W, C]`, in [0, 1] as all others.
       mean: of the samples.
       least: the pseudo-inverses.
@@ -98,8 +112,8 @@ def _figures(
         found["psnr_pseudo_inverse"] = evaluation.psnr(least, truth).mean()
         covered = evaluation.coverage(samples.swapaxes(0, 1), truth)
         found["coverage"], found["coverage_nominal"] = covered
-    if measured.config.restore.noise:
-        found["chi_square"] = measured.chi_square(samples).mean()
+    if "chi_square" in arrays:
+        found["chi_square"] = arrays["chi_square"].mean()
     return {name: float(v) if np.isfinite(v) else None for name, v in found.items()}
 
 

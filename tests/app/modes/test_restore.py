@@ -102,7 +102,7 @@ def test_measurements_of_a_file_are_restored_without_originals(vp_run):
         storage.read_json(f"{vp_run}/{DIRECTORY}_{name}/summary.json")
         for name in ("measured", "filed")
     )
-    assert two.keys() == {"images", "samples", "method", "chi_square"}
+    assert two.keys() == {"images", "samples", "method", "settings", "chi_square"}
     assert two["chi_square"] == one["chi_square"]
     assert one.keys() - two.keys() == {
         *("psnr", "ssim", "psnr_pseudo_inverse", "coverage", "coverage_nominal"),
@@ -176,7 +176,7 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded):
     directory = f"{vp_run}/{DIRECTORY}_files"
     names = ["restored.npz", "restored.png", "samples", "summary.json"]
     assert sorted(os.listdir(directory)) == names
-    assert found.keys() == {"originals", "measurements", "masks", "samples", "mean", "std"}
+    assert " ".join(found) == "originals measurements masks samples mean std chi_square"
     samples = np.stack([runs.drawn(i) for i in range(15)]).reshape(3, 5, *runs.SHAPE) + 0.25
     np.testing.assert_array_equal(found["samples"], samples)
     np.testing.assert_allclose(found["mean"], samples.mean(axis=1), rtol=1e-6)
@@ -204,7 +204,9 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded):
         "chi_square": np.square(residual).sum() / (0.05**2 * 32 * 15),
     }
     figures = storage.read_json(f"{directory}/summary.json")
+    assert figures.pop("settings")["restore.operator"] == "mask"
     assert figures.pop("method") == "mmps" and figures.keys() == expected.keys()
+    np.testing.assert_allclose(found["chi_square"].mean(), expected["chi_square"], rtol=1e-4)
     for name, value in expected.items():
         np.testing.assert_allclose(figures[name], value, rtol=1e-4, err_msg=name)
     log = storage.read(f"{vp_run}/log.txt").decode()
