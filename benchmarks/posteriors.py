@@ -181,7 +181,7 @@ def sample(data, operator, sampler, method, noise, y, key):
     def run(key, noise, y):
         key_start, key_steps = jax.random.split(key)
         given_y = inverse.posterior_score(
-            data.score, operator, y, noise, method=method, iterations=min(size, 32)
+            data.score, operator, y, noise, method=method, iterations=2 * size
         )
         x = ladder[0] * jax.random.normal(key_start, (COUNT, *data.shape))
         if is_heun:
