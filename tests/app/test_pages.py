@@ -61,7 +61,7 @@ def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monke
 
     # The network of two convolutions compiles in a second. Its scores start near 0.
     monkeypatch.setattr(models, "NCSN", lambda features, num_levels: Beginning())
-    opened, continuous, posterior, network = python_of("docs/library.md")
+    opened, continuous, posterior, operators, network = python_of("docs/library.md")
     names = {}
     exec(opened, names)
     assert names["images"].shape == names["score"].shape == (16, 8, 8, 1)
@@ -79,6 +79,9 @@ def test_the_code_in_the_readme_and_the_library_page_runs(one_run, capsys, monke
     likelihood = (residual / 4).repeat(2, 1).repeat(2, 2) / (0.05**2 + sigma[0] ** 2 / 4)
     found = given_y(x, sigma.repeat(16)) - run.score_fn(x, sigma.repeat(16))
     np.testing.assert_allclose(found, likelihood, rtol=1e-4, atol=1e-4)
+    exec(operators, names)
+    assert names["rows"].apply(x).shape == (16, 8, 1)
+    assert names["magnitudes"].apply(x).shape == x.shape
     names = {}
     exec(network, names)
     assert names["images"].shape == (8, 28, 28, 1)
