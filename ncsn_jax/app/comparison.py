@@ -16,9 +16,10 @@ from ncsn_jax.errors import UserError
 # "frechet_pixels_1000", "frechet_pixels_real_297".
 _NUMBERED = re.compile(r"(?P<measure>.+?)(?P<real>_real)?_(?P<count>\d+)")
 
-# Fields that decide how many evaluations a sample takes; a line of the picture joins their values.
 # Names of lines up to this length fit into two columns.
 _LONG = 90
+
+# Fields that decide how many evaluations a sample takes; a line of the picture joins their values.
 _COSTS = ("num_steps", "steps_per_level", "corrector_steps", "num_levels", "rtol", "atol")
 
 # The measures that the picture shows, at most three, the first that there are.

@@ -209,12 +209,10 @@ def load(config: ConfigDict) -> Measured:
     what = f"{field}={options.measurements!r}"
     if not arrays.is_array(path):
         raise UserError(f"{what} must be FILE.npy, FILE.npz or FILE.npz:KEY")
-    y = arrays.read(path, field)
-    if y.ndim and len(y) > (most := options.num_images):
-        _log.warning(
-            "restoring %d of %d measurements: config.restore.num_images=%d", most, len(y), most
-        )
-        y = y[:most]
+    y = arrays.read(path, field, options.num_images + 1)
+    if y.ndim and len(y) > options.num_images:
+        y = y[:-1]
+        _log.warning("%s holds more than config.restore.num_images=%d", what, len(y))
     if y.dtype.kind == "c" and options.operator == "fourier":
         y = np.stack([y.real, y.imag], axis=-1)
     if y.dtype.kind != "f":

@@ -36,7 +36,7 @@ def solve(
     def dot(u, v):
         return jnp.sum(u * v, axis=tuple(range(1, u.ndim)))
 
-    # What is left then is rounding, which a singular M would amplify.
+    # A smaller residual is rounding, which a singular M would amplify.
     enough = (16 * jnp.finfo(b.dtype).eps) ** 2 * dot(b, b)
 
     def iterate(_, state):

@@ -272,7 +272,7 @@ def test_masks_of_pixels_are_those_of_inpainting_or_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("operator", restoration.OPERATORS)
-def test_measurements_of_a_file_are_those_that_were_saved(operator, tmp_path):
+def test_measurements_of_a_file_are_those_that_were_saved(operator, tmp_path, caplog):
     """The file of a restoration, with its random masks, gives the same measurements."""
     config = make(operator=operator, factor=2.0)
     measured = restoration.measure(config, IMAGES)
@@ -287,12 +287,26 @@ def test_measurements_of_a_file_are_those_that_were_saved(operator, tmp_path):
     found = restoration.load(config)
     for one, two in zip(found.known, measured.known, strict=True):
         np.testing.assert_array_equal(one, two)
+    assert not caplog.messages
     config.restore.num_images = 2
     assert len(restoration.load(config).y) == 2
+    (message,) = caplog.messages
+    assert message.endswith("holds more than config.restore.num_images=2")
     if operator == "fourier":
         np.save(tmp_path / "complex.npy", y[..., 0] + 1j * y[..., 1])
         config.restore.measurements = str(tmp_path / "complex.npy")
         np.testing.assert_array_equal(restoration.load(config).y, measured.y[:2])
+
+
+@pytest.mark.parametrize(("operator", "most"), [("downsample", 1), ("blur", 1), ("fourier", 8)])
+def test_measurements_in_other_units_are_named(operator, most, tmp_path, caplog):
+    path = str(tmp_path / "y.npz")
+    np.savez(
+        path, y=255 * restoration.measure(make(operator=operator), IMAGES).y, m=np.ones((8, 8))
+    )
+    restoration.load(make(operator=operator, measurements=f"{path}:y", mask=f"{path}:m"))
+    (message,) = caplog.messages
+    assert message.endswith(f"but those of images in [0, 1] are at most {most}")
 
 
 @pytest.mark.parametrize(

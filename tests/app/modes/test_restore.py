@@ -10,7 +10,7 @@ from PIL import Image
 import run_lib
 from ncsn_jax import evaluation, inverse, sampling, sigmas
 from ncsn_jax._random import Stream
-from ncsn_jax.app import build, devices, pictures, restoration, storage
+from ncsn_jax.app import build, devices, pictures, restoration, run_samplers, storage
 from ncsn_jax.app.modes import shared
 from ncsn_jax.app.sample_store import SampleStore
 from ncsn_jax.errors import UserError
@@ -171,7 +171,8 @@ def unrounded(chains, monkeypatch):
     return chains
 
 
-def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded):
+def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded, monkeypatch):
+    monkeypatch.setattr(run_samplers, "FAR", 0.49)
     config, found = restored(vp_run, "files", operator="mask", mask="left", num_samples=5)
     directory = f"{vp_run}/{DIRECTORY}_files"
     names = ["restored.npz", "restored.png", "samples", "summary.json"]
@@ -211,6 +212,10 @@ def test_the_files_hold_measurements_samples_and_figures(vp_run, unrounded):
         np.testing.assert_allclose(figures[name], value, rtol=1e-4, err_msg=name)
     log = storage.read(f"{vp_run}/log.txt").decode()
     assert "restoring 3 images, 5 times each, by 'mmps', from step 4" in log
+    far = np.argwhere(np.abs(samples / 255 - 0.5).max(axis=(2, 3, 4)) > 0.49)
+    assert 0 < len(far) < 15
+    named = f"sample {far[0, 1]} of image {far[0, 0]}:"
+    assert f"{len(far)} of 15 samples are far outside [0, 1], first {named} start" in log
     line = (
         f"3 images restored, PSNR of the mean {figures['psnr']:.2f}, of the pseudo-inverse "
         f"{figures['psnr_pseudo_inverse']:.2f}, SSIM {figures['ssim']:.3f}, coverage "
